@@ -1,0 +1,284 @@
+// The only file that knows pybind11: it shows csrc/core and csrc/cpu to Python as s1engine._core.
+//
+// Arrays cross as raw pointers of numpy arrays whose type and shape are checked here; nothing below
+// this file sees Python. Exceptions of the core arrive in Python as ValueError or RuntimeError.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/scheduler.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+using IntArray = py::array_t<int32_t, py::array::c_style>;
+using LongArray = py::array_t<int64_t, py::array::c_style>;
+using ByteArray = py::array_t<uint8_t, py::array::c_style>;
+
+// Pointer to a writable C-contiguous array of at least `size` elements; ValueError names the field.
+template <typename T>
+T* buffer(const py::array& array, py::ssize_t size, const char* name) {
+  const bool fits = py::isinstance<py::array_t<T, py::array::c_style>>(array) && array.writeable();
+  if (!fits || array.size() < size) {
+    throw py::value_error(std::string(name) + ": wrong dtype, layout or size");
+  }
+  return static_cast<T*>(const_cast<void*>(array.data()));
+}
+
+// A batch that keeps its numpy buffers alive.
+struct BoundBatch {
+  s1::ScheduledBatch batch;
+  std::vector<py::array> owners;
+};
+
+std::unique_ptr<BoundBatch> make_batch(const py::dict& buffers, int32_t max_tokens, int32_t max_rows,
+                                       int32_t max_blocks) {
+  auto bound = std::make_unique<BoundBatch>();
+  s1::ScheduledBatch& b = bound->batch;
+  b.max_tokens = max_tokens;
+  b.max_rows = max_rows;
+  b.max_blocks = max_blocks;
+  const auto take = [&]<typename T>(T*& field, const char* name, int64_t size) {
+    bound->owners.push_back(buffers[name].cast<py::array>());
+    field = buffer<T>(bound->owners.back(), size, name);
+  };
+  take(b.input_ids, "input_ids", max_tokens);
+  take(b.positions, "positions", max_tokens);
+  take(b.slot_mapping, "slot_mapping", max_tokens);
+  take(b.cu_seqlens_q, "cu_seqlens_q", max_rows + 1);
+  take(b.context_lens, "context_lens", max_rows);
+  take(b.block_table, "block_table", static_cast<int64_t>(max_rows) * max_blocks);
+  take(b.sample_tokens, "sample_tokens", max_rows);
+  take(b.sample_seats, "sample_seats", max_rows);
+  take(b.sample_positions, "sample_positions", max_rows);
+  take(b.sample_banned, "sample_banned", max_rows);
+  return bound;
+}
+
+s1::Salt salt_from(const py::bytes& bytes) {
+  const std::string_view view = bytes;
+  s1::Salt salt{};
+  if (view.size() != sizeof salt) throw py::value_error("salt: must have 16 bytes");
+  std::memcpy(salt.data(), view.data(), sizeof salt);
+  return salt;
+}
+
+// What a sequence has produced since the last look, and where it stands; a copy.
+py::dict take_progress(s1::Scheduler& scheduler, s1::SeqId id) {
+  s1::Sequence& s = scheduler.get(id);
+  const auto first = static_cast<size_t>(s.num_taken);
+  s.num_taken = s.num_generated();
+  py::dict out;
+  const auto* tokens = s.tokens.data() + s.prompt_len;
+  out["token_ids"] = std::vector<int32_t>(tokens + first, tokens + s.num_taken);
+  out["marks"] = std::vector<int>(s.marks.begin() + static_cast<int64_t>(first), s.marks.end());
+  out["phase"] = s.thinking.phase;
+  out["finish_reason"] = s.finish_reason;
+  out["end_reason"] = s.thinking.end_reason;
+  out["thinking_tokens"] = s.thinking.thinking_tokens;
+  out["max_thinking"] = s.thinking.max_thinking;
+  out["waits_used"] = s.thinking.waits_used;
+  out["num_cached"] = std::max(s.num_cached, 0);
+  return out;
+}
+
+// All tokens that one call of advance() or start() appends, in order.
+std::vector<s1::TokenId> flatten(const s1::BudgetParams& params, s1::TokenId sampled,
+                                 const s1::Appended& appended) {
+  std::vector<s1::TokenId> tokens;
+  if (appended.sampled) tokens.push_back(sampled);
+  const auto add = [&](const auto& more) { tokens.insert(tokens.end(), more.begin(), more.end()); };
+  if (appended.newline) add(params.format->newline);
+  if (appended.phrase != nullptr) add(*appended.phrase);
+  return tokens;
+}
+
+void bind_enums(py::module_& m) {
+  py::enum_<s1::Phase>(m, "Phase")
+      .value("OFF", s1::Phase::kOff)
+      .value("THINKING", s1::Phase::kThinking)
+      .value("ANSWERING", s1::Phase::kAnswering);
+  py::enum_<s1::EndReason>(m, "EndReason")
+      .value("NONE", s1::EndReason::kNone)
+      .value("NATURAL", s1::EndReason::kNatural)
+      .value("BUDGET", s1::EndReason::kBudget)
+      .value("DEADLINE", s1::EndReason::kDeadline)
+      .value("CLIENT", s1::EndReason::kClient)
+      .value("LOOP", s1::EndReason::kLoop)
+      .value("CONVERGED", s1::EndReason::kConverged)
+      .value("LENGTH", s1::EndReason::kLength)
+      .value("ABORT", s1::EndReason::kAbort);
+  py::enum_<s1::FinishReason>(m, "FinishReason")
+      .value("NONE", s1::FinishReason::kNone)
+      .value("STOP", s1::FinishReason::kStop)
+      .value("LENGTH", s1::FinishReason::kLength)
+      .value("ABORT", s1::FinishReason::kAbort);
+  m.attr("MARK_THINK") = static_cast<int>(s1::kThink);
+  m.attr("MARK_DELIMITER") = static_cast<int>(s1::kDelimiter);
+  m.attr("MARK_REGION") = static_cast<int>(s1::kRegionMask);
+  m.attr("MARK_FORCED") = static_cast<int>(s1::kForced);
+}
+
+void bind_budget(py::module_& m) {
+  using Ids = std::vector<s1::TokenId>;
+  py::class_<s1::BudgetFormat, std::shared_ptr<s1::BudgetFormat>>(m, "BudgetFormat")
+      .def(py::init([](Ids triggers, Ids natural_end, Ids newline, bool newline_always,
+                       const ByteArray& ends_in_newline) {
+             const uint8_t* flags = ends_in_newline.data();
+             return std::make_shared<s1::BudgetFormat>(
+                 s1::BudgetFormat{std::move(triggers), std::move(natural_end), std::move(newline),
+                                  newline_always, {flags, flags + ends_in_newline.size()}});
+           }),
+           py::kw_only(), py::arg("triggers"), py::arg("natural_end"), py::arg("newline"),
+           py::arg("newline_always"), py::arg("ends_in_newline"))
+      .def_readonly("triggers", &s1::BudgetFormat::triggers);
+  py::class_<s1::BudgetParams>(m, "BudgetParams")
+      .def(py::init([](std::shared_ptr<s1::BudgetFormat> format, Ids wait, Ids forced_end,
+                       int32_t delimiter_len, int32_t min_thinking, int32_t num_waits) {
+             return s1::BudgetParams{std::move(format), std::move(wait), std::move(forced_end),
+                                     delimiter_len, min_thinking, num_waits};
+           }),
+           py::kw_only(), py::arg("format"), py::arg("wait"), py::arg("forced_end"),
+           py::arg("delimiter_len"), py::arg("min_thinking"), py::arg("num_waits"));
+  py::class_<s1::BudgetState>(m, "BudgetState")
+      .def(py::init([](s1::Phase phase, int32_t thinking_tokens, int32_t max_thinking,
+                       bool tail_newline) {
+             return s1::BudgetState{.phase = phase,
+                                    .tail_newline = tail_newline,
+                                    .thinking_tokens = thinking_tokens,
+                                    .max_thinking = max_thinking};
+           }),
+           py::kw_only(), py::arg("phase"), py::arg("thinking_tokens"), py::arg("max_thinking"),
+           py::arg("tail_newline"))
+      .def_readonly("phase", &s1::BudgetState::phase)
+      .def_readonly("end_reason", &s1::BudgetState::end_reason)
+      .def_readonly("thinking_tokens", &s1::BudgetState::thinking_tokens)
+      .def_readonly("max_thinking", &s1::BudgetState::max_thinking)
+      .def_readonly("waits_used", &s1::BudgetState::waits_used);
+  m.def("start_thinking", [](const s1::BudgetParams& params, s1::BudgetState& state) {
+    return flatten(params, 0, s1::start(params, state));
+  });
+  m.def("advance", [](const s1::BudgetParams& params, s1::BudgetState& state, s1::TokenId sampled) {
+    return flatten(params, sampled, s1::advance(params, state, sampled));
+  });
+  m.def("bans_triggers", &s1::bans_triggers);
+  m.def("limit_thinking", &s1::limit_thinking);
+}
+
+void bind_batch(py::module_& m) {
+  py::class_<BoundBatch>(m, "ScheduledBatch")
+      .def(py::init(&make_batch), py::arg("buffers"), py::kw_only(), py::arg("max_tokens"),
+           py::arg("max_rows"), py::arg("max_blocks"))
+      .def_property_readonly("num_tokens", [](const BoundBatch& b) { return b.batch.num_tokens; })
+      .def_property_readonly("num_rows", [](const BoundBatch& b) { return b.batch.num_rows; })
+      .def_property_readonly("num_samples", [](const BoundBatch& b) { return b.batch.num_samples; })
+      .def_property_readonly("num_banned", [](const BoundBatch& b) { return b.batch.num_banned; })
+      .def_property_readonly("max_seqlen_q",
+                             [](const BoundBatch& b) { return b.batch.max_seqlen_q; });
+}
+
+void bind_stats(py::module_& m) {
+  using s1::SchedulerStats;
+  py::class_<SchedulerStats>(m, "SchedulerStats")
+      .def_readonly("num_steps", &SchedulerStats::num_steps)
+      .def_readonly("num_computed_tokens", &SchedulerStats::num_computed_tokens)
+      .def_readonly("num_sampled_tokens", &SchedulerStats::num_sampled_tokens)
+      .def_readonly("num_forced_tokens", &SchedulerStats::num_forced_tokens)
+      .def_readonly("num_preemptions", &SchedulerStats::num_preemptions)
+      .def_readonly("prefix_queries", &SchedulerStats::prefix_queries)
+      .def_readonly("prefix_hits", &SchedulerStats::prefix_hits)
+      .def_readonly("num_running", &SchedulerStats::num_running)
+      .def_readonly("num_waiting", &SchedulerStats::num_waiting)
+      .def_readonly("num_free_blocks", &SchedulerStats::num_free_blocks);
+}
+
+s1::SequenceSpec make_spec(s1::SeqId id, const IntArray& prompt, int32_t max_len, int32_t priority,
+                           std::vector<s1::TokenId> stop_tokens, bool watched, const py::bytes& salt,
+                           const s1::BudgetParams* budget, int32_t thinking_tokens,
+                           int32_t max_thinking) {
+  return {.id = id,
+          .prompt = {prompt.data(), prompt.data() + prompt.size()},
+          .max_len = max_len,
+          .priority = priority,
+          .stop_tokens = std::move(stop_tokens),
+          .watched = watched,
+          .salt = salt_from(salt),
+          .budget = budget == nullptr ? s1::BudgetParams{} : *budget,
+          .thinking_tokens = budget == nullptr ? -1 : thinking_tokens,
+          .max_thinking = max_thinking};
+}
+
+void bind_scheduler(py::module_& m) {
+  using s1::Scheduler;
+  py::class_<Scheduler>(m, "Scheduler")
+      .def(py::init([](int32_t num_blocks, int32_t block_size, int32_t max_num_seqs,
+                       int32_t max_num_batched_tokens, bool enable_prefix_caching) {
+             return std::make_unique<Scheduler>(
+                 s1::SchedulerConfig{num_blocks, block_size, max_num_seqs, max_num_batched_tokens,
+                                     enable_prefix_caching});
+           }),
+           py::kw_only(), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_num_seqs"),
+           py::arg("max_num_batched_tokens"), py::arg("enable_prefix_caching") = true)
+      .def("add",
+           [](Scheduler& self, s1::SeqId id, const IntArray& prompt, int32_t max_len,
+              int32_t priority, std::vector<s1::TokenId> stop_tokens, bool watched,
+              const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
+              int32_t max_thinking) {
+             self.add(make_spec(id, prompt, max_len, priority, std::move(stop_tokens), watched, salt,
+                                budget, thinking_tokens, max_thinking));
+           },
+           py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
+           py::arg("priority") = 0, py::arg("stop_tokens") = std::vector<s1::TokenId>(),
+           py::arg("watched") = false, py::arg("salt") = py::bytes(std::string(16, '\0')),
+           py::arg("budget") = nullptr, py::arg("thinking_tokens") = -1,
+           py::arg("max_thinking") = 0)
+      .def("schedule", [](Scheduler& self, BoundBatch& b) { return self.schedule(b.batch); })
+      .def("update",
+           [](Scheduler& self, const LongArray& sampled) {
+             self.update({sampled.data(), static_cast<size_t>(sampled.size())});
+           })
+      .def_property_readonly("finished", &Scheduler::finished)
+      .def_property_readonly("progressed", &Scheduler::progressed)
+      .def_property_readonly("appended", [](const Scheduler& self) {
+        const auto& seats = self.appended_seats();
+        const auto& tokens = self.appended_tokens();
+        return std::pair(IntArray(static_cast<py::ssize_t>(seats.size()), seats.data()),
+                         IntArray(static_cast<py::ssize_t>(tokens.size()), tokens.data()));
+      })
+      .def("finish", &Scheduler::finish)
+      .def("limit_thinking", &Scheduler::limit_thinking)
+      .def("remove", &Scheduler::remove)
+      .def("take", &take_progress)
+      .def("tokens", [](Scheduler& self, s1::SeqId id) { return self.get(id).tokens; })
+      .def("seat", [](Scheduler& self, s1::SeqId id) { return self.get(id).seat; })
+      .def("num_computed", [](Scheduler& self, s1::SeqId id) { return self.get(id).num_computed; })
+      .def("has_unfinished", &Scheduler::has_unfinished)
+      .def("stats", &Scheduler::stats)
+      .def("clear_cache", &Scheduler::clear_cache)
+      .def("check_integrity", &Scheduler::check_integrity);
+}
+
+void bind_core(py::module_& m) {
+  bind_enums(m);
+  bind_budget(m);
+  bind_batch(m);
+  bind_stats(m);
+  bind_scheduler(m);
+}
+
+void bind_cpu(py::module_& m) { (void)m; }
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "C++ core (scheduler, blocks, thinking budgets) and CPU kernels of s1engine.";
+  bind_core(m);
+  bind_cpu(m);
+}

@@ -1,0 +1,45 @@
+// What one step computes, as flat arrays in buffers that the caller owns and reuses.
+//
+// Rows are sequences, each with one or more pending tokens; rows that sample come with one entry of
+// the sample arrays. Tensors over these buffers are made once, so a step allocates nothing.
+
+#pragma once
+
+#include <vector>
+
+#include "types.hpp"
+
+namespace s1 {
+
+struct ScheduledBatch {
+  // What a row of block_table holds, so that only new entries are written.
+  struct TableRow {
+    uint64_t admission = 0;
+    int32_t num_blocks = 0;
+  };
+
+  // Capacities; T tokens, B rows, M blocks of the longest sequence.
+  int32_t max_tokens = 0;  // T
+  int32_t max_rows = 0;    // B
+  int32_t max_blocks = 0;  // M
+
+  int32_t* input_ids = nullptr;       // [T]
+  int32_t* positions = nullptr;       // [T] position of the token in its sequence
+  int64_t* slot_mapping = nullptr;    // [T] block * block_size + offset
+  int32_t* cu_seqlens_q = nullptr;    // [B + 1] first token of each row
+  int32_t* context_lens = nullptr;    // [B] tokens in the cache after the step
+  int32_t* block_table = nullptr;     // [B, M] entries beyond the context are left as they were
+  int32_t* sample_tokens = nullptr;   // [B] index into T of the token whose logits are sampled
+  int32_t* sample_seats = nullptr;    // [B] seat of the sequence
+  int64_t* sample_positions = nullptr;  // [B] position in its sequence of the token to sample
+  uint8_t* sample_banned = nullptr;   // [B] 1: thinking triggers must not be sampled
+
+  int32_t num_tokens = 0;
+  int32_t num_rows = 0;
+  int32_t num_samples = 0;
+  int32_t num_banned = 0;
+  int32_t max_seqlen_q = 0;
+  std::vector<TableRow> table_rows;
+};
+
+}  // namespace s1

@@ -1,0 +1,116 @@
+// Which KV blocks are whose: reference counts, and a prefix cache over full blocks.
+//
+// Owns block ids only; the memory behind them belongs to the KVCache of the runner. A block's
+// content is identified exactly: by its own tokens, by the *content id* of the block before it
+// (never reused, so a chain of ids names a whole prefix) and by the request's salt. Hashes only find
+// candidates, tokens decide, so two different prefixes can never share a block.
+//
+//   free, no content    front of the free list, used first
+//   free, with content  back of the free list: least recently released is evicted first
+//   in use              references > 0, in no list
+
+#pragma once
+
+#include <span>
+#include <unordered_set>
+#include <vector>
+
+#include "sequence.hpp"
+
+namespace s1 {
+
+class BlockManager {
+ public:
+  // Throws std::invalid_argument if a size is not positive.
+  BlockManager(int32_t num_blocks, int32_t block_size, bool enable_prefix_caching);
+  BlockManager(const BlockManager&) = delete;
+  BlockManager& operator=(const BlockManager&) = delete;
+
+  int32_t block_size() const { return block_size_; }
+  int32_t num_blocks() const { return static_cast<int32_t>(blocks_.size()) - 1; }
+  int32_t num_free() const { return num_free_; }
+  int32_t blocks_for(int32_t num_tokens) const {
+    return (num_tokens + block_size_ - 1) / block_size_;
+  }
+
+  // Gives a sequence without blocks the longest cached prefix of its tokens (at least one token
+  // stays to be computed) and blocks for all its tokens. False, and nothing changed, if fewer than
+  // `headroom` blocks would be left free.
+  bool admit(Sequence& sequence, int32_t headroom);
+
+  // Appends blocks until `num_tokens` tokens have room. False, and nothing changed, if too few
+  // blocks are free.
+  bool grow(Sequence& sequence, int32_t num_tokens);
+
+  // Enters the blocks that became full and computed into the prefix cache.
+  void commit(Sequence& sequence);
+
+  // Drops all blocks of the sequence, the last first, so that prefixes outlive their continuations.
+  void release(Sequence& sequence);
+
+  // Forgets all cached content that no sequence holds.
+  void clear_cache();
+
+  // Throws std::logic_error unless counts, lists and cache agree with the blocks that `sequences`
+  // hold. Slow: for tests.
+  void check_integrity(std::span<const Sequence* const> sequences) const;
+
+ private:
+  struct Block {
+    int32_t references = 0;
+    BlockId prev = kNoBlock;  // free list
+    BlockId next = kNoBlock;
+    uint64_t content = 0;  // content id, 0: none
+    uint64_t parent = 0;   // content id of the block before it
+    uint64_t hash = 0;
+    Salt salt{};
+  };
+  // A prefix to look up, in the form that a block would have.
+  struct Probe {
+    uint64_t parent;
+    uint64_t hash;
+    const Salt* salt;
+    const TokenId* tokens;
+  };
+  struct Hash {
+    using is_transparent = void;
+    const BlockManager* manager;
+    size_t operator()(BlockId id) const { return manager->blocks_[static_cast<size_t>(id)].hash; }
+    size_t operator()(const Probe& probe) const { return probe.hash; }
+  };
+  struct Equal {
+    using is_transparent = void;
+    const BlockManager* manager;
+    bool operator()(BlockId a, BlockId b) const { return a == b; }
+    bool operator()(const Probe& probe, BlockId id) const { return manager->holds(id, probe); }
+    bool operator()(BlockId id, const Probe& probe) const { return manager->holds(id, probe); }
+  };
+
+  Block& at(BlockId id) { return blocks_[static_cast<size_t>(id)]; }
+  const Block& at(BlockId id) const { return blocks_[static_cast<size_t>(id)]; }
+  TokenId* tokens_of(BlockId id) {
+    return &tokens_[static_cast<size_t>(id) * static_cast<size_t>(block_size_)];
+  }
+  const TokenId* tokens_of(BlockId id) const {
+    return &tokens_[static_cast<size_t>(id) * static_cast<size_t>(block_size_)];
+  }
+  Probe probe(const Sequence& sequence, int32_t block, uint64_t parent) const;
+  bool holds(BlockId id, const Probe& probe) const;
+  std::vector<BlockId> match(const Sequence& sequence) const;
+  void acquire(BlockId id);
+  BlockId take_free();
+  void drop(BlockId id);
+  void forget(BlockId id);
+  void unlink(BlockId id);
+  void link_before(BlockId id, BlockId position);
+
+  int32_t block_size_;
+  bool caching_;
+  int32_t num_free_ = 0;
+  uint64_t next_content_ = 1;
+  std::vector<Block> blocks_;    // [num_blocks + 1], the last is the head of the free list
+  std::vector<TokenId> tokens_;  // [num_blocks, block_size] tokens of cached blocks
+  std::unordered_set<BlockId, Hash, Equal> cache_;
+};
+
+}  // namespace s1

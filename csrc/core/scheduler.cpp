@@ -1,0 +1,337 @@
+#include "scheduler.hpp"
+
+#include <algorithm>
+
+namespace s1 {
+
+namespace {
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerConfig& config)
+    : config_(config),
+      blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching) {
+  require(config.max_num_seqs > 0, "max_num_seqs must be positive");
+  require(config.max_num_batched_tokens >= config.max_num_seqs,
+          "max_num_batched_tokens must be at least max_num_seqs");
+  for (int32_t seat = config.max_num_seqs; seat-- > 0;) free_seats_.push_back(seat);
+}
+
+/* === sequences come and go === */
+
+void Scheduler::add(const SequenceSpec& spec) {
+  require(!sequences_.contains(spec.id), "sequence id is taken");
+  require(!spec.prompt.empty(), "prompt is empty");
+  require(blocks_.blocks_for(spec.max_len) <= blocks_.num_blocks(), "sequence exceeds the cache");
+  auto sequence = std::make_unique<Sequence>();
+  sequence->id = spec.id;
+  sequence->priority = spec.priority;
+  sequence->arrival = next_arrival_++;
+  sequence->tokens.reserve(static_cast<size_t>(spec.max_len));
+  sequence->tokens = spec.prompt;
+  sequence->prompt_len = sequence->num_tokens();
+  sequence->max_len = spec.max_len;
+  sequence->stop_tokens = spec.stop_tokens;
+  sequence->watched = spec.watched;
+  sequence->salt = spec.salt;
+  sequence->budget = spec.budget;
+  if (spec.thinking_tokens >= 0) {
+    require(spec.budget.format != nullptr, "a thinking sequence needs a format");
+    BudgetState& state = sequence->thinking;
+    state.phase = Phase::kThinking;
+    state.thinking_tokens = spec.thinking_tokens;
+    state.max_thinking = spec.max_thinking;
+    state.tail_newline = spec.budget.format->is_newline(spec.prompt.back());
+    append(*sequence, 0, kThink, start(sequence->budget, state));
+  }
+  require(sequence->num_tokens() < spec.max_len, "no room for an answer within max_len");
+  waiting_.insert(sequence.get());
+  sequences_.emplace(spec.id, std::move(sequence));
+}
+
+Sequence& Scheduler::get(SeqId id) {
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end()) throw std::out_of_range("unknown sequence");
+  return *found->second;
+}
+
+void Scheduler::finish(SeqId id, FinishReason reason) {
+  const auto found = sequences_.find(id);
+  if (found != sequences_.end() && !found->second->finished()) end(*found->second, reason);
+}
+
+void Scheduler::limit_thinking(SeqId id, int32_t max_thinking, EndReason reason) {
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end()) return;
+  s1::limit_thinking(found->second->thinking, max_thinking, reason);
+}
+
+void Scheduler::remove(SeqId id) {
+  const auto found = sequences_.find(id);
+  if (found == sequences_.end()) return;
+  require(found->second->finished(), "a live sequence cannot be removed");
+  if (in_step_) removed_in_step_.push_back(std::move(found->second));
+  sequences_.erase(found);
+}
+
+void Scheduler::end(Sequence& sequence, FinishReason reason) {
+  if (sequence.running) {
+    stop_running(sequence);
+  } else {
+    waiting_.erase(&sequence);
+  }
+  sequence.finish_reason = reason;
+  if (sequence.thinking.phase == Phase::kThinking) {
+    sequence.thinking.end_reason =
+        reason == FinishReason::kLength ? EndReason::kLength : EndReason::kAbort;
+  }
+}
+
+// Gives up seat and blocks, whose content stays cached; the caller decides what comes next.
+void Scheduler::stop_running(Sequence& sequence) {
+  blocks_.commit(sequence);
+  blocks_.release(sequence);
+  free_seats_.push_back(sequence.seat);
+  sequence.seat = kNoSeat;
+  sequence.running = false;
+  *std::find(running_.begin(), running_.end(), &sequence) = running_.back();
+  running_.pop_back();
+}
+
+/* === planning a step === */
+
+const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch) {
+  check(!in_step_, "schedule() before update()");
+  rows_.clear();
+  seated_.clear();
+  planned_tokens_ = 0;
+  preempted_ = false;
+  plan_running();
+  plan_waiting();
+  batch.num_tokens = batch.num_rows = batch.num_samples = batch.num_banned = 0;
+  batch.max_seqlen_q = 0;
+  batch.table_rows.resize(static_cast<size_t>(batch.max_rows));
+  batch.cu_seqlens_q[0] = 0;
+  for (const Row& row : rows_) write_row(batch, row);
+  in_step_ = !rows_.empty();
+  return seated_;
+}
+
+void Scheduler::plan(Sequence& sequence) {
+  const int32_t num_scheduled = std::min(sequence.num_pending(), tokens_left());
+  rows_.push_back({&sequence, num_scheduled, num_scheduled == sequence.num_pending()});
+  planned_tokens_ += num_scheduled;
+}
+
+// Sequences with one pending token first, so that no prompt delays a stream; then the others.
+void Scheduler::plan_running() {
+  candidates_ = running_;
+  const auto extends = std::stable_partition(candidates_.begin(), candidates_.end(),
+                                             [](Sequence* s) { return s->num_pending() == 1; });
+  std::sort(extends, candidates_.end(), Precedes());
+  for (Sequence* sequence : candidates_) {
+    if (tokens_left() == 0) break;
+    if (!sequence->running) continue;  // preempted for one before it
+    if (make_room(*sequence, sequence->num_tokens())) plan(*sequence);
+  }
+}
+
+void Scheduler::plan_waiting() {
+  // Free blocks kept for the growth of what runs, so that admission does not cause preemption.
+  const auto headroom = [&] { return static_cast<int32_t>(running_.size() + 1) / 2; };
+  while (!waiting_.empty() && !preempted_ && tokens_left() > 0 && !free_seats_.empty()) {
+    Sequence& sequence = **waiting_.begin();
+    if (!blocks_.admit(sequence, running_.empty() ? 0 : headroom())) break;
+    waiting_.erase(waiting_.begin());
+    sequence.seat = free_seats_.back();
+    free_seats_.pop_back();
+    sequence.running = true;
+    sequence.admission = next_admission_++;
+    running_.push_back(&sequence);
+    seated_.push_back(sequence.id);
+    if (sequence.num_cached < 0) {
+      sequence.num_cached = std::min(sequence.num_computed, sequence.prompt_len);
+      stats_.prefix_queries += sequence.prompt_len;
+      stats_.prefix_hits += sequence.num_cached;
+    }
+    plan(sequence);
+  }
+}
+
+// Blocks for `num_tokens` tokens, taken from whoever comes last; false if that is the sequence.
+bool Scheduler::make_room(Sequence& sequence, int32_t num_tokens) {
+  while (!blocks_.grow(sequence, num_tokens)) {
+    Sequence& victim = **std::max_element(running_.begin(), running_.end(), Precedes());
+    preempt(victim);
+    if (&victim == &sequence) return false;
+  }
+  return true;
+}
+
+void Scheduler::preempt(Sequence& victim) {
+  const auto row = std::find_if(rows_.begin(), rows_.end(),
+                                [&](const Row& planned) { return planned.sequence == &victim; });
+  if (row != rows_.end()) {
+    planned_tokens_ -= row->num_scheduled;
+    rows_.erase(row);
+  }
+  stop_running(victim);
+  waiting_.insert(&victim);
+  preempted_ = true;
+  ++stats_.num_preemptions;
+}
+
+/* === writing the batch === */
+
+void Scheduler::write_row(ScheduledBatch& batch, const Row& row) const {
+  const Sequence& sequence = *row.sequence;
+  const int32_t block_size = config_.block_size;
+  for (int32_t i = 0; i < row.num_scheduled; ++i) {
+    const int32_t position = sequence.num_computed + i;
+    const auto block = static_cast<int64_t>(
+        sequence.blocks[static_cast<size_t>(position / block_size)]);
+    const int32_t token = batch.num_tokens + i;
+    batch.input_ids[token] = sequence.tokens[static_cast<size_t>(position)];
+    batch.positions[token] = position;
+    batch.slot_mapping[token] = block * block_size + position % block_size;
+  }
+  batch.num_tokens += row.num_scheduled;
+  batch.max_seqlen_q = std::max(batch.max_seqlen_q, row.num_scheduled);
+  batch.context_lens[batch.num_rows] = sequence.num_computed + row.num_scheduled;
+  write_table(batch, sequence);
+  batch.cu_seqlens_q[++batch.num_rows] = batch.num_tokens;
+  if (row.samples) write_sample(batch, sequence);
+}
+
+void Scheduler::write_table(ScheduledBatch& batch, const Sequence& sequence) const {
+  ScheduledBatch::TableRow& row = batch.table_rows[static_cast<size_t>(batch.num_rows)];
+  if (row.admission != sequence.admission) row = {sequence.admission, 0};
+  const auto num_blocks = static_cast<int32_t>(sequence.blocks.size());
+  int32_t* entries = batch.block_table + static_cast<int64_t>(batch.num_rows) * batch.max_blocks;
+  std::copy(sequence.blocks.begin() + row.num_blocks, sequence.blocks.end(),
+            entries + row.num_blocks);
+  row.num_blocks = num_blocks;
+}
+
+void Scheduler::write_sample(ScheduledBatch& batch, const Sequence& sequence) const {
+  const int32_t sample = batch.num_samples++;
+  const bool banned = bans_triggers(sequence.budget, sequence.thinking);
+  batch.sample_tokens[sample] = batch.num_tokens - 1;
+  batch.sample_seats[sample] = sequence.seat;
+  batch.sample_positions[sample] = sequence.num_tokens();
+  batch.sample_banned[sample] = banned;
+  batch.num_banned += banned;
+}
+
+/* === taking the samples === */
+
+void Scheduler::update(std::span<const int64_t> sampled) {
+  check(in_step_, "update() before schedule()");
+  finished_.clear();
+  progressed_.clear();
+  appended_seats_.clear();
+  appended_tokens_.clear();
+  check(sampled.size() == num_samples(), "one sampled token for each sample of the plan");
+  size_t sample = 0;
+  for (const Row& row : rows_) {
+    Sequence& sequence = *row.sequence;
+    const TokenId token = row.samples ? static_cast<TokenId>(sampled[sample++]) : 0;
+    stats_.num_computed_tokens += row.num_scheduled;
+    if (sequence.finished()) continue;  // while the step was under way
+    sequence.num_computed += row.num_scheduled;
+    if (row.samples) apply(sequence, token);
+    if (!sequence.finished()) blocks_.commit(sequence);
+  }
+  ++stats_.num_steps;
+  in_step_ = false;
+  removed_in_step_.clear();
+}
+
+size_t Scheduler::num_samples() const {
+  return static_cast<size_t>(std::count_if(rows_.begin(), rows_.end(),
+                                           [](const Row& row) { return row.samples; }));
+}
+
+void Scheduler::apply(Sequence& sequence, TokenId sampled) {
+  ++stats_.num_sampled_tokens;
+  const int32_t before = sequence.num_tokens();
+  const bool thinking = sequence.thinking.phase == Phase::kThinking;
+  append(sequence, sampled, thinking ? kThink : kAnswer,
+         advance(sequence.budget, sequence.thinking, sampled));
+  if (sequence.num_tokens() == before) {
+    --sequence.num_computed;  // nothing appended: the same position is sampled again
+    return;
+  }
+  const std::vector<TokenId>& stops = sequence.stop_tokens;
+  if (!thinking && std::find(stops.begin(), stops.end(), sampled) != stops.end()) {
+    end(sequence, FinishReason::kStop);
+  } else if (sequence.num_tokens() >= sequence.max_len) {
+    end(sequence, FinishReason::kLength);
+  }
+  if (sequence.watched) progressed_.push_back(sequence.id);
+  if (sequence.finished()) finished_.push_back(sequence.id);
+}
+
+void Scheduler::append(Sequence& sequence, TokenId sampled, uint8_t region,
+                       const Appended& appended) {
+  if (appended.sampled) append_token(sequence, sampled, region);
+  if (appended.newline) {
+    for (TokenId token : sequence.budget.format->newline) {
+      append_token(sequence, token, kDelimiter | kForced);
+    }
+  }
+  if (appended.phrase == nullptr) return;
+  const bool waits = sequence.thinking.phase == Phase::kThinking;
+  for (size_t i = 0; i < appended.phrase->size(); ++i) {
+    const bool delimiter = static_cast<int32_t>(i) < appended.delimiter_len;
+    const uint8_t mark = waits ? kThink : delimiter ? kDelimiter : kAnswer;
+    append_token(sequence, (*appended.phrase)[i], mark | kForced);
+  }
+}
+
+void Scheduler::append_token(Sequence& sequence, TokenId token, uint8_t mark) {
+  sequence.append(token, mark);
+  stats_.num_forced_tokens += (mark & kForced) != 0;
+  if (sequence.seat == kNoSeat) return;
+  appended_seats_.push_back(sequence.seat);
+  appended_tokens_.push_back(token);
+}
+
+/* === looking on === */
+
+SchedulerStats Scheduler::stats() const {
+  SchedulerStats stats = stats_;
+  stats.num_running = static_cast<int32_t>(running_.size());
+  stats.num_waiting = static_cast<int32_t>(waiting_.size());
+  stats.num_free_blocks = blocks_.num_free();
+  return stats;
+}
+
+void Scheduler::check_integrity() const {
+  std::vector<const Sequence*> live;
+  std::vector<bool> seats(static_cast<size_t>(config_.max_num_seqs), false);
+  for (int32_t seat : free_seats_) seats[static_cast<size_t>(seat)] = true;
+  for (const auto& [id, sequence] : sequences_) {
+    const bool waits = waiting_.contains(sequence.get());
+    check(sequence->id == id, "sequence under a foreign id");
+    check(sequence->running + waits + sequence->finished() == 1, "sequence in two states");
+    check(sequence->running == (sequence->seat != kNoSeat), "seat without running");
+    check(sequence->running || sequence->blocks.empty(), "blocks without running");
+    check(sequence->finished() || sequence->num_pending() > 0, "live with nothing pending");
+    check(sequence->num_tokens() <= sequence->max_len, "longer than max_len");
+    check(sequence->marks.size() == static_cast<size_t>(sequence->num_generated()), "marks");
+    if (!sequence->running) continue;
+    check(!seats[static_cast<size_t>(sequence->seat)], "seat given twice");
+    seats[static_cast<size_t>(sequence->seat)] = true;
+    live.push_back(sequence.get());
+  }
+  check(live.size() == running_.size(), "running list is out of date");
+  check(live.size() + free_seats_.size() == seats.size(), "seat lost");
+  blocks_.check_integrity(live);
+}
+
+}  // namespace s1

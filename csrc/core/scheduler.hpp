@@ -1,0 +1,139 @@
+// Which sequences compute which tokens next, and what becomes of the tokens they sample.
+//
+// Owns all sequences from add() to remove(). schedule() and update() alternate, one pair a step;
+// every other call is legal at any moment between or inside a pair. Not thread-safe: one thread
+// steps. Knows nothing of models, devices or texts.
+//
+// A step takes, within the token budget: first every running sequence with one pending token, then
+// running ones with more (in chunks), then waiting ones in order of (priority, arrival). When blocks
+// run out, the running sequence that comes last in that order gives all of its up and waits again;
+// what it had computed is computed anew, or found in the prefix cache.
+
+#pragma once
+
+#include <memory>
+#include <set>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "batch.hpp"
+#include "block_manager.hpp"
+#include "sequence.hpp"
+
+namespace s1 {
+
+struct SchedulerConfig {
+  int32_t num_blocks = 0;
+  int32_t block_size = 0;
+  int32_t max_num_seqs = 0;            // rows of a step, and seats
+  int32_t max_num_batched_tokens = 0;  // tokens of a step, at least max_num_seqs
+  bool enable_prefix_caching = true;
+};
+
+// Counters since the start, and the present state.
+struct SchedulerStats {
+  int64_t num_steps = 0;
+  int64_t num_computed_tokens = 0;  // tokens that went through the model
+  int64_t num_sampled_tokens = 0;
+  int64_t num_forced_tokens = 0;
+  int64_t num_preemptions = 0;
+  int64_t prefix_queries = 0;  // prompt tokens looked up
+  int64_t prefix_hits = 0;     // prompt tokens found
+  int32_t num_running = 0;
+  int32_t num_waiting = 0;
+  int32_t num_free_blocks = 0;
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerConfig& config);
+  Scheduler(const Scheduler&) = delete;
+  Scheduler& operator=(const Scheduler&) = delete;
+
+  // Throws std::invalid_argument if the id is taken, the prompt is empty, or the sequence could
+  // never fit into the cache alone.
+  void add(const SequenceSpec& spec);
+
+  // Plans a step into `batch`. Returns the ids that got a seat, so that the caller can set up their
+  // sampling state; an empty plan has num_rows == 0.
+  const std::vector<SeqId>& schedule(ScheduledBatch& batch);
+
+  // Takes one sampled token for each sample of the plan. Afterwards finished() and progressed()
+  // tell what happened.
+  void update(std::span<const int64_t> sampled);
+
+  // Sequences that the last update ended; they wait for remove().
+  const std::vector<SeqId>& finished() const { return finished_; }
+  // Watched sequences that the last update gave tokens, finished ones included.
+  const std::vector<SeqId>& progressed() const { return progressed_; }
+  // Tokens that the last update appended, with the seat of each; forced ones included.
+  const std::vector<int32_t>& appended_seats() const { return appended_seats_; }
+  const std::vector<TokenId>& appended_tokens() const { return appended_tokens_; }
+
+  // Ends a sequence, whatever it is doing. Does nothing if it has ended or is unknown.
+  void finish(SeqId id, FinishReason reason);
+  // Lowers the thinking maximum of a live sequence; no effect once it answers.
+  void limit_thinking(SeqId id, int32_t max_thinking, EndReason reason);
+  // Forgets an ended sequence.
+  void remove(SeqId id);
+
+  // Throws std::out_of_range if unknown.
+  Sequence& get(SeqId id);
+  bool has_unfinished() const { return !running_.empty() || !waiting_.empty(); }
+  SchedulerStats stats() const;
+  void clear_cache() { blocks_.clear_cache(); }
+  const SchedulerConfig& config() const { return config_; }
+
+  // Throws std::logic_error unless every sequence, seat and block is accounted for. For tests.
+  void check_integrity() const;
+
+ private:
+  struct Row {
+    Sequence* sequence;
+    int32_t num_scheduled;
+    bool samples;  // its last pending token is among the scheduled ones
+  };
+  struct Precedes {
+    bool operator()(const Sequence* a, const Sequence* b) const { return a->precedes(*b); }
+  };
+
+  size_t num_samples() const;
+  int32_t tokens_left() const { return config_.max_num_batched_tokens - planned_tokens_; }
+  void plan(Sequence& sequence);
+  void plan_running();
+  void plan_waiting();
+  bool make_room(Sequence& sequence, int32_t num_tokens);
+  void preempt(Sequence& victim);
+  void stop_running(Sequence& sequence);
+  void write_row(ScheduledBatch& batch, const Row& row) const;
+  void write_table(ScheduledBatch& batch, const Sequence& sequence) const;
+  void write_sample(ScheduledBatch& batch, const Sequence& sequence) const;
+  void apply(Sequence& sequence, TokenId sampled);
+  void append(Sequence& sequence, TokenId sampled, uint8_t region, const Appended& appended);
+  void append_token(Sequence& sequence, TokenId token, uint8_t mark);
+  void end(Sequence& sequence, FinishReason reason);
+
+  SchedulerConfig config_;
+  BlockManager blocks_;
+  std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;
+  std::set<Sequence*, Precedes> waiting_;
+  std::vector<Sequence*> running_;
+  std::vector<int32_t> free_seats_;
+  std::vector<Row> rows_;  // the plan between schedule() and update()
+  std::vector<Sequence*> candidates_;  // scratch of plan_running()
+  int32_t planned_tokens_ = 0;
+  bool in_step_ = false;    // between schedule() and update()
+  bool preempted_ = false;  // in this step
+  int64_t next_arrival_ = 0;
+  uint64_t next_admission_ = 1;
+  std::vector<std::unique_ptr<Sequence>> removed_in_step_;
+  std::vector<SeqId> seated_;
+  std::vector<SeqId> finished_;
+  std::vector<SeqId> progressed_;
+  std::vector<int32_t> appended_seats_;
+  std::vector<TokenId> appended_tokens_;
+  SchedulerStats stats_;
+};
+
+}  // namespace s1

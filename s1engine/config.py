@@ -1,0 +1,106 @@
+"""What an engine is started with. Frozen, checked once, written by nobody afterwards.
+
+Knows nothing of the model's own facts (layers, end-of-text ids): those come from the model
+directory and are constructor arguments of what needs them.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from s1engine.errors import RequestError
+
+BUNDLED_MODEL = Path(__file__).parent / "assets" / "s1-nano"
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+DEVICES = ("auto", "cpu", "cuda")
+REASONING_FORMATS = ("auto", "s1", "think-tag", "none")
+DEFAULT_ANSWER_RESERVE = 100  # s1's "auto" keeps as many tokens free of thinking
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Options of an engine; flags of ``s1engine serve`` carry the same names with dashes."""
+
+    model: str = str(BUNDLED_MODEL)
+    """Hugging Face directory or hub id; the default is the bundled s1-nano."""
+    dtype: str = "auto"
+    """Weights and KV cache. ``auto``: the checkpoint's own type on CUDA and on CPUs with bf16
+    instructions, float32 on other CPUs."""
+    device: str = "auto"
+    """``auto`` takes CUDA if there is a device, else the CPU."""
+    max_model_len: int | None = None
+    """Longest prompt plus output, in tokens. None: what the model was made for."""
+    max_num_seqs: int = 256
+    """Sequences that may run at once: rows of the largest batch."""
+    max_num_batched_tokens: int = 2048
+    """Tokens of one step, over all sequences; longer prompts are computed in chunks."""
+    block_size: int = 16
+    """Tokens of one KV block, a power of two. Prefixes are shared by whole blocks."""
+    kv_cache_memory_gb: float | None = None
+    """Size of the KV cache in GiB. None: on CUDA ``gpu_memory_utilization`` of what is free after
+    the weights; on the CPU a quarter of the available memory, at most 4 GiB."""
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU's memory that weights and KV cache together may take."""
+    enable_prefix_caching: bool = True
+    """Keep computed blocks, of prompts and of generated tokens, for later requests."""
+    enforce_eager: bool = False
+    """Never capture CUDA graphs."""
+    served_model_name: str | None = None
+    """Name in the API. None: the last part of ``model``."""
+    chat_template: str | None = None
+    """Path of a Jinja file that replaces the model's own chat template."""
+    reasoning_format: str = "auto"
+    """``s1``, ``think-tag``, ``none``, or detected from tokenizer and template."""
+    seed: int = 0
+    """Seed of requests that bring none."""
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("device", self.device, DEVICES)
+        _one_of("reasoning_format", self.reasoning_format, REASONING_FORMATS)
+        if self.max_model_len is not None:
+            check_int("max_model_len", self.max_model_len, 1, 2**24)
+        check_int("max_num_seqs", self.max_num_seqs, 1, 4096)
+        check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1, 2**20)
+        check_int("block_size", self.block_size, 1, 1024)
+        check_int("seed", self.seed, 0, 2**63 - 1)
+        if self.block_size & (self.block_size - 1):
+            raise RequestError("block_size must be a power of two", param="block_size")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise RequestError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+                f"max_num_seqs ({self.max_num_seqs})",
+                param="max_num_batched_tokens",
+            )
+        if self.kv_cache_memory_gb is not None:
+            check_float("kv_cache_memory_gb", self.kv_cache_memory_gb, 0.0, 2**20)
+        check_float("gpu_memory_utilization", self.gpu_memory_utilization, 0.01, 1.0)
+
+    @property
+    def model_name(self) -> str:
+        """The name that the API shows."""
+        return self.served_model_name or Path(self.model).name
+
+
+def _one_of(param: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise RequestError(f"{param} must be one of {', '.join(allowed)}; got {value!r}", param=param)
+
+
+def check_int(param: str, value: object, low: int, high: int) -> int:
+    """Return ``value`` if it is an int (not a bool) in [low, high], else raise naming ``param``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RequestError(f"{param} must be an integer; got {value!r}", param=param)
+    if not low <= value <= high:
+        raise RequestError(f"{param} must be between {low} and {high}; got {value}", param=param)
+    return value
+
+
+def check_float(param: str, value: object, low: float, high: float) -> float:
+    """Return ``value`` if it is a finite number in [low, high], else raise naming ``param``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RequestError(f"{param} must be a finite number; got {value!r}", param=param)
+    if not low <= value <= high:
+        raise RequestError(f"{param} must be between {low:g} and {high:g}; got {value:g}", param=param)
+    return float(value)

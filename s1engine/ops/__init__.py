@@ -1,0 +1,109 @@
+"""The seam between devices: one set of operations, several implementations.
+
+``torch_ops`` is the definition and the oracle, ``cpu_ops`` runs the C++ kernels of ``csrc/cpu``,
+and a device module is used through the ``Ops`` protocol alone. Nothing above this package asks
+which device it is on.
+
+Shapes: T tokens of a step, B rows (sequences) of a step, Hq/Hkv query/KV heads, D head size,
+S block size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMetadata:
+    """Where the tokens of one step stand. Row b owns tokens cu_seqlens_q[b]:cu_seqlens_q[b+1];
+    they are the last ones of a context of context_lens[b] tokens, so causal masking is implied."""
+
+    positions: Tensor  # [T] int32, position of each token in its sequence
+    slot_mapping: Tensor  # [T] int64, block_id * S + offset where the token's K and V go
+    cu_seqlens_q: Tensor  # [B + 1] int32, first token of each row
+    context_lens: Tensor  # [B] int32, tokens of the row in the cache after this step
+    block_table: Tensor  # [B, max_blocks] int32, entries beyond a row's context are undefined
+    max_seqlen_q: int  # longest row; 1 means every row decodes
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Inputs of the three penalties; rows without any carry neutral values."""
+
+    repetition: Tensor  # [B] float32
+    presence: Tensor  # [B] float32
+    frequency: Tensor  # [B] float32
+    in_prompt: Tensor  # [B, V] bool
+    output_counts: Tensor  # [B, V] int32
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingMetadata:
+    """How to sample one token for each of B rows. None fields: no row needs the rule."""
+
+    temperature: Tensor  # [B] float32, 0 is greedy
+    top_k: Tensor  # [B] int32, 0 keeps all
+    top_p: Tensor  # [B] float32, 1 keeps all
+    min_p: Tensor  # [B] float32, 0 keeps all
+    seeds: Tensor  # [B] int64, the 64-bit Philox key
+    positions: Tensor  # [B] int64, index in its sequence of the token to sample: the counter
+    all_greedy: bool  # every temperature is 0: plain argmax
+    filtered: bool  # some row uses top_k, top_p or min_p
+    penalties: Penalties | None = None
+    bias: tuple[Tensor, Tensor, Tensor] | None = None  # rows int64, ids int64, values float32
+    banned: tuple[Tensor, Tensor] | None = None  # rows int64, ids int64: never sampled
+
+
+class Ops(Protocol):
+    """What a device must offer. Arguments named ``*_cache`` and ``residual`` are written in place."""
+
+    name: str
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [T, K] times weight [N, K] transposed, plus bias [N] -> [T, N]."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32."""
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """residual += x in place, then rms_norm(residual)."""
+
+    def rope_write(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos_sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+    ) -> None:
+        """Rotate q [T, Hq, D] and k [T, Hkv, D] in place by cos_sin [max_len, D] float32 (cosines
+        of D/2 angles, then sines; half-split pairing), then store k and v [T, Hkv, D] at
+        slot_mapping in the caches [num_blocks, Hkv, S, D]."""
+
+    def paged_attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
+    ) -> Tensor:
+        """Causal attention of q [T, Hq, D] over each row's cached context -> [T, Hq * D]."""
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """gate_up [T, 2F] -> silu(gate_up[:, :F]) * gate_up[:, F:] -> [T, F]."""
+
+    def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
+        """logits [B, V] float32, which it may overwrite -> token ids [B] int64."""
+
+    def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-softmax of raw logits [B, V]: (of token_ids [B], top-k values [B, k], ids [B, k])."""
+
+
+def select_ops(device: str) -> Ops:
+    """The operations for ``cpu`` or ``cuda``."""
+    if device == "cpu":
+        from s1engine.ops.cpu_ops import CpuOps
+
+        return CpuOps()
+    from s1engine.ops.torch_ops import TorchOps
+
+    return TorchOps()

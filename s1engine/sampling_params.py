@@ -1,0 +1,143 @@
+"""What a request asks for: how to sample, and how long to think.
+
+Owns the user-facing dataclasses and their bounds. Knows no tokenizer and no model: texts become
+token ids, and budgets become effective budgets, when the engine compiles the request.
+"""
+
+from dataclasses import dataclass, field
+
+from s1engine.config import check_float, check_int
+from s1engine.errors import RequestError
+
+MAX_N = 128
+MAX_LOGPROBS = 20
+MAX_STOP = 16
+MAX_STOP_CHARS = 1024
+MAX_LOGIT_BIAS = 1024
+MAX_FORCED_CHARS = 4096
+MAX_WAITS = 1024
+MAX_TOKENS = 2**24
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThinkingBudget:
+    """How long to think. Field names in parentheses are the flat ones of the HTTP API.
+
+    A *thinking token* lies between the start and the end delimiter; injected wait tokens count.
+    """
+
+    max_tokens: int | None = None
+    """(thinking_token_budget) Never think longer than this; 0 answers at once. None: as long as
+    max_tokens and the context allow while the answer reserve stays free."""
+    min_tokens: int = 0
+    """(min_thinking_tokens) An end that the model writes earlier is replaced by ``wait_text``."""
+    num_waits: int = 0
+    """(num_waits) How many of the model's own ends are replaced by ``wait_text``."""
+    wait_text: str = "Wait"
+    """(wait_text) Appended where the model tried to end. Empty: the end is only suppressed."""
+    final_text: str | None = None
+    """(final_text) Opens the answer after a forced end. None: the format's own, for s1
+    ``Final Answer:``."""
+    answer_reserve: int | None = None
+    """(answer_reserve) Tokens of max_tokens kept for the answer. None: 100, or a quarter of
+    max_tokens if that is less."""
+    deadline_ms: int | None = None
+    """(thinking_deadline_ms) Wall-clock limit of thinking, counted from arrival."""
+
+    def __post_init__(self) -> None:
+        _optional_int("thinking_token_budget", self.max_tokens, 0, MAX_TOKENS)
+        check_int("min_thinking_tokens", self.min_tokens, 0, MAX_TOKENS)
+        check_int("num_waits", self.num_waits, 0, MAX_WAITS)
+        _optional_int("answer_reserve", self.answer_reserve, 0, MAX_TOKENS)
+        _optional_int("thinking_deadline_ms", self.deadline_ms, 0, 2**31)
+        _text("wait_text", self.wait_text)
+        if self.final_text is not None:
+            _text("final_text", self.final_text)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_thinking_tokens ({self.min_tokens}) must not exceed "
+                f"thinking_token_budget ({self.max_tokens})",
+                param="min_thinking_tokens",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How to sample. Neutral values switch a rule off; greedy is ``temperature=0``."""
+
+    n: int = 1
+    """Independent samples of the same prompt."""
+    max_tokens: int | None = None
+    """Bound on generated tokens, forced ones included. None: what the context leaves."""
+    temperature: float = 1.0
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 or -1 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of likeliest tokens whose probability reaches p."""
+    min_p: float = 0.0
+    """Drop tokens less likely than min_p times the likeliest."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens in prompt or output."""
+    presence_penalty: float = 0.0
+    """Subtracted from logits of tokens in the output."""
+    frequency_penalty: float = 0.0
+    """Subtracted from logits times the token's count in the output."""
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    """Token id to a number in [-100, 100] added to its logit."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer; not part of the text. They do not apply to thinking."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Ids that end the answer besides the model's own end-of-text ids."""
+    ignore_eos: bool = False
+    """Answer on to max_tokens past the model's end-of-text ids (for benchmarks)."""
+    seed: int | None = None
+    """Noise is a function of (seed, sample index, position) alone. None: drawn by the engine."""
+    logprobs: int | None = None
+    """Report the log-probability of each token, and of the k likeliest (0: of none besides)."""
+    thinking: ThinkingBudget | None = None
+    """None: think as the model does, up to the effective budget."""
+
+    def __post_init__(self) -> None:
+        check_int("n", self.n, 1, MAX_N)
+        _optional_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        check_float("temperature", self.temperature, 0.0, 100.0)
+        check_int("top_k", self.top_k, -1, 2**31 - 1)
+        check_float("top_p", self.top_p, 1e-9, 1.0)
+        check_float("min_p", self.min_p, 0.0, 1.0)
+        check_float("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
+        check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _optional_int("seed", self.seed, -(2**63), 2**64 - 1)
+        _optional_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        self._check_stops()
+        self._check_logit_bias()
+
+    def _check_stops(self) -> None:
+        if len(self.stop) > MAX_STOP:
+            raise RequestError(f"stop takes at most {MAX_STOP} strings", param="stop")
+        for text in self.stop:
+            if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_CHARS:
+                raise RequestError(
+                    f"each stop string must have 1 to {MAX_STOP_CHARS} characters", param="stop"
+                )
+        if len(self.stop_token_ids) > MAX_STOP:
+            raise RequestError(f"stop_token_ids takes at most {MAX_STOP} ids", param="stop_token_ids")
+        for token in self.stop_token_ids:
+            check_int("stop_token_ids", token, 0, 2**31 - 1)
+
+    def _check_logit_bias(self) -> None:
+        if len(self.logit_bias) > MAX_LOGIT_BIAS:
+            raise RequestError(f"logit_bias takes at most {MAX_LOGIT_BIAS} ids", param="logit_bias")
+        for token, bias in self.logit_bias.items():
+            check_int("logit_bias", token, 0, 2**31 - 1)
+            check_float("logit_bias", bias, -100.0, 100.0)
+
+
+def _optional_int(param: str, value: object, low: int, high: int) -> None:
+    if value is not None:
+        check_int(param, value, low, high)
+
+
+def _text(param: str, value: object) -> None:
+    if not isinstance(value, str) or len(value) > MAX_FORCED_CHARS:
+        raise RequestError(f"{param} must be a string of at most {MAX_FORCED_CHARS} characters", param=param)

@@ -1,0 +1,113 @@
+"""A model without weights on a KV cache without tensors, driven by the real scheduler.
+
+The cache holds, for each slot, the token that was written there and its position. A row's context
+is read back through its block table, so a wrong block, slot, position or length shows up as a wrong
+prefix; the "model" is any function of that prefix.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from s1engine import _core
+from tests.core.reference import Model
+
+VOCAB = 16
+EOS = 1
+
+
+def hashed_model(seed: int, favourites: Iterable[int] = ()) -> Model:
+    """Ranks tokens by a hash of the whole prefix; favourites come first every few tokens."""
+
+    def rank(ids: list[int]) -> Sequence[int]:
+        digest = hashlib.blake2b(bytes(str((seed, ids)), "ascii"), digest_size=8).digest()
+        rng = random.Random(digest)
+        order = rng.sample(range(VOCAB), VOCAB)
+        likely = [t for t in favourites if rng.random() < 0.2]
+        return likely + [t for t in order if t not in likely]
+
+    return rank
+
+
+class PagedMock:
+    """Scheduler, batch buffers and token cache of one engine."""
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        max_num_seqs: int = 8,
+        max_num_batched_tokens: int = 16,
+        enable_prefix_caching: bool = True,
+        triggers: Iterable[int] = (),
+    ) -> None:
+        self.scheduler = _core.Scheduler(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            enable_prefix_caching=enable_prefix_caching,
+        )
+        self.block_size = block_size
+        self.triggers = frozenset(triggers)
+        self.max_blocks = num_blocks
+        rows, tokens = max_num_seqs, max_num_batched_tokens
+        self.buffers: dict[str, Any] = {
+            "input_ids": np.full(tokens, -1, np.int32),
+            "positions": np.full(tokens, -1, np.int32),
+            "slot_mapping": np.full(tokens, -1, np.int64),
+            "cu_seqlens_q": np.full(rows + 1, -1, np.int32),
+            "context_lens": np.full(rows, -1, np.int32),
+            "block_table": np.full((rows, num_blocks), -1, np.int32),
+            "sample_tokens": np.full(rows, -1, np.int32),
+            "sample_seats": np.full(rows, -1, np.int32),
+            "sample_positions": np.full(rows, -1, np.int64),
+            "sample_banned": np.full(rows, 0, np.uint8),
+        }
+        self.batch = _core.ScheduledBatch(
+            self.buffers, max_tokens=tokens, max_rows=rows, max_blocks=num_blocks
+        )
+        self.cache = np.full((num_blocks * block_size, 2), -1, np.int64)  # token, position
+
+    def step(self, model: Model) -> None:
+        """One whole step: plan, write the cache, rank, take the best allowed token, update."""
+        self.scheduler.schedule(self.batch)
+        if self.batch.num_rows == 0:
+            return
+        self.scheduler.update(self.forward(model))
+
+    def forward(self, model: Model) -> np.ndarray:
+        """Sampled tokens of the planned step."""
+        b, n = self.buffers, self.batch.num_tokens
+        self.cache[b["slot_mapping"][:n], 0] = b["input_ids"][:n]
+        self.cache[b["slot_mapping"][:n], 1] = b["positions"][:n]
+        row_of = np.searchsorted(b["cu_seqlens_q"][1 : self.batch.num_rows + 1], np.arange(n), "right")
+        sampled = []
+        for i in range(self.batch.num_samples):
+            row = int(row_of[b["sample_tokens"][i]])
+            context = self.context(row)
+            assert len(context) == b["sample_positions"][i]
+            banned = self.triggers if b["sample_banned"][i] else frozenset()
+            sampled.append(next(t for t in model(context) if t not in banned))
+        return np.array(sampled, np.int64)
+
+    def context(self, row: int) -> list[int]:
+        """The tokens of a row as its block table shows them; positions must be 0, 1, 2, ..."""
+        length = int(self.buffers["context_lens"][row])
+        index = np.arange(length)
+        blocks = self.buffers["block_table"][row, index // self.block_size]
+        found = self.cache[blocks * self.block_size + index % self.block_size]
+        assert (found[:, 1] == index).all(), "positions in the cache"
+        return [int(t) for t in found[:, 0]]
+
+    def run(self, model: Model, max_steps: int = 10_000) -> None:
+        """Steps until nothing is left, checking every invariant after each step."""
+        while self.scheduler.has_unfinished():
+            max_steps -= 1
+            assert max_steps > 0, "the scheduler does not come to an end"
+            self.step(model)
+            self.scheduler.check_integrity()

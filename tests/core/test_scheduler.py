@@ -1,0 +1,302 @@
+"""The scheduler on a mock model: whatever the batching, preemption, chunking and caching, every
+sequence comes out as the slow reference says, and no block is lost."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from s1engine import _core
+from tests.core import reference
+from tests.core.paged_mock import EOS, VOCAB, PagedMock, hashed_model
+
+TRIGGER = 2
+NEWLINES = frozenset({3, 4})
+FORMATS = [
+    reference.Format(frozenset({TRIGGER, EOS}), (TRIGGER, 7), (3,), False, NEWLINES),
+    reference.Format(frozenset({TRIGGER, EOS}), (TRIGGER,), (3, 4), True, NEWLINES),
+]
+
+
+def core_format(fmt: reference.Format) -> _core.BudgetFormat:
+    flags = np.zeros(VOCAB, np.uint8)
+    flags[list(fmt.newlines)] = 1
+    return _core.BudgetFormat(
+        triggers=sorted(fmt.triggers),
+        natural_end=list(fmt.natural_end),
+        newline=list(fmt.newline),
+        newline_always=fmt.newline_always,
+        ends_in_newline=flags,
+    )
+
+
+@dataclass
+class Spec:
+    """One sequence of a scenario; ``budget`` None: it does not think."""
+
+    prompt: list[int]
+    max_answer: int
+    fmt: reference.Format
+    budget: reference.Budget | None
+    thought: int = 0
+    priority: int = 0
+    salt: int = 0
+    arrival: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def max_len(self) -> int:
+        room = 0
+        if self.budget is not None:
+            end = len(self.fmt.newline) + len(self.budget.forced_end)
+            thinking = max(self.budget.max_thinking - self.thought, 0)
+            room = thinking + max(end, len(self.fmt.natural_end))
+        return len(self.prompt) + room + self.max_answer
+
+    def expected(self, model: reference.Model) -> tuple[reference.Result, str]:
+        """What the slow reference makes of it, and why it finishes."""
+        result = reference.Result([], [], 0, 0, "NONE")
+        if self.budget is not None:
+            result = reference.think(model, self.prompt, self.fmt, self.budget, self.thought)
+        room = self.max_len - len(self.prompt) - len(result.token_ids)
+        prefix = self.prompt + result.token_ids
+        tokens, finish = reference.answer(model, prefix, frozenset({EOS}), room)
+        result.token_ids.extend(tokens)
+        result.forced.extend([0] * len(tokens))
+        return result, finish
+
+    def add_to(self, scheduler: _core.Scheduler, seq_id: int) -> None:
+        kwargs: dict[str, Any] = dict(self.extra)
+        if self.budget is not None:
+            kwargs["budget"] = _core.BudgetParams(
+                format=core_format(self.fmt),
+                wait=list(self.budget.wait),
+                forced_end=list(self.budget.forced_end),
+                delimiter_len=1,
+                min_thinking=self.budget.min_thinking,
+                num_waits=self.budget.num_waits,
+            )
+            kwargs["thinking_tokens"] = self.thought
+            kwargs["max_thinking"] = self.budget.max_thinking
+        scheduler.add(
+            seq_id,
+            np.array(self.prompt, np.int32),
+            max_len=self.max_len,
+            priority=self.priority,
+            stop_tokens=[EOS],
+            salt=bytes([self.salt] * 16),
+            **kwargs,
+        )
+
+
+tokens = st.integers(3, VOCAB - 1)
+
+
+@st.composite
+def budgets(draw: st.DrawFn) -> reference.Budget:
+    maximum = draw(st.integers(0, 20))
+    return reference.Budget(
+        max_thinking=maximum,
+        min_thinking=draw(st.integers(0, maximum)),
+        num_waits=draw(st.integers(0, 3)),
+        wait=tuple(draw(st.lists(tokens, max_size=3))),
+        forced_end=(TRIGGER, *draw(st.lists(tokens, max_size=3))),
+    )
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Spec:
+    stem = draw(st.sampled_from([[], [5, 6, 7, 8, 9, 5, 6, 7], [5, 6, 7, 8, 9]]))
+    return Spec(
+        prompt=stem + draw(st.lists(tokens, min_size=1, max_size=20)),
+        max_answer=draw(st.integers(1, 12)),
+        fmt=draw(st.sampled_from(FORMATS)),
+        budget=draw(st.none() | budgets()),
+        thought=0,
+        priority=draw(st.integers(0, 2)),
+        salt=draw(st.integers(0, 1)),
+        arrival=draw(st.integers(0, 6)),
+    )
+
+
+engines = st.fixed_dictionaries(
+    {
+        "num_blocks": st.sampled_from([17, 18, 20, 64]),
+        "block_size": st.sampled_from([4, 8]),
+        "max_num_seqs": st.integers(1, 6),
+        "max_num_batched_tokens": st.sampled_from([4, 7, 64]),
+        "enable_prefix_caching": st.booleans(),
+    }
+)
+
+
+def play(mock: PagedMock, model: reference.Model, scenario: list[Spec]) -> None:
+    """Adds each sequence at the step of its arrival and runs until nothing is left."""
+    waiting = dict(enumerate(scenario))
+    for step in range(100_000):
+        for seq_id in [i for i, s in waiting.items() if s.arrival <= step]:
+            waiting.pop(seq_id).add_to(mock.scheduler, seq_id)
+        if not waiting and not mock.scheduler.has_unfinished():
+            return
+        mock.step(model)
+        mock.scheduler.check_integrity()
+    raise AssertionError("the scheduler does not come to an end")
+
+
+@given(st.lists(specs(), min_size=1, max_size=6), engines, st.integers(0, 99))
+def test_every_sequence_equals_the_reference(scenario, engine, seed) -> None:  # type: ignore[no-untyped-def]
+    model = hashed_model(seed, favourites=(TRIGGER, EOS))
+    mock = PagedMock(triggers=(TRIGGER, EOS), **engine)
+    play(mock, model, scenario)
+    event(f"preempted: {mock.scheduler.stats().num_preemptions > 0}")
+    event(f"prefix hits: {mock.scheduler.stats().prefix_hits > 0}")
+    for seq_id, spec in enumerate(scenario):
+        result, finish = spec.expected(model)
+        out = mock.scheduler.take(seq_id)
+        assert out["token_ids"] == result.token_ids
+        assert [int(m & _core.MARK_FORCED > 0) for m in out["marks"]] == result.forced
+        assert out["waits_used"] == result.waits_used
+        assert out["end_reason"].name == result.end_reason
+        assert out["finish_reason"].name == finish
+        if spec.budget is not None:
+            assert out["thinking_tokens"] == result.thinking_tokens
+            assert spec.budget.min_thinking <= out["thinking_tokens"] <= spec.budget.max_thinking
+    assert mock.scheduler.stats().num_free_blocks == engine["num_blocks"]
+
+
+@given(st.lists(specs(), min_size=2, max_size=6), engines, st.data())
+def test_abort_at_any_moment_loses_nothing(scenario, engine, data) -> None:  # type: ignore[no-untyped-def]
+    model = hashed_model(0, favourites=(TRIGGER, EOS))
+    mock = PagedMock(triggers=(TRIGGER, EOS), **engine)
+    victims = data.draw(st.dictionaries(st.integers(0, 20), st.integers(0, len(scenario) - 1)))
+    for seq_id, spec in enumerate(scenario):
+        spec.add_to(mock.scheduler, seq_id)
+    aborted = set()
+    for step in range(10_000):
+        if not mock.scheduler.has_unfinished():
+            break
+        mock.scheduler.schedule(mock.batch)
+        sampled = mock.forward(model) if mock.batch.num_rows else None
+        if step in victims:  # between schedule and update, the hardest moment
+            mock.scheduler.finish(victims[step], _core.FinishReason.ABORT)
+            aborted.add(victims[step])
+        if sampled is not None:
+            mock.scheduler.update(sampled)
+        mock.scheduler.check_integrity()
+    for seq_id in set(range(len(scenario))) - aborted:
+        result, _ = scenario[seq_id].expected(model)
+        assert mock.scheduler.take(seq_id)["token_ids"] == result.token_ids
+    for seq_id in range(len(scenario)):
+        mock.scheduler.remove(seq_id)
+    assert mock.scheduler.stats().num_free_blocks == engine["num_blocks"]
+
+
+@given(budgets(), st.integers(0, 25), st.integers(0, 30), st.integers(0, 99))
+def test_lowering_the_maximum_at_any_moment_is_obeyed(budget, limit, when, seed) -> None:  # type: ignore[no-untyped-def]
+    model = hashed_model(seed, favourites=(TRIGGER,))
+    mock = PagedMock(triggers=(TRIGGER, EOS))
+    spec = Spec([5, 6], 4, FORMATS[0], budget)
+    spec.add_to(mock.scheduler, 0)
+    before = None
+    for step in range(10_000):
+        if not mock.scheduler.has_unfinished():
+            break
+        if step == when:
+            state = mock.scheduler.take(0)
+            before = state["thinking_tokens"] if state["phase"].name == "THINKING" else None
+            mock.scheduler.limit_thinking(0, limit, _core.EndReason.DEADLINE)
+        mock.step(model)
+        mock.scheduler.check_integrity()
+    out = mock.scheduler.take(0)
+    assert out["phase"].name == "ANSWERING"
+    if before is not None:
+        assert out["thinking_tokens"] <= max(limit, before)
+        if limit < budget.max_thinking and out["end_reason"].name != "NATURAL":
+            assert out["end_reason"].name == "DEADLINE"
+
+
+def test_generated_blocks_are_found_again() -> None:
+    mock = PagedMock(block_size=4)
+    model = hashed_model(1)
+    first = Spec([5, 6, 7], 14, FORMATS[0], None)
+    first.add_to(mock.scheduler, 0)
+    mock.run(model)
+    tokens = mock.scheduler.tokens(0)
+    second = Spec([*tokens, 9], 2, FORMATS[0], None)
+    second.add_to(mock.scheduler, 1)
+    mock.run(model)
+    # all full blocks of what was computed: the last sampled token never was
+    assert mock.scheduler.take(1)["num_cached"] == (len(tokens) - 1) // 4 * 4 > 3
+
+
+def test_a_salt_separates_caches() -> None:
+    mock = PagedMock(block_size=4)
+    for seq_id, salt in enumerate((1, 2, 1)):
+        Spec([5] * 12, 1, FORMATS[0], None, salt=salt).add_to(mock.scheduler, seq_id)
+        mock.run(hashed_model(0))
+    assert [mock.scheduler.take(i)["num_cached"] for i in range(3)] == [0, 0, 8]
+
+
+def test_least_recently_used_prefix_is_evicted_first() -> None:
+    mock = PagedMock(num_blocks=6, block_size=4)
+    model = hashed_model(0)
+    for seq_id, token in enumerate((5, 6, 7)):  # 3 blocks each, 2 of them full
+        Spec([token] * 11, 1, FORMATS[0], None).add_to(mock.scheduler, seq_id)
+        mock.run(model)
+    for seq_id, token in ((3, 7), (4, 5)):
+        Spec([token] * 11, 1, FORMATS[0], None).add_to(mock.scheduler, seq_id)
+        mock.run(model)
+    assert mock.scheduler.take(3)["num_cached"] == 8
+    assert mock.scheduler.take(4)["num_cached"] == 4  # the tail went first
+
+
+def test_lower_priority_number_runs_first_and_is_preempted_last() -> None:
+    mock = PagedMock(num_blocks=64, block_size=4, max_num_seqs=1)
+    order = []
+    for seq_id, priority in enumerate((2, 0, 1)):
+        Spec([5, 6 + seq_id], 2, FORMATS[0], None, priority=priority).add_to(mock.scheduler, seq_id)
+    while mock.scheduler.has_unfinished():
+        order += mock.scheduler.schedule(mock.batch)
+        mock.scheduler.update(mock.forward(hashed_model(3)))
+    assert order == [1, 2, 0]
+
+
+def test_decodes_go_on_while_a_long_prompt_is_computed() -> None:
+    mock = PagedMock(num_blocks=64, block_size=4, max_num_batched_tokens=8)
+
+    def model(ids: list[int]) -> list[int]:
+        return [9]  # never the end
+
+    Spec([5, 6], 30, FORMATS[0], None, extra={"watched": True}).add_to(mock.scheduler, 0)
+    mock.step(model)
+    Spec([7] * 60, 1, FORMATS[0], None).add_to(mock.scheduler, 1)
+    for _ in range(8):
+        mock.step(model)
+        assert mock.scheduler.progressed == [0]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"prompt": []}, "prompt is empty"),
+        ({"prompt": [1] * 40, "max_len": 300}, "exceeds the cache"),
+        ({"prompt": [1] * 4, "max_len": 4}, "no room"),
+    ],
+)
+def test_impossible_sequences_are_refused(kwargs: dict[str, Any], message: str) -> None:
+    mock = PagedMock(num_blocks=64, block_size=4)
+    prompt = np.array(kwargs.pop("prompt"), np.int32)
+    with pytest.raises(ValueError, match=message):
+        mock.scheduler.add(0, prompt, **{"max_len": 10, **kwargs})
+    assert not mock.scheduler.has_unfinished()
+    mock.scheduler.check_integrity()
+
+
+def test_buffers_of_the_wrong_kind_are_refused_by_name() -> None:
+    mock = PagedMock()
+    buffers = {**mock.buffers, "positions": np.zeros(1, np.int32)}
+    with pytest.raises(ValueError, match="positions"):
+        _core.ScheduledBatch(buffers, max_tokens=16, max_rows=8, max_blocks=64)
