@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "core/scheduler.hpp"
+#include "cpu/isa.hpp"
+#include "cpu/ops.hpp"
 
 namespace py = pybind11;
 
@@ -244,7 +246,6 @@ void bind_scheduler(py::module_& m) {
            [](Scheduler& self, const LongArray& sampled) {
              self.update({sampled.data(), static_cast<size_t>(sampled.size())});
            })
-      .def_property_readonly("finished", &Scheduler::finished)
       .def_property_readonly("progressed", &Scheduler::progressed)
       .def_property_readonly("appended", [](const Scheduler& self) {
         const auto& seats = self.appended_seats();
@@ -254,6 +255,7 @@ void bind_scheduler(py::module_& m) {
       })
       .def("finish", &Scheduler::finish)
       .def("limit_thinking", &Scheduler::limit_thinking)
+      .def("unwatch", &Scheduler::unwatch)
       .def("remove", &Scheduler::remove)
       .def("take", &take_progress)
       .def("tokens", [](Scheduler& self, s1::SeqId id) { return self.get(id).tokens; })
@@ -273,7 +275,21 @@ void bind_core(py::module_& m) {
   bind_scheduler(m);
 }
 
-void bind_cpu(py::module_& m) { (void)m; }
+void bind_cpu(py::module_& m) {
+  namespace cpu = s1::cpu;
+  const py::call_guard<py::gil_scoped_release> unlocked;
+  m.def_submodule("cpu", "CPU kernels: tensors cross as addresses and sizes; see csrc/cpu/ops.hpp.")
+      .def("isa", &cpu::isa)
+      .def("set_isa", &cpu::set_isa)
+      .def("num_threads", &cpu::num_threads)
+      .def("set_num_threads", &cpu::set_num_threads, unlocked)
+      .def("rms_norm", &cpu::rms_norm, unlocked)
+      .def("add_rms_norm", &cpu::add_rms_norm, unlocked)
+      .def("silu_and_mul", &cpu::silu_and_mul, unlocked)
+      .def("rope_write", &cpu::rope_write, unlocked)
+      .def("paged_attention", &cpu::paged_attention, unlocked)
+      .def("sample", &cpu::sample, unlocked);
+}
 
 }  // namespace
 

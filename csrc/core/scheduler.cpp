@@ -231,7 +231,6 @@ void Scheduler::write_sample(ScheduledBatch& batch, const Sequence& sequence) co
 
 void Scheduler::update(std::span<const int64_t> sampled) {
   check(in_step_, "update() before schedule()");
-  finished_.clear();
   progressed_.clear();
   appended_seats_.clear();
   appended_tokens_.clear();
@@ -259,6 +258,7 @@ size_t Scheduler::num_samples() const {
 void Scheduler::apply(Sequence& sequence, TokenId sampled) {
   ++stats_.num_sampled_tokens;
   const int32_t before = sequence.num_tokens();
+  const int32_t seat = sequence.seat;
   const bool thinking = sequence.thinking.phase == Phase::kThinking;
   append(sequence, sampled, thinking ? kThink : kAnswer,
          advance(sequence.budget, sequence.thinking, sampled));
@@ -272,8 +272,7 @@ void Scheduler::apply(Sequence& sequence, TokenId sampled) {
   } else if (sequence.num_tokens() >= sequence.max_len) {
     end(sequence, FinishReason::kLength);
   }
-  if (sequence.watched) progressed_.push_back(sequence.id);
-  if (sequence.finished()) finished_.push_back(sequence.id);
+  if (sequence.watched || sequence.finished()) progressed_.emplace_back(sequence.id, seat);
 }
 
 void Scheduler::append(Sequence& sequence, TokenId sampled, uint8_t region,

@@ -59,14 +59,13 @@ class Scheduler {
   // sampling state; an empty plan has num_rows == 0.
   const std::vector<SeqId>& schedule(ScheduledBatch& batch);
 
-  // Takes one sampled token for each sample of the plan. Afterwards finished() and progressed()
-  // tell what happened.
+  // Takes one sampled token for each sample of the plan. Afterwards progressed() tells what
+  // happened.
   void update(std::span<const int64_t> sampled);
 
-  // Sequences that the last update ended; they wait for remove().
-  const std::vector<SeqId>& finished() const { return finished_; }
-  // Watched sequences that the last update gave tokens, finished ones included.
-  const std::vector<SeqId>& progressed() const { return progressed_; }
+  // Sequences that the last update ended, and watched ones that it gave tokens, with the seats that
+  // they had in the step. Ended ones wait for remove().
+  const std::vector<std::pair<SeqId, int32_t>>& progressed() const { return progressed_; }
   // Tokens that the last update appended, with the seat of each; forced ones included.
   const std::vector<int32_t>& appended_seats() const { return appended_seats_; }
   const std::vector<TokenId>& appended_tokens() const { return appended_tokens_; }
@@ -75,6 +74,8 @@ class Scheduler {
   void finish(SeqId id, FinishReason reason);
   // Lowers the thinking maximum of a live sequence; no effect once it answers.
   void limit_thinking(SeqId id, int32_t max_thinking, EndReason reason);
+  // From now on only the end of the sequence is reported.
+  void unwatch(SeqId id) { get(id).watched = false; }
   // Forgets an ended sequence.
   void remove(SeqId id);
 
@@ -129,8 +130,7 @@ class Scheduler {
   uint64_t next_admission_ = 1;
   std::vector<std::unique_ptr<Sequence>> removed_in_step_;
   std::vector<SeqId> seated_;
-  std::vector<SeqId> finished_;
-  std::vector<SeqId> progressed_;
+  std::vector<std::pair<SeqId, int32_t>> progressed_;
   std::vector<int32_t> appended_seats_;
   std::vector<TokenId> appended_tokens_;
   SchedulerStats stats_;

@@ -124,13 +124,18 @@ def specs(draw: st.DrawFn) -> Spec:
 
 engines = st.fixed_dictionaries(
     {
-        "num_blocks": st.sampled_from([17, 18, 20, 64]),
-        "block_size": st.sampled_from([4, 8]),
+        "block_size": st.sampled_from([1, 4, 8]),
         "max_num_seqs": st.integers(1, 6),
-        "max_num_batched_tokens": st.sampled_from([4, 7, 64]),
+        "max_num_batched_tokens": st.sampled_from([6, 9, 64]),
         "enable_prefix_caching": st.booleans(),
     }
 )
+
+
+def make_mock(scenario: list[Spec], spare: int, engine: dict[str, Any]) -> PagedMock:
+    """A cache that holds the longest sequence and ``spare`` blocks more: preemption is likely."""
+    longest = max(-(-spec.max_len // engine["block_size"]) for spec in scenario)
+    return PagedMock(triggers=(TRIGGER, EOS), num_blocks=longest + spare, **engine)
 
 
 def play(mock: PagedMock, model: reference.Model, scenario: list[Spec]) -> None:
@@ -146,10 +151,15 @@ def play(mock: PagedMock, model: reference.Model, scenario: list[Spec]) -> None:
     raise AssertionError("the scheduler does not come to an end")
 
 
-@given(st.lists(specs(), min_size=1, max_size=6), engines, st.integers(0, 99))
-def test_every_sequence_equals_the_reference(scenario, engine, seed) -> None:  # type: ignore[no-untyped-def]
+spares = st.integers(0, 8)
+
+
+@given(st.lists(specs(), min_size=1, max_size=6), spares, engines, st.integers(0, 99))
+def test_every_sequence_equals_the_reference(
+    scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int
+) -> None:
     model = hashed_model(seed, favourites=(TRIGGER, EOS))
-    mock = PagedMock(triggers=(TRIGGER, EOS), **engine)
+    mock = make_mock(scenario, spare, engine)
     play(mock, model, scenario)
     event(f"preempted: {mock.scheduler.stats().num_preemptions > 0}")
     event(f"prefix hits: {mock.scheduler.stats().prefix_hits > 0}")
@@ -164,13 +174,15 @@ def test_every_sequence_equals_the_reference(scenario, engine, seed) -> None:  #
         if spec.budget is not None:
             assert out["thinking_tokens"] == result.thinking_tokens
             assert spec.budget.min_thinking <= out["thinking_tokens"] <= spec.budget.max_thinking
-    assert mock.scheduler.stats().num_free_blocks == engine["num_blocks"]
+    assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
 
 
-@given(st.lists(specs(), min_size=2, max_size=6), engines, st.data())
-def test_abort_at_any_moment_loses_nothing(scenario, engine, data) -> None:  # type: ignore[no-untyped-def]
+@given(st.lists(specs(), min_size=2, max_size=6), spares, engines, st.data())
+def test_abort_at_any_moment_loses_nothing(
+    scenario: list[Spec], spare: int, engine: dict[str, Any], data: st.DataObject
+) -> None:
     model = hashed_model(0, favourites=(TRIGGER, EOS))
-    mock = PagedMock(triggers=(TRIGGER, EOS), **engine)
+    mock = make_mock(scenario, spare, engine)
     victims = data.draw(st.dictionaries(st.integers(0, 20), st.integers(0, len(scenario) - 1)))
     for seq_id, spec in enumerate(scenario):
         spec.add_to(mock.scheduler, seq_id)
@@ -191,11 +203,13 @@ def test_abort_at_any_moment_loses_nothing(scenario, engine, data) -> None:  # t
         assert mock.scheduler.take(seq_id)["token_ids"] == result.token_ids
     for seq_id in range(len(scenario)):
         mock.scheduler.remove(seq_id)
-    assert mock.scheduler.stats().num_free_blocks == engine["num_blocks"]
+    assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
 
 
 @given(budgets(), st.integers(0, 25), st.integers(0, 30), st.integers(0, 99))
-def test_lowering_the_maximum_at_any_moment_is_obeyed(budget, limit, when, seed) -> None:  # type: ignore[no-untyped-def]
+def test_lowering_the_maximum_at_any_moment_is_obeyed(
+    budget: reference.Budget, limit: int, when: int, seed: int
+) -> None:
     model = hashed_model(seed, favourites=(TRIGGER,))
     mock = PagedMock(triggers=(TRIGGER, EOS))
     spec = Spec([5, 6], 4, FORMATS[0], budget)
@@ -275,7 +289,7 @@ def test_decodes_go_on_while_a_long_prompt_is_computed() -> None:
     Spec([7] * 60, 1, FORMATS[0], None).add_to(mock.scheduler, 1)
     for _ in range(8):
         mock.step(model)
-        assert mock.scheduler.progressed == [0]
+        assert [sequence for sequence, _ in mock.scheduler.progressed] == [0]
 
 
 @pytest.mark.parametrize(

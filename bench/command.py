@@ -1,0 +1,75 @@
+"""``s1engine bench``: measurements whose last line on stdout is one JSON object.
+
+Every result says what was run where: command, machine, versions, commit.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def _benches() -> dict[str, ModuleType]:
+    from s1engine.bench import budget, host, throughput
+
+    return {"host": host, "throughput": throughput, "budget": budget}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One subcommand for each bench."""
+    benches = parser.add_subparsers(dest="bench", required=True)
+    for name, bench in _benches().items():
+        assert bench.__doc__ is not None
+        own = benches.add_parser(name, help=bench.__doc__.splitlines()[0])
+        bench.add_arguments(own)
+        own.add_argument("--save", type=Path, help="write the JSON object to this file too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the chosen bench; progress on stderr, the result as the last line on stdout."""
+    print(f"{args.bench}: measuring", file=sys.stderr)
+    result = {"bench": args.bench, **_benches()[args.bench].run(args), "where": where()}
+    if args.save:
+        args.save.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+    return 0
+
+
+def where() -> dict[str, Any]:
+    """Command, machine, versions and commit of this measurement."""
+    import torch
+
+    from s1engine import __version__
+
+    return {
+        "command": "s1engine " + " ".join(sys.argv[1:]),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "s1engine": __version__,
+        "commit": _commit(),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str | None:
+    """Short hash of the checkout this file stands in, marked if it has changes; None outside."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    found = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None

@@ -1,0 +1,110 @@
+"""Host work of one decode step: all that LLMEngine.step does besides the forward pass and sampling.
+
+The runner here has no model. It shows the scheduler real buffers, makes every tensor view and
+gathers the sampling state as the real one does, and returns a constant token, so what is timed is
+planning, batch writing, budgets, bookkeeping and events.
+"""
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s1engine.config import EngineConfig
+from s1engine.engine.llm_engine import LLMEngine
+from s1engine.ops import SamplingMetadata
+from s1engine.ops.torch_ops import TorchOps
+from s1engine.runner.input_batch import InputBatch
+from s1engine.runner.sampler import Sampler, SamplerOutput
+from s1engine.sampling_params import SamplingParams, ThinkingBudget
+
+BLOCK_SIZE = 16
+
+
+class ConstantOps(TorchOps):
+    """Samples the same token everywhere, at no cost."""
+
+    def __init__(self, rows: int, token: int) -> None:
+        self._tokens = torch.full((rows,), token)
+
+    def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
+        return self._tokens[: len(logits)]
+
+
+class HostRunner:
+    """The Runner protocol without weights."""
+
+    def __init__(self, *, num_seqs: int, context: int, steps: int, token: int) -> None:
+        self.max_model_len = context + steps + 4 * BLOCK_SIZE
+        blocks = -(-self.max_model_len // BLOCK_SIZE)
+        self.num_blocks = blocks * (num_seqs + 1)
+        self.batch = InputBatch(
+            max_tokens=num_seqs * context, max_rows=num_seqs, max_blocks=blocks, device="cpu"
+        )
+        self.sampler = Sampler(
+            max_num_seqs=num_seqs,
+            vocab_size=8,
+            triggers=(0,),
+            ops=ConstantOps(num_seqs, token),
+            device="cpu",
+        )
+        self._logits = torch.zeros(num_seqs, 8)
+
+    def execute(self) -> SamplerOutput:
+        """What ModelRunner.execute does, less the model."""
+        self.batch.input_ids()
+        self.batch.attention()
+        self.batch.sample_tokens()
+        rows = self.batch.sample_rows()
+        return self.sampler.sample(self._logits[: len(rows.seats)], rows)
+
+
+def measure(num_seqs: int, context: int, steps: int, *, thinking: bool, stream: bool) -> float:
+    """Median microseconds of a decode step."""
+    runner = HostRunner(num_seqs=num_seqs, context=context, steps=steps, token=5)
+    config = EngineConfig(
+        max_num_seqs=num_seqs,
+        max_num_batched_tokens=num_seqs * context,
+        block_size=BLOCK_SIZE,
+        enable_prefix_caching=True,
+    )
+    engine = LLMEngine(config, runner=runner)
+    budget = ThinkingBudget(num_waits=2, answer_reserve=1) if thinking else None
+    params = SamplingParams(temperature=0, ignore_eos=True, thinking=budget)
+    rng = np.random.default_rng(0)
+    for _ in range(num_seqs):
+        prompt = rng.integers(3, 50, context).tolist()
+        engine.add_request(engine.make_request(prompt, params, stream=stream))
+    engine.step()  # all prompts at once
+    engine.step()
+    times = []
+    for _ in range(steps):
+        begin = time.perf_counter()
+        engine.step()
+        times.append(time.perf_counter() - begin)
+    assert runner.batch.core.num_rows == runner.batch.core.num_tokens == num_seqs
+    return statistics.median(times) * 1e6
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """All variants in one process."""
+    variants = {
+        "step_us": {"thinking": True, "stream": False},
+        "step_without_budgets_us": {"thinking": False, "stream": False},
+        "step_streaming_us": {"thinking": True, "stream": True},
+    }
+    result: dict[str, Any] = {"num_seqs": args.num_seqs, "context": args.context}
+    for name, variant in variants.items():
+        result[name] = round(measure(args.num_seqs, args.context, args.steps, **variant), 1)
+    return result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``s1engine bench host``."""
+    parser.add_argument("--num-seqs", type=int, default=256, help="running sequences")
+    parser.add_argument("--context", type=int, default=4096, help="tokens of each")
+    parser.add_argument("--steps", type=int, default=500, help="steps to time")

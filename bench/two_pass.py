@@ -1,0 +1,116 @@
+"""Budget forcing as s1's own script does it: stop, append, generate again.
+
+Each ignored end costs a whole ``generate`` over the batch, with everything before it as a new
+prompt, and a barrier at which finished sequences wait for the slowest. It runs on our engine through
+its public interface only, so that native forcing can be compared with it token for token and second
+for second.
+"""
+
+from dataclasses import dataclass, field
+
+from s1engine.engine.llm import LLM
+from s1engine.outputs import RequestOutput
+from s1engine.sampling_params import SamplingParams
+
+BAN = -100.0  # a bias that no logit of a trained model overcomes
+
+
+@dataclass
+class Pass:
+    """One prompt on its way through the passes."""
+
+    prompt: list[int]  # with the thinking opened
+    thinking: list[int] = field(default_factory=list)
+    waits_used: int = 0
+    ended: bool = False  # the model wrote an end
+    answer: list[int] = field(default_factory=list)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Everything generated and appended."""
+        return self.thinking + self.answer
+
+
+def think_in_passes(
+    llm: LLM, prompts: list[list[int]], *, budget: int, num_waits: int, max_tokens: int
+) -> list[Pass]:
+    """Greedy answers to prompts whose thinking is open; the way of s1's evaluation harness, except
+    that waits share the one budget."""
+    reasoning = llm.engine.format
+    assert reasoning is not None
+    wait = llm.engine.tokenizer.encode("Wait")
+    states = [Pass(prompt) for prompt in prompts]
+    live = states
+    for wait_round in range(num_waits + 1):
+        _think(llm, live, budget)
+        live = [s for s in live if s.ended and len(s.thinking) + len(wait) < budget]
+        if wait_round == num_waits:
+            break
+        for state in live:
+            state.thinking += wait
+            state.waits_used += 1
+    newlines = set(llm.engine.tokenizer.newline_ids)
+    for state in states:
+        if state.ended:
+            end = list(reasoning.natural_end)
+        else:
+            last = (state.prompt + state.thinking)[-1]
+            gap = [] if last in newlines else list(reasoning.newline)
+            end = [*gap, *reasoning.forced_end(None)]
+        state.answer = end
+    params = [_greedy(max_tokens - len(s.token_ids)) for s in states]
+    outputs = _generate(llm, [s.prompt + s.token_ids for s in states], params)
+    for state, output in zip(states, outputs, strict=True):
+        state.answer += output.outputs[0].token_ids
+    return states
+
+
+def _think(llm: LLM, states: list[Pass], budget: int) -> None:
+    """One round for all: until each writes an end or has used up the budget."""
+    before = [len(state.thinking) for state in states]
+    _extend(llm, states, [_greedy(budget - n) for n in before])
+    stuck = [
+        state
+        for state, n in zip(states, before, strict=True)
+        if state.waits_used and len(state.thinking) == n  # an end directly after the wait
+    ]
+    if stuck:
+        assert llm.engine.format is not None
+        bias = dict.fromkeys(llm.engine.format.triggers, BAN)
+        _extend(llm, stuck, [_greedy(1, bias) for _ in stuck])
+        _extend(llm, stuck, [_greedy(budget - len(s.thinking)) for s in stuck])
+
+
+def _extend(llm: LLM, states: list[Pass], params: list[SamplingParams]) -> None:
+    assert llm.engine.format is not None
+    triggers = llm.engine.format.triggers
+    outputs = _generate(llm, [s.prompt + s.thinking for s in states], params)
+    for state, output in zip(states, outputs, strict=True):
+        ids = output.outputs[0].token_ids
+        state.ended = ids[-1] in triggers
+        state.thinking += ids[:-1] if state.ended else ids
+
+
+def _greedy(max_tokens: int, logit_bias: dict[int, float] | None = None) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=max_tokens, logit_bias=logit_bias or {})
+
+
+def _generate(
+    llm: LLM, prompts: list[list[int]], params: list[SamplingParams]
+) -> list[RequestOutput]:
+    """Plain continuation: thinking is switched off, ends are stop ids."""
+    assert llm.engine.format is not None
+    if not prompts:
+        return []
+    stops = llm.engine.format.triggers
+    each = [_with_stops(p, stops) for p in params]
+    return llm.generate(prompts, each, progress=False, enable_thinking=False)
+
+
+def _with_stops(params: SamplingParams, stops: tuple[int, ...]) -> SamplingParams:
+    return SamplingParams(
+        temperature=0,
+        max_tokens=params.max_tokens,
+        logit_bias=params.logit_bias,
+        stop_token_ids=stops,
+    )

@@ -1,0 +1,100 @@
+"""Offline use: many prompts in, all answers out."""
+
+from typing import Any
+
+from tqdm import tqdm
+
+from s1engine.config import EngineConfig
+from s1engine.engine.llm_engine import LLMEngine
+from s1engine.engine.request import Prompt, Request
+from s1engine.errors import RequestError
+from s1engine.outputs import RequestOutput
+from s1engine.sampling_params import SamplingParams
+
+Messages = list[dict[str, Any]]
+
+
+class LLM:
+    """A model in this process.
+
+    Args:
+        model: Hugging Face directory or hub id; None: the bundled s1-nano.
+        options: further fields of EngineConfig.
+    """
+
+    def __init__(self, model: str | None = None, *, progress: bool = True, **options: Any) -> None:
+        if model is not None:
+            options["model"] = str(model)
+        self.engine = LLMEngine(EngineConfig(**options), progress=progress)
+
+    def generate(
+        self,
+        prompts: Prompt | list[str] | list[list[int]],
+        params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+        **options: Any,
+    ) -> list[RequestOutput]:
+        """Continues raw prompts, texts or lists of token ids. The chat template is not applied and
+        thinking is opened only if ``params`` brings a thinking budget.
+
+        ``options`` go to ``LLMEngine.make_request``. Outputs come in the order of the prompts.
+        Raises RequestError before anything is computed if any request is invalid.
+        """
+        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
+        return self._run([prompts] if single else list(prompts), params, progress, options)  # type: ignore[list-item, arg-type]
+
+    def chat(
+        self,
+        conversations: Messages | list[Messages],
+        params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+        **options: Any,
+    ) -> list[RequestOutput]:
+        """Answers conversations, each a list of ``{"role", "content"}``; see ``generate``."""
+        single = bool(conversations) and isinstance(conversations[0], dict)
+        return self._run([conversations] if single else list(conversations), params, progress, options)  # type: ignore[list-item, arg-type]
+
+    def _run(
+        self,
+        prompts: list[Prompt],
+        params: SamplingParams | list[SamplingParams] | None,
+        progress: bool,
+        options: dict[str, Any],
+    ) -> list[RequestOutput]:
+        if params is None:
+            params = SamplingParams(**self.engine.default_sampling())
+        each = params if isinstance(params, list) else [params] * len(prompts)
+        if len(each) != len(prompts):
+            raise RequestError(f"{len(each)} params for {len(prompts)} prompts", param="params")
+        requests = [
+            self.engine.make_request(prompt, p, **options)
+            for prompt, p in zip(prompts, each, strict=True)
+        ]
+        return self._drain(requests, progress)
+
+    def _drain(self, requests: list[Request], progress: bool) -> list[RequestOutput]:
+        done: dict[str, RequestOutput] = {}
+        for request in requests:
+            self.engine.add_request(request)
+        before = self.engine.scheduler.stats().num_sampled_tokens
+        with tqdm(total=len(requests), unit="request", disable=not progress) as bar:
+            try:
+                while self.engine.has_unfinished:
+                    for request_id, event in self.engine.step():
+                        if isinstance(event, RequestOutput):
+                            done[request_id] = event
+                            bar.update()
+                    self._show_rate(bar, before)
+            finally:  # an interrupt must not leave sequences behind
+                for request in requests:
+                    self.engine.abort(request.request_id)
+        return [done[request.request_id] for request in requests]
+
+    def _show_rate(self, bar: Any, before: int) -> None:
+        if bar.disable:
+            return
+        elapsed = bar.format_dict["elapsed"]
+        tokens = self.engine.scheduler.stats().num_sampled_tokens - before
+        bar.set_postfix_str(f"{tokens / max(elapsed, 1e-9):,.0f} tokens/s", refresh=False)

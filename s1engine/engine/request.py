@@ -1,0 +1,250 @@
+"""From what a user asks to what the scheduler runs: validation, token ids, effective budget.
+
+Everything a user can get wrong is found here, before the request touches a queue; afterwards only
+integers are left. Pure: compiling changes no state, so any thread may do it.
+"""
+
+import hashlib
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from s1engine import _core
+from s1engine.config import DEFAULT_ANSWER_RESERVE
+from s1engine.errors import RequestError
+from s1engine.models.config import ModelConfig
+from s1engine.reasoning import ReasoningFormat, find_open_thinking
+from s1engine.sampling_params import SamplingParams, ThinkingBudget
+from s1engine.tokenizer import Tokenizer
+
+Prompt = str | list[int] | list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingPlan:
+    """A thinking budget in token ids, fitted into what the request and the context leave."""
+
+    params: _core.BudgetParams
+    thought: int  # thinking tokens that already stand in the prompt
+    max_thinking: int  # effective maximum, those included
+
+
+@dataclass(slots=True)
+class Request:
+    """A validated request, ready for the scheduler."""
+
+    request_id: str
+    prompt: np.ndarray  # [prompt_len] int32, thinking opened
+    params: SamplingParams
+    max_len: int  # prompt and output together
+    stop_tokens: list[int]
+    thinking: ThinkingPlan | None
+    stream: bool
+    priority: int
+    salt: bytes  # 16 bytes
+    arrival: float = field(default_factory=time.monotonic)
+
+    @property
+    def deadline(self) -> float | None:
+        """Time (monotonic, s) at which thinking must end."""
+        budget = self.params.thinking
+        if self.thinking is None or budget is None or budget.deadline_ms is None:
+            return None
+        return self.arrival + budget.deadline_ms / 1000
+
+
+class RequestCompiler:
+    """Compiles requests for one model.
+
+    Args:
+        vocab_limit: ids below it may be sampled; ids of a prompt may go up to the embedding's rows.
+        max_model_len: prompt and output together, tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        reasoning: ReasoningFormat | None,
+        model: ModelConfig,
+        *,
+        vocab_limit: int,
+        max_model_len: int,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._reasoning = reasoning
+        self._model = model
+        self._vocab_limit = vocab_limit
+        self._max_model_len = max_model_len
+        self._format = _core_format(reasoning, tokenizer) if reasoning else None
+
+    def compile(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        enable_thinking: bool | None = None,
+        template_kwargs: dict[str, Any] | None = None,
+        stream: bool = False,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> Request:
+        """Raises RequestError naming the field. ``enable_thinking`` None: a chat thinks, a raw
+        prompt thinks if it brings a thinking budget or has its thinking open already."""
+        chat = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
+        param = "messages" if chat else "prompt"
+        ids = self._encode(prompt, chat, enable_thinking, template_kwargs)
+        self._check_ids(params)
+        thought = self._open_thinking(ids, params, chat, enable_thinking)
+        room = self._max_model_len - len(ids)
+        if room < 1:
+            raise RequestError(
+                f"{param} has {len(ids)} tokens; with at least one of output it exceeds the "
+                f"context of {self._max_model_len}",
+                param=param,
+                code="context_length_exceeded",
+            )
+        max_len = len(ids) + min(params.max_tokens or room, room)
+        thinking = None if thought is None else self._plan(params, thought, len(ids), max_len)
+        stops = [*params.stop_token_ids]
+        if not params.ignore_eos:
+            stops += self._model.eos_token_ids
+        return Request(
+            request_id=request_id or uuid.uuid4().hex,
+            prompt=np.array(ids, np.int32),
+            params=params,
+            max_len=max_len,
+            stop_tokens=stops,
+            thinking=thinking,
+            stream=stream,
+            priority=priority,
+            salt=hashlib.sha256(cache_salt.encode()).digest()[:16] if cache_salt else bytes(16),
+        )
+
+    def _encode(
+        self,
+        prompt: Prompt,
+        chat: bool,
+        enable_thinking: bool | None,
+        template_kwargs: dict[str, Any] | None,
+    ) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self._tokenizer.encode(prompt)
+        elif chat:
+            ids = self._tokenizer.render_chat(prompt, enable_thinking, template_kwargs or {})  # type: ignore[arg-type]
+        else:
+            ids = self._check_prompt_ids(prompt)
+        if not ids:
+            raise RequestError("prompt is empty", param="prompt")
+        return ids
+
+    def _check_prompt_ids(self, prompt: object) -> list[int]:
+        limit = self._model.vocab_size
+        if not isinstance(prompt, list):
+            raise RequestError("prompt must be text, token ids or messages", param="prompt")
+        for token in prompt:
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < limit:
+                raise RequestError(
+                    f"prompt: {token!r} is no token id below {limit}", param="prompt"
+                )
+        return list(prompt)
+
+    def _check_ids(self, params: SamplingParams) -> None:
+        fields = {"stop_token_ids": params.stop_token_ids, "logit_bias": tuple(params.logit_bias)}
+        for name, ids in fields.items():
+            for token in ids:
+                if token >= self._vocab_limit:
+                    raise RequestError(
+                        f"{name}: {token} is outside the vocabulary of {self._vocab_limit}",
+                        param=name,
+                    )
+
+    def _open_thinking(
+        self, ids: list[int], params: SamplingParams, chat: bool, enable_thinking: bool | None
+    ) -> int | None:
+        """Thinking tokens already in ``ids``, which gains the start marker if it lacks one; None
+        if the request does not think."""
+        wanted = params.thinking is not None or enable_thinking is True
+        if self._reasoning is None:
+            if wanted:
+                raise RequestError(
+                    "this model has no reasoning format, so no thinking field applies",
+                    param="thinking_token_budget" if params.thinking else "enable_thinking",
+                )
+            return None
+        if enable_thinking is False:
+            if params.thinking is not None:
+                raise RequestError(
+                    "enable_thinking is false but a thinking budget is given",
+                    param="enable_thinking",
+                )
+            return None
+        begin = find_open_thinking(ids, self._reasoning)
+        if begin is not None:
+            return len(ids) - begin
+        if not (chat or wanted):
+            return None
+        ids.extend(self._reasoning.start)
+        return 0
+
+    def _plan(
+        self, params: SamplingParams, thought: int, prompt_len: int, max_len: int
+    ) -> ThinkingPlan:
+        assert self._reasoning is not None and self._format is not None
+        budget = params.thinking or ThinkingBudget()
+        forced_end = self._reasoning.forced_end(budget.final_text)
+        end_len = max(
+            len(self._reasoning.newline) + len(forced_end), len(self._reasoning.natural_end)
+        )
+        room = max_len - prompt_len - end_len - answer_reserve(budget, max_len - prompt_len)
+        least = max(budget.min_tokens - thought, 0)
+        if room < least:
+            raise RequestError(
+                f"max_tokens and context leave {max_len - prompt_len} tokens: too few for "
+                f"{least} of thinking, {end_len} to end it and the answer reserve",
+                param="min_thinking_tokens" if room >= 0 else "max_tokens",
+            )
+        maximum = thought + room
+        if budget.max_tokens is not None:
+            maximum = min(maximum, budget.max_tokens)
+        return ThinkingPlan(
+            params=_core.BudgetParams(
+                format=self._format,
+                wait=self._tokenizer.encode(budget.wait_text),
+                forced_end=list(forced_end),
+                delimiter_len=_delimiter_len(forced_end, self._reasoning.natural_end),
+                min_thinking=budget.min_tokens,
+                num_waits=budget.num_waits,
+            ),
+            thought=thought,
+            max_thinking=maximum,
+        )
+
+
+def answer_reserve(budget: ThinkingBudget, max_tokens: int) -> int:
+    """Tokens kept for the answer, at least one: the asked number, else s1's 100 or a quarter of
+    ``max_tokens``, whichever is less."""
+    if budget.answer_reserve is not None:
+        return max(budget.answer_reserve, 1)
+    return max(min(DEFAULT_ANSWER_RESERVE, max_tokens // 4), 1)
+
+
+def _delimiter_len(forced_end: tuple[int, ...], natural_end: tuple[int, ...]) -> int:
+    """Leading tokens of a forced end that are the delimiter; the rest opens the answer."""
+    n = len(natural_end)
+    return n if forced_end[:n] == natural_end else len(forced_end)
+
+
+def _core_format(reasoning: ReasoningFormat, tokenizer: Tokenizer) -> _core.BudgetFormat:
+    flags = np.zeros(tokenizer.num_tokens, np.uint8)
+    flags[tokenizer.newline_ids] = 1
+    return _core.BudgetFormat(
+        triggers=list(reasoning.triggers),
+        natural_end=list(reasoning.natural_end),
+        newline=list(reasoning.newline),
+        newline_always=reasoning.newline_always,
+        ends_in_newline=flags,
+    )

@@ -1,0 +1,85 @@
+"""Chained arithmetic modulo 10: the task that s1-nano was trained for.
+
+A question defines digits one after another and asks for the last one, all modulo 10, for example
+``k=3 b=k+4 x=b*2 x?``, whose answer is 4. Solving it takes one small step for each definition, so
+the thinking it needs grows with ``steps``. Held-out questions are told from training questions by a
+hash of their text: no question can be both.
+"""
+
+import hashlib
+import operator
+import random
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MIN_STEPS = 2
+MAX_STEPS = 16
+HELD_OUT_SHARE = 16  # one question in 16 is held out
+
+OPERATORS: dict[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """``label = previous label <op> operand``, worth ``value`` modulo 10; the first step has no
+    operator and defines its operand."""
+
+    label: str
+    op: str
+    operand: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question as a user would ask it, and its answer."""
+
+    id: str
+    question: str
+    answer: str
+    steps: tuple[Step, ...]
+
+
+def draw_steps(rng: random.Random, count: int) -> tuple[Step, ...]:
+    """A random chain of ``count`` definitions with distinct one-letter labels."""
+    labels = rng.sample(string.ascii_lowercase, count)
+    value = rng.randrange(10)
+    steps = [Step(labels[0], "", value, value)]
+    for label in labels[1:]:
+        op, operand = rng.choice("+-*"), rng.randrange(10)
+        value = OPERATORS[op](value, operand) % 10
+        steps.append(Step(label, op, operand, value))
+    return tuple(steps)
+
+
+def render(steps: tuple[Step, ...]) -> str:
+    """The question's text."""
+    definitions = [f"{steps[0].label}={steps[0].operand}"]
+    for before, step in zip(steps, steps[1:], strict=False):
+        definitions.append(f"{step.label}={before.label}{step.op}{step.operand}")
+    return f"{' '.join(definitions)} {steps[-1].label}?"
+
+
+def is_held_out(question: str) -> bool:
+    """Is this question kept from training?"""
+    return hashlib.sha256(question.encode()).digest()[0] % HELD_OUT_SHARE == 0
+
+
+def generate(
+    seed: int, count: int, min_steps: int = MIN_STEPS, max_steps: int = MAX_STEPS
+) -> list[Question]:
+    """``count`` held-out questions, their numbers of steps uniform in [min_steps, max_steps]."""
+    rng = random.Random(seed)
+    questions: list[Question] = []
+    while len(questions) < count:
+        steps = draw_steps(rng, rng.randint(min_steps, max_steps))
+        text = render(steps)
+        if is_held_out(text):
+            name = f"arithmetic-{seed}-{len(questions)}"
+            questions.append(Question(name, text, str(steps[-1].value), steps))
+    return questions

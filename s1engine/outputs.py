@@ -1,0 +1,147 @@
+"""What a request produces: streamed chunks, and the finished whole.
+
+Plain data without behaviour beyond ``to_json``. Knows nothing of HTTP; the server shapes these into
+its own schemas.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingUsage:
+    """How one sample thought."""
+
+    tokens: int
+    """Tokens between start and end delimiter, injected wait tokens included."""
+    forced_tokens: int
+    """All injected tokens: wait texts, forced and natural ends, final texts."""
+    waits_used: int
+    """Times that the wait text replaced an end of the model."""
+    end_reason: str | None
+    """natural, budget, deadline, client, loop, converged, length, abort; None while thinking."""
+    budget: int
+    """The effective maximum, after max_tokens, context and answer reserve were respected."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability of one generated token under the model's raw distribution."""
+
+    token_id: int
+    logprob: float
+    """0 for a forced token: it was certain."""
+    top: tuple[tuple[int, float], ...]
+    """The k likeliest tokens and their log-probabilities, best first."""
+    forced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOutput:
+    """One finished sample."""
+
+    index: int
+    text: str
+    """The answer; for a sample that did not think, everything."""
+    reasoning: str | None
+    """The thinking; None if the sample did not think."""
+    token_ids: list[int]
+    """Everything generated, forced tokens included."""
+    forced: list[int]
+    """0 or 1 beside token_ids: 1 where the token was injected, not sampled."""
+    finish_reason: str
+    """stop, length or abort."""
+    stop_reason: str | int | None
+    """The stop string or id that ended the answer; None for the model's own end."""
+    thinking: ThinkingUsage | None
+    logprobs: list[TokenLogprob] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``s1engine generate --json`` prints for this sample."""
+        thinking = self.thinking
+        return {
+            "text": self.text,
+            "reasoning": self.reasoning,
+            "token_ids": self.token_ids,
+            "forced": self.forced,
+            "finish_reason": self.finish_reason,
+            "thinking": {
+                "tokens": thinking.tokens if thinking else 0,
+                "forced_tokens": thinking.forced_tokens if thinking else 0,
+                "waits_used": thinking.waits_used if thinking else 0,
+                "end_reason": thinking.end_reason if thinking else None,
+                "budget": thinking.budget if thinking else None,
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of a request over all its samples."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    """Prompt tokens of the first sample that were found in the prefix cache."""
+    reasoning_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """OpenAI's usage fields, plus ``cached_tokens``."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cached_tokens": self.cached_tokens,
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds since the request arrived."""
+
+    queue_s: float
+    """Until it was first scheduled."""
+    ttft_s: float
+    """Until the first token."""
+    total_s: float
+    """Until the last sample was finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A finished request."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    """The prompt as computed: chat template applied, thinking opened."""
+    outputs: list[CompletionOutput]
+    usage: Usage
+    timing: Timing
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that ``s1engine generate --json`` prints for this request."""
+        return {
+            "prompt_token_ids": self.prompt_token_ids,
+            "outputs": [output.to_json() for output in self.outputs],
+            "checkpoints": [],
+            "usage": self.usage.to_json(),
+            "timing": {
+                "queue_s": self.timing.queue_s,
+                "ttft_s": self.timing.ttft_s,
+                "total_s": self.timing.total_s,
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one sample gained in a step; concatenated, chunks equal the finished output."""
+
+    index: int
+    text: str = ""
+    reasoning: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+    """Set on the last chunk of a sample."""

@@ -1,0 +1,1 @@
+"""All that touches a device: memory, batch tensors, the forward pass and sampling."""

@@ -1,0 +1,93 @@
+"""The arrays of one step, shared with the scheduler without copying.
+
+Host tensors are allocated once; the C++ scheduler writes into them through their numpy views, and
+``metadata`` shows the written part. On a GPU the host side is pinned and copied asynchronously.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s1engine import _core
+from s1engine.ops import AttentionMetadata
+
+_FIELDS: dict[str, torch.dtype] = {
+    "input_ids": torch.int32,
+    "positions": torch.int32,
+    "slot_mapping": torch.int64,
+    "cu_seqlens_q": torch.int32,
+    "context_lens": torch.int32,
+    "block_table": torch.int32,
+    "sample_tokens": torch.int32,
+    "sample_seats": torch.int32,
+    "sample_positions": torch.int64,
+    "sample_banned": torch.uint8,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRows:
+    """Host view of the rows that sample in this step; n of them."""
+
+    seats: np.ndarray  # [n] int32
+    positions: np.ndarray  # [n] int64, position of the token to sample
+    banned: np.ndarray  # [n] uint8, 1: thinking triggers must not be sampled
+    any_banned: bool
+
+
+class InputBatch:
+    """Buffers for up to ``max_tokens`` tokens in ``max_rows`` rows of ``max_blocks`` blocks."""
+
+    def __init__(self, *, max_tokens: int, max_rows: int, max_blocks: int, device: str) -> None:
+        sizes = {"block_table": (max_rows, max_blocks), "cu_seqlens_q": (max_rows + 1,)}
+        sizes |= dict.fromkeys(("input_ids", "positions", "slot_mapping"), (max_tokens,))
+        self.device = device
+        self._host = {
+            name: torch.zeros(
+                sizes.get(name, (max_rows,)), dtype=dtype, pin_memory=device != "cpu"
+            )
+            for name, dtype in _FIELDS.items()
+        }
+        views = {name: tensor.numpy() for name, tensor in self._host.items()}
+        self._seats = views["sample_seats"]
+        self._positions = views["sample_positions"]
+        self._banned = views["sample_banned"]
+        self.core = _core.ScheduledBatch(
+            views, max_tokens=max_tokens, max_rows=max_rows, max_blocks=max_blocks
+        )
+
+    def _on_device(self, name: str, size: int) -> Tensor:
+        tensor = self._host[name][:size]
+        return tensor if self.device == "cpu" else tensor.to(self.device, non_blocking=True)
+
+    def input_ids(self) -> Tensor:
+        """[T] int32"""
+        return self._on_device("input_ids", self.core.num_tokens)
+
+    def sample_tokens(self) -> Tensor:
+        """[n] int32, indices into T of the tokens whose logits are sampled."""
+        return self._on_device("sample_tokens", self.core.num_samples)
+
+    def attention(self) -> AttentionMetadata:
+        """Where the tokens of the step stand."""
+        tokens, rows = self.core.num_tokens, self.core.num_rows
+        return AttentionMetadata(
+            positions=self._on_device("positions", tokens),
+            slot_mapping=self._on_device("slot_mapping", tokens),
+            cu_seqlens_q=self._on_device("cu_seqlens_q", rows + 1),
+            context_lens=self._on_device("context_lens", rows),
+            block_table=self._on_device("block_table", rows),
+            max_seqlen_q=self.core.max_seqlen_q,
+        )
+
+    def sample_rows(self) -> SampleRows:
+        """Who samples, and under which ban."""
+        n = self.core.num_samples
+        return SampleRows(
+            seats=self._seats[:n],
+            positions=self._positions[:n],
+            banned=self._banned[:n],
+            any_banned=self.core.num_banned > 0,
+        )

@@ -1,0 +1,41 @@
+"""The memory behind the KV blocks: one K and one V tensor a layer.
+
+Owns tensors only; which block belongs to whom is the BlockManager's business (csrc/core).
+"""
+
+import torch
+from torch import Tensor
+
+from s1engine.models.config import ModelConfig
+
+
+class KVCache:
+    """K and V of every layer, each [num_blocks, num_kv_heads, block_size, head_dim].
+
+    Zeroed once: a kernel may read unused slots of a block, and NaN there would survive a mask.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: str,
+    ) -> None:
+        shape = (num_blocks, config.num_kv_heads, block_size, config.head_dim)
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.layers: list[tuple[Tensor, Tensor]] = [
+            (
+                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(shape, dtype=dtype, device=device),
+            )
+            for _ in range(config.num_layers)
+        ]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that fit in all."""
+        return self.num_blocks * self.block_size

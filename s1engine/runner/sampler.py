@@ -1,0 +1,181 @@
+"""Sampling state by seat, and one call of ``ops.sample`` a step.
+
+Every running sequence has a seat, an index into the arrays here, from admission to its end or
+preemption. A step gathers the rows it samples, so nothing loops over sequences; rules that few
+requests use (bias, penalties, log-probabilities) cost nothing while no seated request uses them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s1engine.ops import Ops, Penalties, SamplingMetadata
+from s1engine.runner.input_batch import SampleRows
+from s1engine.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class RowLogprobs:
+    """Raw log-probabilities at one sampled position."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerOutput:
+    """One token for each sampling row, and log-probabilities by seat where asked for."""
+
+    token_ids: np.ndarray  # [n] int64
+    logprobs: dict[int, RowLogprobs]
+
+
+class Sampler:
+    """Arrays of length ``max_num_seqs``, indexed by seat."""
+
+    def __init__(
+        self, *, max_num_seqs: int, vocab_size: int, triggers: tuple[int, ...], ops: Ops, device: str
+    ) -> None:
+        self._ops = ops
+        self._device = device
+        self._vocab_size = vocab_size
+        self._triggers = np.array(triggers, np.int64)
+        self._temperature = np.zeros(max_num_seqs, np.float32)
+        self._top_k = np.zeros(max_num_seqs, np.int32)
+        self._top_p = np.ones(max_num_seqs, np.float32)
+        self._min_p = np.zeros(max_num_seqs, np.float32)
+        self._seeds = np.zeros(max_num_seqs, np.int64)
+        self._num_logprobs = np.full(max_num_seqs, -1, np.int32)
+        self._filters = np.zeros(max_num_seqs, np.bool_)
+        self._biased = np.zeros(max_num_seqs, np.bool_)
+        self._bias: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._penalised = np.zeros(max_num_seqs, np.bool_)
+        self._penalties = np.tile(np.array([1, 0, 0], np.float32), (max_num_seqs, 1))
+        self._in_prompt: Tensor | None = None  # [max_num_seqs, V] bool, made on first use
+        self._output_counts: Tensor | None = None  # [max_num_seqs, V] int32
+
+    def seat(
+        self, seat: int, params: SamplingParams, seed: int, tokens: list[int], prompt_len: int
+    ) -> None:
+        """Prepares a seat for a sequence whose tokens so far are ``tokens``."""
+        greedy = params.temperature == 0
+        self._temperature[seat] = params.temperature
+        self._top_k[seat] = 0 if greedy else max(params.top_k, 0)
+        self._top_p[seat] = 1 if greedy else params.top_p
+        self._min_p[seat] = 0 if greedy else params.min_p
+        self._seeds[seat] = seed
+        self._num_logprobs[seat] = -1 if params.logprobs is None else params.logprobs
+        self._filters[seat] = (
+            self._top_k[seat] > 0 or self._top_p[seat] < 1 or self._min_p[seat] > 0
+        )
+        self._biased[seat] = bool(params.logit_bias)
+        if params.logit_bias:
+            ids = np.fromiter(params.logit_bias, np.int64)
+            self._bias[seat] = ids, np.fromiter(params.logit_bias.values(), np.float32)
+        penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+        self._penalties[seat] = penalties
+        self._penalised[seat] = penalties != (1, 0, 0)
+        if self._penalised[seat]:
+            self._count(seat, tokens, prompt_len)
+
+    def _count(self, seat: int, tokens: list[int], prompt_len: int) -> None:
+        if self._output_counts is None or self._in_prompt is None:
+            shape = (len(self._seeds), self._vocab_size)
+            self._output_counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
+            self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self._device)
+        ids = torch.tensor(tokens, dtype=torch.int64, device=self._device)
+        ids[ids >= self._vocab_size] = 0  # padded ids of a raw prompt are never sampled
+        self._in_prompt[seat] = False
+        self._in_prompt[seat, ids[:prompt_len]] = True
+        self._output_counts[seat] = torch.bincount(ids[prompt_len:], minlength=self._vocab_size)
+
+    def observe(self, seats: np.ndarray, tokens: np.ndarray) -> None:
+        """Counts the tokens that the step appended, forced ones included."""
+        if self._output_counts is not None:
+            rows = torch.from_numpy(seats).to(self._device, torch.int64)
+            ids = torch.from_numpy(tokens).to(self._device, torch.int64)
+            one = torch.ones((), dtype=torch.int32, device=self._device)
+            self._output_counts.index_put_((rows, ids), one, accumulate=True)
+
+    def sample(self, logits: Tensor, rows: SampleRows) -> SamplerOutput:
+        """Samples one token for each row of ``logits`` [n, V] float32."""
+        asked = self._num_logprobs[rows.seats]
+        raw = logits.clone() if (asked >= 0).any() else None
+        ids = self._ops.sample(logits, self._metadata(rows))
+        logprobs = {} if raw is None else self._logprobs(raw, ids, rows.seats, asked)
+        return SamplerOutput(ids.cpu().numpy(), logprobs)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+    def _metadata(self, rows: SampleRows) -> SamplingMetadata:
+        seats = rows.seats
+        temperature = self._temperature[seats]
+        return SamplingMetadata(
+            temperature=self._tensor(temperature),
+            top_k=self._tensor(self._top_k[seats]),
+            top_p=self._tensor(self._top_p[seats]),
+            min_p=self._tensor(self._min_p[seats]),
+            seeds=self._tensor(self._seeds[seats]),
+            positions=self._tensor(rows.positions),
+            all_greedy=not temperature.any(),
+            filtered=bool(self._filters[seats].any()),
+            penalties=self._gather_penalties(seats),
+            bias=self._gather_bias(seats),
+            banned=self._gather_banned(rows),
+        )
+
+    def _gather_banned(self, rows: SampleRows) -> tuple[Tensor, Tensor] | None:
+        if not rows.any_banned:
+            return None
+        banned = np.flatnonzero(rows.banned)
+        return (
+            self._tensor(np.repeat(banned, len(self._triggers))),
+            self._tensor(np.tile(self._triggers, len(banned))),
+        )
+
+    def _gather_bias(self, seats: np.ndarray) -> tuple[Tensor, Tensor, Tensor] | None:
+        biased = np.flatnonzero(self._biased[seats])
+        if not len(biased):
+            return None
+        biases = [self._bias[int(seats[row])] for row in biased]
+        rows = np.repeat(biased, [len(ids) for ids, _ in biases])
+        ids = np.concatenate([ids for ids, _ in biases])
+        values = np.concatenate([values for _, values in biases])
+        return self._tensor(rows), self._tensor(ids), self._tensor(values)
+
+    def _gather_penalties(self, seats: np.ndarray) -> Penalties | None:
+        if not self._penalised[seats].any():
+            return None
+        assert self._in_prompt is not None and self._output_counts is not None
+        index = self._tensor(seats.astype(np.int64))
+        values = self._penalties[seats]
+        neutral = ~self._penalised[seats]
+        counts = self._output_counts[index]
+        prompt = self._in_prompt[index]
+        if neutral.any():  # seats without penalties keep stale counts
+            counts[self._tensor(neutral)] = 0
+            prompt[self._tensor(neutral)] = False
+        return Penalties(
+            repetition=self._tensor(values[:, 0]),
+            presence=self._tensor(values[:, 1]),
+            frequency=self._tensor(values[:, 2]),
+            in_prompt=prompt,
+            output_counts=counts,
+        )
+
+    def _logprobs(
+        self, raw: Tensor, ids: Tensor, seats: np.ndarray, asked: np.ndarray
+    ) -> dict[int, RowLogprobs]:
+        rows = np.flatnonzero(asked >= 0)
+        index = self._tensor(rows)
+        k = int(asked.max())
+        own, values, top_ids = self._ops.logprobs(raw[index], ids[index], k)
+        found = {}
+        for i, row in enumerate(rows):
+            best = zip(top_ids[i].tolist(), values[i].tolist(), strict=True)
+            top = tuple(best)[: asked[row]]
+            found[int(seats[row])] = RowLogprobs(float(own[i]), top)
+        return found

@@ -1,0 +1,1 @@
+"""Making models that think. Imported as s1engine.training; s1engine itself never imports it."""
