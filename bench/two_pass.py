@@ -68,22 +68,32 @@ def think_in_passes(
 def _think(llm: LLM, states: list[Pass], budget: int) -> None:
     """One round for all: until each writes an end or has used up the budget."""
     before = [len(state.thinking) for state in states]
-    _extend(llm, states, [_greedy(budget - n) for n in before])
+    _extend(llm, states, budget)
     stuck = [
         state
         for state, n in zip(states, before, strict=True)
-        if state.waits_used and len(state.thinking) == n  # an end directly after the wait
+        if state.waits_used and len(state.thinking) == n < budget  # an end directly after the wait
     ]
     if stuck:
         assert llm.engine.format is not None
         bias = dict.fromkeys(llm.engine.format.triggers, BAN)
-        _extend(llm, stuck, [_greedy(1, bias) for _ in stuck])
-        _extend(llm, stuck, [_greedy(budget - len(s.thinking)) for s in stuck])
+        _extend(llm, stuck, budget, most=1, bias=bias)
+        _extend(llm, stuck, budget)
 
 
-def _extend(llm: LLM, states: list[Pass], params: list[SamplingParams]) -> None:
+def _extend(
+    llm: LLM,
+    states: list[Pass],
+    budget: int,
+    most: int | None = None,
+    bias: dict[int, float] | None = None,
+) -> None:
+    """Thinks on, within the budget and by at most ``most`` tokens."""
     assert llm.engine.format is not None
     triggers = llm.engine.format.triggers
+    states = [state for state in states if len(state.thinking) < budget]
+    rooms = [budget - len(state.thinking) for state in states]
+    params = [_greedy(min(room, most or room), bias) for room in rooms]
     outputs = _generate(llm, [s.prompt + s.thinking for s in states], params)
     for state, output in zip(states, outputs, strict=True):
         ids = output.outputs[0].token_ids

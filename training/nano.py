@@ -36,7 +36,7 @@ class Recipe:
     """The whole recipe; the defaults made the bundled weights."""
 
     seed: int = 0
-    steps: int = 6000
+    steps: int = 4500
     batch_tokens: int = 4096
     learning_rate: float = 2e-3
     warmup_steps: int = 200
@@ -44,7 +44,7 @@ class Recipe:
     clip: float = 1.0
     curriculum_steps: int = 120  # optimizer steps after which chains may be one longer
     evaluate_every: int = 500
-    threads: int = 2
+    threads: int = 1
 
 
 def make_model(vocab_size: int) -> Qwen2ForCausalLM:

@@ -6,7 +6,6 @@ was never streamed goes the same way in one push.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from s1engine import _core
 from s1engine.outputs import Chunk, CompletionOutput, ThinkingUsage, TokenLogprob
@@ -75,14 +74,14 @@ class SampleStream:
         self._token_ids: list[int] = []
         self._forced: list[int] = []
         self._logprobs: list[TokenLogprob] = []
-        self._state: _core.Progress | None = None
+        self._state: "_core.Progress | None" = None
 
     @property
     def hit_stop_string(self) -> bool:
         """The text contains a stop string, so the sample must be ended."""
         return self._stops.found is not None
 
-    def push(self, progress: _core.Progress, row: RowLogprobs | None = None) -> Chunk:
+    def push(self, progress: "_core.Progress", row: RowLogprobs | None = None) -> Chunk:
         """Takes what ``Scheduler.take`` returned, with the log-probs of the sampled token."""
         self._state = progress
         ids, marks = progress["token_ids"], progress["marks"]
@@ -154,6 +153,7 @@ class SampleStream:
     def _thinking(self) -> ThinkingUsage | None:
         if not self._thinks:
             return None
+        assert self._state is not None
         reason = self._state["end_reason"]
         return ThinkingUsage(
             tokens=self._state["thinking_tokens"],

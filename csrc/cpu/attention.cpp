@@ -1,0 +1,165 @@
+// Cuts the attention of a step into units and shares them out over the thread pool.
+//
+// A unit is a few consecutive tokens of one sequence with the query heads of one KV head. Units that
+// are large beside the whole step (a long context in a small batch) are cut further, along their
+// context. Where to cut is decided by the load; what is computed is the same either way.
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "isa.hpp"
+#include "ops.hpp"
+#include "thread_pool.hpp"
+
+namespace s1::cpu {
+namespace {
+
+constexpr int64_t kUnitRows = 128;       // query rows that share a pass over the keys
+constexpr int64_t kMinWork = 1 << 19;   // multiply-adds below which one thread is faster than two
+constexpr int64_t kTasksPerThread = 4;  // so that threads end at about the same time
+
+struct Task {
+  int64_t unit;
+  int64_t split;      // -1: the whole context
+  int64_t part;       // where its result goes in the parts, in floats
+};
+
+struct Plan {
+  std::vector<AttentionUnit> units;
+  std::vector<Task> tasks;
+  std::vector<Task> joins;  // units that were cut: split 0's task
+  int64_t part_floats = 0;
+  int64_t work = 0;  // multiply-adds of the step
+
+  void clear() {
+    units.clear();
+    tasks.clear();
+    joins.clear();
+    part_floats = work = 0;
+  }
+};
+
+// Memory of one thread that grows and is kept, aligned to cache lines.
+class Scratch {
+ public:
+  float* get(int64_t floats) {
+    if (floats > size_) {
+      memory_.reset(new (std::align_val_t{64}) float[static_cast<size_t>(floats)]);
+      size_ = floats;
+    }
+    return memory_.get();
+  }
+
+ private:
+  struct Delete {
+    void operator()(float* p) const { ::operator delete[](p, std::align_val_t{64}); }
+  };
+  std::unique_ptr<float[], Delete> memory_;
+  int64_t size_ = 0;
+};
+
+int64_t work_of(const Attention& a, const AttentionUnit& unit) {
+  return 2 * unit.num_tokens * a.group_size * unit.end() * a.width();
+}
+
+void add_units(const Attention& a, const int32_t* cu_seqlens_q, const int32_t* context_lens,
+               int64_t sequence, Plan& plan) {
+  const int64_t begin = cu_seqlens_q[sequence];
+  const int64_t end = cu_seqlens_q[sequence + 1];
+  const int64_t tokens = std::max<int64_t>(1, kUnitRows / a.group_size);
+  for (int64_t token = begin; token < end; token += tokens) {
+    for (int64_t head = 0; head < a.num_kv_heads; ++head) {
+      plan.units.push_back({.sequence = sequence,
+                            .kv_head = head,
+                            .token = token,
+                            .num_tokens = std::min(tokens, end - token),
+                            .position = context_lens[sequence] - end + token});
+      plan.work += work_of(a, plan.units.back());
+    }
+  }
+}
+
+void add_tasks(const Attention& a, int64_t index, int64_t limit, Plan& plan) {
+  const AttentionUnit& unit = plan.units[static_cast<size_t>(index)];
+  const int64_t splits = unit.num_splits();
+  if (splits == 1 || work_of(a, unit) <= limit) {
+    plan.tasks.push_back({index, -1, 0});
+    return;
+  }
+  plan.joins.push_back({index, 0, plan.part_floats});
+  for (int64_t split = 0; split < splits; ++split) {
+    plan.tasks.push_back({index, split, plan.part_floats});
+    plan.part_floats += SoftmaxState::size(unit.num_tokens * a.group_size, a.width());
+  }
+}
+
+void make_plan(const Attention& a, const int32_t* cu_seqlens_q, const int32_t* context_lens,
+               int64_t sequences, int threads, Plan& plan) {
+  plan.clear();
+  for (int64_t s = 0; s < sequences; ++s) add_units(a, cu_seqlens_q, context_lens, s, plan);
+  const int64_t limit = threads == 1 ? plan.work : plan.work / (kTasksPerThread * threads);
+  for (size_t i = 0; i < plan.units.size(); ++i) {
+    add_tasks(a, static_cast<int64_t>(i), std::max(limit, kMinWork), plan);
+  }
+}
+
+void execute(const Attention& a, const Kernels& k, const Plan& plan, float* parts) {
+  ThreadPool& pool = ThreadPool::instance();
+  const auto tasks = static_cast<int64_t>(plan.tasks.size());
+  const auto joins = static_cast<int64_t>(plan.joins.size());
+  const int64_t scratch_size = attention_scratch(a, std::max(kUnitRows, a.group_size));
+  const auto scratch = [scratch_size] {
+    static thread_local Scratch memory;
+    return memory.get(scratch_size);
+  };
+  const auto unit_of = [&](const Task& task) -> const AttentionUnit& {
+    return plan.units[static_cast<size_t>(task.unit)];
+  };
+  pool.parallel_for(tasks, plan.work < kMinWork ? tasks : 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Task& task = plan.tasks[static_cast<size_t>(i)];
+      if (task.split < 0) {
+        k.attend(a, unit_of(task), scratch());
+      } else {
+        k.attend_part(a, unit_of(task), task.split, parts + task.part, scratch());
+      }
+    }
+  });
+  pool.parallel_for(joins, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Task& task = plan.joins[static_cast<size_t>(i)];
+      k.join_parts(a, unit_of(task), parts + task.part, scratch());
+    }
+  });
+}
+
+}  // namespace
+
+void paged_attention(int dtype, Address q, Address k_cache, Address v_cache, Address out,
+                     Address cu_seqlens_q, Address context_lens, Address block_table,
+                     int64_t sequences, int64_t block_table_stride, int64_t num_heads,
+                     int64_t num_kv_heads, int64_t head_dim, int64_t block_size, int64_t q_stride,
+                     float scale) {
+  const Attention args{.q = pointer<const void>(q),
+                       .k_cache = pointer<const void>(k_cache),
+                       .v_cache = pointer<const void>(v_cache),
+                       .out = pointer<void>(out),
+                       .block_table = pointer<const int32_t>(block_table),
+                       .block_table_stride = block_table_stride,
+                       .q_stride = q_stride,
+                       .num_kv_heads = num_kv_heads,
+                       .group_size = num_heads / num_kv_heads,
+                       .head_dim = head_dim,
+                       .block_size = block_size,
+                       .scale = scale};
+  static thread_local Plan plan;  // kept for its memory
+  static thread_local Scratch parts;
+  make_plan(args, pointer<const int32_t>(cu_seqlens_q),
+            pointer<const int32_t>(context_lens), sequences,
+            ThreadPool::instance().size(), plan);
+  execute(args, kernels(DType{dtype}), plan, parts.get(plan.part_floats));
+}
+
+}  // namespace s1::cpu

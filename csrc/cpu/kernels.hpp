@@ -1,0 +1,153 @@
+// What the entry points (ops.cpp, attention.cpp, sample.cpp) share with the kernels of each
+// instruction set: argument structs and a table of functions per set and storage type.
+//
+// Kernels work on a range of rows, on the calling thread, without allocating. Strides and sizes
+// count elements. Only this header and types without functions may cross into a kernel file: what
+// is compiled there may hold instructions that other code must not run.
+
+#pragma once
+
+#include <cstdint>
+
+namespace s1::cpu {
+
+enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
+constexpr int kNumDTypes = 3;
+
+// Row i of x starts at (i / inner_rows) * outer_stride + (i % inner_rows) * inner_stride, so that
+// the heads of a token can be rows; residual and out likewise have rows.
+struct RmsNorm {
+  const void* x;
+  void* residual;  // [rows, dim], x is added to it first; null: there is none
+  const void* weight;
+  void* out;  // [rows, dim] contiguous
+  int64_t inner_rows, outer_stride, inner_stride, residual_stride;
+  int64_t dim;
+  float eps;
+};
+
+struct SiluAndMul {
+  const void* gate_up;  // [rows, 2 * dim]
+  void* out;            // [rows, dim] contiguous
+  int64_t stride, dim;
+};
+
+struct RopeWrite {
+  void* q;
+  void* k;
+  const void* v;
+  const float* cos_sin;  // [max_len, head_dim]
+  void* k_cache;
+  void* v_cache;
+  const int32_t* positions;
+  const int64_t* slots;
+  int64_t num_heads, num_kv_heads, head_dim, block_size;
+  int64_t q_stride, k_stride, v_stride;  // from token to token; heads are contiguous
+};
+
+// Sizes in floats are padded to a multiple of this, itself a multiple of every vector's width.
+constexpr int64_t kPadding = 16;
+constexpr int64_t padded(int64_t size) { return (size + kPadding - 1) / kPadding * kPadding; }
+
+constexpr int64_t kTileKeys = 32;  // keys that are in work at a time
+
+struct Attention {
+  const void* q;
+  const void* k_cache;
+  const void* v_cache;
+  void* out;  // [T, num_kv_heads * group_size * head_dim]
+  const int32_t* block_table;
+  int64_t block_table_stride, q_stride;
+  int64_t num_kv_heads, group_size, head_dim, block_size;
+  float scale;
+
+  int64_t width() const { return padded(head_dim); }
+};
+
+// Consecutive tokens of one sequence with the query heads of one KV head: rows that read the same
+// keys. Row r is token r / group_size, head r % group_size.
+struct AttentionUnit {
+  int64_t sequence;  // row of the block table
+  int64_t kv_head;
+  int64_t token;  // first token, counted in the step
+  int64_t num_tokens;
+  int64_t position;  // of the first token in its sequence
+
+  // Contexts are summed in stretches of so many keys, then the stretches' results in their order:
+  // always, so that a token's result depends neither on threads nor on what else is in the step.
+  static constexpr int64_t kSplit = 512;
+
+  int64_t end() const { return position + num_tokens; }
+  int64_t num_splits() const { return (end() + kSplit - 1) / kSplit; }
+};
+
+// Softmax rows in the making: per row the largest score, and relative to it the sum of weights and
+// the weighted sum of values.
+struct SoftmaxState {
+  float* values;  // [rows, width]
+  float* max;
+  float* sum;
+
+  SoftmaxState(float* memory, int64_t rows, int64_t width)
+      : values(memory), max(memory + rows * width), sum(max + rows) {}
+
+  static int64_t size(int64_t rows, int64_t width) {
+    return padded(rows * (width + 2));
+  }
+};
+
+constexpr float kLogitLimit = 1e30f;  // LOGIT_LIMIT of the sampler's definition
+
+// A token and what made it the largest of its row.
+struct Peak {
+  float value;
+  int64_t token;
+};
+
+// Names the random numbers of one row: Philox key and counter.
+struct Noise {
+  uint64_t seed;
+  uint64_t position;
+};
+
+// Scans over one row of `size` logits; see sample.inc.
+struct SampleKernels {
+  Peak (*scale_logits)(float* logits, int64_t size, float temperature, bool clean);
+  double (*sum_exp)(const float* values, int64_t size, float peak);
+  int64_t (*collect)(const float* values, int64_t size, float lowest, int32_t* tokens);
+  int64_t (*draw)(const float* scaled, int64_t size, const Noise&, const Peak& first);
+  int64_t (*draw_among)(const float* scaled, const int32_t* tokens, int64_t count, const Noise&);
+};
+
+struct Kernels {
+  void (*rms_norm)(const RmsNorm&, int64_t begin, int64_t end);
+  void (*silu_and_mul)(const SiluAndMul&, int64_t begin, int64_t end);
+  void (*rope_write)(const RopeWrite&, int64_t begin, int64_t end);
+  // A unit's whole context, or one split of it into `part`, or all parts into the output. `scratch`
+  // has room for attention_scratch floats.
+  void (*attend)(const Attention&, const AttentionUnit&, float* scratch);
+  void (*attend_part)(const Attention&, const AttentionUnit&, int64_t split, float* part,
+                      float* scratch);
+  void (*join_parts)(const Attention&, const AttentionUnit&, float* parts, float* scratch);
+};
+
+inline int64_t attention_scratch(const Attention& a, int64_t rows) {
+  return (padded(rows) + 2 * kTileKeys) * a.width() + padded(rows) * kTileKeys +
+         2 * SoftmaxState::size(rows, a.width());
+}
+
+// One entry per DType. A set that this build or this machine lacks is never called.
+namespace portable {
+extern const Kernels kKernels[kNumDTypes];
+extern const SampleKernels kSampleKernels;
+}
+namespace avx2 {
+extern const Kernels kKernels[kNumDTypes];
+extern const SampleKernels kSampleKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels[kNumDTypes];
+extern const SampleKernels kSampleKernels;
+}
+
+}  // namespace s1::cpu

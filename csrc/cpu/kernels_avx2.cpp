@@ -1,0 +1,21 @@
+// The kernels for CPUs with AVX2, FMA and F16C. All headers come first: their inline functions must
+// stay free of the instructions that the pragma allows from there on.
+
+#include "isa.hpp"
+
+#if S1_HAS_X86_KERNELS
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <utility>
+
+#include "kernels.hpp"
+
+#pragma GCC target("avx2,fma,f16c")
+
+#define S1_ISA avx2
+#define S1_WIDTH 8
+#include "kernels.inc"
+
+#endif

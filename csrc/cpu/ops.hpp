@@ -1,0 +1,57 @@
+// The CPU operations of the Ops protocol, for a caller that holds tensors: addresses of their first
+// elements as integers, sizes and strides in elements. Nothing is checked here; the caller vouches
+// for types, shapes and bounds. Shapes and letters as in s1engine/ops/__init__.py.
+
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.hpp"
+
+namespace s1::cpu {
+
+using Address = uintptr_t;
+
+template <typename T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Threads that the operations use, the caller's included.
+int num_threads();
+void set_num_threads(int count);
+
+// out [rows, dim] = rms_norm(x). Row i of x starts at (i / inner_rows) * outer_stride +
+// (i % inner_rows) * inner_stride.
+void rms_norm(int dtype, Address x, Address weight, Address out, int64_t rows, int64_t inner_rows,
+              int64_t outer_stride, int64_t inner_stride, int64_t dim, float eps);
+
+// residual += x, out = rms_norm(residual)
+void add_rms_norm(int dtype, Address x, Address residual, Address weight, Address out, int64_t rows,
+                  int64_t x_stride, int64_t residual_stride, int64_t dim, float eps);
+
+// out [rows, dim] = silu(gate_up[:, :dim]) * gate_up[:, dim:]
+void silu_and_mul(int dtype, Address gate_up, Address out, int64_t rows, int64_t stride,
+                  int64_t dim);
+
+// Rotates q and k in place and stores k and v in the caches; the strides are from token to token.
+void rope_write(int dtype, Address q, Address k, Address v, Address cos_sin, Address k_cache,
+                Address v_cache, Address positions, Address slots, int64_t tokens,
+                int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t block_size,
+                int64_t q_stride, int64_t k_stride, int64_t v_stride);
+
+// out [T, Hq * D] = causal attention of q over each sequence's cached context.
+void paged_attention(int dtype, Address q, Address k_cache, Address v_cache, Address out,
+                     Address cu_seqlens_q, Address context_lens, Address block_table,
+                     int64_t sequences, int64_t block_table_stride, int64_t num_heads,
+                     int64_t num_kv_heads, int64_t head_dim, int64_t block_size, int64_t q_stride,
+                     float scale);
+
+// out [rows] int64 = a token of each row of float32 logits [rows, size], which are overwritten. The
+// other arrays have one value a row; top_k, top_p and min_p are read only if `filtered`. `clean`:
+// the logits may hold infinities and NaN.
+void sample(Address logits, Address out, int64_t rows, int64_t stride, int64_t size,
+            Address temperature, Address top_k, Address top_p, Address min_p, Address seeds,
+            Address positions, bool filtered, bool clean);
+
+}  // namespace s1::cpu

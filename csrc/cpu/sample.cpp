@@ -1,0 +1,121 @@
+// Chooses one token per row, as s1engine/ops/torch_sampling.py defines it.
+//
+// The filters leave the first few tokens in the order of falling likelihood (equal ones by rising
+// id). Only the beginning of that order is ever sorted: the tokens within a few units of the
+// largest logit, and more of them if these do not suffice.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "isa.hpp"
+#include "ops.hpp"
+#include "thread_pool.hpp"
+
+namespace s1::cpu {
+namespace {
+
+constexpr float kMinTemperature = 1e-6f;
+constexpr float kFirstReach = 8.0f;  // below the largest logit; then twice as far, ...
+constexpr float kLastReach = 64.0f;  // ... then all
+constexpr int64_t kMinElements = 32768;
+
+// One row in work: scaled logits, and the tokens that are left of it.
+struct Row {
+  const float* scaled;
+  int64_t size;
+  float peak;
+  int64_t top_k;  // `size` keeps all
+  float top_p;    // 1 keeps all
+  float min_p;    // 0 keeps all
+  std::vector<int32_t>& tokens;
+};
+
+// Orders the likeliest `wanted` of the first `known` tokens.
+void sort_tokens(const Row& row, int64_t known, int64_t wanted) {
+  const auto likelier = [scaled = row.scaled](int32_t a, int32_t b) {
+    return scaled[a] != scaled[b] ? scaled[a] > scaled[b] : a < b;
+  };
+  const auto begin = row.tokens.begin();
+  if (wanted < known) std::nth_element(begin, begin + wanted, begin + known, likelier);
+  std::sort(begin, begin + wanted, likelier);
+}
+
+// The sum of e^(v - peak) over what top-k leaves; its tokens are known if it leaves any out.
+float partition_sum(const Row& row) {
+  if (row.top_k == row.size) {
+    return static_cast<float>(sample_kernels().sum_exp(row.scaled, row.size, row.peak));
+  }
+  double total = 0.0;
+  for (int64_t i = 0; i < row.top_k; ++i) {
+    total += std::exp(row.scaled[row.tokens[static_cast<size_t>(i)]] - row.peak);
+  }
+  return static_cast<float>(total);
+}
+
+// How many of the first `count` tokens in order top-p and min-p leave.
+int64_t count_kept(const Row& row, int64_t count) {
+  const float lowest = row.peak + std::log(row.min_p);
+  const float total = row.top_p < 1.0f ? partition_sum(row) : 1.0f;
+  double before = 0.0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = row.scaled[row.tokens[static_cast<size_t>(i)]];
+    const bool reached = row.top_p < 1.0f && before >= row.top_p;
+    if (i > 0 && (reached || value < lowest)) return i;
+    before += std::exp(value - row.peak) / total;
+  }
+  return count;
+}
+
+// Leaves the kept tokens at the front; how many they are.
+int64_t keep_tokens(const Row& row) {
+  row.tokens.resize(static_cast<size_t>(row.size));
+  for (float reach = kFirstReach;; reach *= 2.0f) {
+    const bool all = reach > kLastReach;
+    const float lowest = all ? -std::numeric_limits<float>::infinity() : row.peak - reach;
+    const int64_t known =
+        sample_kernels().collect(row.scaled, row.size, lowest, row.tokens.data());
+    if (!all && known < row.top_k && row.top_k < row.size) continue;
+    const int64_t count = std::min(known, row.top_k);
+    sort_tokens(row, known, count);
+    const int64_t kept = count_kept(row, count);
+    if (all || kept < count || count == row.top_k) return kept;
+  }
+}
+
+}  // namespace
+
+void sample(Address logits, Address out, int64_t rows, int64_t stride, int64_t size,
+            Address temperature, Address top_k, Address top_p, Address min_p, Address seeds,
+            Address positions, bool filtered, bool clean) {
+  const auto sample_row = [&](int64_t i) {
+    static thread_local std::vector<int32_t> tokens;
+    const SampleKernels& k = sample_kernels();
+    float* row_logits = pointer<float>(logits) + i * stride;
+    const float t = pointer<float>(temperature)[i];
+    const bool greedy = t == 0.0f;
+    const Peak peak =
+        k.scale_logits(row_logits, size, greedy ? 1.0f : std::max(t, kMinTemperature), clean);
+    if (greedy) return peak.token;
+    const Noise noise{.seed = pointer<uint64_t>(seeds)[i],
+                      .position = pointer<uint64_t>(positions)[i]};
+    const int64_t limit = filtered ? pointer<int32_t>(top_k)[i] : 0;
+    const Row row{.scaled = row_logits,
+                  .size = size,
+                  .peak = peak.value,
+                  .top_k = limit <= 0 || limit > size ? size : limit,
+                  .top_p = filtered ? pointer<float>(top_p)[i] : 1.0f,
+                  .min_p = filtered ? pointer<float>(min_p)[i] : 0.0f,
+                  .tokens = tokens};
+    if (row.top_k == size && row.top_p >= 1.0f && row.min_p <= 0.0f) {
+      return k.draw(row_logits, size, noise, peak);
+    }
+    return k.draw_among(row_logits, tokens.data(), keep_tokens(row), noise);
+  };
+  ThreadPool::instance().parallel_for(rows, kMinElements / size + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) pointer<int64_t>(out)[i] = sample_row(i);
+  });
+}
+
+}  // namespace s1::cpu

@@ -1,0 +1,112 @@
+// How a job starts and ends.
+//
+// The caller publishes the job, opens it, wakes the workers and claims chunks itself. When no chunk
+// is left it closes the job and waits only for workers that are inside; one that wakes up too late
+// finds the job closed and goes back to sleep, so a sleepy worker never delays anybody.
+//
+// Entering is `++inside_, then read open_`; closing is `open_ = false, then read inside_`. With
+// sequentially consistent order at least one side sees the other, so no worker can be inside a job
+// that the caller believes to be over.
+
+#include "thread_pool.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+namespace s1::cpu {
+namespace {
+
+// How long a thread looks for work before it sleeps. Much longer would take the core away from the
+// threads of torch, which run the matrix products between two of our jobs.
+constexpr auto kSpin = std::chrono::microseconds(5);
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Spins until `done()` or until kSpin has passed; the last value of done().
+template <typename Done>
+bool spin_until(const Done& done) {
+  const auto deadline = std::chrono::steady_clock::now() + kSpin;
+  while (!done()) {
+    for (int i = 0; i < 8; ++i) relax();
+    if (std::chrono::steady_clock::now() >= deadline) return done();
+  }
+  return true;
+}
+
+}  // namespace
+
+ThreadPool& ThreadPool::instance() {
+  static auto* pool = new ThreadPool;
+  return *pool;
+}
+
+void ThreadPool::resize(int size) {
+  while (busy_.test_and_set()) busy_.wait(true);
+  if (size != this->size()) {
+    stop_workers();
+    size_ = std::max(size, 1);
+    for (int i = 1; i < this->size(); ++i) workers_.emplace_back([this] { work(); });
+  }
+  release();
+}
+
+void ThreadPool::release() {
+  busy_.clear();
+  busy_.notify_one();
+}
+
+void ThreadPool::stop_workers() {
+  stopping_ = true;
+  ++epoch_;
+  epoch_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
+  stopping_ = false;
+}
+
+void ThreadPool::run(const Job& job) {
+  const bool alone = job.items <= job.chunk || size() == 1;
+  if (alone || busy_.test_and_set()) {
+    if (job.items > 0) job.call(job.context, 0, job.items);
+    return;
+  }
+  job_ = job;
+  next_item_.store(0, std::memory_order_relaxed);
+  open_ = true;
+  ++epoch_;
+  epoch_.notify_all();
+  run_chunks(job);
+  open_ = false;
+  await_workers();
+  release();
+}
+
+void ThreadPool::run_chunks(const Job& job) {
+  for (;;) {
+    const int64_t begin = next_item_.fetch_add(job.chunk, std::memory_order_relaxed);
+    if (begin >= job.items) return;
+    job.call(job.context, begin, std::min(begin + job.chunk, job.items));
+  }
+}
+
+void ThreadPool::await_workers() {
+  if (spin_until([this] { return inside_ == 0; })) return;
+  for (int32_t inside = inside_; inside != 0; inside = inside_) inside_.wait(inside);
+}
+
+void ThreadPool::work() {
+  uint32_t seen = epoch_;
+  while (!stopping_) {
+    if (!spin_until([&] { return epoch_ != seen; })) epoch_.wait(seen);
+    seen = epoch_;
+    ++inside_;
+    if (open_) run_chunks(job_);
+    if (--inside_ == 0) inside_.notify_one();
+  }
+}
+
+}  // namespace s1::cpu

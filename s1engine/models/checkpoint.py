@@ -1,0 +1,107 @@
+"""The tensors of a Hugging Face directory: which there are, in which file, and reading them.
+
+Owns safetensors, one file or shards with an index, and the errors of files that are missing,
+truncated, or hold something else than the model needs. Knows tensors by name and shape only.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from s1engine.errors import ModelError
+from s1engine.models.fields import Fields
+
+_SUFFIX = ".safetensors"
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth")
+_DTYPES = ("F32", "F16", "BF16")
+
+
+class Checkpoint:
+    """The tensors of a directory, memory-mapped: nothing is read before ``read``."""
+
+    def __init__(self, path: Path) -> None:
+        self._listing, index = _weight_map(path)
+        """The file that a reader would look into for what tensors there are."""
+        self._files: dict[str, Path] = {}
+        self._handles: dict[Path, Any] = {}  # of safetensors, without types
+        for file in sorted(set(index.values())) or [self._listing]:
+            self._open(file)
+        for name, file in index.items():
+            if self._files.get(name) != file:
+                raise ModelError(f"{file}: tensor {name!r} is missing, though {_INDEX} lists it")
+
+    def _open(self, file: Path) -> None:
+        try:
+            handle: Any = safe_open(file, framework="pt", device="cpu")
+        except FileNotFoundError:
+            raise ModelError(f"{file}: no such file, though {_INDEX} lists it") from None
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file}: not a whole safetensors file: {error}") from error
+        self._handles[file] = handle
+        for name in list(handle.keys()):
+            if name in self._files:
+                raise ModelError(f"{file}: tensor {name!r} is in {self._files[name]} as well")
+            self._files[name] = file
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]], allowed: Collection[str]) -> None:
+        """Raise unless there are exactly the tensors of ``shapes``, so shaped, in a float type.
+
+        Further tensors may be those of ``allowed``, and tables of rotary frequencies, which old
+        checkpoints store although they follow from the config.
+        """
+        for name, shape in shapes.items():
+            if name not in self._files:
+                raise ModelError(f"{self._listing}: tensor {name!r} is missing")
+            stored = self._handles[self._files[name]].get_slice(name)
+            if tuple(stored.get_shape()) != shape:
+                raise self.error(name, f"has shape {stored.get_shape()}, not {list(shape)}")
+            if stored.get_dtype() not in _DTYPES:
+                raise self.error(name, f"has type {stored.get_dtype()}, not {', '.join(_DTYPES)}")
+        for name in self._files:
+            if name not in shapes and name not in allowed and not name.endswith(".inv_freq"):
+                raise self.error(name, "is not part of this model")
+
+    def read(self, name: str) -> Tensor:
+        """A tensor on the CPU as it is stored, backed by the file."""
+        tensor: Tensor = self._handles[self._files[name]].get_tensor(name)
+        return tensor
+
+    def error(self, name: str, why: str) -> ModelError:
+        """An error about tensor ``name``, to be raised."""
+        return ModelError(f"{self._files[name]}: tensor {name!r} {why}")
+
+
+def _weight_map(path: Path) -> tuple[Path, dict[str, Path]]:
+    """The one weight file and no map, or the index and what it says: tensor -> file."""
+    if (path / _SINGLE).exists():
+        return path / _SINGLE, {}
+    if (path / _INDEX).exists():
+        return path / _INDEX, _read_index(path)
+    for pattern in _PICKLES:
+        for file in sorted(path.glob(pattern)):
+            raise ModelError(
+                f"{file}: pickled weights can run code and are not loaded; save the model as "
+                "safetensors"
+            )
+    raise ModelError(f"{path / _SINGLE}: no such file, and no {_INDEX} beside it")
+
+
+def _read_index(path: Path) -> dict[str, Path]:
+    weight_map = Fields.read(path / _INDEX).section("weight_map")
+    files: dict[str, Path] = {}
+    for name in weight_map:
+        file = weight_map.get(name)
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(_SUFFIX):
+            raise weight_map.error(name, f"must name a {_SUFFIX} file beside it; got {file!r}")
+        files[name] = path / file
+    if not files:
+        raise weight_map.error("", "is empty")
+    return files

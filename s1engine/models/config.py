@@ -1,0 +1,251 @@
+"""What a model is: the facts of config.json and generation_config.json, checked and frozen.
+
+Owns which models are supported and the names and shapes of their tensors. Reads no weights and
+runs no code of the model directory: ``auto_map`` is ignored, other architectures are refused.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s1engine.models.fields import Fields
+from s1engine.models.rope import extended_positions, parse_rope
+
+MAX_POSITIONS = 2**24
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """In what an architecture differs from the others."""
+
+    qkv_bias: bool | None  # None: as config.json's attention_bias says, then of o_proj too
+    qk_norm: bool = False
+    head_dim: int | None = None  # if config.json has none; None: hidden_size / heads
+    has_window_switch: bool = False  # use_sliding_window decides whether there is a window
+    default_window: int | None = None  # sliding_window, if config.json does not mention it
+
+
+FAMILIES = {
+    "Qwen2ForCausalLM": _Family(qkv_bias=True, has_window_switch=True),
+    "Qwen3ForCausalLM": _Family(qkv_bias=None, qk_norm=True, head_dim=128, has_window_switch=True),
+    "LlamaForCausalLM": _Family(qkv_bias=None),
+    "MistralForCausalLM": _Family(qkv_bias=False, default_window=4096),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """A decoder-only transformer: grouped-query attention, rotary positions, gated MLP."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None
+    """Checked parameters under ``rope_type``; None is plain rotary embedding."""
+    qkv_bias: bool
+    o_bias: bool
+    qk_norm: bool
+    """RMS norm of each query and key head before the rotation."""
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    """Longest context the model is made for, yarn's extension included."""
+    eos_token_ids: tuple[int, ...]
+    torch_dtype: torch.dtype
+    """What the checkpoint was saved in."""
+    generation_defaults: dict[str, float]
+    """Sampling parameters that the model's authors recommend; temperature 0 if they do not ask
+    for sampling."""
+
+    @classmethod
+    def from_dir(cls, path: str | Path) -> "ModelConfig":
+        """The model of a Hugging Face directory, or a ModelError naming file and field."""
+        config = Fields.read(Path(path) / "config.json")
+        architecture = _architecture(config)
+        family = FAMILIES[architecture]
+        _refuse_unsupported(config)
+        _refuse_sliding_window(config, family)
+        max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
+        rope_theta, rope_scaling = parse_rope(config, max_positions)
+        num_heads, num_kv_heads, head_dim = _heads(config, family)
+        attention_bias = config.flag("attention_bias", False)
+        generation = _generation(Path(path))
+        return cls(
+            architecture=architecture,
+            vocab_size=config.integer("vocab_size"),
+            hidden_size=config.integer("hidden_size"),
+            intermediate_size=config.integer("intermediate_size"),
+            num_layers=config.integer("num_hidden_layers", high=1000),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            rms_norm_eps=config.positive("rms_norm_eps", 1e-6),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
+            o_bias=attention_bias and family.qkv_bias is None,
+            qk_norm=family.qk_norm,
+            tie_word_embeddings=config.flag("tie_word_embeddings", False),
+            max_position_embeddings=extended_positions(rope_scaling, max_positions),
+            eos_token_ids=_eos_token_ids(config, generation),
+            torch_dtype=_dtype(config),
+            generation_defaults=_generation_defaults(generation),
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights, tied ones counted once."""
+        return sum(prod(shape) for shape in self.tensor_shapes().values())
+
+    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Bytes that one token takes in the KV cache, over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor of this model's checkpoint by its Hugging Face name."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocab_size, self.hidden_size),
+            "model.norm.weight": (self.hidden_size,),
+        }
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
+        layer = self._layer_shapes()
+        for index in range(self.num_layers):
+            shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+        return shapes
+
+    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        hidden, inner = self.hidden_size, self.intermediate_size
+        q_rows, kv_rows = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {
+            "input_layernorm.weight": (hidden,),
+            "self_attn.q_proj.weight": (q_rows, hidden),
+            "self_attn.k_proj.weight": (kv_rows, hidden),
+            "self_attn.v_proj.weight": (kv_rows, hidden),
+            "self_attn.o_proj.weight": (hidden, q_rows),
+            "post_attention_layernorm.weight": (hidden,),
+            "mlp.gate_proj.weight": (inner, hidden),
+            "mlp.up_proj.weight": (inner, hidden),
+            "mlp.down_proj.weight": (hidden, inner),
+        }
+        if self.qkv_bias:
+            shapes["self_attn.q_proj.bias"] = (q_rows,)
+            shapes["self_attn.k_proj.bias"] = (kv_rows,)
+            shapes["self_attn.v_proj.bias"] = (kv_rows,)
+        if self.o_bias:
+            shapes["self_attn.o_proj.bias"] = (hidden,)
+        if self.qk_norm:
+            shapes["self_attn.q_norm.weight"] = (self.head_dim,)
+            shapes["self_attn.k_norm.weight"] = (self.head_dim,)
+        return shapes
+
+
+def _architecture(config: Fields) -> str:
+    names = config.get("architectures")
+    if isinstance(names, list):
+        for family in FAMILIES:
+            if names == [family]:
+                return family
+    raise config.error(
+        "architectures", f"{names!r} is not supported; supported: {', '.join(FAMILIES)}"
+    )
+
+
+def _refuse_unsupported(config: Fields) -> None:
+    if config.get("quantization_config"):
+        raise config.error("quantization_config", "is set: quantized weights are not supported")
+    activation = config.get("hidden_act") or "silu"
+    if activation != "silu":
+        raise config.error("hidden_act", f"{activation!r} is not supported; only silu is")
+    if config.flag("mlp_bias", False):
+        raise config.error("mlp_bias", "is set: biases in the MLP are not supported")
+    if not config.flag("is_causal", True) or config.flag("use_bidirectional_attention", False):
+        raise config.error("is_causal", "is false: only causal attention is supported")
+
+
+def _refuse_sliding_window(config: Fields, family: _Family) -> None:
+    if family.has_window_switch and config.flag("use_sliding_window", False):
+        raise config.error("use_sliding_window", "is set: sliding windows are not supported")
+    if family.default_window is not None:
+        is_null = "sliding_window" in list(config) and "sliding_window" not in config
+        positions = config.integer("max_position_embeddings")
+        if not is_null and config.integer("sliding_window", family.default_window) < positions:
+            raise config.error(
+                "sliding_window", "is below max_position_embeddings: windows are not supported"
+            )
+    layer_types = config.get("layer_types") or ["full_attention"]
+    if not isinstance(layer_types, list) or set(map(str, layer_types)) != {"full_attention"}:
+        raise config.error("layer_types", "has other layers than full_attention: not supported")
+
+
+def _heads(config: Fields, family: _Family) -> tuple[int, int, int]:
+    """Query heads, KV heads and their size."""
+    num_heads = config.integer("num_attention_heads")
+    num_kv_heads = config.integer("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise config.error(
+            "num_key_value_heads", f"({num_kv_heads}) must divide the {num_heads} attention heads"
+        )
+    hidden_size = config.integer("hidden_size")
+    if "head_dim" not in config and family.head_dim is None and hidden_size % num_heads:
+        raise config.error(
+            "num_attention_heads", f"({num_heads}) must divide hidden_size ({hidden_size})"
+        )
+    head_dim = config.integer("head_dim", family.head_dim or hidden_size // num_heads)
+    if head_dim % 2:
+        raise config.error("head_dim", f"({head_dim}) must be even")
+    return num_heads, num_kv_heads, head_dim
+
+
+def _dtype(config: Fields) -> torch.dtype:
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if name not in _DTYPES:
+        raise config.error("torch_dtype", f"{name!r} is not supported; use {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _generation(path: Path) -> Fields:
+    file = path / "generation_config.json"
+    return Fields.read(file) if file.exists() else Fields(file, {})
+
+
+def _eos_token_ids(config: Fields, generation: Fields) -> tuple[int, ...]:
+    """generation_config.json's end-of-text ids, else config.json's."""
+    source = generation if "eos_token_id" in generation else config
+    ids = source.get("eos_token_id")
+    if ids is None:
+        return ()
+    ids = ids if isinstance(ids, list) else [ids]
+    vocab_size = config.integer("vocab_size")
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
+            raise source.error("eos_token_id", f"must hold ids below {vocab_size}; got {token!r}")
+    return tuple(dict.fromkeys(ids))
+
+
+def _generation_defaults(generation: Fields) -> dict[str, float]:
+    if not generation.flag("do_sample", False):
+        return {"temperature": 0.0}
+    defaults: dict[str, float] = {}
+    bounds = {"temperature": 100.0, "top_p": 1.0, "min_p": 1.0, "repetition_penalty": 1000.0}
+    for key, high in bounds.items():
+        if key in generation:
+            defaults[key] = generation.number(key, high=high)
+    if "top_k" in generation:
+        defaults["top_k"] = generation.integer("top_k", low=0)
+    return defaults

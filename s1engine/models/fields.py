@@ -1,0 +1,99 @@
+"""Typed reading of a model's JSON files. Owns the error messages: file, field, what is wrong.
+
+Knows no field by name. A field that is null counts as absent, as Hugging Face writes it.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from s1engine.errors import ModelError
+
+MAX_INT = 2**31 - 1
+
+
+class Fields:
+    """The fields of one JSON object, each read with its type and bounds or a ModelError."""
+
+    def __init__(self, file: Path, values: dict[str, Any], prefix: str = "") -> None:
+        self.file = file
+        self._values = values
+        self._prefix = prefix
+
+    @classmethod
+    def read(cls, file: Path) -> "Fields":
+        """The object that ``file`` holds."""
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelError(f"{file}: no such file") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"{file}: cannot be read as JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ModelError(f"{file}: must hold a JSON object")
+        return cls(file, values)
+
+    def error(self, key: str, why: str) -> ModelError:
+        """An error about ``key``, to be raised."""
+        return ModelError(f"{self.file}: {self._prefix}{key} {why}")
+
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def get(self, key: str) -> Any:
+        """The value as JSON has it, None if absent."""
+        return self._values.get(key)
+
+    def integer(
+        self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_INT
+    ) -> int:
+        """An integer in [low, high]; without a default the field must be there."""
+        value = self._present(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.error(key, f"must be an integer from {low} to {high}; got {value!r}")
+        return value
+
+    def number(
+        self, key: str, default: float | None = None, *, low: float = 0.0, high: float = 1e30
+    ) -> float:
+        """A finite number in [low, high]; without a default the field must be there."""
+        value = self._present(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(key, f"must be a number; got {value!r}")
+        if not (math.isfinite(value) and low <= value <= high):
+            raise self.error(key, f"must be from {low:g} to {high:g}; got {value:g}")
+        return float(value)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A finite number above zero; without a default the field must be there."""
+        value = self.number(key, default)
+        if value == 0:
+            raise self.error(key, "must be above 0")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        """true or false."""
+        value = self._present(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, f"must be true or false; got {value!r}")
+        return value
+
+    def section(self, key: str) -> "Fields":
+        """A nested object; an empty one if absent."""
+        value = self._present(key, {})
+        if not isinstance(value, dict):
+            raise self.error(key, f"must be an object; got {value!r}")
+        return Fields(self.file, value, f"{self._prefix}{key}.")
+
+    def _present(self, key: str, default: Any) -> Any:
+        value = self._values.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise self.error(key, "is missing")
+        return value

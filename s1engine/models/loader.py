@@ -1,0 +1,138 @@
+"""From a model's name to a Decoder on a device. Owns how checkpoint tensors become weights.
+
+q, k and v become one matrix, gate and up another, each copied straight from the memory-mapped file
+to its place, so that loading takes no second copy of the model.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from torch import Tensor
+from tqdm import tqdm
+
+from s1engine.errors import ModelError
+from s1engine.models.checkpoint import Checkpoint
+from s1engine.models.config import ModelConfig
+from s1engine.models.decoder import Decoder, DecoderWeights, LayerWeights
+from s1engine.ops import Ops
+
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_HUB_FILES = ["*.json", "*.jinja", "merges.txt", "model*.safetensors"]
+_EMBED, _LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def resolve_model(name_or_path: str) -> Path:
+    """The directory of a model: a local one, else that of a hub id, downloaded once and cached."""
+    path = Path(os.path.expanduser(name_or_path))
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelError(f"{path}: not a directory; a model is a Hugging Face directory")
+    if not _HUB_ID.fullmatch(name_or_path):
+        raise ModelError(f"{path}: no such directory, and no hub id of the form owner/name")
+    try:
+        return Path(snapshot_download(name_or_path, allow_patterns=_HUB_FILES))
+    except Exception as error:  # network, permission, disk: whatever it was, the model is not here
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"{name_or_path}: no such directory, and it could not be fetched from the hub: {reason}"
+        ) from error
+
+
+def load_decoder(
+    path: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: str,
+    ops: Ops,
+    progress: bool = False,
+    max_positions: int | None = None,
+) -> Decoder:
+    """The model of directory ``path`` in ``dtype``; ``progress`` draws a bar on stderr.
+
+    ``max_positions`` as for Decoder.
+    """
+    checkpoint = Checkpoint(path)
+    shapes = config.tensor_shapes()
+    checkpoint.check(shapes, allowed=(_LM_HEAD,) if config.tie_word_embeddings else ())
+    _check_tied(checkpoint, config)
+    total = config.num_parameters * dtype.itemsize
+    with tqdm(
+        total=total,
+        desc=f"loading {path.name}",
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        disable=not progress,
+    ) as bar:
+        reader = _Reader(checkpoint, shapes, dtype, device, bar)
+        return Decoder(config, _weights(reader, config), ops, max_positions)
+
+
+class _Reader:
+    """Places checkpoint tensors on the device in the wanted type."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        shapes: dict[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        device: str,
+        bar: "tqdm[None]",
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._shapes = shapes
+        self._dtype = dtype
+        self._device = device
+        self._bar = bar
+
+    def take(self, *names: str) -> Tensor:
+        """The tensors ``names``, one below the other in one new tensor."""
+        rows = [self._shapes[name][0] for name in names]
+        columns = self._shapes[names[0]][1:]
+        out = torch.empty((sum(rows), *columns), dtype=self._dtype, device=self._device)
+        for name, part in zip(names, torch.split(out, rows), strict=True):
+            part.copy_(self._checkpoint.read(name))
+            if self._dtype == torch.float16 and not part.isfinite().all():
+                raise self._checkpoint.error(name, "does not fit float16; use bfloat16 or float32")
+            self._bar.update(part.nbytes)
+        return out
+
+
+def _weights(reader: _Reader, config: ModelConfig) -> DecoderWeights:
+    embed = reader.take(_EMBED)
+    return DecoderWeights(
+        embed=embed,
+        layers=tuple(_layer(reader, config, index) for index in range(config.num_layers)),
+        norm=reader.take("model.norm.weight"),
+        lm_head=embed if config.tie_word_embeddings else reader.take(_LM_HEAD),
+    )
+
+
+def _layer(reader: _Reader, config: ModelConfig, index: int) -> LayerWeights:
+    layer = f"model.layers.{index}."
+    attention, mlp = layer + "self_attn.", layer + "mlp."
+    qkv = [attention + name for name in ("q_proj", "k_proj", "v_proj")]
+    return LayerWeights(
+        input_norm=reader.take(layer + "input_layernorm.weight"),
+        qkv=reader.take(*(name + ".weight" for name in qkv)),
+        qkv_bias=reader.take(*(name + ".bias" for name in qkv)) if config.qkv_bias else None,
+        q_norm=reader.take(attention + "q_norm.weight") if config.qk_norm else None,
+        k_norm=reader.take(attention + "k_norm.weight") if config.qk_norm else None,
+        o=reader.take(attention + "o_proj.weight"),
+        o_bias=reader.take(attention + "o_proj.bias") if config.o_bias else None,
+        post_norm=reader.take(layer + "post_attention_layernorm.weight"),
+        gate_up=reader.take(mlp + "gate_proj.weight", mlp + "up_proj.weight"),
+        down=reader.take(mlp + "down_proj.weight"),
+    )
+
+
+def _check_tied(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """A head beside tied embeddings must be the embeddings, or one of the two would be lost."""
+    if not config.tie_word_embeddings or _LM_HEAD not in checkpoint:
+        return
+    if not torch.equal(checkpoint.read(_LM_HEAD), checkpoint.read(_EMBED)):
+        raise checkpoint.error(_LM_HEAD, "differs from the embeddings that config.json ties to it")

@@ -1,0 +1,101 @@
+"""The operations in plain torch: what each one means, on any device and in any float type.
+
+Other implementations are tested against this one, so it is written to be read; sampling is defined
+next door in ``torch_sampling``. Knows no model and no scheduler.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from s1engine.ops import AttentionMetadata, SamplingMetadata, torch_sampling
+
+
+class TorchOps:
+    """``Ops`` by torch's own functions; softmax, norms and rotations are computed in float32."""
+
+    name: str = "torch"
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return functional.linear(x, weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return functional.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return self.rms_norm(residual.add_(x), weight, eps)
+
+    def rope_write(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos_sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+    ) -> None:
+        cos, sin = cos_sin[meta.positions].unsqueeze(1).chunk(2, dim=-1)  # [T, 1, D/2] each
+        _rotate(q, cos, sin)
+        _rotate(k, cos, sin)
+        block_size = k_cache.shape[2]
+        blocks, offsets = meta.slot_mapping // block_size, meta.slot_mapping % block_size
+        k_cache[blocks, :, offsets] = k
+        v_cache[blocks, :, offsets] = v
+
+    def paged_attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
+    ) -> Tensor:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        starts, contexts = meta.cu_seqlens_q.tolist(), meta.context_lens.tolist()
+        for row, context in enumerate(contexts):
+            keys = _gather(k_cache, meta.block_table[row], context)
+            values = _gather(v_cache, meta.block_table[row], context)
+            mine = slice(starts[row], starts[row + 1])
+            out[mine] = _attend(q[mine], keys, values, scale)
+        return out.flatten(1)
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate) * up
+
+    def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
+        return torch_sampling.sample(logits, meta)
+
+    def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        logprobs = logits.float().log_softmax(dim=-1)
+        chosen = logprobs.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+        if k == 0:
+            return chosen, logprobs[:, :0], token_ids.new_empty(len(token_ids), 0)
+        # A stable sort rather than topk: equal values, common in bfloat16, go by token id.
+        values, ids = logprobs.sort(dim=-1, descending=True, stable=True)
+        return chosen, values[:, :k], ids[:, :k]
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turn each pair (x[i], x[i + D/2]) by its angle, in place, rounding once."""
+    first, second = x.float().chunk(2, dim=-1)
+    x.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
+
+
+def _gather(cache: Tensor, block_table: Tensor, context: int) -> Tensor:
+    """A row's context out of a cache [num_blocks, Hkv, S, D]: float32 [Hkv, context, D]."""
+    used = -(-context // cache.shape[2])
+    blocks = cache[block_table[:used]]  # [used, Hkv, S, D]
+    return blocks.transpose(0, 1).flatten(1, 2)[:, :context].float()
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Attention of the last n tokens of a context: q [n, Hq, D] -> float32 [n, Hq, D]."""
+    count, context = q.shape[0], keys.shape[1]
+    at = torch.arange(context, device=q.device)
+    mask = at <= at[context - count :, None]  # [n, context]
+    heads = functional.scaled_dot_product_attention(
+        q.float().transpose(0, 1)[None],
+        keys[None],
+        values[None],
+        attn_mask=mask,
+        scale=scale,
+        enable_gqa=True,
+    )
+    return heads[0].transpose(0, 1)

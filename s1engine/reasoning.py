@@ -1,0 +1,151 @@
+"""Reasoning formats: how a family of models opens and ends its thinking.
+
+Formats are data. A format is found from the vocabulary, turned into token ids once, and handed to
+the scheduler, which knows nothing of text. Every end trigger must be a single token, because it is
+recognised as it is sampled.
+
+    name        opens               the model ends by     natural end            forced end
+    s1          <|im_start|>think   <|im_start|>, end     <|im_start|>answer     newline if missing,
+                                    of turn or text                              <|im_start|>answer,
+                                                                                 newline, final text
+    think-tag   <think> newline     </think>,             </think>               newline, </think>,
+                                    end of text                                  two newlines,
+                                                                                 final text
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from s1engine.errors import RequestError
+from s1engine.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class _Spelling:
+    name: str
+    required: tuple[str, ...]  # tokens that the vocabulary must have
+    open_marker: str  # recognises thinking that is open already
+    start: str
+    triggers: tuple[str, ...]
+    end: str
+    separator: str  # between a forced end and its final text
+    separator_always: bool  # also where the final text is empty
+    final_text: str
+    newline_always: bool
+
+
+SPELLINGS = {
+    "think-tag": _Spelling(
+        name="think-tag",
+        required=("<think>", "</think>"),
+        open_marker="<think>",
+        start="<think>\n",
+        triggers=("</think>",),
+        end="</think>",
+        separator="\n\n",
+        separator_always=True,
+        final_text="",
+        newline_always=True,
+    ),
+    "s1": _Spelling(
+        name="s1",
+        required=("<|im_start|>", "<|im_end|>"),
+        open_marker="<|im_start|>think",
+        start="<|im_start|>think",
+        triggers=("<|im_start|>", "<|im_end|>"),
+        end="<|im_start|>answer",
+        separator="\n",
+        separator_always=False,
+        final_text="Final Answer:",
+        newline_always=False,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningFormat:
+    """A format in the token ids of one model."""
+
+    name: str
+    start: tuple[int, ...]
+    """Appended to a prompt to open the thinking."""
+    open_marker: tuple[int, ...]
+    """Beginning of ``start`` by which open thinking is recognised."""
+    triggers: tuple[int, ...]
+    """Ids with which the model ends its thinking."""
+    natural_end: tuple[int, ...]
+    """Takes the place of a trigger."""
+    newline: tuple[int, ...]
+    """Precedes a forced end."""
+    newline_always: bool
+    """If false, only where the thinking does not end in a newline."""
+    _encode: Callable[[str], list[int]]
+    _spelling: _Spelling
+
+    def forced_end(self, final_text: str | None = None) -> tuple[int, ...]:
+        """Delimiter and final text (None: the format's own), tokenised as one string, without the
+        newline before them."""
+        spelling = self._spelling
+        final = spelling.final_text if final_text is None else final_text
+        separator = spelling.separator if final or spelling.separator_always else ""
+        return tuple(self._encode(spelling.end + separator + final))
+
+
+def detect_format(
+    tokenizer: Tokenizer, eos_token_ids: Sequence[int], requested: str = "auto"
+) -> ReasoningFormat | None:
+    """The format named ``requested``; for ``auto`` the first whose tokens the vocabulary has, None
+    if there is none; None for ``none``.
+
+    s1's delimiters are those of ChatML, so ``auto`` takes every ChatML model for one of s1's kind;
+    ``none`` is for those that are not. Raises RequestError if the named format's tokens are
+    missing.
+    """
+    if requested == "none":
+        return None
+    candidates = SPELLINGS.values() if requested == "auto" else [SPELLINGS[requested]]
+    for spelling in candidates:
+        missing = [token for token in spelling.required if tokenizer.id_of(token) is None]
+        if not missing:
+            return _in_ids(spelling, tokenizer, eos_token_ids)
+        if requested != "auto":
+            raise RequestError(
+                f"reasoning_format {requested}: the tokenizer has no single token for "
+                f"{', '.join(missing)}",
+                param="reasoning_format",
+            )
+    return None
+
+
+def _in_ids(
+    spelling: _Spelling, tokenizer: Tokenizer, eos_token_ids: Sequence[int]
+) -> ReasoningFormat:
+    triggers = [tokenizer.id_of(token) for token in spelling.triggers]
+    ids = {token for token in triggers if token is not None} | set(eos_token_ids)
+    return ReasoningFormat(
+        name=spelling.name,
+        start=tuple(tokenizer.encode(spelling.start)),
+        open_marker=tuple(tokenizer.encode(spelling.open_marker)),
+        triggers=tuple(sorted(ids)),
+        natural_end=tuple(tokenizer.encode(spelling.end)),
+        newline=tuple(tokenizer.encode("\n")),
+        newline_always=spelling.newline_always,
+        _encode=tokenizer.encode,
+        _spelling=spelling,
+    )
+
+
+def find_open_thinking(prompt: Sequence[int], reasoning: ReasoningFormat) -> int | None:
+    """Index of the first thinking token if the prompt's last thinking is still open, else None.
+
+    Looks back to the last marker or trigger, which in a chat is near.
+    """
+    marker, start = reasoning.open_marker, reasoning.start
+    markers = {marker[0], *reasoning.triggers}
+    for i in range(len(prompt) - 1, -1, -1):
+        if prompt[i] in markers:
+            if tuple(prompt[i : i + len(marker)]) != marker:
+                return None
+            whole = tuple(prompt[i : i + len(start)]) == start
+            return i + (len(start) if whole else len(marker))
+    return None

@@ -1,0 +1,35 @@
+"""What pyproject.toml cannot say: the folders that make up the one package, and its extension.
+
+The folders kernels/, training/ and bench/ stand at the top of the repository and are imported as
+s1engine.kernels and so on, so that nothing but s1engine is ever installed. The extension is built
+for any CPU: csrc/cpu chooses the instruction set at run time, hence no -march here.
+"""
+
+from glob import glob
+
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
+from setuptools import find_packages, setup
+
+FOLDERS = {f"s1engine.{folder}": folder for folder in ("kernels", "training", "bench")}
+
+
+def packages() -> list[str]:
+    """Import names of all packages, those of the mapped folders included."""
+    found = find_packages(include=["s1engine", "s1engine.*"])
+    for name, folder in FOLDERS.items():
+        found += [name, *(f"{name}.{inner}" for inner in find_packages(folder))]
+    return found
+
+
+core = Pybind11Extension(
+    "s1engine._core",
+    sources=["csrc/bindings.cpp", *sorted(glob("csrc/core/*.cpp") + glob("csrc/cpu/*.cpp"))],
+    depends=sorted(glob("csrc/**/*.hpp", recursive=True) + glob("csrc/**/*.inc", recursive=True)),
+    include_dirs=["csrc"],
+    cxx_std=20,
+    extra_compile_args=["-O3", "-Wall", "-Wextra", "-pthread"],
+    extra_link_args=["-pthread"],
+)
+
+ParallelCompile("S1ENGINE_BUILD_JOBS").install()
+setup(packages=packages(), package_dir=FOLDERS, ext_modules=[core])

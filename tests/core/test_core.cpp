@@ -1,0 +1,153 @@
+// Fuzzes the scheduler without Python, to be run under address and undefined-behaviour sanitizers:
+// random sequences with budgets, small caches, aborts and limits at random moments, the integrity of
+// everything checked after each step. Exit status 0 and a line of counts if all is well.
+
+#include <cstdio>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "core/scheduler.hpp"
+
+namespace {
+
+using s1::Scheduler;
+using s1::TokenId;
+
+constexpr TokenId kVocab = 16;
+constexpr TokenId kEos = 1;
+constexpr TokenId kTrigger = 2;
+
+struct Buffers {
+  std::vector<int32_t> input_ids, positions, cu_seqlens_q, context_lens, block_table;
+  std::vector<int32_t> sample_tokens, sample_seats;
+  std::vector<int64_t> slot_mapping, sample_positions;
+  std::vector<uint8_t> sample_banned;
+  s1::ScheduledBatch batch;
+
+  Buffers(int32_t tokens, int32_t rows, int32_t blocks) {
+    batch.max_tokens = tokens;
+    batch.max_rows = rows;
+    batch.max_blocks = blocks;
+    const auto make = [](auto& buffer, int32_t size) {
+      buffer.resize(static_cast<size_t>(size));
+      return buffer.data();
+    };
+    batch.input_ids = make(input_ids, tokens);
+    batch.positions = make(positions, tokens);
+    batch.slot_mapping = make(slot_mapping, tokens);
+    batch.cu_seqlens_q = make(cu_seqlens_q, rows + 1);
+    batch.context_lens = make(context_lens, rows);
+    batch.block_table = make(block_table, rows * blocks);
+    batch.sample_tokens = make(sample_tokens, rows);
+    batch.sample_seats = make(sample_seats, rows);
+    batch.sample_positions = make(sample_positions, rows);
+    batch.sample_banned = make(sample_banned, rows);
+  }
+};
+
+class Fuzz {
+ public:
+  explicit Fuzz(uint64_t seed) : random_(seed) {
+    config_.block_size = pick(1, 8);
+    config_.num_blocks = 80 / config_.block_size + pick(1, 8);
+    config_.max_num_seqs = pick(1, 6);
+    config_.max_num_batched_tokens = pick(config_.max_num_seqs, 32);
+    config_.enable_prefix_caching = pick(0, 3) > 0;
+    format_->triggers = {kTrigger, kEos};
+    format_->natural_end = {kTrigger, 7};
+    format_->newline = {3};
+    format_->ends_in_newline = std::vector<uint8_t>(kVocab, 0);
+    format_->ends_in_newline[3] = 1;
+  }
+
+  // Returns the number of preemptions, to show that the fuzz reaches them.
+  int64_t run(int32_t num_sequences) {
+    Scheduler scheduler(config_);
+    Buffers buffers(config_.max_num_batched_tokens, config_.max_num_seqs, config_.num_blocks);
+    std::set<s1::SeqId> live;
+    for (s1::SeqId id = 0; id < num_sequences || scheduler.has_unfinished();) {
+      if (id < num_sequences && pick(0, 2) == 0) {
+        scheduler.add(spec(id));
+        live.insert(id++);
+      }
+      scheduler.schedule(buffers.batch);
+      if (!live.empty() && pick(0, 9) == 0) disturb(scheduler, *live.begin(), live);
+      if (buffers.batch.num_rows > 0) scheduler.update(sample(buffers.batch));
+      scheduler.check_integrity();
+      for (const auto& [done, seat] : scheduler.progressed()) {
+        if (live.contains(done) && scheduler.get(done).finished()) {
+          scheduler.remove(done);
+          live.erase(done);
+        }
+      }
+    }
+    const s1::SchedulerStats stats = scheduler.stats();
+    s1::check(stats.num_free_blocks == config_.num_blocks, "block lost");
+    return stats.num_preemptions;
+  }
+
+ private:
+  int32_t pick(int32_t low, int32_t high) {
+    return std::uniform_int_distribution<int32_t>(low, high)(random_);
+  }
+
+  std::vector<TokenId> phrase(int32_t length) {
+    std::vector<TokenId> tokens;
+    while (length-- > 0) tokens.push_back(pick(3, kVocab - 1));
+    return tokens;
+  }
+
+  s1::SequenceSpec spec(s1::SeqId id) {
+    s1::SequenceSpec spec;
+    spec.id = id;
+    spec.prompt = pick(0, 1) == 0 ? std::vector<TokenId>(12, 5) : phrase(pick(1, 20));
+    spec.priority = pick(0, 2);
+    spec.stop_tokens = {kEos};
+    spec.watched = pick(0, 1) == 0;
+    spec.salt = {static_cast<uint64_t>(pick(0, 1)), 0};
+    spec.max_len = static_cast<int32_t>(spec.prompt.size()) + 50;
+    if (pick(0, 2) == 0) return spec;
+    spec.budget.format = format_;
+    spec.budget.wait = phrase(pick(0, 3));
+    spec.budget.forced_end = {kTrigger, 8, 9};
+    spec.budget.delimiter_len = 1;
+    spec.thinking_tokens = 0;
+    spec.max_thinking = pick(0, 30);
+    spec.budget.min_thinking = pick(0, spec.max_thinking);
+    spec.budget.num_waits = pick(0, 3);
+    return spec;
+  }
+
+  std::vector<int64_t> sample(const s1::ScheduledBatch& batch) {
+    std::vector<int64_t> tokens;
+    for (int32_t i = 0; i < batch.num_samples; ++i) {
+      tokens.push_back(pick(batch.sample_banned[i] != 0 ? 3 : 1, kVocab - 1));
+    }
+    return tokens;
+  }
+
+  void disturb(Scheduler& scheduler, s1::SeqId id, std::set<s1::SeqId>& live) {
+    if (pick(0, 1) == 0) {
+      scheduler.limit_thinking(id, pick(0, 10), s1::EndReason::kDeadline);
+      return;
+    }
+    scheduler.finish(id, s1::FinishReason::kAbort);
+    scheduler.remove(id);
+    live.erase(id);
+  }
+
+  std::mt19937_64 random_;
+  s1::SchedulerConfig config_;
+  std::shared_ptr<s1::BudgetFormat> format_ = std::make_shared<s1::BudgetFormat>();
+};
+
+}  // namespace
+
+int main() {
+  int64_t preemptions = 0;
+  for (uint64_t seed = 0; seed < 300; ++seed) preemptions += Fuzz(seed).run(20);
+  s1::check(preemptions > 0, "the fuzz never preempted");
+  std::printf("300 scenarios, %lld preemptions\n", static_cast<long long>(preemptions));
+  return 0;
+}

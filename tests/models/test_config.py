@@ -1,0 +1,228 @@
+"""Reading config.json and generation_config.json: what is understood, what is refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from s1engine.errors import ModelError
+from s1engine.models import ModelConfig
+
+QWEN2_5_7B: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "eos_token_id": 151645,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "max_position_embeddings": 1024,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 100,
+}
+
+
+def small(architecture: str, **fields: Any) -> dict[str, Any]:
+    return {"architectures": [architecture], **SMALL, **fields}
+
+
+def parse(path: Path, config: Any, generation: Any = None) -> ModelConfig:
+    (path / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (path / "generation_config.json").write_text(json.dumps(generation))
+    return ModelConfig.from_dir(path)
+
+
+def test_qwen2_5(tmp_path: Path) -> None:
+    config = parse(tmp_path, QWEN2_5_7B)
+    assert config.architecture == "Qwen2ForCausalLM"
+    assert (config.num_layers, config.num_heads, config.num_kv_heads) == (28, 28, 4)
+    assert (config.head_dim, config.hidden_size, config.intermediate_size) == (128, 3584, 18944)
+    assert (config.qkv_bias, config.o_bias, config.qk_norm) == (True, False, False)
+    assert (config.rope_theta, config.rope_scaling) == (1e6, None)
+    assert config.rms_norm_eps == 1e-6
+    assert config.eos_token_ids == (151645,)
+    assert config.torch_dtype == torch.bfloat16
+    assert config.max_position_embeddings == 32768
+    assert not config.tie_word_embeddings
+    assert config.num_parameters == 7_615_616_512  # as the model's card counts: 7.61 B
+    assert config.kv_bytes_per_token(torch.bfloat16) == 57_344
+
+
+def test_qwen3(tmp_path: Path) -> None:
+    config = parse(tmp_path, small("Qwen3ForCausalLM", num_key_value_heads=2, attention_bias=True))
+    assert (config.qk_norm, config.qkv_bias, config.o_bias) == (True, True, True)
+    assert config.head_dim == 128
+    assert config.tensor_shapes()["model.layers.1.self_attn.k_proj.weight"] == (256, 64)
+    assert config.tensor_shapes()["model.layers.1.self_attn.k_norm.weight"] == (128,)
+
+
+def test_llama(tmp_path: Path) -> None:
+    config = parse(tmp_path, small("LlamaForCausalLM", head_dim=None, dtype="float16"))
+    assert (config.num_kv_heads, config.head_dim) == (4, 16)
+    assert (config.qkv_bias, config.o_bias, config.qk_norm) == (False, False, False)
+    assert config.torch_dtype == torch.float16
+    assert config.eos_token_ids == ()
+
+
+def test_mistral_with_a_window_that_never_closes(tmp_path: Path) -> None:
+    for fields in ({"sliding_window": None}, {"sliding_window": 1024}, {}):
+        assert not parse(tmp_path, small("MistralForCausalLM", **fields)).qkv_bias
+
+
+def test_yarn_extends_the_context(tmp_path: Path) -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    config = parse(tmp_path, {**QWEN2_5_7B, "rope_scaling": scaling})
+    assert config.max_position_embeddings == 131072
+
+
+def test_remote_code_is_never_run(tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('was run')")
+    auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    assert parse(tmp_path, {**QWEN2_5_7B, "auto_map": auto_map}).num_layers == 28
+
+
+REFUSALS: dict[str, tuple[str, dict[str, Any]]] = {
+    # fields of a Qwen2 config, and the words that the error must hold
+    "other-architecture": ("architectures", {"architectures": ["GPT2LMHeadModel"]}),
+    "two-architectures": ("architectures", {"architectures": ["LlamaForCausalLM", "X"]}),
+    "no-architecture": ("architectures", {"architectures": None}),
+    "nested-architecture": ("architectures", {"architectures": [["LlamaForCausalLM"]]}),
+    "window": ("use_sliding_window", {"use_sliding_window": True}),
+    "window-text": ("use_sliding_window", {"use_sliding_window": "yes"}),
+    "layers": ("layer_types", {"layer_types": ["full_attention", "sliding_attention"]}),
+    "layers-text": ("layer_types", {"layer_types": 3}),
+    "quantized": ("quantization_config", {"quantization_config": {"quant_method": "gptq"}}),
+    "activation": ("hidden_act", {"hidden_act": "gelu"}),
+    "mlp-bias": ("mlp_bias", {"mlp_bias": True}),
+    "not-causal": ("is_causal", {"is_causal": False}),
+    "bidirectional": ("is_causal", {"use_bidirectional_attention": True}),
+    "dtype": ("torch_dtype", {"torch_dtype": "float8_e4m3fn"}),
+    "dtype-list": ("torch_dtype", {"torch_dtype": ["bfloat16"]}),
+    "zero-layers": ("num_hidden_layers", {"num_hidden_layers": 0}),
+    "many-layers": ("num_hidden_layers", {"num_hidden_layers": 10**9}),
+    "float-hidden": ("hidden_size", {"hidden_size": 3584.0}),
+    "bool-vocab": ("vocab_size", {"vocab_size": True}),
+    "negative-inner": ("intermediate_size", {"intermediate_size": -1}),
+    "missing-vocab": ("vocab_size is missing", {"vocab_size": None}),
+    "positions": ("max_position_embeddings", {"max_position_embeddings": 2**40}),
+    "kv-heads": ("num_key_value_heads", {"num_key_value_heads": 3}),
+    "heads": ("num_attention_heads", {"num_attention_heads": 27, "num_key_value_heads": 27}),
+    "odd-head": ("head_dim", {"head_dim": 127}),
+    "eps": ("rms_norm_eps", {"rms_norm_eps": 0}),
+    "eps-nan": ("rms_norm_eps", {"rms_norm_eps": float("nan")}),
+    "theta": ("rope_theta", {"rope_theta": -1.0}),
+    "tie": ("tie_word_embeddings", {"tie_word_embeddings": 1}),
+    "eos-large": ("eos_token_id", {"eos_token_id": 152064}),
+    "eos-text": ("eos_token_id", {"eos_token_id": ["<eos>"]}),
+    "rope-kind": ("'dynamic'", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+    "rope-longrope": ("'longrope'", {"rope_parameters": {"rope_type": "longrope"}}),
+    "rope-no-kind": ("rope_type", {"rope_scaling": {"factor": 2.0}}),
+    "rope-text": ("rope_scaling", {"rope_scaling": "linear"}),
+    "rope-unknown": ("mrope_section", {"rope_scaling": {"type": "default", "mrope_section": [1]}}),
+    "rope-factor": ("factor", {"rope_scaling": {"type": "linear", "factor": 0.5}}),
+    "rope-no-factor": ("factor is missing", {"rope_scaling": {"type": "yarn"}}),
+    "rope-partial": ("partial_rotary_factor", {"partial_rotary_factor": 0.5}),
+    "rope-betas": (
+        "beta_fast",
+        {"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}},
+    ),
+    "rope-llama3": (
+        "high_freq_factor",
+        {
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8,
+                "low_freq_factor": 4,
+                "high_freq_factor": 4,
+            }
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refused_by_name(tmp_path: Path, case: str) -> None:
+    words, fields = REFUSALS[case]
+    with pytest.raises(ModelError) as refusal:
+        parse(tmp_path, {**QWEN2_5_7B, **fields})
+    assert words in str(refusal.value)
+    assert str(tmp_path / "config.json") in str(refusal.value)
+
+
+@pytest.mark.parametrize("fields", [{}, {"sliding_window": 512}, {"sliding_window": "wide"}])
+def test_a_mistral_window_in_use_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    """The first has none written: then it is 4096, as in transformers."""
+    config = small("MistralForCausalLM", **fields)
+    config["max_position_embeddings"] = 8192
+    with pytest.raises(ModelError, match="sliding_window"):
+        parse(tmp_path, config)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"a": \xff}', "[" * 100_000])
+def test_broken_json_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ModelError, match=r"config\.json"):
+        ModelConfig.from_dir(tmp_path)
+
+
+def test_a_missing_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json: no such file"):
+        ModelConfig.from_dir(tmp_path)
+
+
+GENERATION = {
+    "do_sample": True,
+    "eos_token_id": [151645, 151643, 151645],
+    "repetition_penalty": 1.05,
+    "temperature": 0.7,
+    "top_p": 0.8,
+    "top_k": 20,
+    "min_p": None,
+}
+
+
+def test_generation_defaults(tmp_path: Path) -> None:
+    config = parse(tmp_path, QWEN2_5_7B, GENERATION)
+    assert config.eos_token_ids == (151645, 151643)
+    assert config.generation_defaults == {
+        "repetition_penalty": 1.05,
+        "temperature": 0.7,
+        "top_p": 0.8,
+        "top_k": 20,
+    }
+
+
+@pytest.mark.parametrize("generation", [None, {}, {**GENERATION, "do_sample": False}])
+def test_without_sampling_the_default_is_greedy(
+    tmp_path: Path, generation: dict[str, Any] | None
+) -> None:
+    config = parse(tmp_path, QWEN2_5_7B, generation)
+    assert config.generation_defaults == {"temperature": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("temperature", -1), ("top_p", 1.5), ("top_k", 0.5), ("do_sample", "yes"), ("min_p", "x")],
+)
+def test_bad_generation_defaults_are_refused(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(ModelError, match=rf"generation_config\.json: {key}"):
+        parse(tmp_path, QWEN2_5_7B, {**GENERATION, key: value})

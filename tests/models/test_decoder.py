@@ -1,0 +1,135 @@
+"""The decoder against transformers: same weights, same prompts, same logits and tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from s1engine.models import Decoder
+from tests.models.harness import Rows, load, oracle, oracle_logits, run_in_chunks
+from tests.tiny_models import make_model
+
+TOLERANCE = 1e-4
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LINEAR = {"rope_type": "linear", "factor": 2.5}
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("qwen2", {}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-yarn": ("qwen2", {"rope_parameters": {"rope_theta": 1e6, **YARN}}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-tied": ("qwen3", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "qwen3-bias": ("qwen3", {"attention_bias": True}),
+    "llama": ("llama", {"rms_norm_eps": 1e-2}),
+    "llama-llama3": ("llama", {"rope_parameters": LLAMA3}),
+    "llama-linear": ("llama", {"rope_parameters": {"rope_theta": 1e4, **LINEAR}}),
+    "llama-bias": ("llama", {"attention_bias": True}),
+    "mistral": ("mistral", {"num_key_value_heads": 1}),
+    "mistral-head-dim": ("mistral", {"head_dim": 12, "sliding_window": 256}),
+}
+
+SHORT, LONG = 24, 150
+
+
+def prompt_of(length: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(96, (length,), generator=generator).tolist()
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() < TOLERANCE
+    assert expected.std() > 0.1, "these logits would look alike whatever the model does"
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family, overrides = VARIANTS[request.param]
+    return make_model(tmp_path_factory.mktemp("model"), family, **overrides)
+
+
+def test_logits_equal_transformers(model: Path) -> None:
+    """Whole prompts, chunks, and rows of different lengths side by side."""
+    decoder, reference = load(model), oracle(model)
+    prompts = [prompt_of(length, seed=length) for length in (1, SHORT, LONG, 7)]
+    expected = [oracle_logits(reference, prompt) for prompt in prompts]
+    for prompt, logits in zip(prompts, expected, strict=True):
+        assert_close(run_in_chunks(decoder, [prompt], [LONG])[0], logits)
+    for chunk_sizes in ([LONG] * 4, [1, 5, 33, 2], [1, 1, 40, 7]):
+        for actual, logits in zip(
+            run_in_chunks(decoder, prompts, chunk_sizes), expected, strict=True
+        ):
+            assert_close(actual, logits)
+
+
+def generate(decoder: Decoder, prompts: list[list[int]], count: int) -> list[list[int]]:
+    """Greedy continuations of all prompts together."""
+    rows = Rows(decoder, len(prompts), max(map(len, prompts)) + count)
+    chunks, outputs = prompts, [[] for _ in prompts]
+    for _ in range(count):
+        chunks = [[int(logits[-1].argmax())] for logits in rows.step(chunks)]
+        for output, chunk in zip(outputs, chunks, strict=True):
+            output += chunk
+    return outputs
+
+
+def test_greedy_generation_equals_transformers(model: Path) -> None:
+    decoder, reference = load(model), oracle(model)
+    prompts = [prompt_of(length, seed=100 + length) for length in (3, 30, 11)]
+    for prompt, output in zip(prompts, generate(decoder, prompts, 24), strict=True):
+        whole = reference.generate(
+            torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None
+        )
+        assert output == whole[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
+def test_low_precision_errs_no_more_than_twice_transformers(
+    tmp_path: Path, family: str, dtype: torch.dtype
+) -> None:
+    path = make_model(tmp_path, family, dtype=dtype)
+    prompt = prompt_of(60)
+    exact = oracle_logits(oracle(path, torch.float32), prompt)
+    theirs = (oracle_logits(oracle(path, dtype), prompt) - exact).abs()
+    ours = (run_in_chunks(load(path, dtype), [prompt], [17])[0] - exact).abs()
+    assert ours.mean() > 0, "not computed in low precision at all"
+    assert ours.mean() <= 2 * theirs.mean()
+    assert ours.max() <= 2 * theirs.max()
+
+
+def test_logits_stop_at_the_vocabulary_limit(tmp_path: Path) -> None:
+    decoder = load(make_model(tmp_path, "qwen2"))
+    hidden = torch.randn(3, 32)
+    everything = decoder.logits(hidden, 96)
+    assert decoder.logits(hidden, 90).shape == (3, 90)
+    torch.testing.assert_close(decoder.logits(hidden, 90), everything[:, :90])
+
+
+def test_logits_are_float32(tmp_path: Path) -> None:
+    decoder = load(make_model(tmp_path, "qwen2"), torch.bfloat16)
+    assert decoder.logits(torch.randn(3, 32).bfloat16(), 96).dtype == torch.float32
+
+
+def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
+    weights = load(make_model(tmp_path, "qwen2", tie_word_embeddings=True)).weights
+    assert weights.lm_head is weights.embed
+
+
+def test_positions_can_be_bounded(tmp_path: Path) -> None:
+    path = make_model(tmp_path, "llama")
+    full = load(path)
+    bounded = Decoder(full.config, full.weights, full.ops, max_positions=40)
+    assert bounded.cos_sin.shape == (40, 8)
+    assert torch.equal(bounded.cos_sin, full.cos_sin[:40])

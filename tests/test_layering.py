@@ -1,0 +1,219 @@
+"""The layering of the code, proved from the source: no module imports from a layer above its own.
+
+Every import statement counts, those inside functions and under TYPE_CHECKING included. A new
+module has to be given a layer here before this test passes.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What each part of s1engine may import of s1engine, besides itself. "leaves" are single files.
+LEAVES = {"errors", "config", "sampling_params", "outputs", "tokenizer", "chat_template"}
+LEAVES |= {"reasoning"}
+BASE = LEAVES | {"__init__", "_core"}
+ALLOWED = {
+    **{leaf: LEAVES for leaf in LEAVES},
+    "kernels": set(),
+    "ops": BASE,
+    "models": BASE | {"ops"},
+    "runner": BASE | {"ops", "models"},
+    "engine": BASE | {"ops", "models", "runner"},
+    "server": BASE | {"engine"},
+    "eval": BASE | {"engine"},
+    "bench": BASE | {"ops", "models", "runner", "engine", "server", "eval", "kernels"},
+    "cli": BASE | {"ops", "models", "runner", "engine", "server", "eval", "bench"},
+    "training": BASE | {"ops", "models", "runner", "engine", "eval"},
+}
+KERNELS_IMPORTER = "s1engine.ops.triton_ops"
+KERNELS_OUTSIDE = {"torch", "triton"}
+LAZY_EXPORTS = "s1engine"
+
+INCLUDE = re.compile(r'^\s*#\s*include\s+(<[^>]+>|"[^"]+")', re.MULTILINE)
+STANDARD_HEADER = re.compile(r"<[a-z_]+>")
+VECTOR_HEADERS = {"<immintrin.h>", "<arm_neon.h>"}
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Import name and file of every module, the mapped folders in their place in the package."""
+    found = {}
+    for folder, name in (("s1engine", "s1engine"), *mapped()):
+        for path in sorted((root / folder).rglob("*.py")):
+            parts = path.relative_to(root / folder).with_suffix("").parts
+            found[".".join([name, *(part for part in parts if part != "__init__")])] = path
+    return found
+
+
+def mapped() -> list[tuple[str, str]]:
+    return [(folder, f"s1engine.{folder}") for folder in ("kernels", "training", "bench")]
+
+
+def imports(name: str, path: Path, known: set[str]) -> Iterator[str]:
+    """Names of the modules that a module imports; `from package import module` names the module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield inner if inner in known else base
+
+
+def part(module: str) -> str:
+    """The part of s1engine that a module belongs to: its first name below the package."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def violations(root: Path) -> list[str]:
+    """Every import that the layering forbids, as `importer -> imported`."""
+    found = modules(root)
+    known = {*found, "s1engine._core"}
+    wrong = []
+    for name, path in found.items():
+        if name == LAZY_EXPORTS:
+            continue
+        for target in imports(name, path, known):
+            if not is_allowed(name, target):
+                wrong.append(f"{name} -> {target}")
+    return wrong
+
+
+def is_allowed(name: str, target: str) -> bool:
+    top = target.partition(".")[0]
+    if part(name) == "kernels" and top != "s1engine":
+        return top in KERNELS_OUTSIDE
+    if top != "s1engine":
+        return True
+    if part(target) == "kernels" and name == KERNELS_IMPORTER:
+        return True
+    return part(target) == part(name) or part(target) in ALLOWED.get(part(name), set())
+
+
+def cycle(root: Path) -> list[str]:
+    """Modules that import each other in a circle when loaded; empty if there are none."""
+    found = modules(root)
+    graph = {name: set(imports(name, path, set(found))) & {*found} for name, path in found.items()}
+    graph.pop(LAZY_EXPORTS, None)
+    while free := [name for name, targets in graph.items() if not targets & {*graph} - {name}]:
+        for name in free:
+            del graph[name]
+    return sorted(graph)
+
+
+def include_violations(root: Path) -> list[str]:
+    """Every #include under csrc that breaks its folder's rule, as `file: header`."""
+    return [
+        f"{path.relative_to(root)}: {header}"
+        for path in sorted((root / "csrc").rglob("*.*"))
+        for header in INCLUDE.findall(path.read_text())
+        if not may_include(path, header, root / "csrc")
+    ]
+
+
+def may_include(path: Path, header: str, csrc: Path) -> bool:
+    """Folders see the standard library and themselves; bindings.cpp sees all and pybind11."""
+    if STANDARD_HEADER.fullmatch(header):
+        return True
+    if header.startswith('"'):
+        base = csrc if path.parent == csrc else path.parent
+        return (base / header.strip('"')).exists() and ".." not in header
+    if path.name == "bindings.cpp":
+        return header.startswith("<pybind11/")
+    return path.parent.name == "cpu" and header in VECTOR_HEADERS
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {part(name) for name in modules(ROOT)} - {"__init__"} <= set(ALLOWED)
+
+
+def test_nothing_imports_upward() -> None:
+    assert violations(ROOT) == []
+
+
+def test_no_import_cycles() -> None:
+    assert cycle(ROOT) == []
+
+
+def test_native_code_includes_only_what_its_folder_may() -> None:
+    assert include_violations(ROOT) == []
+
+
+def write_tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("s1engine/ops/x.py", "from s1engine.models import decoder"),
+        ("s1engine/ops/x.py", "from ..models.decoder import Decoder"),
+        ("s1engine/ops/x.py", "from .. import models"),
+        ("s1engine/ops/cpu_ops.py", "def late():\n    import s1engine.kernels.attention"),
+        ("s1engine/models/x.py", "import s1engine.runner.sampler as s"),
+        ("s1engine/eval/x.py", "from s1engine.server.app import app"),
+        ("s1engine/engine/x.py", "from s1engine import training"),
+        ("s1engine/cli.py", "from s1engine.training.sft import main"),
+        ("s1engine/errors.py", "from s1engine import _core"),
+        ("s1engine/novel/x.py", "from s1engine.errors import RequestError"),
+        ("kernels/x.py", "import numpy"),
+        ("kernels/x.py", "from s1engine.errors import RequestError"),
+    ],
+)
+def test_a_wrong_import_is_seen(tmp_path: Path, file: str, text: str) -> None:
+    packages = dict.fromkeys(
+        ("s1engine/models/__init__.py", "training/__init__.py", "kernels/__init__.py"), ""
+    )
+    root = write_tree(tmp_path, {**packages, file: text})
+    assert len(violations(root)) == 1
+
+
+def test_right_imports_pass(tmp_path: Path) -> None:
+    files = {
+        "kernels/x.py": "import torch, triton.language as tl\nfrom s1engine.kernels import y",
+        "kernels/y.py": "",
+        "s1engine/ops/triton_ops.py": "from s1engine.kernels import x\nfrom s1engine import _core",
+        "s1engine/cli.py": "from s1engine import __version__\nfrom s1engine.ops import triton_ops",
+    }
+    root = write_tree(tmp_path, files)
+    assert violations(root) == []
+    assert cycle(root) == []
+
+
+def test_a_cycle_is_seen(tmp_path: Path) -> None:
+    files = {
+        "s1engine/ops/a.py": "from s1engine.ops import b",
+        "s1engine/ops/b.py": "def late():\n    from s1engine.ops.a import x",
+        "s1engine/ops/c.py": "import torch",
+    }
+    assert cycle(write_tree(tmp_path, files)) == ["s1engine.ops.a", "s1engine.ops.b"]
+
+
+@pytest.mark.parametrize(
+    ("file", "header"),
+    [
+        ("csrc/core/a.hpp", "<torch/torch.h>"),
+        ("csrc/core/a.hpp", "<pybind11/pybind11.h>"),
+        ("csrc/core/a.hpp", "<immintrin.h>"),
+        ("csrc/core/a.cpp", '"cpu/b.hpp"'),
+        ("csrc/core/a.cpp", '"../cpu/b.hpp"'),
+        ("csrc/cpu/a.cpp", "<ATen/ATen.h>"),
+        ("csrc/bindings.cpp", "<torch/extension.h>"),
+    ],
+)
+def test_a_wrong_include_is_seen(tmp_path: Path, file: str, header: str) -> None:
+    files = {"csrc/cpu/b.hpp": "#include <vector>\n", file: f"#include {header}\n"}
+    assert include_violations(write_tree(tmp_path, files)) == [f"{file}: {header}"]

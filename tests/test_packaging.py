@@ -1,0 +1,102 @@
+"""What users install: a wheel with only s1engine in it, built from an sdist that suffices."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAPPED = ("kernels", "training", "bench")
+
+
+def python(*args: str, cwd: Path) -> str:
+    """Runs this interpreter elsewhere; its output, or a failure that shows it."""
+    done = subprocess.run(
+        [sys.executable, *args], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (found,) = folder.glob(pattern)
+    return found
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    python("-m", "build", "--sdist", "--no-isolation", "-o", str(folder), str(ROOT), cwd=folder)
+    return only(folder, "*.tar.gz")
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the sdist, so that nothing outside it can have helped."""
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder)]
+    python("-m", "pip", "wheel", *options, str(sdist), cwd=folder)
+    return only(folder, "*.whl")
+
+
+@pytest.fixture(scope="module")
+def target(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("target")
+    options = ["--no-deps", "--no-index", "--target", str(folder)]
+    python("-m", "pip", "install", *options, str(wheel), cwd=folder)
+    return folder
+
+
+def sources(root: Path, pattern: str) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.glob(pattern) if path.is_file()}
+
+
+def test_sdist_holds_all_native_sources(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert sources(ROOT, "csrc/**/*") <= held
+
+
+def test_wheel_holds_only_the_package(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"s1engine", only_dist_info(tops)}
+    assert not [name for name in names if name.endswith((".cpp", ".hpp", ".inc", ".o"))]
+
+
+def only_dist_info(tops: set[str]) -> str:
+    (name,) = (top for top in tops if top.endswith(".dist-info"))
+    return name
+
+
+def test_wheel_holds_the_whole_package(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = sources(ROOT, "s1engine/**/*.py") | sources(ROOT, "s1engine/**/*.pyi")
+    expected |= sources(ROOT, "s1engine/assets/**/*")
+    expected |= sources(ROOT, "s1engine/server/playground/**/*") | {"s1engine/py.typed"}
+    for folder in MAPPED:
+        expected |= {f"s1engine/{name}" for name in sources(ROOT, f"{folder}/**/*.py")}
+    assert expected <= names, sorted(expected - names)
+    assert [name for name in names if name.startswith("s1engine/_core.") and name.endswith(".so")]
+
+
+def test_installed_package_imports(target: Path, tmp_path: Path) -> None:
+    """Isolated (-I: no cwd, no PYTHONPATH), with the target before this environment's packages."""
+    imports = ", ".join(["s1engine._core", *(f"s1engine.{folder}" for folder in MAPPED)])
+    code = (
+        f"import sys; sys.path.insert(0, {str(target)!r}); import s1engine; "
+        f"assert 'torch' not in sys.modules; import {imports}; print(s1engine.__file__); "
+        "print(*(getattr(s1engine, name).__name__ for name in s1engine.__all__[:-1]))"
+    )
+    place, exports = python("-I", "-c", code, cwd=tmp_path).splitlines()
+    assert Path(place).is_relative_to(target)
+    assert "LLM" in exports.split() and "ThinkingBudget" in exports.split()
+
+
+def test_editable_package_imports_from_anywhere(tmp_path: Path) -> None:
+    names = ", ".join(f"s1engine.{folder}" for folder in MAPPED)
+    code = f"import s1engine._core, {names}; print(s1engine.training.__file__)"
+    assert Path(python("-I", "-c", code, cwd=tmp_path).strip()).exists()

@@ -1,0 +1,430 @@
+"""Tokenizer: golden data, round trips, incremental decoding against whole decoding, templates."""
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.shared_data import shared_file
+from tests.tiny_tokenizer import TEMPLATE, make_backend, make_tokenizer, save_tokenizer
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+
+from s1engine.chat_template import MAX_RENDERED_CHARS, ChatTemplate
+from s1engine.errors import ModelError, RequestError
+from s1engine.tokenizer import MAX_WINDOW, REPLACEMENT, IncrementalDetokenizer, Tokenizer
+
+TINY = make_tokenizer(visible=("<tool_call>", "added with space"))
+
+
+def _byte_fallback() -> Tokenizer:
+    """A vocabulary in SentencePiece's way: words with a leading mark, and bytes as a fallback."""
+    words = ["▁", "▁a", "▁b", "c", "é", "\n", "▁你"]
+    vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
+    vocabulary |= {word: 257 + i for i, word in enumerate(words)}
+    backend = Backend(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    backend.add_special_tokens(["<s>"])
+    return Tokenizer(backend)
+
+
+FALLBACK = _byte_fallback()
+
+
+@pytest.fixture(scope="session")
+def qwen() -> Tokenizer:
+    return Tokenizer.from_dir(shared_file("tokenizer/qwen2.5"))
+
+
+def _jsonl(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in shared_file(name).read_text("utf-8").splitlines()]
+
+
+# --- golden data ---
+
+
+def test_golden_encodings(qwen: Tokenizer) -> None:
+    rows = _jsonl("tokenizer/qwen2.5/golden_encodings.jsonl")
+    assert len(rows) > 200
+    for row in rows:
+        assert qwen.encode(row["text"]) == row["ids"], row["text"]
+
+
+def test_golden_chats(qwen: Tokenizer) -> None:
+    rows = [r for r in _jsonl("tokenizer/qwen2.5/golden_chat.jsonl") if r["add_generation_prompt"]]
+    assert len(rows) >= 4
+    for row in rows:
+        assert qwen.render_chat(row["messages"]) == row["ids"]
+        assert qwen.decode(row["ids"], skip_special_tokens=False) == row["text"]
+
+
+def test_qwen_ids(qwen: Tokenizer) -> None:
+    assert qwen.num_tokens == 151665
+    assert qwen.id_of("<|im_start|>") == 151644
+    assert qwen.id_of("<|im_end|>") == 151645
+    assert qwen.encode("<|im_start|>think") == [151644, 26865]
+    assert qwen.encode("Wait") == [14190]
+    assert qwen.id_of("no such token") is None
+
+
+def test_qwen_newlines(qwen: Tokenizer) -> None:
+    ids = set(qwen.newline_ids)
+    assert qwen.newline_ids == sorted(ids)
+    assert set(qwen.encode("\n") + qwen.encode(".\n\n")[-1:]) <= ids
+    assert not ids & set(qwen.encode("a b\tc"))
+    for token_id in qwen.newline_ids[::50]:
+        assert qwen.ends_with_newline(token_id)
+        assert qwen.token_bytes(token_id).endswith(b"\n")
+
+
+def test_templates_render_as_with_transformers(qwen: Tokenizer) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "2 + 2? <b>&amp;</b>"},
+        {"role": "assistant", "content": "4", "reasoning_content": "Easy."},
+        {"role": "user", "content": "And 3 + 3?\n"},
+    ]
+    for name in ("qwen2.5", "qwen3"):
+        config = json.loads(shared_file(f"tokenizer/{name}/tokenizer_config.json").read_text())
+        source = config["chat_template"]
+        for options in ({}, {"enable_thinking": False}, {"enable_thinking": True}):
+            expected, _ = render_jinja_template(
+                [messages], chat_template=source, add_generation_prompt=True, **options
+            )
+            assert ChatTemplate(source, {}).render(messages, options) == expected[0]
+
+
+# --- round trips ---
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+
+
+@given(texts)
+def test_round_trip(text: str) -> None:
+    assert TINY.decode(TINY.encode(text), skip_special_tokens=False) == text
+
+
+@settings(max_examples=50)
+@given(texts)
+def test_bytes_of_tokens_join_to_the_text(text: str) -> None:
+    ids = TINY.encode(text)
+    assert b"".join(map(TINY.token_bytes, ids)).decode() == text
+
+
+def test_special_strings_become_special_tokens() -> None:
+    ids = TINY.encode("<|im_start|>user")
+    assert ids[0] == TINY.id_of("<|im_start|>")
+    assert TINY.decode(ids) == "user"
+    assert TINY.decode(ids, skip_special_tokens=False) == "<|im_start|>user"
+    assert TINY.token_bytes(ids[0]) == b"<|im_start|>"
+    assert TINY.visible_bytes[ids[0]] == b""
+    assert TINY.is_special(ids[0]) and not TINY.is_special(ids[1])
+
+
+def test_lone_surrogates_are_the_users_error() -> None:
+    with pytest.raises(RequestError, match="surrogate"):
+        TINY.encode("a\ud800")
+
+
+def test_ids_without_a_token_have_no_text() -> None:
+    assert TINY.token_bytes(TINY.num_tokens + 5) == b""
+    assert TINY.visible_bytes[TINY.num_tokens + 5] == b""
+
+
+def test_encoding_lets_other_threads_run() -> None:
+    """A long prompt must not stop the engine's steps."""
+    ticks, done = [0], threading.Event()
+
+    def tick() -> None:
+        while not done.wait(0.0005):
+            ticks[0] += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    TINY.encode("hello world, " * 100_000)
+    done.set()
+    thread.join()
+    assert ticks[0] > 20
+
+
+# --- incremental decoding ---
+
+
+def _pieces(tokenizer: Tokenizer, ids: list[int], sizes: list[int]) -> list[str]:
+    """What a stream shows if it gets ``ids`` in groups of ``sizes``, then is flushed."""
+    stream = IncrementalDetokenizer(tokenizer)
+    pieces, at, turn = [], 0, 0
+    while at < len(ids):
+        size = sizes[turn % len(sizes)]
+        pieces.append(stream.push(ids[at : at + size]))
+        at, turn = at + size, turn + 1
+    return [*pieces, stream.flush()]
+
+
+group_sizes = st.lists(st.integers(1, 5), min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize("tokenizer", [TINY, FALLBACK], ids=["byte-level", "byte-fallback"])
+@given(data=st.data())
+def test_pieces_join_to_the_whole(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    ids = tokenizer.encode(data.draw(texts.filter(lambda text: REPLACEMENT not in text)))
+    pieces = _pieces(tokenizer, ids, data.draw(group_sizes))
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert REPLACEMENT not in "".join(pieces)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.integers(0, TINY.num_tokens + 3), max_size=60), group_sizes)
+def test_pieces_of_any_ids_join_to_the_whole(ids: list[int], sizes: list[int]) -> None:
+    """Broken characters, special tokens and ids without a token included."""
+    assert "".join(_pieces(TINY, ids, sizes)) == TINY.decode(ids)
+
+
+def test_pieces_of_qwen_ids_join_to_the_whole(qwen: Tokenizer) -> None:
+    text = "naïve café 你好，世界 🙂🏽 नमस्ते ∑ <|im_start|>think\n" * 3
+    ids = qwen.encode(text)
+    assert "".join(_pieces(qwen, ids, [1])) == qwen.decode(ids)
+
+
+@pytest.mark.parametrize("tokenizer", [TINY, FALLBACK], ids=["byte-level", "byte-fallback"])
+def test_a_split_character_waits_for_its_end(tokenizer: Tokenizer) -> None:
+    stream = IncrementalDetokenizer(tokenizer)
+    ids = tokenizer.encode("🐉")
+    assert len(ids) > 1
+    shown = [stream.push([token_id]) for token_id in ids]
+    assert [piece for piece in shown if piece.strip()] == ["🐉"]
+    assert stream.flush() == ""
+
+
+def test_flush_shows_an_unfinished_character_once() -> None:
+    stream = IncrementalDetokenizer(TINY)
+    assert stream.push(TINY.encode("a🐉")[:-1]) == "a"
+    assert stream.flush() == REPLACEMENT
+    assert stream.flush() == ""
+    assert stream.push(TINY.encode("b")) == "b"
+
+
+@pytest.mark.parametrize("tokenizer", [TINY, FALLBACK], ids=["byte-level", "byte-fallback"])
+def test_the_window_stays_short(tokenizer: Tokenizer) -> None:
+    """Nothing that a model emits makes one more token cost more than the last."""
+    decoded: list[int] = []
+    whole: Callable[..., str] = tokenizer.decode
+    stream = IncrementalDetokenizer(tokenizer)
+    broken = tokenizer.encode("🐉")[-2]  # a byte that no character begins with
+    special = tokenizer.num_tokens - 1
+    for token_id in [broken] * 300 + [special] * 300:
+        stream.push([token_id])
+    inner = stream._stream
+    kept = [len(v) for v in vars(inner).values() if isinstance(v, list)] if inner else decoded
+    assert sum(kept) <= 2 * (MAX_WINDOW + 1)
+    assert whole is not None
+
+
+# --- loading ---
+
+
+def test_from_dir(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    loaded, built = Tokenizer.from_dir(tmp_path), make_tokenizer()
+    chat = [{"role": "user", "content": "fox é"}]
+    assert loaded.render_chat(chat) == built.render_chat(chat)
+    assert (loaded.num_tokens, loaded.is_byte_level) == (built.num_tokens, True)
+
+
+def test_a_template_file_replaces_the_models_own(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    file = tmp_path / "own.jinja"
+    file.write_text("{{ messages[0].content }}|{{ eos_token }}")
+    loaded = Tokenizer.from_dir(tmp_path, str(file))
+    ids = loaded.render_chat([{"role": "user", "content": "fox"}])
+    assert loaded.decode(ids, skip_special_tokens=False) == "fox|<|im_end|>"
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=str(tmp_path)) as raised:
+        Tokenizer.from_dir(tmp_path)
+    assert "\n" not in str(raised.value)
+    save_tokenizer(tmp_path)
+    with pytest.raises(RequestError, match="no.jinja") as refused:
+        Tokenizer.from_dir(tmp_path, str(tmp_path / "no.jinja"))
+    assert refused.value.param == "chat_template"
+
+
+def test_a_truncated_file_is_a_model_error(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Tokenizer.from_dir(tmp_path)
+
+
+def test_code_in_a_model_directory_is_never_run(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass T: pass\n")
+    file = tmp_path / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}))
+    try:
+        Tokenizer.from_dir(tmp_path)
+    except ModelError:
+        pass
+    assert not (tmp_path / "ran").exists()
+
+
+def test_qwen3_has_think_tags(qwen: Tokenizer, tmp_path: Path) -> None:
+    loaded = Tokenizer.from_dir(qwen3_dir(tmp_path))
+    assert loaded.id_of("<think>") == 151667
+    assert loaded.id_of("</think>") == 151668
+    assert qwen.id_of("<think>") is None
+
+
+def qwen3_dir(tmp_path: Path) -> Path:
+    """Qwen3's tokenizer: the vocabulary of Qwen2.5 with its own configuration."""
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(shared_file(f"tokenizer/qwen2.5/{name}"), tmp_path)
+    shutil.copy(shared_file("tokenizer/qwen3/tokenizer_config.json"), tmp_path)
+    return tmp_path
+
+
+# --- messages ---
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        ("hello", "messages"),
+        (None, "messages"),
+        ([5], "messages[0]"),
+        ([{"content": "x"}], "messages[0].role"),
+        ([{"role": "tool", "content": "x"}], "messages[0].role"),
+        ([{"role": ["user"], "content": "x"}], "messages[0].role"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            "messages[0].content[0]",
+        ),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+        (
+            [{"role": "user", "content": "x"}, {"role": "user", "content": "y", "tool_calls": [1]}],
+            "messages[1].tool_calls",
+        ),
+        ([{"role": "user", "content": "x", "name": 3}], "messages[0].name"),
+        ([{"role": "user", "content": "x", "reasoning": "y"}], "messages[0].reasoning"),
+        (
+            [{"role": "assistant", "content": "x", "reasoning": "y", "reasoning_content": "z"}],
+            "messages[0].reasoning_content",
+        ),
+    ],
+)
+def test_bad_messages_are_named(messages: Any, param: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        TINY.render_chat(messages)
+    assert raised.value.param == param
+
+
+def test_messages_are_made_plain() -> None:
+    template = ChatTemplate("{{ messages | tojson }}", {})
+    messages = [
+        {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": "c", "reasoning": "d", "refusal": None, "annotations": []},
+    ]
+    assert json.loads(template.render(messages, {})) == [
+        {"role": "system", "content": "ab"},
+        {"role": "assistant", "content": "c", "reasoning_content": "d"},
+    ]
+
+
+def test_a_model_without_template_refuses_chats() -> None:
+    bare = make_tokenizer(template=None)
+    assert not bare.has_chat_template
+    with pytest.raises(RequestError, match="no chat template"):
+        bare.render_chat([{"role": "user", "content": "x"}])
+
+
+# --- templates ---
+
+CHAT = [{"role": "user", "content": "x"}]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{{ namespace(__class__=1) }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ dict.__base__ }}",
+        "{% for i in range(10000000) %}{% endfor %}",
+        "{{ 'a' * 1000000000000 }}",
+        "{{ 1000000000000 * [1] }}",
+        "{% for i in range(90000) %}{{ 'a' * 1000 }}{% endfor %}",
+        "{{ 1 / 0 }}",
+        "{{ messages.nothing.here }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    ],
+)
+def test_hostile_templates_are_refused(source: str) -> None:
+    with pytest.raises(RequestError, match="chat_template") as raised:
+        ChatTemplate(source, {}).render(CHAT, {})
+    assert raised.value.param == "chat_template"
+
+
+def test_a_broken_template_is_refused_at_once() -> None:
+    with pytest.raises(RequestError, match="chat_template") as raised:
+        Tokenizer(make_backend(), "{% for %}")
+    assert raised.value.param == "chat_template"
+
+
+def test_the_output_bound_is_exact() -> None:
+    template = ChatTemplate("{% for i in range(n) %}{{ part }}{% endfor %}", {})
+    part = "a" * 2**20
+    assert len(template.render(CHAT, {"part": part, "n": 32})) == MAX_RENDERED_CHARS
+    with pytest.raises(RequestError, match="characters"):
+        template.render(CHAT, {"part": part, "n": 33})
+
+
+def test_a_template_can_refuse_messages() -> None:
+    template = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
+    with pytest.raises(RequestError, match="roles must alternate") as raised:
+        template.render(CHAT, {})
+    assert raised.value.param == "messages"
+
+
+def test_options_reach_the_template_but_never_replace_the_messages() -> None:
+    template = ChatTemplate("{{ messages[0].content }}{{ enable_thinking }}", {})
+    options = {"enable_thinking": False, "messages": [{"content": "other"}]}
+    assert template.render(CHAT, options) == "xFalse"
+
+
+def test_names_of_the_hub_are_known() -> None:
+    source = (
+        "{% generation %}{{ strftime_now('%Y') | length }}{% endgeneration %}"
+        "{% set ns = namespace(a=1) %}{% for i in range(3) %}{% set ns.a = i %}{% break %}"
+        "{% endfor %}{{ ns.a }}{{ {'k': '<é>'} | tojson }}{{ dict(a=1).a }}"
+    )
+    assert ChatTemplate(source, {}).render(CHAT, {}) == '40{"k": "<é>"}1'
+
+
+def test_the_tiny_template_is_chatml() -> None:
+    text = ChatTemplate(TEMPLATE, {}).render(CHAT, {})
+    assert text == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
