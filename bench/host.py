@@ -56,11 +56,9 @@ class HostRunner:
 
     def execute(self) -> SamplerOutput:
         """What ModelRunner.execute does, less the model."""
-        self.batch.input_ids()
-        self.batch.attention()
-        self.batch.sample_tokens()
-        rows = self.batch.sample_rows()
-        return self.sampler.sample(self._logits[: len(rows.seats)], rows)
+        rows = self.batch.inputs().rows
+        logits = self._logits[: len(rows.seats)]
+        return self.sampler.sample(logits, rows, self.batch.core.num_banned > 0)
 
 
 def measure(num_seqs: int, context: int, steps: int, *, thinking: bool, stream: bool) -> float:

@@ -49,7 +49,7 @@ def _message(message: object, where: str) -> Message:
         "content": _content(message.get("content"), f"{where}.content"),
     }
     for key, value in message.items():
-        if key in checked or value is None or value == []:
+        if key in ("role", "content") or value is None or value == []:
             continue
         if key == "name":
             checked[key] = _string(value, f"{where}.{key}")

@@ -16,7 +16,6 @@ from s1engine.chat_template import ChatTemplate
 from s1engine.errors import ModelError, RequestError
 
 REPLACEMENT = "\ufffd"  # how a decoder shows an unfinished or broken character
-MAX_UNFINISHED = 3  # bytes of a UTF-8 character that still lacks one
 MAX_WINDOW = 64  # ids without a clean end of a character, after which they are taken as broken
 
 
@@ -231,27 +230,22 @@ class _ByteStream:
 class _WindowStream:
     """For any vocabulary: decodes the latest ids again, behind some whose text is out already.
 
-    context    ids whose text was shown; they settle how the next one begins
-    pending    ids since; ``_shown`` characters of their text are out
+        context    ids whose text was shown; they settle how the next one begins
+        pending    ids since, whose text is not shown
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._decode = tokenizer.decode
         self._context: list[int] = []
         self._pending: list[int] = []
-        self._shown = 0
 
     def push(self, ids: Sequence[int]) -> str:
         if not ids:
             return ""
         self._pending.extend(ids)
         text = self._text()
-        safe = len(text) - _unfinished(text)
-        if (text and safe == len(text)) or len(self._pending) > MAX_WINDOW:
-            return self._settle(text)
-        piece = text[self._shown : safe]
-        self._shown = max(self._shown, safe)
-        return piece
+        unfinished = not text or text.endswith(REPLACEMENT)
+        return "" if unfinished and len(self._pending) < MAX_WINDOW else self._settle(text)
 
     def flush(self) -> str:
         return self._settle(self._text())
@@ -261,15 +255,8 @@ class _WindowStream:
         return self._decode(self._context + self._pending)[len(before) :]
 
     def _settle(self, text: str) -> str:
-        """Shows all of ``text``, whose ids become the context of what follows."""
-        piece = text[self._shown :]
+        """Shows ``text``, whose ids become the context of what follows."""
         if text:
             self._context = self._pending
-        self._pending, self._shown = [], 0
-        return piece
-
-
-def _unfinished(text: str) -> int:
-    """Characters at the end of ``text`` that may still become part of another."""
-    tail = text[-MAX_UNFINISHED:]
-    return len(tail) - len(tail.rstrip(REPLACEMENT))
+        self._pending = []
+        return text

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.timeout(900)  # compiles the extension
+
 MAPPED = ("kernels", "training", "bench")
 
 

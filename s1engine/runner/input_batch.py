@@ -1,7 +1,7 @@
 """The arrays of one step, shared with the scheduler without copying.
 
 Host tensors are allocated once; the C++ scheduler writes into them through their numpy views, and
-``metadata`` shows the written part. On a GPU the host side is pinned and copied asynchronously.
+``inputs`` shows the written part. On a GPU the host side is pinned and copied asynchronously.
 """
 
 from dataclasses import dataclass
@@ -32,9 +32,19 @@ class SampleRows:
     """Host view of the rows that sample in this step; n of them."""
 
     seats: np.ndarray  # [n] int32
-    positions: np.ndarray  # [n] int64, position of the token to sample
+    positions: Tensor  # [n] int64 on the device, position of the token to sample
     banned: np.ndarray  # [n] uint8, 1: thinking triggers must not be sampled
-    any_banned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """All that one step reads. On the CPU these are views of the buffers, valid for every later step
+    of the same sizes."""
+
+    input_ids: Tensor  # [T] int32
+    attention: AttentionMetadata
+    sample_tokens: Tensor  # [n] int32, indices into T of the tokens whose logits are sampled
+    rows: SampleRows
 
 
 class InputBatch:
@@ -52,42 +62,42 @@ class InputBatch:
         }
         views = {name: tensor.numpy() for name, tensor in self._host.items()}
         self._seats = views["sample_seats"]
-        self._positions = views["sample_positions"]
         self._banned = views["sample_banned"]
         self.core = _core.ScheduledBatch(
             views, max_tokens=max_tokens, max_rows=max_rows, max_blocks=max_blocks
         )
 
+        self._sizes: tuple[int, ...] = ()
+        self._inputs: StepInputs | None = None
+
+    def inputs(self) -> StepInputs:
+        """What the scheduler has written. Decoding goes on in the same sizes for many steps, so the
+        views are kept; a GPU needs a new copy each time."""
+        core = self.core
+        sizes = (core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q)
+        if self._inputs is None or sizes != self._sizes or self.device != "cpu":
+            self._sizes, self._inputs = sizes, self._make_inputs(*sizes)
+        return self._inputs
+
+    def _make_inputs(self, tokens: int, rows: int, samples: int, max_seqlen_q: int) -> StepInputs:
+        return StepInputs(
+            input_ids=self._on_device("input_ids", tokens),
+            attention=AttentionMetadata(
+                positions=self._on_device("positions", tokens),
+                slot_mapping=self._on_device("slot_mapping", tokens),
+                cu_seqlens_q=self._on_device("cu_seqlens_q", rows + 1),
+                context_lens=self._on_device("context_lens", rows),
+                block_table=self._on_device("block_table", rows),
+                max_seqlen_q=max_seqlen_q,
+            ),
+            sample_tokens=self._on_device("sample_tokens", samples),
+            rows=SampleRows(
+                seats=self._seats[:samples],
+                positions=self._on_device("sample_positions", samples),
+                banned=self._banned[:samples],
+            ),
+        )
+
     def _on_device(self, name: str, size: int) -> Tensor:
         tensor = self._host[name][:size]
         return tensor if self.device == "cpu" else tensor.to(self.device, non_blocking=True)
-
-    def input_ids(self) -> Tensor:
-        """[T] int32"""
-        return self._on_device("input_ids", self.core.num_tokens)
-
-    def sample_tokens(self) -> Tensor:
-        """[n] int32, indices into T of the tokens whose logits are sampled."""
-        return self._on_device("sample_tokens", self.core.num_samples)
-
-    def attention(self) -> AttentionMetadata:
-        """Where the tokens of the step stand."""
-        tokens, rows = self.core.num_tokens, self.core.num_rows
-        return AttentionMetadata(
-            positions=self._on_device("positions", tokens),
-            slot_mapping=self._on_device("slot_mapping", tokens),
-            cu_seqlens_q=self._on_device("cu_seqlens_q", rows + 1),
-            context_lens=self._on_device("context_lens", rows),
-            block_table=self._on_device("block_table", rows),
-            max_seqlen_q=self.core.max_seqlen_q,
-        )
-
-    def sample_rows(self) -> SampleRows:
-        """Who samples, and under which ban."""
-        n = self.core.num_samples
-        return SampleRows(
-            seats=self._seats[:n],
-            positions=self._positions[:n],
-            banned=self._banned[:n],
-            any_banned=self.core.num_banned > 0,
-        )

@@ -93,11 +93,10 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self) -> SamplerOutput:
         """Computes the step that stands in ``batch``."""
-        hidden = self._decoder.forward(
-            self.batch.input_ids(), self.kv_cache.layers, self.batch.attention()
-        )
-        logits = self._decoder.logits(hidden[self.batch.sample_tokens()], self._vocab_limit)
-        return self.sampler.sample(logits, self.batch.sample_rows())
+        inputs = self.batch.inputs()
+        hidden = self._decoder.forward(inputs.input_ids, self.kv_cache.layers, inputs.attention)
+        logits = self._decoder.logits(hidden[inputs.sample_tokens], self._vocab_limit)
+        return self.sampler.sample(logits, inputs.rows, self.batch.core.num_banned > 0)
 
 
 def resolve_device(device: str) -> str:

@@ -5,7 +5,7 @@ preemption. A step gathers the rows it samples, so nothing loops over sequences;
 requests use (bias, penalties, log-probabilities) cost nothing while no seated request uses them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,17 @@ class SamplerOutput:
     logprobs: dict[int, RowLogprobs]
 
 
+@dataclass(frozen=True, slots=True)
+class _Gathered:
+    """Sampling parameters of the rows of a step, in its order."""
+
+    rows: SampleRows
+    seats: np.ndarray  # [n] int32, a copy: the buffer behind ``rows`` changes
+    metadata: SamplingMetadata  # without bans and penalties, which change every step
+    penalised: bool
+    logprobs: bool
+
+
 class Sampler:
     """Arrays of length ``max_num_seqs``, indexed by seat."""
 
@@ -55,11 +66,13 @@ class Sampler:
         self._penalties = np.tile(np.array([1, 0, 0], np.float32), (max_num_seqs, 1))
         self._in_prompt: Tensor | None = None  # [max_num_seqs, V] bool, made on first use
         self._output_counts: Tensor | None = None  # [max_num_seqs, V] int32
+        self._gathered: _Gathered | None = None
 
     def seat(
         self, seat: int, params: SamplingParams, seed: int, tokens: list[int], prompt_len: int
     ) -> None:
         """Prepares a seat for a sequence whose tokens so far are ``tokens``."""
+        self._gathered = None
         greedy = params.temperature == 0
         self._temperature[seat] = params.temperature
         self._top_k[seat] = 0 if greedy else max(params.top_k, 0)
@@ -99,37 +112,53 @@ class Sampler:
             one = torch.ones((), dtype=torch.int32, device=self._device)
             self._output_counts.index_put_((rows, ids), one, accumulate=True)
 
-    def sample(self, logits: Tensor, rows: SampleRows) -> SamplerOutput:
+    def sample(self, logits: Tensor, rows: SampleRows, any_banned: bool) -> SamplerOutput:
         """Samples one token for each row of ``logits`` [n, V] float32."""
-        asked = self._num_logprobs[rows.seats]
-        raw = logits.clone() if (asked >= 0).any() else None
-        ids = self._ops.sample(logits, self._metadata(rows))
-        logprobs = {} if raw is None else self._logprobs(raw, ids, rows.seats, asked)
-        return SamplerOutput(ids.cpu().numpy(), logprobs)
+        gathered = self._gather(rows)
+        metadata = gathered.metadata
+        if any_banned:
+            metadata = replace(metadata, banned=self._gather_banned(rows))
+        if gathered.penalised:
+            metadata = replace(metadata, penalties=self._gather_penalties(rows.seats))
+        if not gathered.logprobs:
+            return SamplerOutput(self._ops.sample(logits, metadata).cpu().numpy(), {})
+        raw = logits.clone()
+        ids = self._ops.sample(logits, metadata)
+        return SamplerOutput(ids.cpu().numpy(), self._logprobs(raw, ids, rows.seats))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
-    def _metadata(self, rows: SampleRows) -> SamplingMetadata:
+    def _gather(self, rows: SampleRows) -> _Gathered:
+        """The parameters of these rows; kept while the same seats go on sampling."""
+        last = self._gathered
+        if last is None or last.rows is not rows or not np.array_equal(last.seats, rows.seats):
+            self._gathered = last = self._gather_anew(rows)
+        return last
+
+    def _gather_anew(self, rows: SampleRows) -> _Gathered:
         seats = rows.seats
         temperature = self._temperature[seats]
-        return SamplingMetadata(
+        metadata = SamplingMetadata(
             temperature=self._tensor(temperature),
             top_k=self._tensor(self._top_k[seats]),
             top_p=self._tensor(self._top_p[seats]),
             min_p=self._tensor(self._min_p[seats]),
             seeds=self._tensor(self._seeds[seats]),
-            positions=self._tensor(rows.positions),
+            positions=rows.positions,
             all_greedy=not temperature.any(),
             filtered=bool(self._filters[seats].any()),
-            penalties=self._gather_penalties(seats),
             bias=self._gather_bias(seats),
-            banned=self._gather_banned(rows),
+        )
+        return _Gathered(
+            rows=rows,
+            seats=seats.copy(),
+            metadata=metadata,
+            penalised=bool(self._penalised[seats].any()),
+            logprobs=bool((self._num_logprobs[seats] >= 0).any()),
         )
 
-    def _gather_banned(self, rows: SampleRows) -> tuple[Tensor, Tensor] | None:
-        if not rows.any_banned:
-            return None
+    def _gather_banned(self, rows: SampleRows) -> tuple[Tensor, Tensor]:
         banned = np.flatnonzero(rows.banned)
         return (
             self._tensor(np.repeat(banned, len(self._triggers))),
@@ -146,9 +175,7 @@ class Sampler:
         values = np.concatenate([values for _, values in biases])
         return self._tensor(rows), self._tensor(ids), self._tensor(values)
 
-    def _gather_penalties(self, seats: np.ndarray) -> Penalties | None:
-        if not self._penalised[seats].any():
-            return None
+    def _gather_penalties(self, seats: np.ndarray) -> Penalties:
         assert self._in_prompt is not None and self._output_counts is not None
         index = self._tensor(seats.astype(np.int64))
         values = self._penalties[seats]
@@ -167,8 +194,9 @@ class Sampler:
         )
 
     def _logprobs(
-        self, raw: Tensor, ids: Tensor, seats: np.ndarray, asked: np.ndarray
+        self, raw: Tensor, ids: Tensor, seats: np.ndarray
     ) -> dict[int, RowLogprobs]:
+        asked = self._num_logprobs[seats]
         rows = np.flatnonzero(asked >= 0)
         index = self._tensor(rows)
         k = int(asked.max())

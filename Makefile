@@ -1,0 +1,96 @@
+# A fresh machine needs python >= 3.11 with venv, g++ with C++20, and make; the rest is installed
+# into $(VENV). A target redoes only what changed: stamps stand in $(VENV)/stamps.
+#
+#   make serve    server with the bundled model; ARGS="..." goes to `s1engine serve`
+#   make test     whole test suite; ARGS="..." goes to pytest
+#   make lint     ruff, mypy, clang-format, codespell; changes nothing
+#   make format   writes what ruff and clang-format would have
+#   make sanitize the C++ core under address and undefined-behaviour sanitizers
+#   make bench    measurements of this machine; each ends in one line of JSON
+#   make clean    removes builds and caches, not $(VENV)
+#
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu installs torch without CUDA libraries.
+
+VENV ?= .venv
+PYTHON ?= python3
+CXX = g++
+ARGS ?=
+TORCH_INDEX ?=
+
+SHELL := /bin/bash -o pipefail
+.DELETE_ON_ERROR:
+.PHONY: serve test lint format sanitize bench clean check
+
+bin := $(abspath $(VENV))/bin
+stamps := $(VENV)/stamps
+pip := $(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+native := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
+formatted := $(native) $(wildcard tests/core/*.cpp)
+core_test := tests/core/test_core.cpp $(wildcard csrc/core/*.cpp)
+
+serve: $(stamps)/build
+	$(bin)/s1engine serve $(ARGS)
+
+test: $(stamps)/build $(stamps)/dev
+	$(bin)/python -m pytest $(ARGS)
+
+lint: $(stamps)/dev
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/clang-format --dry-run -Werror $(formatted)
+	$(bin)/codespell
+	@rm -rf build/typed && mkdir -p build/typed/s1engine
+	@ln -s $(CURDIR)/s1engine/* $(addprefix $(CURDIR)/,kernels training bench) build/typed/s1engine
+	cd build/typed && $(bin)/mypy --config-file $(CURDIR)/pyproject.toml
+
+format: $(stamps)/dev
+	$(bin)/ruff check --fix-only .
+	$(bin)/ruff format .
+	$(bin)/clang-format -i $(formatted)
+
+sanitize: build/sanitized_core
+	$<
+
+bench: $(stamps)/build
+	$(bin)/s1engine bench host
+	$(bin)/s1engine bench throughput
+	$(bin)/s1engine bench budget
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -f s1engine/_core.*.so
+	find $(wildcard s1engine kernels training bench tests) -name __pycache__ -prune -exec rm -rf {} +
+
+check:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; \
+	install Python 3.11 or newer, or name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: \
+	s1engine needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V); name another with \
+	PYTHON=..." >&2; exit 1; }
+	@command -v $(CXX) >/dev/null || { echo "error: $(CXX) not found; s1engine builds its C++ core \
+	with it (Debian, Ubuntu: apt install g++)" >&2; exit 1; }
+
+# Torch comes first and alone: it is the one package for which another index may be wanted.
+$(stamps)/torch: constraints.txt | check
+	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	$(pip) setuptools wheel pybind11
+	$(pip) torch $(addprefix --index-url ,$(TORCH_INDEX))
+	@mkdir -p $(@D) && touch $@
+
+$(stamps)/build: $(stamps)/torch $(native) pyproject.toml setup.py
+	$(pip) --no-build-isolation -e .
+	@touch $@
+
+# The tools alone, without a build: their names are read from pyproject.toml.
+$(stamps)/dev: $(stamps)/torch pyproject.toml
+	$(bin)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\n")' \
+	> $(stamps)/requirements.txt
+	$(pip) -r $(stamps)/requirements.txt
+	@touch $@
+
+build/sanitized_core: $(core_test) $(wildcard csrc/core/*.hpp) | check
+	@mkdir -p $(@D)
+	$(CXX) -std=c++20 -O1 -g -Wall -Wextra -Werror -fsanitize=address,undefined \
+	-fno-sanitize-recover=all -Icsrc $(core_test) -o $@
