@@ -52,8 +52,8 @@ def overhead(llm: LLM, batch: int, rounds: int) -> dict[str, Any]:
             if round_number:  # the first one warms up
                 seconds[name].append(elapsed)
             tokens[name] = sum(len(output.outputs[0].token_ids) for output in outputs)
-            if thinks:
-                events = sum(o.outputs[0].thinking.waits_used for o in outputs)  # type: ignore[union-attr]
+            thinking = [output.outputs[0].thinking for output in outputs]
+            events = sum(used.waits_used for used in thinking if used is not None)
     rate = {name: tokens[name] / statistics.median(seconds[name]) for name in seconds}
     return {
         "batch": batch,

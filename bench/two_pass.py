@@ -1,9 +1,9 @@
 """Budget forcing as s1's own script does it: stop, append, generate again.
 
 Each ignored end costs a whole ``generate`` over the batch, with everything before it as a new
-prompt, and a barrier at which finished sequences wait for the slowest. It runs on our engine through
-its public interface only, so that native forcing can be compared with it token for token and second
-for second.
+prompt, and a barrier at which finished sequences wait for the slowest. It runs on our engine
+through its public interface only, so that native forcing can be compared with it token for token
+and second for second.
 """
 
 from dataclasses import dataclass, field

@@ -40,8 +40,8 @@ struct BoundBatch {
   std::vector<py::array> owners;
 };
 
-std::unique_ptr<BoundBatch> make_batch(const py::dict& buffers, int32_t max_tokens, int32_t max_rows,
-                                       int32_t max_blocks) {
+std::unique_ptr<BoundBatch> make_batch(const py::dict& buffers, int32_t max_tokens,
+                                       int32_t max_rows, int32_t max_blocks) {
   auto bound = std::make_unique<BoundBatch>();
   s1::ScheduledBatch& b = bound->batch;
   b.max_tokens = max_tokens;
@@ -135,8 +135,11 @@ void bind_budget(py::module_& m) {
                        const ByteArray& ends_in_newline) {
              const uint8_t* flags = ends_in_newline.data();
              return std::make_shared<s1::BudgetFormat>(
-                 s1::BudgetFormat{std::move(triggers), std::move(natural_end), std::move(newline),
-                                  newline_always, {flags, flags + ends_in_newline.size()}});
+                 s1::BudgetFormat{std::move(triggers),
+                                  std::move(natural_end),
+                                  std::move(newline),
+                                  newline_always,
+                                  {flags, flags + ends_in_newline.size()}});
            }),
            py::kw_only(), py::arg("triggers"), py::arg("natural_end"), py::arg("newline"),
            py::arg("newline_always"), py::arg("ends_in_newline"))
@@ -145,7 +148,7 @@ void bind_budget(py::module_& m) {
       .def(py::init([](std::shared_ptr<s1::BudgetFormat> format, Ids wait, Ids forced_end,
                        int32_t delimiter_len, int32_t min_thinking, int32_t num_waits) {
              return s1::BudgetParams{std::move(format), std::move(wait), std::move(forced_end),
-                                     delimiter_len, min_thinking, num_waits};
+                                     delimiter_len,     min_thinking,    num_waits};
            }),
            py::kw_only(), py::arg("format"), py::arg("wait"), py::arg("forced_end"),
            py::arg("delimiter_len"), py::arg("min_thinking"), py::arg("num_waits"));
@@ -202,9 +205,9 @@ void bind_stats(py::module_& m) {
 }
 
 s1::SequenceSpec make_spec(s1::SeqId id, const IntArray& prompt, int32_t max_len, int32_t priority,
-                           std::vector<s1::TokenId> stop_tokens, bool watched, const py::bytes& salt,
-                           const s1::BudgetParams* budget, int32_t thinking_tokens,
-                           int32_t max_thinking) {
+                           std::vector<s1::TokenId> stop_tokens, bool watched,
+                           const py::bytes& salt, const s1::BudgetParams* budget,
+                           int32_t thinking_tokens, int32_t max_thinking) {
   return {.id = id,
           .prompt = {prompt.data(), prompt.data() + prompt.size()},
           .max_len = max_len,
@@ -228,31 +231,33 @@ void bind_scheduler(py::module_& m) {
            }),
            py::kw_only(), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_num_seqs"),
            py::arg("max_num_batched_tokens"), py::arg("enable_prefix_caching") = true)
-      .def("add",
-           [](Scheduler& self, s1::SeqId id, const IntArray& prompt, int32_t max_len,
-              int32_t priority, std::vector<s1::TokenId> stop_tokens, bool watched,
-              const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
-              int32_t max_thinking) {
-             self.add(make_spec(id, prompt, max_len, priority, std::move(stop_tokens), watched, salt,
-                                budget, thinking_tokens, max_thinking));
-           },
-           py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
-           py::arg("priority") = 0, py::arg("stop_tokens") = std::vector<s1::TokenId>(),
-           py::arg("watched") = false, py::arg("salt") = py::bytes(std::string(16, '\0')),
-           py::arg("budget") = nullptr, py::arg("thinking_tokens") = -1,
-           py::arg("max_thinking") = 0)
+      .def(
+          "add",
+          [](Scheduler& self, s1::SeqId id, const IntArray& prompt, int32_t max_len,
+             int32_t priority, std::vector<s1::TokenId> stop_tokens, bool watched,
+             const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
+             int32_t max_thinking) {
+            self.add(make_spec(id, prompt, max_len, priority, std::move(stop_tokens), watched, salt,
+                               budget, thinking_tokens, max_thinking));
+          },
+          py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
+          py::arg("priority") = 0, py::arg("stop_tokens") = std::vector<s1::TokenId>(),
+          py::arg("watched") = false, py::arg("salt") = py::bytes(std::string(16, '\0')),
+          py::arg("budget") = nullptr, py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0)
       .def("schedule", [](Scheduler& self, BoundBatch& b) { return self.schedule(b.batch); })
       .def("update",
            [](Scheduler& self, const LongArray& sampled) {
              self.update({sampled.data(), static_cast<size_t>(sampled.size())});
            })
       .def_property_readonly("progressed", &Scheduler::progressed)
-      .def_property_readonly("appended", [](const Scheduler& self) {
-        const auto& seats = self.appended_seats();
-        const auto& tokens = self.appended_tokens();
-        return std::pair(IntArray(static_cast<py::ssize_t>(seats.size()), seats.data()),
-                         IntArray(static_cast<py::ssize_t>(tokens.size()), tokens.data()));
-      })
+      .def_property_readonly(
+          "appended",
+          [](const Scheduler& self) {
+            const auto& seats = self.appended_seats();
+            const auto& tokens = self.appended_tokens();
+            return std::pair(IntArray(static_cast<py::ssize_t>(seats.size()), seats.data()),
+                             IntArray(static_cast<py::ssize_t>(tokens.size()), tokens.data()));
+          })
       .def("finish", &Scheduler::finish)
       .def("limit_thinking", &Scheduler::limit_thinking)
       .def("unwatch", &Scheduler::unwatch)

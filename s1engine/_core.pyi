@@ -4,8 +4,6 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from s1engine import _core_cpu as cpu
-
 MARK_THINK: int
 MARK_DELIMITER: int
 MARK_REGION: int
@@ -163,3 +161,105 @@ class Scheduler:
     def stats(self) -> SchedulerStats: ...
     def clear_cache(self) -> None: ...
     def check_integrity(self) -> None: ...
+
+class cpu:
+    """The submodule of CPU kernels: tensors cross as addresses and sizes (csrc/cpu/ops.hpp)."""
+
+    @staticmethod
+    def isa() -> str: ...
+    @staticmethod
+    def set_isa(name: str, /) -> None: ...
+    @staticmethod
+    def num_threads() -> int: ...
+    @staticmethod
+    def set_num_threads(count: int, /) -> None: ...
+    @staticmethod
+    def rms_norm(
+        dtype: int,
+        x: int,
+        weight: int,
+        out: int,
+        rows: int,
+        inner_rows: int,
+        outer_stride: int,
+        inner_stride: int,
+        dim: int,
+        eps: float,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def add_rms_norm(
+        dtype: int,
+        x: int,
+        residual: int,
+        weight: int,
+        out: int,
+        rows: int,
+        x_stride: int,
+        residual_stride: int,
+        dim: int,
+        eps: float,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def silu_and_mul(
+        dtype: int, gate_up: int, out: int, rows: int, stride: int, dim: int, /
+    ) -> None: ...
+    @staticmethod
+    def rope_write(
+        dtype: int,
+        q: int,
+        k: int,
+        v: int,
+        cos_sin: int,
+        k_cache: int,
+        v_cache: int,
+        positions: int,
+        slots: int,
+        tokens: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        block_size: int,
+        q_stride: int,
+        k_stride: int,
+        v_stride: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def paged_attention(
+        dtype: int,
+        q: int,
+        k_cache: int,
+        v_cache: int,
+        out: int,
+        cu_seqlens_q: int,
+        context_lens: int,
+        block_table: int,
+        sequences: int,
+        block_table_stride: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        block_size: int,
+        q_stride: int,
+        scale: float,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def sample(
+        logits: int,
+        out: int,
+        rows: int,
+        stride: int,
+        size: int,
+        temperature: int,
+        top_k: int,
+        top_p: int,
+        min_p: int,
+        seeds: int,
+        positions: int,
+        filtered: bool,
+        clean: bool,
+        /,
+    ) -> None: ...

@@ -85,7 +85,9 @@ class EngineConfig:
 
 def _one_of(param: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise RequestError(f"{param} must be one of {', '.join(allowed)}; got {value!r}", param=param)
+        raise RequestError(
+            f"{param} must be one of {', '.join(allowed)}; got {value!r}", param=param
+        )
 
 
 def check_int(param: str, value: object, low: int, high: int) -> int:
@@ -102,5 +104,7 @@ def check_float(param: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise RequestError(f"{param} must be a finite number; got {value!r}", param=param)
     if not low <= value <= high:
-        raise RequestError(f"{param} must be between {low:g} and {high:g}; got {value:g}", param=param)
+        raise RequestError(
+            f"{param} must be between {low:g} and {high:g}; got {value:g}", param=param
+        )
     return float(value)

@@ -20,7 +20,7 @@ class RequestError(ValueError):
 
 
 class ModelError(ValueError):
-    """A model directory that cannot be loaded: missing, truncated or unsupported; says which file."""
+    """A model directory that cannot be loaded: missing, truncated or unsupported."""
 
 
 class EngineDeadError(RuntimeError):

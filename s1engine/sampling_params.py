@@ -121,7 +121,9 @@ class SamplingParams:
                     f"each stop string must have 1 to {MAX_STOP_CHARS} characters", param="stop"
                 )
         if len(self.stop_token_ids) > MAX_STOP:
-            raise RequestError(f"stop_token_ids takes at most {MAX_STOP} ids", param="stop_token_ids")
+            raise RequestError(
+                f"stop_token_ids takes at most {MAX_STOP} ids", param="stop_token_ids"
+            )
         for token in self.stop_token_ids:
             check_int("stop_token_ids", token, 0, 2**31 - 1)
 
@@ -140,4 +142,6 @@ def _optional_int(param: str, value: object, low: int, high: int) -> None:
 
 def _text(param: str, value: object) -> None:
     if not isinstance(value, str) or len(value) > MAX_FORCED_CHARS:
-        raise RequestError(f"{param} must be a string of at most {MAX_FORCED_CHARS} characters", param=param)
+        raise RequestError(
+            f"{param} must be a string of at most {MAX_FORCED_CHARS} characters", param=param
+        )

@@ -230,8 +230,8 @@ class _ByteStream:
 class _WindowStream:
     """For any vocabulary: decodes the latest ids again, behind some whose text is out already.
 
-        context    ids whose text was shown; they settle how the next one begins
-        pending    ids since, whose text is not shown
+    context    ids whose text was shown; they settle how the next one begins
+    pending    ids since, whose text is not shown
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -16,9 +16,7 @@ uint64_t mix(uint64_t x) {
 }  // namespace
 
 BlockManager::BlockManager(int32_t num_blocks, int32_t block_size, bool enable_prefix_caching)
-    : block_size_(block_size),
-      caching_(enable_prefix_caching),
-      cache_(0, Hash{this}, Equal{this}) {
+    : block_size_(block_size), caching_(enable_prefix_caching), cache_(0, Hash{this}, Equal{this}) {
   if (num_blocks < 1) throw std::invalid_argument("num_blocks must be positive");
   if (block_size < 1) throw std::invalid_argument("block_size must be positive");
   blocks_.resize(static_cast<size_t>(num_blocks) + 1);

@@ -2,8 +2,8 @@
 //
 // Owns block ids only; the memory behind them belongs to the KVCache of the runner. A block's
 // content is identified exactly: by its own tokens, by the *content id* of the block before it
-// (never reused, so a chain of ids names a whole prefix) and by the request's salt. Hashes only find
-// candidates, tokens decide, so two different prefixes can never share a block.
+// (never reused, so a chain of ids names a whole prefix) and by the request's salt. Hashes only
+// find candidates, tokens decide, so two different prefixes can never share a block.
 //
 //   free, no content    front of the free list, used first
 //   free, with content  back of the free list: least recently released is evicted first

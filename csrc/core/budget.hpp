@@ -8,10 +8,10 @@
 //   OFF, ANS  any                                                         sampled          same
 //   THINKING  trigger   ignored, wait text fits (n + |wait| < max)        wait             THINKING
 //   THINKING  trigger   n < min, wait text does not fit                   nothing          THINKING
-//   THINKING  trigger   otherwise                                         natural end      ANSWERING
+//   THINKING  trigger   otherwise                                         natural end ANSWERING
 //   THINKING  other     n + 1 <  max                                      sampled          THINKING
-//   THINKING  other     n + 1 == max                                      sampled, forced  ANSWERING
-//   THINKING  other     n     >= max (lowered from outside)               forced           ANSWERING
+//   THINKING  other     n + 1 == max                                      sampled, forced ANSWERING
+//   THINKING  other     n     >= max (lowered from outside)               forced ANSWERING
 //
 // "ignored" means n < min or w < num_waits. Where nothing is appended, the same position is sampled
 // again with the triggers banned; so it is with an empty wait text, s1's "no string". Injected wait
@@ -28,10 +28,10 @@ namespace s1 {
 
 // Token ids of one reasoning format, shared by all sequences that use it.
 struct BudgetFormat {
-  std::vector<TokenId> triggers;       // each ends the thinking when sampled
-  std::vector<TokenId> natural_end;    // appended instead of the trigger
-  std::vector<TokenId> newline;        // precedes a forced end ...
-  bool newline_always = false;         // ... always, or only where the text does not end in one
+  std::vector<TokenId> triggers;         // each ends the thinking when sampled
+  std::vector<TokenId> natural_end;      // appended instead of the trigger
+  std::vector<TokenId> newline;          // precedes a forced end ...
+  bool newline_always = false;           // ... always, or only where the text does not end in one
   std::vector<uint8_t> ends_in_newline;  // [vocabulary] does the token's text end in a newline?
 
   bool is_trigger(TokenId token) const;

@@ -13,8 +13,7 @@ void require(bool condition, const char* message) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerConfig& config)
-    : config_(config),
-      blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching) {
+    : config_(config), blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching) {
   require(config.max_num_seqs > 0, "max_num_seqs must be positive");
   require(config.max_num_batched_tokens >= config.max_num_seqs,
           "max_num_batched_tokens must be at least max_num_seqs");
@@ -192,8 +191,8 @@ void Scheduler::write_row(ScheduledBatch& batch, const Row& row) const {
   const int32_t block_size = config_.block_size;
   for (int32_t i = 0; i < row.num_scheduled; ++i) {
     const int32_t position = sequence.num_computed + i;
-    const auto block = static_cast<int64_t>(
-        sequence.blocks[static_cast<size_t>(position / block_size)]);
+    const auto block =
+        static_cast<int64_t>(sequence.blocks[static_cast<size_t>(position / block_size)]);
     const int32_t token = batch.num_tokens + i;
     batch.input_ids[token] = sequence.tokens[static_cast<size_t>(position)];
     batch.positions[token] = position;
@@ -251,8 +250,8 @@ void Scheduler::update(std::span<const int64_t> sampled) {
 }
 
 size_t Scheduler::num_samples() const {
-  return static_cast<size_t>(std::count_if(rows_.begin(), rows_.end(),
-                                           [](const Row& row) { return row.samples; }));
+  return static_cast<size_t>(
+      std::count_if(rows_.begin(), rows_.end(), [](const Row& row) { return row.samples; }));
 }
 
 void Scheduler::apply(Sequence& sequence, TokenId sampled) {

@@ -5,9 +5,9 @@
 // steps. Knows nothing of models, devices or texts.
 //
 // A step takes, within the token budget: first every running sequence with one pending token, then
-// running ones with more (in chunks), then waiting ones in order of (priority, arrival). When blocks
-// run out, the running sequence that comes last in that order gives all of its up and waits again;
-// what it had computed is computed anew, or found in the prefix cache.
+// running ones with more (in chunks), then waiting ones in order of (priority, arrival). When
+// blocks run out, the running sequence that comes last in that order gives all of its up and waits
+// again; what it had computed is computed anew, or found in the prefix cache.
 
 #pragma once
 
@@ -121,7 +121,7 @@ class Scheduler {
   std::set<Sequence*, Precedes> waiting_;
   std::vector<Sequence*> running_;
   std::vector<int32_t> free_seats_;
-  std::vector<Row> rows_;  // the plan between schedule() and update()
+  std::vector<Row> rows_;              // the plan between schedule() and update()
   std::vector<Sequence*> candidates_;  // scratch of plan_running()
   int32_t planned_tokens_ = 0;
   bool in_step_ = false;    // between schedule() and update()

@@ -20,33 +20,33 @@ namespace s1 {
 struct SequenceSpec {
   SeqId id = 0;
   std::vector<TokenId> prompt;
-  int32_t max_len = 0;                 // prompt and output together
-  int32_t priority = 0;                // lower runs first
-  std::vector<TokenId> stop_tokens;    // end the answer when sampled
-  bool watched = false;                // report every step with new tokens, not only the end
+  int32_t max_len = 0;               // prompt and output together
+  int32_t priority = 0;              // lower runs first
+  std::vector<TokenId> stop_tokens;  // end the answer when sampled
+  bool watched = false;              // report every step with new tokens, not only the end
   Salt salt{};
   BudgetParams budget;
-  int32_t thinking_tokens = -1;        // already in the prompt; -1: the sequence does not think
-  int32_t max_thinking = 0;            // effective maximum, those in the prompt included
+  int32_t thinking_tokens = -1;  // already in the prompt; -1: the sequence does not think
+  int32_t max_thinking = 0;      // effective maximum, those in the prompt included
 };
 
 struct Sequence {
   SeqId id = 0;
   int32_t priority = 0;
-  int64_t arrival = 0;                 // order of add(), breaks ties of priority
-  std::vector<TokenId> tokens;         // prompt, then generated
-  std::vector<uint8_t> marks;          // Mark of each generated token
+  int64_t arrival = 0;          // order of add(), breaks ties of priority
+  std::vector<TokenId> tokens;  // prompt, then generated
+  std::vector<uint8_t> marks;   // Mark of each generated token
   std::vector<TokenId> stop_tokens;
-  std::vector<BlockId> blocks;         // logical block i -> physical block
+  std::vector<BlockId> blocks;  // logical block i -> physical block
   int32_t prompt_len = 0;
   int32_t max_len = 0;
-  int32_t num_computed = 0;            // tokens whose K and V are in the cache
-  int32_t num_registered = 0;          // leading blocks that stand in the prefix cache
-  uint64_t chain = 0;                  // content id of the last registered block, 0 at the root
-  int32_t num_cached = -1;             // prompt tokens found in the cache at first admission
-  uint64_t admission = 0;              // new each time it gets blocks, so (admission, i) names one
-  int32_t seat = kNoSeat;              // index of its sampling state while it runs
-  int32_t num_taken = 0;               // generated tokens already handed to the caller
+  int32_t num_computed = 0;    // tokens whose K and V are in the cache
+  int32_t num_registered = 0;  // leading blocks that stand in the prefix cache
+  uint64_t chain = 0;          // content id of the last registered block, 0 at the root
+  int32_t num_cached = -1;     // prompt tokens found in the cache at first admission
+  uint64_t admission = 0;      // new each time it gets blocks, so (admission, i) names one
+  int32_t seat = kNoSeat;      // index of its sampling state while it runs
+  int32_t num_taken = 0;       // generated tokens already handed to the caller
   FinishReason finish_reason = FinishReason::kNone;
   bool running = false;
   bool watched = false;

@@ -16,7 +16,8 @@ using SeqId = int64_t;
 constexpr BlockId kNoBlock = -1;
 constexpr int32_t kNoSeat = -1;
 
-// 128 bits that separate the prefix caches of requests that must not share; all zero: shared by all.
+// 128 bits that separate the prefix caches of requests that must not share; all zero: shared by
+// all.
 using Salt = std::array<uint64_t, 2>;
 
 // Where a sequence stands with its thinking. kOff: it does not think.

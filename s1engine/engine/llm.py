@@ -42,7 +42,8 @@ class LLM:
         Raises RequestError before anything is computed if any request is invalid.
         """
         single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
-        return self._run([prompts] if single else list(prompts), params, progress, options)  # type: ignore[list-item, arg-type]
+        batch: list[Any] = [prompts] if single else list(prompts)
+        return self._run(batch, params, progress, options)
 
     def chat(
         self,
@@ -54,7 +55,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answers conversations, each a list of ``{"role", "content"}``; see ``generate``."""
         single = bool(conversations) and isinstance(conversations[0], dict)
-        return self._run([conversations] if single else list(conversations), params, progress, options)  # type: ignore[list-item, arg-type]
+        batch: list[Any] = [conversations] if single else list(conversations)
+        return self._run(batch, params, progress, options)
 
     def _run(
         self,

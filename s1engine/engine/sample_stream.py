@@ -1,8 +1,8 @@
 """One sample's tokens turned into text as they come: thinking, answer, stop strings, log-probs.
 
 The scheduler marks every generated token with its region, so nothing is parsed here: thinking
-tokens become reasoning, answer tokens become text, delimiters become neither. A finished sample that
-was never streamed goes the same way in one push.
+tokens become reasoning, answer tokens become text, delimiters become neither. A finished sample
+that was never streamed goes the same way in one push.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class SampleStream:
         self._token_ids: list[int] = []
         self._forced: list[int] = []
         self._logprobs: list[TokenLogprob] = []
-        self._state: "_core.Progress | None" = None
+        self._state: _core.Progress | None = None
 
     @property
     def hit_stop_string(self) -> bool:

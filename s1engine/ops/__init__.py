@@ -56,7 +56,7 @@ class SamplingMetadata:
 
 
 class Ops(Protocol):
-    """What a device must offer. Arguments named ``*_cache`` and ``residual`` are written in place."""
+    """What a device must offer. Arguments ``*_cache`` and ``residual`` are written in place."""
 
     name: str
 

@@ -1,7 +1,8 @@
 """The operations on the CPU: the kernels of ``csrc/cpu``, and torch's matrix products.
 
-Checks types and layouts, which the kernels take for granted, and hands them addresses. Knows no
-model and no scheduler.
+Checks types and layouts, which the kernels take for granted, and hands them addresses. A decode
+step makes some hundred such calls and reading one property of a tensor takes 0.1 us, so each is
+read once, and a step's metadata is checked once. Knows no model and no scheduler.
 """
 
 import torch
@@ -25,25 +26,25 @@ class CpuOps:
         """Use as many threads as torch does."""
         cpu.set_num_threads(torch.get_num_threads())
         self._torch = TorchOps()
+        self._checked: AttentionMetadata | None = None
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        dim = x.shape[-1]
-        assert x.stride(-1) == 1 and x.dim() in (2, 3)
-        assert weight.shape == (dim,) and weight.dtype is x.dtype and weight.is_contiguous()
-        out = torch.empty(x.shape, dtype=x.dtype)
-        inner_rows, inner_stride = (1, 0) if x.dim() == 2 else (x.shape[1], x.stride(1))
+        rows, inner_rows, dim = x.shape if x.ndim == 3 else (x.shape[0], 1, x.shape[1])
+        strides = x.stride()
+        assert strides[-1] == 1 and weight.shape == (dim,) and weight.dtype is x.dtype
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
         cpu.rms_norm(
             _DTYPES[x.dtype],
             x.data_ptr(),
             weight.data_ptr(),
             out.data_ptr(),
-            x.numel() // dim,
+            rows * inner_rows,
             inner_rows,
-            x.stride(0),
-            inner_stride,
+            strides[0],
+            strides[-2],  # of one inner row if x is a matrix: not used
             dim,
             eps,
         )
@@ -51,10 +52,10 @@ class CpuOps:
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         rows, dim = x.shape
-        assert x.stride(1) == 1 and residual.stride(1) == 1 and weight.is_contiguous()
+        stride, residual_stride = _row_stride(x), _row_stride(residual)
         assert residual.shape == x.shape and weight.shape == (dim,)
         assert x.dtype is residual.dtype is weight.dtype
-        out = torch.empty(x.shape, dtype=x.dtype)
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
         cpu.add_rms_norm(
             _DTYPES[x.dtype],
             x.data_ptr(),
@@ -62,8 +63,8 @@ class CpuOps:
             weight.data_ptr(),
             out.data_ptr(),
             rows,
-            x.stride(0),
-            residual.stride(0),
+            stride,
+            residual_stride,
             dim,
             eps,
         )
@@ -79,16 +80,13 @@ class CpuOps:
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> None:
+        self._check(meta)
         tokens, num_heads, head_dim = q.shape
-        num_kv_heads = k.shape[1]
+        num_kv_heads, block_size = _cache_sizes(k_cache, v_cache, q)
         assert k.shape == v.shape == (tokens, num_kv_heads, head_dim)
-        assert _has_whole_tokens(q) and _has_whole_tokens(k) and _has_whole_tokens(v)
-        assert q.dtype is k.dtype is v.dtype is k_cache.dtype
+        assert k.dtype is v.dtype is q.dtype and meta.positions.shape[0] == tokens
         assert cos_sin.dtype is torch.float32 and cos_sin.is_contiguous()
         assert cos_sin.shape[1] == head_dim and head_dim % 2 == 0
-        _check_caches(k_cache, v_cache, num_kv_heads, head_dim)
-        _check_index(meta.positions, torch.int32, tokens)
-        _check_index(meta.slot_mapping, torch.int64, tokens)
         cpu.rope_write(
             _DTYPES[q.dtype],
             q.data_ptr(),
@@ -103,23 +101,19 @@ class CpuOps:
             num_heads,
             num_kv_heads,
             head_dim,
-            k_cache.shape[2],
-            q.stride(0),
-            k.stride(0),
-            v.stride(0),
+            block_size,
+            _token_stride(q),
+            _token_stride(k),
+            _token_stride(v),
         )
 
     def paged_attention(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
     ) -> Tensor:
+        self._check(meta)
         tokens, num_heads, head_dim = q.shape
-        num_kv_heads, block_size = k_cache.shape[1:3]
-        rows = meta.context_lens.shape[0]
-        assert _has_whole_tokens(q) and q.dtype is k_cache.dtype and num_heads % num_kv_heads == 0
-        _check_caches(k_cache, v_cache, num_kv_heads, head_dim)
-        _check_index(meta.cu_seqlens_q, torch.int32, rows + 1)
-        _check_index(meta.context_lens, torch.int32, rows)
-        assert meta.block_table.dtype is torch.int32 and meta.block_table.stride(1) == 1
+        num_kv_heads, block_size = _cache_sizes(k_cache, v_cache, q)
+        assert num_heads % num_kv_heads == 0 and meta.positions.shape[0] == tokens
         out = torch.empty((tokens, num_heads * head_dim), dtype=q.dtype)
         cpu.paged_attention(
             _DTYPES[q.dtype],
@@ -130,34 +124,34 @@ class CpuOps:
             meta.cu_seqlens_q.data_ptr(),
             meta.context_lens.data_ptr(),
             meta.block_table.data_ptr(),
-            rows,
-            meta.block_table.stride(0),
+            meta.context_lens.shape[0],
+            meta.block_table.stride()[0],
             num_heads,
             num_kv_heads,
             head_dim,
             block_size,
-            q.stride(0),
+            _token_stride(q),
             scale,
         )
         return out
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         rows, dim = gate_up.shape[0], gate_up.shape[1] // 2
-        assert gate_up.stride(1) == 1 and gate_up.shape == (rows, 2 * dim)
+        assert gate_up.shape[1] == 2 * dim
         out = torch.empty((rows, dim), dtype=gate_up.dtype)
         cpu.silu_and_mul(
             _DTYPES[gate_up.dtype],
             gate_up.data_ptr(),
             out.data_ptr(),
             rows,
-            gate_up.stride(0),
+            _row_stride(gate_up),
             dim,
         )
         return out
 
     def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
         rows, size = logits.shape
-        assert logits.dtype is torch.float32 and logits.stride(1) == 1
+        assert logits.dtype is torch.float32
         _check_sampling(meta, rows)
         plain = meta.bias is None and meta.penalties is None and meta.banned is None
         if not plain:
@@ -167,7 +161,7 @@ class CpuOps:
             logits.data_ptr(),
             out.data_ptr(),
             rows,
-            logits.stride(0),
+            _row_stride(logits),
             size,
             meta.temperature.data_ptr(),
             meta.top_k.data_ptr(),
@@ -183,16 +177,39 @@ class CpuOps:
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         return self._torch.logprobs(logits, token_ids, k)
 
+    def _check(self, meta: AttentionMetadata) -> None:
+        if meta is not self._checked:
+            rows = meta.context_lens.shape[0]
+            _check_index(meta.positions, torch.int32, meta.positions.shape[0])
+            _check_index(meta.slot_mapping, torch.int64, meta.positions.shape[0])
+            _check_index(meta.cu_seqlens_q, torch.int32, rows + 1)
+            _check_index(meta.context_lens, torch.int32, rows)
+            assert meta.block_table.dtype is torch.int32 and meta.block_table.shape[0] == rows
+            assert meta.block_table.stride(1) == 1
+            self._checked = meta
 
-def _has_whole_tokens(x: Tensor) -> bool:
-    """Do the heads of each token of x [T, H, D] follow each other without gaps?"""
-    return x.stride(2) == 1 and (x.stride(1) == x.shape[2] or x.shape[1] == 1)
+
+def _row_stride(x: Tensor) -> int:
+    """From row to row of a matrix whose rows are contiguous."""
+    row, element = x.stride()
+    assert element == 1
+    return row
 
 
-def _check_caches(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: int) -> None:
-    shape = k_cache.shape  # [num_blocks, Hkv, S, D]
-    assert v_cache.shape == shape and shape[1] == num_kv_heads and shape[3] == head_dim
-    assert k_cache.dtype is v_cache.dtype and k_cache.is_contiguous() and v_cache.is_contiguous()
+def _token_stride(x: Tensor) -> int:
+    """From token to token of x [T, H, D], where a token's heads follow each other without gaps."""
+    token, head, element = x.stride()
+    assert element == 1 and (head == x.shape[2] or x.shape[1] == 1)
+    return token
+
+
+def _cache_sizes(k_cache: Tensor, v_cache: Tensor, q: Tensor) -> tuple[int, int]:
+    """Hkv and S of caches [num_blocks, Hkv, S, D] that fit to q."""
+    _, num_kv_heads, block_size, head_dim = k_cache.shape
+    assert v_cache.shape == k_cache.shape and head_dim == q.shape[2]
+    assert k_cache.dtype is v_cache.dtype is q.dtype
+    assert k_cache.is_contiguous() and v_cache.is_contiguous()
+    return num_kv_heads, block_size
 
 
 def _check_index(index: Tensor, dtype: torch.dtype, size: int) -> None:

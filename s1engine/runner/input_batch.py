@@ -38,8 +38,8 @@ class SampleRows:
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """All that one step reads. On the CPU these are views of the buffers, valid for every later step
-    of the same sizes."""
+    """All that one step reads. On the CPU these are views of the buffers, valid for every later
+    step of the same sizes."""
 
     input_ids: Tensor  # [T] int32
     attention: AttentionMetadata
@@ -55,9 +55,7 @@ class InputBatch:
         sizes |= dict.fromkeys(("input_ids", "positions", "slot_mapping"), (max_tokens,))
         self.device = device
         self._host = {
-            name: torch.zeros(
-                sizes.get(name, (max_rows,)), dtype=dtype, pin_memory=device != "cpu"
-            )
+            name: torch.zeros(sizes.get(name, (max_rows,)), dtype=dtype, pin_memory=device != "cpu")
             for name, dtype in _FIELDS.items()
         }
         views = {name: tensor.numpy() for name, tensor in self._host.items()}

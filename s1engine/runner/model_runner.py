@@ -126,7 +126,8 @@ def plan_memory(
     max_len = config.max_model_len or model.max_position_embeddings
     if max_len > model.max_position_embeddings:
         raise RequestError(
-            f"max_model_len {max_len} exceeds the model's {model.max_position_embeddings} positions",
+            f"max_model_len {max_len} exceeds the {model.max_position_embeddings} positions "
+            "of the model",
             param="max_model_len",
         )
     fits = int(_cache_bytes(config, device) // block_bytes)

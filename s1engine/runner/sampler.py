@@ -47,7 +47,13 @@ class Sampler:
     """Arrays of length ``max_num_seqs``, indexed by seat."""
 
     def __init__(
-        self, *, max_num_seqs: int, vocab_size: int, triggers: tuple[int, ...], ops: Ops, device: str
+        self,
+        *,
+        max_num_seqs: int,
+        vocab_size: int,
+        triggers: tuple[int, ...],
+        ops: Ops,
+        device: str,
     ) -> None:
         self._ops = ops
         self._device = device
@@ -193,9 +199,7 @@ class Sampler:
             output_counts=counts,
         )
 
-    def _logprobs(
-        self, raw: Tensor, ids: Tensor, seats: np.ndarray
-    ) -> dict[int, RowLogprobs]:
+    def _logprobs(self, raw: Tensor, ids: Tensor, seats: np.ndarray) -> dict[int, RowLogprobs]:
         asked = self._num_logprobs[seats]
         rows = np.flatnonzero(asked >= 0)
         index = self._tensor(rows)

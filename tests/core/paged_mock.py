@@ -85,7 +85,9 @@ class PagedMock:
         b, n = self.buffers, self.batch.num_tokens
         self.cache[b["slot_mapping"][:n], 0] = b["input_ids"][:n]
         self.cache[b["slot_mapping"][:n], 1] = b["positions"][:n]
-        row_of = np.searchsorted(b["cu_seqlens_q"][1 : self.batch.num_rows + 1], np.arange(n), "right")
+        row_of = np.searchsorted(
+            b["cu_seqlens_q"][1 : self.batch.num_rows + 1], np.arange(n), "right"
+        )
         sampled = []
         for i in range(self.batch.num_samples):
             row = int(row_of[b["sample_tokens"][i]])

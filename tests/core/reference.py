@@ -45,9 +45,7 @@ class Result:
     end_reason: str
 
 
-def think(
-    model: Model, prompt: list[int], fmt: Format, budget: Budget, thought: int = 0
-) -> Result:
+def think(model: Model, prompt: list[int], fmt: Format, budget: Budget, thought: int = 0) -> Result:
     """Thinking and the end that follows it; ``thought`` tokens of thinking stand in the prompt."""
     tokens: list[int] = []
     forced: list[int] = []

@@ -1,6 +1,6 @@
 // Fuzzes the scheduler without Python, to be run under address and undefined-behaviour sanitizers:
-// random sequences with budgets, small caches, aborts and limits at random moments, the integrity of
-// everything checked after each step. Exit status 0 and a line of counts if all is well.
+// random sequences with budgets, small caches, aborts and limits at random moments, the integrity
+// of everything checked after each step. Exit status 0 and a line of counts if all is well.
 
 #include <cstdio>
 #include <random>

@@ -102,7 +102,9 @@ def test_a_bad_request_is_refused_before_it_starts() -> None:
 
 def test_end_thinking_reaches_a_live_request() -> None:
     async def test(engine: AsyncLLMEngine) -> None:
-        params = SamplingParams(temperature=1, seed=1, max_tokens=1500, logit_bias={1: -100, 2: -100})
+        params = SamplingParams(
+            temperature=1, seed=1, max_tokens=1500, logit_bias={1: -100, 2: -100}
+        )
         request = engine.engine.make_request(CHAT, params, stream=True)
         sample = None
         async for event in engine.run(request):
