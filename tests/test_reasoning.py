@@ -2,18 +2,17 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.shared_data import shared_file
-from tests.tiny_tokenizer import CHATML, make_tokenizer
 
 from s1engine.config import BUNDLED_MODEL
 from s1engine.errors import RequestError
 from s1engine.reasoning import ReasoningFormat, detect_format, find_open_thinking
 from s1engine.tokenizer import Tokenizer
+from tests.shared_data import shared_file
+from tests.tiny_tokenizer import CHATML, make_tokenizer
 
 TINY_S1 = make_tokenizer()
 TINY_TAGS = make_tokenizer(visible=("<think>", "</think>"))
@@ -119,9 +118,7 @@ def test_none_switches_off() -> None:
     assert detect_format(TINY_TAGS, (), "none") is None
 
 
-@pytest.mark.parametrize(
-    ("requested", "lacks"), [("think-tag", "<think>"), ("s1", "<|im_start|>")]
-)
+@pytest.mark.parametrize(("requested", "lacks"), [("think-tag", "<think>"), ("s1", "<|im_start|>")])
 def test_missing_delimiters_are_named(requested: str, lacks: str) -> None:
     bare = make_tokenizer(special=("<s>",))
     with pytest.raises(RequestError, match="single token") as raised:
@@ -165,8 +162,8 @@ def test_open_thinking_of_think_tags() -> None:
     assert begin("<think>the") == after
     assert begin("<think>\nthe") == after + 1  # the newline belongs to the start
     assert begin("<think>\n\n</think>\n\n") is None
-    quoted = TINY_TAGS.encode("<|im_start|>user\nWhat is <think>?<|im_end|>\n<|im_start|>assistant\n")
-    assert find_open_thinking(quoted, found) is None
+    quoted = "<|im_start|>user\nWhat is <think>?<|im_end|>\n<|im_start|>assistant\n"
+    assert find_open_thinking(TINY_TAGS.encode(quoted), found) is None
 
 
 def _by_scanning_forward(prompt: list[int], found: ReasoningFormat) -> int | None:
@@ -185,7 +182,8 @@ def _by_scanning_forward(prompt: list[int], found: ReasoningFormat) -> int | Non
 @given(data=st.data())
 def test_open_thinking_by_definition(tokenizer: Tokenizer, data: st.DataObject) -> None:
     found = _format(tokenizer, (0,))
-    pieces = [found.start, found.open_marker, found.natural_end, found.newline, found.triggers, (7,)]
+    pieces = [found.start, found.open_marker, found.natural_end, found.newline, found.triggers]
+    pieces.append((7,))
     drawn = data.draw(st.lists(st.sampled_from(pieces), max_size=8))
     prompt = [token for piece in drawn for token in piece]
     assert find_open_thinking(prompt, found) == _by_scanning_forward(prompt, found)

@@ -1,5 +1,6 @@
 """Tokenizer: golden data, round trips, incremental decoding against whole decoding, templates."""
 
+import contextlib
 import json
 import shutil
 import threading
@@ -9,14 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.shared_data import shared_file
-from tests.tiny_tokenizer import TEMPLATE, make_backend, make_tokenizer, save_tokenizer
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
 from s1engine.chat_template import MAX_RENDERED_CHARS, ChatTemplate
 from s1engine.errors import ModelError, RequestError
 from s1engine.tokenizer import MAX_WINDOW, REPLACEMENT, IncrementalDetokenizer, Tokenizer
+from tests.shared_data import shared_file
+from tests.tiny_tokenizer import TEMPLATE, make_backend, make_tokenizer, save_tokenizer
 
 TINY = make_tokenizer(visible=("<tool_call>", "added with space"))
 
@@ -195,7 +196,7 @@ def test_pieces_of_any_ids_join_to_the_whole(ids: list[int], sizes: list[int]) -
 
 
 def test_pieces_of_qwen_ids_join_to_the_whole(qwen: Tokenizer) -> None:
-    text = "naïve café 你好，世界 🙂🏽 नमस्ते ∑ <|im_start|>think\n" * 3
+    text = "naïve café 你好、世界 🙂🏽 नमस्ते ∑ <|im_start|>think\n" * 3
     ids = qwen.encode(text)
     assert "".join(_pieces(qwen, ids, [1])) == qwen.decode(ids)
 
@@ -262,7 +263,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         Tokenizer.from_dir(tmp_path)
     assert "\n" not in str(raised.value)
     save_tokenizer(tmp_path)
-    with pytest.raises(RequestError, match="no.jinja") as refused:
+    with pytest.raises(RequestError, match=r"no\.jinja") as refused:
         Tokenizer.from_dir(tmp_path, str(tmp_path / "no.jinja"))
     assert refused.value.param == "chat_template"
 
@@ -281,10 +282,8 @@ def test_code_in_a_model_directory_is_never_run(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, "auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}))
-    try:
+    with contextlib.suppress(ModelError):
         Tokenizer.from_dir(tmp_path)
-    except ModelError:
-        pass
     assert not (tmp_path / "ran").exists()
 
 

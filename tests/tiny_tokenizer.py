@@ -38,7 +38,9 @@ def make_backend(
 
 
 def make_tokenizer(
-    special: tuple[str, ...] = CHATML, visible: tuple[str, ...] = (), template: str | None = TEMPLATE
+    special: tuple[str, ...] = CHATML,
+    visible: tuple[str, ...] = (),
+    template: str | None = TEMPLATE,
 ) -> s1_tokenizer.Tokenizer:
     """The engine's tokenizer over ``make_backend``."""
     return s1_tokenizer.Tokenizer(make_backend(special, visible), template)

@@ -1,8 +1,8 @@
 """Training samples for s1-nano: questions of s1engine.eval.arithmetic with written-out thinking.
 
-A pass computes the chain line by line (``b=3+4=7``). After a pass the thinking either ends or goes on
-with "Wait" and a check, which is another pass over the question. Three things make budget forcing
-known territory for the model:
+A pass computes the chain line by line (``b=3+4=7``). After a pass the thinking either ends or goes
+on with "Wait" and a check, which is another pass over the question. Three things make budget
+forcing known territory for the model:
 
 - some samples are cut at a random token of the thinking, as a used-up budget does;
 - most "Wait"s carry no loss: they stand for ones that the engine injects, so the model learns to go

@@ -99,9 +99,7 @@ def tokenize(
     return ids, labels
 
 
-def batches(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
     """Ids and labels [B, L], endlessly. Chains of a batch differ little in length, so little of it
     is padding."""
     rng = random.Random(recipe.seed)
@@ -142,13 +140,13 @@ def accuracy(
     questions = generate(1, count, steps, steps)
     chats = [[{"role": "user", "content": q.question}] for q in questions]
     prompts = [
-        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        + "<|im_start|>think"
+        f"{tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)}"
+        "<|im_start|>think"
         for chat in chats
     ]
     ids = torch.tensor([tokenizer.encode(prompt) for prompt in prompts])  # all of one length
     model.eval()
-    out = model.generate(
+    out = model.generate(  # type: ignore[misc]  # transformers types its self as a protocol
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
@@ -164,7 +162,7 @@ def accuracy(
 def save(model: Qwen2ForCausalLM, directory: Path) -> None:
     """A Hugging Face directory: bf16 weights, greedy generation defaults, the tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
-    half = Qwen2ForCausalLM(model.config).to(torch.bfloat16)
+    half = Qwen2ForCausalLM(model.config).bfloat16()
     half.load_state_dict(model.state_dict())
     half.save_pretrained(directory)
     nano_tokenizer.save(directory)

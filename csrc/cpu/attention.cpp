@@ -1,8 +1,8 @@
 // Cuts the attention of a step into units and shares them out over the thread pool.
 //
-// A unit is a few consecutive tokens of one sequence with the query heads of one KV head. Units that
-// are large beside the whole step (a long context in a small batch) are cut further, along their
-// context. Where to cut is decided by the load; what is computed is the same either way.
+// A unit is a few consecutive tokens of one sequence with the query heads of one KV head. Units
+// that are large beside the whole step (a long context in a small batch) are cut further, along
+// their context. Where to cut is decided by the load; what is computed is the same either way.
 
 #include <algorithm>
 #include <memory>
@@ -22,8 +22,8 @@ constexpr int64_t kTasksPerThread = 4;  // so that threads end at about the same
 
 struct Task {
   int64_t unit;
-  int64_t split;      // -1: the whole context
-  int64_t part;       // where its result goes in the parts, in floats
+  int64_t split;  // -1: the whole context
+  int64_t part;   // where its result goes in the parts, in floats
 };
 
 struct Plan {
@@ -156,9 +156,8 @@ void paged_attention(int dtype, Address q, Address k_cache, Address v_cache, Add
                        .scale = scale};
   static thread_local Plan plan;  // kept for its memory
   static thread_local Scratch parts;
-  make_plan(args, pointer<const int32_t>(cu_seqlens_q),
-            pointer<const int32_t>(context_lens), sequences,
-            ThreadPool::instance().size(), plan);
+  make_plan(args, pointer<const int32_t>(cu_seqlens_q), pointer<const int32_t>(context_lens),
+            sequences, ThreadPool::instance().size(), plan);
   execute(args, kernels(DType{dtype}), plan, parts.get(plan.part_floats));
 }
 

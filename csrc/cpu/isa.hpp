@@ -1,4 +1,5 @@
-// Which instruction set the kernels use: the best one that the CPU has, or the one a test asked for.
+// Which instruction set the kernels use: the best one that the CPU has, or the one a test asked
+// for.
 
 #pragma once
 
@@ -6,7 +7,8 @@
 
 #include "kernels.hpp"
 
-// Clang ignores `#pragma GCC target`, so with it (and on other CPUs) only the portable set is built.
+// Clang ignores `#pragma GCC target`, so with it (and on other CPUs) only the portable set is
+// built.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define S1_HAS_X86_KERNELS 1
 #else

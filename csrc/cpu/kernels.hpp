@@ -91,9 +91,7 @@ struct SoftmaxState {
   SoftmaxState(float* memory, int64_t rows, int64_t width)
       : values(memory), max(memory + rows * width), sum(max + rows) {}
 
-  static int64_t size(int64_t rows, int64_t width) {
-    return padded(rows * (width + 2));
-  }
+  static int64_t size(int64_t rows, int64_t width) { return padded(rows * (width + 2)); }
 };
 
 constexpr float kLogitLimit = 1e30f;  // LOGIT_LIMIT of the sampler's definition
@@ -140,14 +138,14 @@ inline int64_t attention_scratch(const Attention& a, int64_t rows) {
 namespace portable {
 extern const Kernels kKernels[kNumDTypes];
 extern const SampleKernels kSampleKernels;
-}
+}  // namespace portable
 namespace avx2 {
 extern const Kernels kKernels[kNumDTypes];
 extern const SampleKernels kSampleKernels;
-}
+}  // namespace avx2
 namespace avx512 {
 extern const Kernels kKernels[kNumDTypes];
 extern const SampleKernels kSampleKernels;
-}
+}  // namespace avx512
 
 }  // namespace s1::cpu

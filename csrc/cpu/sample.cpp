@@ -74,8 +74,7 @@ int64_t keep_tokens(const Row& row) {
   for (float reach = kFirstReach;; reach *= 2.0f) {
     const bool all = reach > kLastReach;
     const float lowest = all ? -std::numeric_limits<float>::infinity() : row.peak - reach;
-    const int64_t known =
-        sample_kernels().collect(row.scaled, row.size, lowest, row.tokens.data());
+    const int64_t known = sample_kernels().collect(row.scaled, row.size, lowest, row.tokens.data());
     if (!all && known < row.top_k && row.top_k < row.size) continue;
     const int64_t count = std::min(known, row.top_k);
     sort_tokens(row, known, count);
@@ -113,9 +112,11 @@ void sample(Address logits, Address out, int64_t rows, int64_t stride, int64_t s
     }
     return k.draw_among(row_logits, tokens.data(), keep_tokens(row), noise);
   };
-  ThreadPool::instance().parallel_for(rows, kMinElements / size + 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) pointer<int64_t>(out)[i] = sample_row(i);
-  });
+  ThreadPool::instance().parallel_for(rows, kMinElements / size + 1,
+                                      [&](int64_t begin, int64_t end) {
+                                        for (int64_t i = begin; i < end; ++i)
+                                          pointer<int64_t>(out)[i] = sample_row(i);
+                                      });
 }
 
 }  // namespace s1::cpu

@@ -1,4 +1,5 @@
-// The threads that the CPU kernels share: persistent workers that sleep when there is nothing to do.
+// The threads that the CPU kernels share: persistent workers that sleep when there is nothing to
+// do.
 //
 // Knows nothing of tensors. A job is a range of items cut into chunks of a fixed size; the caller
 // and the awake workers claim chunks until none is left. What a chunk computes must not depend on
@@ -61,9 +62,9 @@ class ThreadPool {
 
   Job job_;  // written only while no worker is inside
   std::atomic<int64_t> next_item_ = 0;
-  std::atomic<uint32_t> epoch_ = 0;    // grows with every job: what idle workers wait on
-  std::atomic<bool> open_ = false;     // may workers enter the job?
-  std::atomic<int32_t> inside_ = 0;    // workers that are, or are about to find out
+  std::atomic<uint32_t> epoch_ = 0;  // grows with every job: what idle workers wait on
+  std::atomic<bool> open_ = false;   // may workers enter the job?
+  std::atomic<int32_t> inside_ = 0;  // workers that are, or are about to find out
   std::atomic<bool> stopping_ = false;
 };
 

@@ -7,6 +7,7 @@ hash of their text: no question can be both.
 """
 
 import hashlib
+import itertools
 import operator
 import random
 import string
@@ -60,7 +61,7 @@ def draw_steps(rng: random.Random, count: int) -> tuple[Step, ...]:
 def render(steps: tuple[Step, ...]) -> str:
     """The question's text."""
     definitions = [f"{steps[0].label}={steps[0].operand}"]
-    for before, step in zip(steps, steps[1:], strict=False):
+    for before, step in itertools.pairwise(steps):
         definitions.append(f"{step.label}={before.label}{step.op}{step.operand}")
     return f"{' '.join(definitions)} {steps[-1].label}?"
 
