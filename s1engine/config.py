@@ -108,3 +108,12 @@ def check_float(param: str, value: object, low: float, high: float) -> float:
             f"{param} must be between {low:g} and {high:g}; got {value:g}", param=param
         )
     return float(value)
+
+
+def check_unicode(param: str, text: str) -> str:
+    """Return ``text`` unless it holds a lone surrogate, which no encoding knows."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{param} holds a lone surrogate", param=param) from error
+    return text

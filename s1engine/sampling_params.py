@@ -6,7 +6,7 @@ token ids, and budgets become effective budgets, when the engine compiles the re
 
 from dataclasses import dataclass, field
 
-from s1engine.config import check_float, check_int
+from s1engine.config import check_float, check_int, check_unicode
 from s1engine.errors import RequestError
 
 MAX_N = 128
@@ -145,3 +145,4 @@ def _text(param: str, value: object) -> None:
         raise RequestError(
             f"{param} must be a string of at most {MAX_FORCED_CHARS} characters", param=param
         )
+    check_unicode(param, value)

@@ -132,8 +132,8 @@ class Tokenizer:
         messages: list[dict[str, Any]],
         enable_thinking: bool | None = None,
         template_kwargs: dict[str, Any] | None = None,
-    ) -> list[int]:
-        """Ids of a chat up to the header of the assistant's next turn.
+    ) -> str:
+        """Text of a chat up to the header of the assistant's next turn.
 
         Raises RequestError naming ``messages`` or ``chat_template``.
         """
@@ -142,7 +142,7 @@ class Tokenizer:
         options = dict(template_kwargs or {})
         if enable_thinking is not None:
             options["enable_thinking"] = enable_thinking
-        return self.encode(self._template.render(messages, options))
+        return self._template.render(messages, options)
 
 
 class _VisibleBytes(dict[int, bytes]):

@@ -99,7 +99,7 @@ def test_the_bundled_model() -> None:
     found = _format(tokenizer, (eos,))
     assert found.name == "s1"
     assert eos in found.triggers
-    chat = tokenizer.render_chat([{"role": "user", "content": "1 + 2"}])
+    chat = tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": "1 + 2"}]))
     assert find_open_thinking(chat, found) is None
     assert find_open_thinking([*chat, *found.start], found) == len(chat) + len(found.start)
 

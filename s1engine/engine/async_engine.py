@@ -50,6 +50,11 @@ class AsyncLLMEngine:
         """Is the thread there to step?"""
         return self._failure is None and self._thread.is_alive()
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the thread, if it was not ``shutdown``."""
+        return self._failure
+
     async def shutdown(self) -> None:
         """Ends the thread after its present step; open streams end with EngineDeadError."""
         self._commands.put(None)

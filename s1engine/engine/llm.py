@@ -1,5 +1,6 @@
 """Offline use: many prompts in, all answers out."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -8,7 +9,7 @@ from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.request import Prompt, Request
 from s1engine.errors import RequestError
-from s1engine.outputs import RequestOutput
+from s1engine.outputs import Chunk, RequestOutput
 from s1engine.sampling_params import SamplingParams
 
 Messages = list[dict[str, Any]]
@@ -74,9 +75,21 @@ class LLM:
             self.engine.make_request(prompt, p, **options)
             for prompt, p in zip(prompts, each, strict=True)
         ]
-        return self._drain(requests, progress)
+        return self.run(requests, progress=progress)
 
-    def _drain(self, requests: list[Request], progress: bool) -> list[RequestOutput]:
+    def stream(self, request: Request) -> Iterator[Chunk | RequestOutput]:
+        """Chunks of one request made with ``stream=True``, then its output. Closing the iterator
+        aborts the request."""
+        self.engine.add_request(request)
+        try:
+            while self.engine.has_unfinished:
+                for _, event in self.engine.step():
+                    yield event
+        finally:
+            self.engine.abort(request.request_id)
+
+    def run(self, requests: list[Request], *, progress: bool = True) -> list[RequestOutput]:
+        """Answers requests of ``LLMEngine.make_request``, all of them concurrently."""
         done: dict[str, RequestOutput] = {}
         for request in requests:
             self.engine.add_request(request)

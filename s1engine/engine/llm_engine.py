@@ -119,6 +119,12 @@ class LLMEngine:
         """Validates a request (see RequestCompiler.compile). Raises RequestError."""
         return self._compiler.compile(prompt, params, **options)
 
+    def chat_token_ids(
+        self, messages: list[dict[str, Any]], enable_thinking: bool | None = None
+    ) -> list[int]:
+        """A chat as it would be computed: rendered, thinking opened. Raises RequestError."""
+        return self._compiler.chat_token_ids(messages, enable_thinking)
+
     # --- requests come and go ---
 
     def add_request(self, request: Request) -> None:

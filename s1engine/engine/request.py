@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from s1engine import _core
-from s1engine.config import DEFAULT_ANSWER_RESERVE
+from s1engine.config import DEFAULT_ANSWER_RESERVE, check_int, check_unicode
 from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
 from s1engine.reasoning import ReasoningFormat, find_open_thinking
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from s1engine.tokenizer import Tokenizer
+
+MAX_SALT_CHARS = 1024
+MAX_NORMALIZED_CHARS = 4  # characters of a text that normalisation may make one
 
 Prompt = str | list[int] | list[dict[str, Any]]
 
@@ -94,6 +97,11 @@ class RequestCompiler:
     ) -> Request:
         """Raises RequestError naming the field. ``enable_thinking`` None: a chat thinks, a raw
         prompt thinks if it brings a thinking budget or has its thinking open already."""
+        check_int("priority", priority, -(2**31), 2**31 - 1)
+        if cache_salt is not None and not 0 < len(cache_salt) <= MAX_SALT_CHARS:
+            raise RequestError(
+                f"cache_salt must have 1 to {MAX_SALT_CHARS} characters", param="cache_salt"
+            )
         chat = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
         param = "messages" if chat else "prompt"
         ids = self._encode(prompt, chat, enable_thinking, template_kwargs)
@@ -101,12 +109,7 @@ class RequestCompiler:
         thought = self._open_thinking(ids, params, chat, enable_thinking)
         room = self._max_model_len - len(ids)
         if room < 1:
-            raise RequestError(
-                f"{param} has {len(ids)} tokens; with at least one of output it exceeds the "
-                f"context of {self._max_model_len}",
-                param=param,
-                code="context_length_exceeded",
-            )
+            raise self._too_long(param, f"{len(ids)} tokens")
         max_len = len(ids) + min(params.max_tokens or room, room)
         thinking = None if thought is None else self._plan(params, thought, len(ids), max_len)
         stops = [*params.stop_token_ids]
@@ -124,6 +127,14 @@ class RequestCompiler:
             salt=hashlib.sha256(cache_salt.encode()).digest()[:16] if cache_salt else bytes(16),
         )
 
+    def chat_token_ids(
+        self, messages: list[dict[str, Any]], enable_thinking: bool | None
+    ) -> list[int]:
+        """A chat as it would be computed: template applied, thinking opened."""
+        ids = self._encode(messages, True, enable_thinking, None)
+        self._open_thinking(ids, SamplingParams(), True, enable_thinking)
+        return ids
+
     def _encode(
         self,
         prompt: Prompt,
@@ -131,15 +142,32 @@ class RequestCompiler:
         enable_thinking: bool | None,
         template_kwargs: dict[str, Any] | None,
     ) -> list[int]:
+        param = "messages" if chat else "prompt"
+        if chat:
+            prompt = self._tokenizer.render_chat(prompt, enable_thinking, template_kwargs or {})  # type: ignore[arg-type]
         if isinstance(prompt, str):
+            self._check_text(prompt, param)
             ids = self._tokenizer.encode(prompt)
-        elif chat:
-            ids = self._tokenizer.render_chat(prompt, enable_thinking, template_kwargs or {})  # type: ignore[arg-type]
         else:
             ids = self._check_prompt_ids(prompt)
         if not ids:
-            raise RequestError("prompt is empty", param="prompt")
+            raise RequestError(f"{param} is empty", param=param)
         return ids
+
+    def _check_text(self, text: str, param: str) -> None:
+        """Refuses a text that is not Unicode, or cannot fit, before the work of tokenising it."""
+        check_unicode(param, text)
+        most = self._max_model_len * self._tokenizer.max_token_chars * MAX_NORMALIZED_CHARS
+        if len(text) > most:
+            raise self._too_long(param, f"{len(text)} characters")
+
+    def _too_long(self, param: str, size: str) -> RequestError:
+        return RequestError(
+            f"{param} has {size}; with at least one token of output it exceeds the context of "
+            f"{self._max_model_len}",
+            param=param,
+            code="context_length_exceeded",
+        )
 
     def _check_prompt_ids(self, prompt: object) -> list[int]:
         limit = self._model.vocab_size

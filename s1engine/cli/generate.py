@@ -1,0 +1,154 @@
+"""``s1engine generate``: answers to prompts of the command line or of a file, without a server.
+
+A row of ``--input`` holds ``prompt`` or ``messages`` and any field of the HTTP API; the flags are
+its defaults. One prompt on a terminal is shown as it comes.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from s1engine.config import EngineConfig
+from s1engine.errors import RequestError
+from s1engine.flags import add_flags, given
+
+# flag: (type, help); each is a field of the HTTP API by the same name
+FIELDS: dict[str, tuple[type, str]] = {
+    "thinking-token-budget": (int, "never think longer than this; 0 answers at once"),
+    "min-thinking-tokens": (int, "an earlier end of the model is replaced by the wait text"),
+    "num-waits": (int, "how many of the model's own ends the wait text replaces"),
+    "wait-text": (str, "what replaces them (default: Wait); empty: only suppress"),
+    "final-text": (str, "opens the answer after a forced end (default: the format's own)"),
+    "answer-reserve": (int, "tokens of --max-tokens kept for the answer"),
+    "thinking-deadline-ms": (int, "wall-clock limit of the thinking"),
+    "max-tokens": (int, "tokens generated at most (default: what the context leaves)"),
+    "temperature": (float, "0: greedy (default: the model directory's own)"),
+    "top-p": (float, "keep the likeliest tokens up to this probability"),
+    "top-k": (int, "keep the k likeliest tokens"),
+    "min-p": (float, "drop tokens less likely than this times the likeliest"),
+    "n": (int, "samples of each prompt"),
+    "seed": (int, "of the noise of sampling (default: drawn)"),
+    "reasoning-effort": (str, "none, minimal, low, medium, high or xhigh"),
+}
+DIM, MARK, PLAIN = "\033[2m", "\033[33m", "\033[0m"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of input and output, of requests, and of the engine."""
+    parser.add_argument("model", nargs="?", help="directory or hub id; default: bundled s1-nano")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT", help="a user's message; '-' reads stdin")
+    source.add_argument("--messages", type=Path, metavar="FILE", help="a JSON list of messages")
+    source.add_argument("--input", type=Path, metavar="FILE", help="JSON lines, a request each")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write JSON lines here")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a request")
+    parser.add_argument("--raw", action="store_true", help="continue prompts without chat template")
+    fields = parser.add_argument_group("requests")
+    for name, (kind, text) in FIELDS.items():
+        metavar = {int: "N", float: "F", str: "S"}[kind]
+        fields.add_argument(
+            f"--{name}", type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text
+        )
+    fields.add_argument(
+        "--stop", action="append", metavar="S", default=argparse.SUPPRESS, help="repeatable"
+    )
+    add_flags(parser.add_argument_group("engine"), EngineConfig, skip=("model", "seed"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answers everything; with ``--json`` or ``--output`` one object a request, in order."""
+    rows = _rows(args)
+
+    from s1engine.cli.requests import parse_row
+    from s1engine.engine.llm import LLM
+
+    options = {k: v for k, v in given(args, EngineConfig).items() if v is not None}
+    llm = LLM(progress=True, **options)
+    requests = [parse_row(llm, row, where, raw=args.raw) for where, row in rows]
+    if args.input is None and not args.json and args.output is None:
+        return _show(llm, *requests[0])
+    outputs = llm.run([llm.engine.make_request(p, s, **o) for p, s, o in requests])
+    ids = [{"id": row["id"]} if "id" in row else {} for _, row in rows]
+    lines = [{**own, **out.to_json()} for own, out in zip(ids, outputs, strict=True)]
+    if args.output is not None:
+        with args.output.open("w", encoding="utf-8") as file:
+            _write(lines, file)
+    if args.json or args.output is None:
+        _write(lines, sys.stdout)
+    return 0
+
+
+def _rows(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+    """Where each request stands, and its fields; the flags fill in what a row leaves open."""
+    names = [*(name.replace("-", "_") for name in FIELDS), "stop"]
+    flags = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if args.input is not None:
+        return [(where, {**flags, **row}) for where, row in _read_lines(args.input)]
+    if args.messages is not None:
+        text = args.messages.read_text(encoding="utf-8")
+        return [("", {**flags, "messages": _parse(text, str(args.messages))})]
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    return [("", {**flags, "prompt": prompt})]
+
+
+def _read_lines(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                where = f"{path}:{number}"
+                row = _parse(line, where)
+                if not isinstance(row, dict):
+                    raise RequestError(f"{where}: must be a JSON object", param="input")
+                yield where, row
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{where}: not JSON: {error}", param="input") from error
+
+
+def _write(lines: list[dict[str, Any]], file: TextIO) -> None:
+    for line in lines:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _show(llm: Any, prompt: Any, params: Any, options: dict[str, Any]) -> int:
+    """Prints a request as it comes: on a terminal the thinking dim, otherwise the answer alone."""
+    from s1engine.outputs import Chunk
+
+    colour = sys.stdout.isatty()
+    request = llm.engine.make_request(prompt, params, stream=True, **options)
+    last = ""
+    for event in llm.stream(request):
+        if not isinstance(event, Chunk):
+            print(f"{PLAIN if colour else ''}", flush=True)
+            print(_account(event), file=sys.stderr)
+        elif colour:
+            style = DIM if event.reasoning else PLAIN
+            forced = MARK if event.reasoning and any(event.forced) else ""
+            gap = "\n\n" if last == DIM and event.text else ""
+            print(f"{PLAIN}{style}{forced}{event.reasoning}{gap}{event.text}", end="", flush=True)
+            last = style if event.reasoning or event.text else last
+        else:
+            print(event.text, end="", flush=True)
+    return 0
+
+
+def _account(output: Any) -> str:
+    """One line on what a request took."""
+    parts = []
+    for sample in output.outputs:
+        used = sample.thinking
+        if used is not None:
+            parts.append(
+                f"thinking {used.tokens} tokens ({used.end_reason}, {used.waits_used} waits), "
+                f"answer {len(sample.token_ids) - used.tokens}"
+            )
+    seconds = output.timing.total_s
+    rate = output.usage.completion_tokens / max(seconds, 1e-9)
+    return "; ".join([*parts, f"{seconds:.2f} s, {rate:,.0f} tokens/s"])

@@ -1,0 +1,134 @@
+"""``s1engine info``: what this machine has, and what a model needs of it.
+
+The ceilings are measured in about a second, so they are of this moment and of this process; the
+bound on decoding follows from them: every token of a single sequence reads all weights once.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+from s1engine.config import EngineConfig
+from s1engine.flags import add_flags, given
+
+CACHED_BYTES = 2**28  # smaller weights may stay in a processor's caches: memory is no bound
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model and the engine's flags, which decide how much fits."""
+    parser.add_argument("model", nargs="?", help="directory or hub id; default: bundled s1-nano")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--no-ceilings", action="store_true", help="measure nothing")
+    add_flags(parser.add_argument_group("engine"), EngineConfig, skip=("model",))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the facts, by section."""
+    options = {k: v for k, v in given(args, EngineConfig).items() if v is not None}
+    config = EngineConfig(**options)
+    facts = {"machine": machine(config)}
+    if not args.no_ceilings:
+        facts["ceilings"] = ceilings(facts["machine"]["device"])
+    facts["model"] = model(config, facts["machine"]["device"], facts.get("ceilings"))
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    for section, entries in facts.items():
+        print(section)
+        for name, value in entries.items():
+            print(f"  {name.replace('_', ' '):<28}{_shown(value)}")
+    return 0
+
+
+def machine(config: EngineConfig) -> dict[str, Any]:
+    """Versions and back ends."""
+    import torch
+
+    from s1engine import __version__, _core
+    from s1engine.ops import select_ops
+    from s1engine.runner.model_runner import resolve_device
+
+    device = resolve_device(config.device)
+    return {
+        "s1engine": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+        "device_name": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
+        "operations": select_ops(device).name,
+        "cpu_kernels": _core.cpu.isa(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def ceilings(device: str) -> dict[str, Any]:
+    """Measured bandwidth of reading, and speed of a large matrix product."""
+    import torch
+
+    size = 2**28 if device == "cuda" else 2**26
+    x = torch.ones(size, dtype=torch.float32, device=device)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    side = 8192 if device == "cuda" else 1024
+    a = torch.randn(side, side, device=device).to(dtype)
+    return {
+        "read_gb_per_s": round(x.nbytes / _seconds(lambda: x.sum(), device) / 1e9, 1),
+        "matmul_tflop_per_s": round(2 * side**3 / _seconds(lambda: a @ a, device) / 1e12, 3),
+        "matmul_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _seconds(call: Callable[[], object], device: str, rounds: int = 5) -> float:
+    """The fastest of a few calls."""
+    import torch
+
+    best = float("inf")
+    for _ in range(rounds + 1):
+        begin = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begin)
+    return best
+
+
+def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) -> dict[str, Any]:
+    """Sizes of a model and of what the engine would keep for it; weights are not read."""
+    from s1engine.models.config import ModelConfig
+    from s1engine.models.loader import resolve_model
+    from s1engine.runner.model_runner import plan_memory, resolve_dtype
+
+    path = resolve_model(config.model)
+    facts = ModelConfig.from_dir(path)
+    dtype = resolve_dtype(config.dtype, device, facts.torch_dtype)
+    weights = facts.num_parameters * dtype.itemsize
+    max_len, blocks = plan_memory(config, facts, device, dtype)
+    per_token = facts.kv_bytes_per_token(dtype)
+    found: dict[str, Any] = {
+        "path": str(path),
+        "architecture": facts.architecture,
+        "parameters": facts.num_parameters,
+        "dtype": str(dtype).removeprefix("torch."),
+        "weight_bytes": weights,
+        "kv_bytes_per_token": per_token,
+        "max_model_len": max_len,
+        "kv_cache_tokens": blocks * config.block_size,
+        "kv_cache_bytes": blocks * config.block_size * per_token,
+    }
+    if measured is not None and weights > CACHED_BYTES:
+        streamed = weights - (0 if facts.tie_word_embeddings else embedding_bytes(facts, dtype))
+        bound = measured["read_gb_per_s"] * 1e9 / streamed
+        found["decode_bound_tokens_per_s"] = round(bound, 1)
+    return found
+
+
+def embedding_bytes(facts: Any, dtype: Any) -> int:
+    """Bytes of an input embedding, of which a step reads a few rows only."""
+    size: int = facts.vocab_size * facts.hidden_size * dtype.itemsize
+    return size
+
+
+def _shown(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,62 @@
+"""Command-line flags made of a dataclass: one flag a field, named and explained as the field is.
+
+Knows no field by name. Only flags that were given reach the namespace, so the defaults stand in the
+dataclass alone, and its own checks find what is wrong with a value.
+"""
+
+import argparse
+import ast
+import inspect
+import textwrap
+import types
+from dataclasses import MISSING, fields
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+def add_flags(parser: argparse._ActionsContainer, cls: type, skip: tuple[str, ...] = ()) -> None:
+    """A flag for each field of dataclass ``cls`` (int, float, str, bool, or one of them or None);
+    a bool gets ``--name`` and ``--no-name``."""
+    docs = field_docs(cls)
+    hints = get_type_hints(cls)
+    for field in fields(cls):
+        if field.name in skip:
+            continue
+        kind = _plain_type(hints[field.name])
+        options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+        options["help"] = _help(docs.get(field.name, ""), field.default)
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options |= {"type": kind, "metavar": {int: "N", float: "F", str: "S"}[kind]}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
+
+
+def given(args: argparse.Namespace, cls: type) -> dict[str, Any]:
+    """The fields of ``cls`` that stand on the command line."""
+    return {f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)}
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The strings below the fields of a class, by field, on one line each."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for field, doc in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+            assert isinstance(field.target, ast.Name) and isinstance(doc.value, ast.Constant)
+            docs[field.target.id] = " ".join(str(doc.value.value).split())
+    return docs
+
+
+def _help(doc: str, default: object) -> str:
+    shown = "" if default in (None, MISSING) else f" (default: {default})"
+    return f"{doc.replace('``', '')}{shown}".replace("%", "%%")
+
+
+def _plain_type(hint: Any) -> type:
+    """The type that a value on the command line has: ``int`` of ``int | None``."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = [arg for arg in get_args(hint) if arg is not type(None)]
+    assert hint in (int, float, str, bool), hint
+    plain: type = hint
+    return plain

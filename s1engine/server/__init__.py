@@ -1,0 +1,1 @@
+"""The engine over HTTP: schemas and bounds in, OpenAI's answers out."""

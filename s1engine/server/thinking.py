@@ -1,0 +1,170 @@
+"""How a request says how long to think: our fields, and the spellings of others.
+
+Our own names are the canonical ones; a request may use any spelling, and two that disagree are an
+error, never a choice of ours. Owns the map from effort to budget. Knows nothing of sampling.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from s1engine.errors import RequestError
+from s1engine.sampling_params import ThinkingBudget
+
+T = TypeVar("T")
+
+EFFORTS: Mapping[str, int | None] = {
+    "minimal": 512,
+    "low": 1024,
+    "medium": 4096,
+    "high": 16384,
+    "xhigh": None,
+}
+"""Thinking tokens of each ``reasoning_effort`` by default; None: what the context leaves."""
+NO_THINKING = "none"
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+class ThinkingSwitch(BaseModel):
+    """``thinking`` in Anthropic's shape."""
+
+    model_config = STRICT
+
+    type: Literal["enabled", "disabled"]
+    budget_tokens: int | None = None
+
+
+class ReasoningSwitch(BaseModel):
+    """``reasoning`` in OpenRouter's shape."""
+
+    model_config = STRICT
+
+    effort: str | None = None
+    max_tokens: int | None = None
+    enabled: bool | None = None
+
+
+class ThinkingFields(BaseModel):
+    """The thinking fields of a request, flat, and their other spellings."""
+
+    model_config = STRICT
+
+    thinking_token_budget: Annotated[
+        int | None, Field(description="Never think longer than this many tokens; 0 answers at once")
+    ] = None
+    min_thinking_tokens: Annotated[
+        int | None, Field(description="An earlier end of the model is replaced by wait_text")
+    ] = None
+    num_waits: Annotated[
+        int | None, Field(description="How many of the model's own ends wait_text replaces")
+    ] = None
+    wait_text: str | None = None
+    final_text: Annotated[
+        str | None, Field(description="Opens the answer after a forced end of the thinking")
+    ] = None
+    answer_reserve: Annotated[
+        int | None, Field(description="Tokens of max_tokens that are kept for the answer")
+    ] = None
+    thinking_deadline_ms: Annotated[
+        int | None, Field(description="Wall-clock limit of the thinking, from arrival")
+    ] = None
+    enable_thinking: Annotated[bool | None, Field(description="false: answer without thinking")] = (
+        None
+    )
+
+    thinking_budget: int | None = None
+    max_thinking_tokens: int | None = None
+    max_tokens_thinking: int | Literal["auto"] | None = None
+    min_tokens_thinking: int | None = None
+    thinking_n_ignore: int | None = None
+    thinking_n_ignore_str: str | None = None
+    thinking: ThinkingSwitch | None = None
+    reasoning: ReasoningSwitch | None = None
+    reasoning_effort: str | None = None
+
+    def thinking_asked(
+        self, efforts: Mapping[str, int | None] = EFFORTS
+    ) -> tuple[ThinkingBudget | None, bool | None]:
+        """The budget, None if no thinking field was given; and ``enable_thinking``. Raises
+        RequestError naming the field."""
+        effort = self._effort(efforts)
+        fields: dict[str, Any] = {
+            "max_tokens": self._maximum(effort, efforts),
+            "min_tokens": agreed(
+                min_thinking_tokens=self.min_thinking_tokens,
+                min_tokens_thinking=self.min_tokens_thinking,
+            ),
+            "num_waits": agreed(num_waits=self.num_waits, thinking_n_ignore=self.thinking_n_ignore),
+            "wait_text": agreed(
+                wait_text=self.wait_text, thinking_n_ignore_str=self.thinking_n_ignore_str
+            ),
+            "final_text": self.final_text,
+            "answer_reserve": self.answer_reserve,
+            "deadline_ms": self.thinking_deadline_ms,
+        }
+        fields = {name: value for name, value in fields.items() if value is not None}
+        thinks = self.max_tokens_thinking == "auto" or effort not in (None, NO_THINKING)
+        budget = ThinkingBudget(**fields) if fields or thinks else None
+        return budget, self._enabled(effort)
+
+    def _effort(self, efforts: Mapping[str, int | None]) -> str | None:
+        effort = agreed(
+            reasoning_effort=self.reasoning_effort,
+            reasoning_effort_=self.reasoning.effort if self.reasoning else None,
+        )
+        if effort is not None and effort != NO_THINKING and effort not in efforts:
+            raise RequestError(
+                f"reasoning_effort must be one of {', '.join((NO_THINKING, *efforts))}; "
+                f"got {effort!r}",
+                param="reasoning_effort",
+            )
+        return effort
+
+    def _maximum(self, effort: str | None, efforts: Mapping[str, int | None]) -> int | None:
+        from_s1 = self.max_tokens_thinking
+        return agreed(
+            thinking_token_budget=self.thinking_token_budget,
+            thinking_budget=self.thinking_budget,
+            max_thinking_tokens=self.max_thinking_tokens,
+            max_tokens_thinking=None if from_s1 == "auto" else from_s1,
+            thinking=self.thinking.budget_tokens if self.thinking else None,
+            reasoning=self.reasoning.max_tokens if self.reasoning else None,
+            reasoning_effort=efforts.get(effort) if effort is not None else None,
+        )
+
+    def _enabled(self, effort: str | None) -> bool | None:
+        return agreed(
+            enable_thinking=self.enable_thinking,
+            thinking=self.thinking.type == "enabled" if self.thinking else None,
+            reasoning=self.reasoning.enabled if self.reasoning else None,
+            reasoning_effort=False if effort == NO_THINKING else None,
+        )
+
+
+def agreed(**spellings: T | None) -> T | None:
+    """The one value that the spellings given have; None if none is given. A trailing underscore of
+    a name is not part of it. Raises RequestError naming two that differ."""
+    found = [(name.rstrip("_"), value) for name, value in spellings.items() if value is not None]
+    for name, value in found[1:]:
+        if value != found[0][1]:
+            raise RequestError(
+                f"{found[0][0]} ({found[0][1]}) and {name} ({value}) say different things",
+                param=name,
+            )
+    return found[0][1] if found else None
+
+
+def parse_efforts(text: str) -> dict[str, int | None]:
+    """``low=512,high=none`` as a map from effort to budget. Raises RequestError."""
+    efforts: dict[str, int | None] = {}
+    for pair in text.split(","):
+        name, _, budget = (part.strip() for part in pair.partition("="))
+        if not name or not (budget.isdecimal() or budget == "none"):
+            raise RequestError(
+                f"reasoning_effort_budgets: {pair!r} is not of the form name=tokens",
+                param="reasoning_effort_budgets",
+            )
+        efforts[name] = None if budget == "none" else int(budget)
+    return efforts
