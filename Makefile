@@ -52,7 +52,8 @@ format: $(stamps)/dev
 sanitize: build/sanitized_core
 	$<
 
-bench: $(stamps)/build
+bench: $(stamps)/build $(stamps)/dev
+	$(bin)/python -m pytest bench/micro.py --benchmark-enable
 	$(bin)/s1engine bench host
 	$(bin)/s1engine bench throughput
 	$(bin)/s1engine bench budget

@@ -88,6 +88,7 @@ py::dict take_progress(s1::Scheduler& scheduler, s1::SeqId id) {
   out["max_thinking"] = s.thinking.max_thinking;
   out["waits_used"] = s.thinking.waits_used;
   out["num_cached"] = std::max(s.num_cached, 0);
+  out["checkpoints_left"] = static_cast<int32_t>(s.checkpoints.size());
   return out;
 }
 
@@ -207,7 +208,11 @@ void bind_stats(py::module_& m) {
 s1::SequenceSpec make_spec(s1::SeqId id, const IntArray& prompt, int32_t max_len, int32_t priority,
                            std::vector<s1::TokenId> stop_tokens, bool watched,
                            const py::bytes& salt, const s1::BudgetParams* budget,
-                           int32_t thinking_tokens, int32_t max_thinking) {
+                           int32_t thinking_tokens, int32_t max_thinking,
+                           const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
+                           int32_t loop_repeats) {
+  std::vector<s1::Checkpoint> below;
+  for (const auto& [maximum, child] : checkpoints) below.push_back({maximum, child});
   return {.id = id,
           .prompt = {prompt.data(), prompt.data() + prompt.size()},
           .max_len = max_len,
@@ -217,7 +222,9 @@ s1::SequenceSpec make_spec(s1::SeqId id, const IntArray& prompt, int32_t max_len
           .salt = salt_from(salt),
           .budget = budget == nullptr ? s1::BudgetParams{} : *budget,
           .thinking_tokens = budget == nullptr ? -1 : thinking_tokens,
-          .max_thinking = max_thinking};
+          .max_thinking = max_thinking,
+          .checkpoints = std::move(below),
+          .loop_repeats = loop_repeats};
 }
 
 void bind_scheduler(py::module_& m) {
@@ -236,20 +243,24 @@ void bind_scheduler(py::module_& m) {
           [](Scheduler& self, s1::SeqId id, const IntArray& prompt, int32_t max_len,
              int32_t priority, std::vector<s1::TokenId> stop_tokens, bool watched,
              const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
-             int32_t max_thinking) {
+             int32_t max_thinking, const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
+             int32_t loop_repeats) {
             self.add(make_spec(id, prompt, max_len, priority, std::move(stop_tokens), watched, salt,
-                               budget, thinking_tokens, max_thinking));
+                               budget, thinking_tokens, max_thinking, checkpoints, loop_repeats));
           },
           py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
           py::arg("priority") = 0, py::arg("stop_tokens") = std::vector<s1::TokenId>(),
           py::arg("watched") = false, py::arg("salt") = py::bytes(std::string(16, '\0')),
-          py::arg("budget") = nullptr, py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0)
+          py::arg("budget") = nullptr, py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
+          py::arg("checkpoints") = std::vector<std::pair<int32_t, s1::SeqId>>(),
+          py::arg("loop_repeats") = 0)
       .def("schedule", [](Scheduler& self, BoundBatch& b) { return self.schedule(b.batch); })
       .def("update",
            [](Scheduler& self, const LongArray& sampled) {
              self.update({sampled.data(), static_cast<size_t>(sampled.size())});
            })
       .def_property_readonly("progressed", &Scheduler::progressed)
+      .def_property_readonly("forked", &Scheduler::forked)
       .def_property_readonly(
           "appended",
           [](const Scheduler& self) {

@@ -118,6 +118,7 @@ class Progress(TypedDict):
     max_thinking: int
     waits_used: int
     num_cached: int
+    checkpoints_left: int
 
 class Scheduler:
     def __init__(
@@ -142,11 +143,15 @@ class Scheduler:
         budget: BudgetParams | None = None,
         thinking_tokens: int = -1,
         max_thinking: int = 0,
+        checkpoints: list[tuple[int, int]] = ...,
+        loop_repeats: int = 0,
     ) -> None: ...
     def schedule(self, batch: ScheduledBatch) -> list[int]: ...
     def update(self, sampled: NDArray[np.int64]) -> None: ...
     @property
     def progressed(self) -> list[tuple[int, int]]: ...
+    @property
+    def forked(self) -> list[tuple[int, int]]: ...
     @property
     def appended(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]: ...
     def finish(self, id: int, reason: FinishReason) -> None: ...

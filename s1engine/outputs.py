@@ -76,6 +76,20 @@ class CompletionOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointOutput:
+    """The answer at a smaller budget: what a request of its own with that budget would give."""
+
+    budget: int
+    output: CompletionOutput
+    shared: bool = False
+    """The thinking ended before this budget, so this is the sample's own answer."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that stands in ``checkpoints``."""
+        return {"budget": self.budget, "index": self.output.index, **self.output.to_json()}
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Token counts of a request over all its samples."""
 
@@ -84,14 +98,17 @@ class Usage:
     cached_tokens: int
     """Prompt tokens of the first sample that were found in the prefix cache."""
     reasoning_tokens: int
+    checkpoint_tokens: int = 0
+    """Tokens of answers at checkpoints, which completion_tokens does not count."""
 
     def to_json(self) -> dict[str, Any]:
-        """OpenAI's usage fields, plus ``cached_tokens``."""
+        """OpenAI's usage fields, plus ours."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "cached_tokens": self.cached_tokens,
             "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+            "checkpoint_tokens": self.checkpoint_tokens,
         }
 
 
@@ -117,13 +134,15 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     usage: Usage
     timing: Timing
+    checkpoints: list[CheckpointOutput] = field(default_factory=list)
+    """By sample, then by budget; those that a deadline or the client cut off are absent."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``s1engine generate --json`` prints for this request."""
         return {
             "prompt_token_ids": self.prompt_token_ids,
             "outputs": [output.to_json() for output in self.outputs],
-            "checkpoints": [],
+            "checkpoints": [checkpoint.to_json() for checkpoint in self.checkpoints],
             "usage": self.usage.to_json(),
             "timing": {
                 "queue_s": self.timing.queue_s,

@@ -16,6 +16,7 @@ MAX_STOP_CHARS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_FORCED_CHARS = 4096
 MAX_WAITS = 1024
+MAX_CHECKPOINTS = 64
 MAX_TOKENS = 2**24
 
 
@@ -43,6 +44,14 @@ class ThinkingBudget:
     max_tokens if that is less."""
     deadline_ms: int | None = None
     """(thinking_deadline_ms) Wall-clock limit of thinking, counted from arrival."""
+    checkpoints: tuple[int, ...] = ()
+    """(thinking_checkpoints) Smaller budgets, ascending. The answer at each is that of a request of
+    its own with this budget, forked off the one trace."""
+    early_exit: int | None = None
+    """(thinking_early_exit) Stop thinking once so many checkpoints in a row gave one answer."""
+    loop_repeats: int | None = None
+    """(thinking_loop_repeats) Stop thinking once a phrase of at most 64 tokens stands so often in
+    a row."""
 
     def __post_init__(self) -> None:
         _optional_int("thinking_token_budget", self.max_tokens, 0, MAX_TOKENS)
@@ -50,6 +59,9 @@ class ThinkingBudget:
         check_int("num_waits", self.num_waits, 0, MAX_WAITS)
         _optional_int("answer_reserve", self.answer_reserve, 0, MAX_TOKENS)
         _optional_int("thinking_deadline_ms", self.deadline_ms, 0, 2**31)
+        _optional_int("thinking_early_exit", self.early_exit, 2, MAX_CHECKPOINTS)
+        _optional_int("thinking_loop_repeats", self.loop_repeats, 2, 1024)
+        self._check_checkpoints()
         _text("wait_text", self.wait_text)
         if self.final_text is not None:
             _text("final_text", self.final_text)
@@ -58,6 +70,21 @@ class ThinkingBudget:
                 f"min_thinking_tokens ({self.min_tokens}) must not exceed "
                 f"thinking_token_budget ({self.max_tokens})",
                 param="min_thinking_tokens",
+            )
+
+    def _check_checkpoints(self) -> None:
+        param = "thinking_checkpoints"
+        if len(self.checkpoints) > MAX_CHECKPOINTS:
+            raise RequestError(f"{param} takes at most {MAX_CHECKPOINTS}", param=param)
+        least = self.min_tokens
+        most = MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        for checkpoint in self.checkpoints:
+            check_int(param, checkpoint, least, most)
+            least = checkpoint + 1
+        if self.early_exit is not None and len(self.checkpoints) < self.early_exit:
+            raise RequestError(
+                f"thinking_early_exit needs at least {self.early_exit} thinking_checkpoints",
+                param="thinking_early_exit",
             )
 
 

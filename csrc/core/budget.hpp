@@ -67,6 +67,8 @@ struct Appended {
   bool newline = false;
   const std::vector<TokenId>* phrase = nullptr;
   int32_t delimiter_len = 0;  // leading tokens of the phrase that are delimiter
+
+  bool operator==(const Appended&) const = default;
 };
 
 // Ends the thinking before anything is sampled if the budget is used up (a budget of 0).

@@ -23,6 +23,7 @@ Scheduler::Scheduler(const SchedulerConfig& config)
 /* === sequences come and go === */
 
 void Scheduler::add(const SequenceSpec& spec) {
+  forked_.clear();
   require(!sequences_.contains(spec.id), "sequence id is taken");
   require(!spec.prompt.empty(), "prompt is empty");
   require(blocks_.blocks_for(spec.max_len) <= blocks_.num_blocks(), "sequence exceeds the cache");
@@ -45,6 +46,10 @@ void Scheduler::add(const SequenceSpec& spec) {
     state.thinking_tokens = spec.thinking_tokens;
     state.max_thinking = spec.max_thinking;
     state.tail_newline = spec.budget.format->is_newline(spec.prompt.back());
+    sequence->checkpoints = spec.checkpoints;
+    sequence->loop_repeats = spec.loop_repeats;
+    if (spec.loop_repeats > 0) sequence->loop = std::make_unique<LoopDetector>();
+    fork_at_start(*sequence);
     append(*sequence, 0, kThink, start(sequence->budget, state));
   }
   require(sequence->num_tokens() < spec.max_len, "no room for an answer within max_len");
@@ -231,6 +236,7 @@ void Scheduler::write_sample(ScheduledBatch& batch, const Sequence& sequence) co
 void Scheduler::update(std::span<const int64_t> sampled) {
   check(in_step_, "update() before schedule()");
   progressed_.clear();
+  forked_.clear();
   appended_seats_.clear();
   appended_tokens_.clear();
   check(sampled.size() == num_samples(), "one sampled token for each sample of the plan");
@@ -259,6 +265,7 @@ void Scheduler::apply(Sequence& sequence, TokenId sampled) {
   const int32_t before = sequence.num_tokens();
   const int32_t seat = sequence.seat;
   const bool thinking = sequence.thinking.phase == Phase::kThinking;
+  if (thinking && !sequence.checkpoints.empty()) fork_where_budgets_part(sequence, sampled);
   append(sequence, sampled, thinking ? kThink : kAnswer,
          advance(sequence.budget, sequence.thinking, sampled));
   if (sequence.num_tokens() == before) {
@@ -293,10 +300,80 @@ void Scheduler::append(Sequence& sequence, TokenId sampled, uint8_t region,
 
 void Scheduler::append_token(Sequence& sequence, TokenId token, uint8_t mark) {
   sequence.append(token, mark);
+  if (sequence.loop != nullptr && (mark & kRegionMask) == kThink) watch_for_loop(sequence);
   stats_.num_forced_tokens += (mark & kForced) != 0;
   if (sequence.seat == kNoSeat) return;
   appended_seats_.push_back(sequence.seat);
   appended_tokens_.push_back(token);
+}
+
+/* === children at checkpoints === */
+
+namespace {
+
+void limit_budget(BudgetState& state, const Checkpoint& checkpoint) {
+  limit_thinking(state, checkpoint.max_thinking, EndReason::kBudget);
+}
+
+}  // namespace
+
+// A checkpoint that the thinking in the prompt has used up answers at once.
+void Scheduler::fork_at_start(Sequence& parent) {
+  while (!parent.checkpoints.empty()) {
+    BudgetState state = parent.thinking;
+    limit_budget(state, parent.checkpoints.front());
+    const Appended appended = start(parent.budget, state);
+    if (appended.phrase == nullptr) return;
+    fork(parent, parent.checkpoints.front(), state, 0, appended);
+    parent.checkpoints.erase(parent.checkpoints.begin());
+  }
+}
+
+// A child is what the sequence would be under the checkpoint's maximum. As long as both would do
+// the same they are one; a larger maximum never parts before a smaller one.
+void Scheduler::fork_where_budgets_part(Sequence& parent, TokenId sampled) {
+  BudgetState mine = parent.thinking;
+  const Appended own = advance(parent.budget, mine, sampled);
+  while (!parent.checkpoints.empty()) {
+    BudgetState state = parent.thinking;
+    limit_budget(state, parent.checkpoints.front());
+    const Appended appended = advance(parent.budget, state, sampled);
+    if (appended == own && state.phase == mine.phase && state.waits_used == mine.waits_used) return;
+    fork(parent, parent.checkpoints.front(), state, sampled, appended);
+    parent.checkpoints.erase(parent.checkpoints.begin());
+  }
+}
+
+void Scheduler::fork(const Sequence& parent, const Checkpoint& checkpoint, const BudgetState& state,
+                     TokenId sampled, const Appended& appended) {
+  require(!sequences_.contains(checkpoint.id), "sequence id is taken");
+  auto child = std::make_unique<Sequence>();
+  child->id = checkpoint.id;
+  child->priority = parent.priority;
+  child->arrival = parent.arrival;
+  child->tokens = parent.tokens;
+  child->marks = parent.marks;
+  child->stop_tokens = parent.stop_tokens;
+  child->prompt_len = parent.prompt_len;
+  child->max_len = parent.max_len;
+  child->watched = true;
+  child->salt = parent.salt;
+  child->budget = parent.budget;
+  child->thinking = state;
+  child->loop_repeats = parent.loop_repeats;
+  if (parent.loop != nullptr) child->loop = std::make_unique<LoopDetector>(*parent.loop);
+  append(*child, sampled, kThink, appended);
+  check(child->num_tokens() < child->max_len, "a checkpoint without room to answer");
+  forked_.emplace_back(child->id, parent.id);
+  waiting_.insert(child.get());
+  sequences_.emplace(checkpoint.id, std::move(child));
+}
+
+// Ends thinking that goes round in circles, though not before the minimum.
+void Scheduler::watch_for_loop(Sequence& sequence) {
+  if (sequence.loop->push(sequence.tokens, sequence.loop_repeats)) {
+    s1::limit_thinking(sequence.thinking, sequence.budget.min_thinking, EndReason::kLoop);
+  }
 }
 
 /* === looking on === */

@@ -66,6 +66,9 @@ class Scheduler {
   // Sequences that the last update ended, and watched ones that it gave tokens, with the seats that
   // they had in the step. Ended ones wait for remove().
   const std::vector<std::pair<SeqId, int32_t>>& progressed() const { return progressed_; }
+  // Children that the last add() or update() forked off, each with its parent's id. They wait to be
+  // scheduled like any sequence; the prefix cache gives them what their parent has computed.
+  const std::vector<std::pair<SeqId, SeqId>>& forked() const { return forked_; }
   // Tokens that the last update appended, with the seat of each; forced ones included.
   const std::vector<int32_t>& appended_seats() const { return appended_seats_; }
   const std::vector<TokenId>& appended_tokens() const { return appended_tokens_; }
@@ -111,6 +114,11 @@ class Scheduler {
   void write_table(ScheduledBatch& batch, const Sequence& sequence) const;
   void write_sample(ScheduledBatch& batch, const Sequence& sequence) const;
   void apply(Sequence& sequence, TokenId sampled);
+  void fork_at_start(Sequence& parent);
+  void fork_where_budgets_part(Sequence& parent, TokenId sampled);
+  void fork(const Sequence& parent, const Checkpoint& checkpoint, const BudgetState& state,
+            TokenId sampled, const Appended& appended);
+  void watch_for_loop(Sequence& sequence);
   void append(Sequence& sequence, TokenId sampled, uint8_t region, const Appended& appended);
   void append_token(Sequence& sequence, TokenId token, uint8_t mark);
   void end(Sequence& sequence, FinishReason reason);
@@ -131,6 +139,7 @@ class Scheduler {
   std::vector<std::unique_ptr<Sequence>> removed_in_step_;
   std::vector<SeqId> seated_;
   std::vector<std::pair<SeqId, int32_t>> progressed_;
+  std::vector<std::pair<SeqId, SeqId>> forked_;
   std::vector<int32_t> appended_seats_;
   std::vector<TokenId> appended_tokens_;
   SchedulerStats stats_;

@@ -9,12 +9,20 @@
 
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "budget.hpp"
+#include "loop.hpp"
 #include "types.hpp"
 
 namespace s1 {
+
+// A smaller maximum, at which a child of the sequence is forced to answer while it thinks on.
+struct Checkpoint {
+  int32_t max_thinking = 0;
+  SeqId id = 0;  // of the child
+};
 
 // What a caller hands in. Copied into the sequence.
 struct SequenceSpec {
@@ -26,14 +34,16 @@ struct SequenceSpec {
   bool watched = false;              // report every step with new tokens, not only the end
   Salt salt{};
   BudgetParams budget;
-  int32_t thinking_tokens = -1;  // already in the prompt; -1: the sequence does not think
-  int32_t max_thinking = 0;      // effective maximum, those in the prompt included
+  int32_t thinking_tokens = -1;         // already in the prompt; -1: the sequence does not think
+  int32_t max_thinking = 0;             // effective maximum, those in the prompt included
+  std::vector<Checkpoint> checkpoints;  // ascending, all below max_thinking
+  int32_t loop_repeats = 0;  // thinking ends when a phrase stands so often in a row; 0: never
 };
 
 struct Sequence {
   SeqId id = 0;
   int32_t priority = 0;
-  int64_t arrival = 0;          // order of add(), breaks ties of priority
+  int64_t arrival = 0;          // order of add(), breaks ties of priority; a child has its parent's
   std::vector<TokenId> tokens;  // prompt, then generated
   std::vector<uint8_t> marks;   // Mark of each generated token
   std::vector<TokenId> stop_tokens;
@@ -53,6 +63,9 @@ struct Sequence {
   Salt salt{};
   BudgetParams budget;
   BudgetState thinking;
+  std::vector<Checkpoint> checkpoints;  // not reached yet, ascending
+  int32_t loop_repeats = 0;
+  std::unique_ptr<LoopDetector> loop;  // if loop_repeats > 0
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_pending() const { return num_tokens() - num_computed; }
@@ -61,7 +74,8 @@ struct Sequence {
 
   // Runs before `other`?
   bool precedes(const Sequence& other) const {
-    return priority != other.priority ? priority < other.priority : arrival < other.arrival;
+    if (priority != other.priority) return priority < other.priority;
+    return arrival != other.arrival ? arrival < other.arrival : id < other.id;
   }
 
   void append(TokenId token, uint8_t mark) {

@@ -24,6 +24,8 @@ FIELDS: dict[str, tuple[type, str]] = {
     "final-text": (str, "opens the answer after a forced end (default: the format's own)"),
     "answer-reserve": (int, "tokens of --max-tokens kept for the answer"),
     "thinking-deadline-ms": (int, "wall-clock limit of the thinking"),
+    "thinking-early-exit": (int, "stop once so many checkpoints in a row gave one answer"),
+    "thinking-loop-repeats": (int, "stop once a phrase stands so often in a row"),
     "max-tokens": (int, "tokens generated at most (default: what the context leaves)"),
     "temperature": (float, "0: greedy (default: the model directory's own)"),
     "top-p": (float, "keep the likeliest tokens up to this probability"),
@@ -53,9 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}", type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text
         )
     fields.add_argument(
+        "--thinking-checkpoints",
+        type=_counts,
+        metavar="N,N,...",
+        default=argparse.SUPPRESS,
+        help="smaller budgets at which to answer as well",
+    )
+    fields.add_argument(
         "--stop", action="append", metavar="S", default=argparse.SUPPRESS, help="repeatable"
     )
     add_flags(parser.add_argument_group("engine"), EngineConfig, skip=("model", "seed"))
+
+
+def _counts(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _rows(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """Where each request stands, and its fields; the flags fill in what a row leaves open."""
-    names = [*(name.replace("-", "_") for name in FIELDS), "stop"]
+    names = [*(name.replace("-", "_") for name in FIELDS), "thinking_checkpoints", "stop"]
     flags = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.input is not None:
         return [(where, {**flags, **row}) for where, row in _read_lines(args.input)]
@@ -119,15 +132,18 @@ def _write(lines: list[dict[str, Any]], file: TextIO) -> None:
 
 def _show(llm: Any, prompt: Any, params: Any, options: dict[str, Any]) -> int:
     """Prints a request as it comes: on a terminal the thinking dim, otherwise the answer alone."""
-    from s1engine.outputs import Chunk
+    from s1engine.outputs import CheckpointOutput, RequestOutput
 
     colour = sys.stdout.isatty()
     request = llm.engine.make_request(prompt, params, stream=True, **options)
     last = ""
     for event in llm.stream(request):
-        if not isinstance(event, Chunk):
+        if isinstance(event, RequestOutput):
             print(f"{PLAIN if colour else ''}", flush=True)
             print(_account(event), file=sys.stderr)
+        elif isinstance(event, CheckpointOutput):
+            text = " ".join(event.output.text.split())
+            print(f"at {event.budget} thinking tokens: {text}", file=sys.stderr)
         elif colour:
             style = DIM if event.reasoning else PLAIN
             forced = MARK if event.reasoning and any(event.forced) else ""

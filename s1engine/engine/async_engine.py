@@ -17,11 +17,12 @@ from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import Event, LLMEngine
 from s1engine.engine.request import Prompt, Request
 from s1engine.errors import EngineDeadError
-from s1engine.outputs import Chunk, RequestOutput
+from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
 from s1engine.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
+StreamEvent = Chunk | CheckpointOutput | RequestOutput
 Command = Callable[[], object]
 
 
@@ -35,7 +36,7 @@ class AsyncLLMEngine:
     def __init__(self, config: EngineConfig, *, progress: bool = False) -> None:
         self.engine = LLMEngine(config, progress=progress)
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._streams: dict[str, asyncio.Queue[Chunk | RequestOutput | None]] = {}
+        self._streams: dict[str, asyncio.Queue[StreamEvent | None]] = {}
         self._thread = threading.Thread(target=self._run, name="s1engine-step", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
@@ -63,8 +64,9 @@ class AsyncLLMEngine:
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams, *, stream: bool = False, **options: Any
-    ) -> AsyncGenerator[Chunk | RequestOutput, None]:
-        """Yields chunks if ``stream``, then the RequestOutput. Closing the generator aborts.
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Yields chunks and checkpoints if ``stream``, then the RequestOutput. Closing the
+        generator aborts.
 
         ``options`` go to ``LLMEngine.make_request``. Raises RequestError before the first event,
         EngineDeadError if the engine fails.
@@ -74,9 +76,9 @@ class AsyncLLMEngine:
             async for event in events:
                 yield event
 
-    async def run(self, request: Request) -> AsyncGenerator[Chunk | RequestOutput, None]:
+    async def run(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         """``generate`` for a request that is compiled already."""
-        events: asyncio.Queue[Chunk | RequestOutput | None] = asyncio.Queue()
+        events: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
         if not self.healthy:
             raise EngineDeadError("the engine is not running") from self._failure
         assert request.request_id not in self._streams, "request id is taken"

@@ -9,7 +9,7 @@ from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.request import Prompt, Request
 from s1engine.errors import RequestError
-from s1engine.outputs import Chunk, RequestOutput
+from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
 from s1engine.sampling_params import SamplingParams
 
 Messages = list[dict[str, Any]]
@@ -77,9 +77,9 @@ class LLM:
         ]
         return self.run(requests, progress=progress)
 
-    def stream(self, request: Request) -> Iterator[Chunk | RequestOutput]:
-        """Chunks of one request made with ``stream=True``, then its output. Closing the iterator
-        aborts the request."""
+    def stream(self, request: Request) -> Iterator[Chunk | CheckpointOutput | RequestOutput]:
+        """Chunks and checkpoints of a request made with ``stream=True``, then its output. Closing
+        the iterator aborts the request."""
         self.engine.add_request(request)
         try:
             while self.engine.has_unfinished:

@@ -5,57 +5,29 @@ thread adds, steps and aborts (AsyncLLMEngine gives it one); only ``make_request
 from anywhere.
 """
 
-import hashlib
 import heapq
 import itertools
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from s1engine import _core
 from s1engine.config import EngineConfig
+from s1engine.engine.group import Group, Sample, sample_seed
 from s1engine.engine.request import Prompt, Request, RequestCompiler
 from s1engine.engine.sample_stream import SampleStream
 from s1engine.models.config import ModelConfig
 from s1engine.models.loader import resolve_model
-from s1engine.outputs import Chunk, RequestOutput, Timing, Usage
+from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
 from s1engine.reasoning import detect_format
 from s1engine.runner.model_runner import ModelRunner, Runner
 from s1engine.runner.sampler import RowLogprobs
 from s1engine.sampling_params import SamplingParams
 from s1engine.tokenizer import Tokenizer
 
-Event = tuple[str, Chunk | RequestOutput]
+Event = tuple[str, Chunk | CheckpointOutput | RequestOutput]
 THINKING_NOW = 0  # a maximum that ends thinking at the next token
-
-
-@dataclass(slots=True)
-class _Sample:
-    """A sequence of a request in the scheduler."""
-
-    group: "_Group"
-    stream: SampleStream
-    seed: int
-
-
-@dataclass(slots=True)
-class _Group:
-    """A live request: its samples, and what is known of its time."""
-
-    request: Request
-    seed: int
-    limit: _core.EndReason | None = None  # thinking was told to end, and why
-    sequences: list[int] = field(default_factory=list)
-    samples: list[_Sample] = field(default_factory=list)
-    cached_tokens: int | None = None
-    scheduled_at: float | None = None
-    first_token_at: float | None = None
-
-    @property
-    def finished(self) -> bool:
-        done = sum(sample.stream.finish_reason is not None for sample in self.samples)
-        return done == self.request.params.n
 
 
 class LLMEngine:
@@ -107,8 +79,8 @@ class LLMEngine:
         )
         self._random = random.Random(config.seed)
         self._next_id = itertools.count()
-        self._groups: dict[str, _Group] = {}
-        self._sequences: dict[int, _Sample] = {}
+        self._groups: dict[str, Group] = {}
+        self._sequences: dict[int, Sample] = {}
         self._deadlines: list[tuple[float, str]] = []  # heap
 
     def default_sampling(self) -> dict[str, Any]:
@@ -131,35 +103,56 @@ class LLMEngine:
         """Queues a request; its first sample now, the others when they can share its prompt."""
         assert request.request_id not in self._groups, "request id is taken"
         seed = request.params.seed
-        group = _Group(request, self._random.getrandbits(63) if seed is None else seed)
+        group = Group(request, self._random.getrandbits(63) if seed is None else seed)
         self._groups[request.request_id] = group
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, request.request_id))
         self._add_sample(group)
 
-    def _add_sample(self, group: _Group) -> None:
+    def _add_sample(self, group: Group) -> None:
         request, index = group.request, len(group.samples)
-        thinking = request.thinking
-        stream = SampleStream(index, request.params, self.tokenizer, thinks=thinking is not None)
-        sample = _Sample(group, stream, sample_seed(group.seed, index))
-        sequence = next(self._next_id)
+        plan = request.thinking
+        sample = self._make_sample(group, index, sample_seed(group.seed, index))
+        maximum = plan.max_thinking if plan else 0
+        for budget in plan.checkpoints if plan else ():
+            sample.awaited[next(self._next_id)] = budget
+        group.samples.append(sample)
+        self._sequences[sample.sequence] = sample
         self.scheduler.add(
-            sequence,
+            sample.sequence,
             request.prompt,
             max_len=request.max_len,
             priority=request.priority,
             stop_tokens=request.stop_tokens,
             watched=True,
             salt=request.salt,
-            budget=thinking.params if thinking else None,
-            thinking_tokens=thinking.thought if thinking else -1,
-            max_thinking=thinking.max_thinking if thinking else 0,
+            budget=plan.params if plan else None,
+            thinking_tokens=plan.thought if plan else -1,
+            max_thinking=maximum,
+            checkpoints=[(b, child) for child, b in sample.awaited.items() if b < maximum],
+            loop_repeats=plan.loop_repeats if plan else 0,
         )
+        self._adopt()
         if group.limit is not None:
-            self.scheduler.limit_thinking(sequence, THINKING_NOW, group.limit)
-        group.samples.append(sample)
-        group.sequences.append(sequence)
-        self._sequences[sequence] = sample
+            self._limit_samples(group, THINKING_NOW, group.limit)
+
+    def _make_sample(self, group: Group, index: int, seed: int) -> Sample:
+        request = group.request
+        thinks = request.thinking is not None
+        stream = SampleStream(index, request.params, self.tokenizer, thinks=thinks)
+        return Sample(group, next(self._next_id), stream, seed)
+
+    def _adopt(self) -> None:
+        """Children that the scheduler forked off become samples of their own; log-probabilities
+        are of tokens that a sequence sampled itself, so children have none."""
+        for child, parent in self.scheduler.forked:
+            sample = self._sequences[parent]
+            group, index = sample.group, sample.stream.index
+            params = replace(group.request.params, logprobs=None)
+            stream = SampleStream(index, params, self.tokenizer, thinks=True)
+            budget = sample.awaited.pop(child)
+            self._sequences[child] = Sample(group, child, stream, sample.seed, budget)
+            sample.children.append(self._sequences[child])
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request at once and frees its blocks. Returns what it has so far; None if there
@@ -167,12 +160,12 @@ class LLMEngine:
         group = self._groups.get(request_id)
         if group is None:
             return None
-        while len(group.samples) < group.request.params.n:
+        while not group.complete:
             self._add_sample(group)
-        for sequence, sample in zip(group.sequences, group.samples, strict=True):
-            if sample.stream.finish_reason is None:
-                self.scheduler.finish(sequence, _core.FinishReason.ABORT)
-                self._push(sequence)
+        for sample in group.all_samples():
+            if not sample.finished:
+                self.scheduler.finish(sample.sequence, _core.FinishReason.ABORT)
+                self._push(sample)
         return self._finish(group)
 
     def end_thinking(self, request_id: str) -> bool:
@@ -184,9 +177,12 @@ class LLMEngine:
         if group is None:
             return False
         group.limit = reason
-        for sequence in group.sequences:
-            self.scheduler.limit_thinking(sequence, THINKING_NOW, reason)
+        self._limit_samples(group, THINKING_NOW, reason)
         return True
+
+    def _limit_samples(self, group: Group, maximum: int, reason: _core.EndReason) -> None:
+        for sample in group.all_samples():
+            self.scheduler.limit_thinking(sample.sequence, maximum, reason)
 
     @property
     def has_unfinished(self) -> bool:
@@ -196,31 +192,32 @@ class LLMEngine:
     # --- stepping ---
 
     def step(self) -> list[Event]:
-        """Computes one step. Returns chunks of streaming requests and outputs of finished ones."""
+        """Computes one step. Returns chunks and checkpoints of streaming requests, and outputs of
+        finished ones."""
         self._enforce_deadlines()
         batch = self.runner.batch
         for sequence in self.scheduler.schedule(batch.core):
-            self._seat(sequence)
+            self._seat(self._sequences[sequence])
         if batch.core.num_rows == 0:
             return []
         sampled = self.runner.execute()
         self.scheduler.update(sampled.token_ids)
         self.runner.sampler.observe(*self.scheduler.appended)
+        self._adopt()
         return self._collect(sampled.logprobs)
 
     def _enforce_deadlines(self) -> None:
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
             self._limit(heapq.heappop(self._deadlines)[1], _core.EndReason.DEADLINE)
 
-    def _seat(self, sequence: int) -> None:
-        sample = self._sequences[sequence]
+    def _seat(self, sample: Sample) -> None:
         group = sample.group
         group.scheduled_at = group.scheduled_at or time.monotonic()
         self.runner.sampler.seat(
-            self.scheduler.seat(sequence),
-            group.request.params,
+            self.scheduler.seat(sample.sequence),
+            sample.stream.params,
             sample.seed,
-            self.scheduler.tokens(sequence),
+            self.scheduler.tokens(sample.sequence),
             len(group.request.prompt),
         )
 
@@ -229,67 +226,66 @@ class LLMEngine:
         for sequence, seat in self.scheduler.progressed:
             sample = self._sequences[sequence]
             group = sample.group
-            chunk = self._push(sequence, logprobs.get(seat))
-            self._first_token(group, sequence)
-            if group.request.stream:
-                events.append((group.request.request_id, chunk))
-            if sample.stream.finish_reason is not None and group.finished:
-                events.append((group.request.request_id, self._finish(group)))
+            name, streams = group.request.request_id, group.request.stream
+            chunk = self._push(sample, logprobs.get(seat))
+            self._first_token(sample)
+            if streams and sample.budget is None:
+                events.append((name, chunk))
+            if not sample.finished:
+                continue
+            checkpoints = self._finish_sample(sample)
+            if streams:
+                events += [(name, checkpoint) for checkpoint in checkpoints]
+            if group.finished:
+                events.append((name, self._finish(group)))
         return events
 
-    def _first_token(self, group: _Group, sequence: int) -> None:
+    def _first_token(self, sample: Sample) -> None:
         """Now the prompt is cached, so further samples find it; and few need watching on."""
+        group = sample.group
         if group.first_token_at is None:
             group.first_token_at = time.monotonic()
-            for _ in range(group.request.params.n - 1):
+            while not group.complete:
                 self._add_sample(group)
-        params = group.request.params
-        if not (group.request.stream or params.stop or params.logprobs is not None):
-            self.scheduler.unwatch(sequence)
+        params = sample.stream.params
+        shown = group.request.stream and sample.budget is None
+        if not (shown or params.stop or params.logprobs is not None):
+            self.scheduler.unwatch(sample.sequence)
 
-    def _push(self, sequence: int, row: RowLogprobs | None = None) -> Chunk:
+    def _push(self, sample: Sample, row: RowLogprobs | None = None) -> Chunk:
         """Hands what a sequence gained to its stream, and ends it on a stop string."""
-        sample = self._sequences[sequence]
-        progress = self.scheduler.take(sequence)
+        progress = self.scheduler.take(sample.sequence)
         if sample.group.cached_tokens is None:
             sample.group.cached_tokens = progress["num_cached"]
         chunk = sample.stream.push(progress, row)
         if sample.stream.hit_stop_string:
-            self.scheduler.finish(sequence, _core.FinishReason.STOP)
+            self.scheduler.finish(sample.sequence, _core.FinishReason.STOP)
         return chunk
 
-    def _finish(self, group: _Group) -> RequestOutput:
+    def _finish_sample(self, sample: Sample) -> list[CheckpointOutput]:
+        """The checkpoints that are answered by the end of ``sample``; if they agree for long
+        enough, its parent has thought enough."""
+        if sample.budget is None:
+            return sample.shared_checkpoints()
+        budget = sample.group.request.params.thinking
+        parent = sample.group.samples[sample.stream.index]
+        assert budget is not None
+        if budget.early_exit is not None and parent.agrees(budget.early_exit):
+            reason = _core.EndReason.CONVERGED
+            self.scheduler.limit_thinking(parent.sequence, budget.min_tokens, reason)
+        return [CheckpointOutput(sample.budget, sample.stream.output())]
+
+    def _finish(self, group: Group) -> RequestOutput:
         request = group.request
-        for sequence in group.sequences:
-            self.scheduler.remove(sequence)
-            del self._sequences[sequence]
+        for sample in group.all_samples():
+            self.scheduler.remove(sample.sequence)
+            del self._sequences[sample.sequence]
         del self._groups[request.request_id]
-        outputs = [sample.stream.output() for sample in group.samples]
-        now = time.monotonic()
         return RequestOutput(
             request_id=request.request_id,
             prompt_token_ids=request.prompt.tolist(),
-            outputs=outputs,
-            usage=Usage(
-                prompt_tokens=len(request.prompt),
-                completion_tokens=sum(len(output.token_ids) for output in outputs),
-                cached_tokens=group.cached_tokens or 0,
-                reasoning_tokens=sum(o.thinking.tokens for o in outputs if o.thinking),
-            ),
-            timing=Timing(
-                queue_s=(group.scheduled_at or now) - request.arrival,
-                ttft_s=(group.first_token_at or now) - request.arrival,
-                total_s=now - request.arrival,
-            ),
+            outputs=[sample.stream.output() for sample in group.samples],
+            usage=group.usage(),
+            timing=group.timing(time.monotonic()),
+            checkpoints=[c for sample in group.samples for c in sample.checkpoints()],
         )
-
-
-def sample_seed(seed: int, index: int) -> int:
-    """Key of the noise of sample ``index``: the seed itself for the first, a hash for others.
-
-    Returned as a signed 64-bit integer, the form in which tensors hold it."""
-    if index == 0:
-        key = seed % 2**64
-    else:
-        key = int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "little")
-    return key - 2**64 if key >= 2**63 else key

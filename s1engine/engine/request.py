@@ -33,6 +33,8 @@ class ThinkingPlan:
     params: _core.BudgetParams
     thought: int  # thinking tokens that already stand in the prompt
     max_thinking: int  # effective maximum, those included
+    checkpoints: tuple[int, ...]
+    loop_repeats: int  # 0: loops are not looked for
 
 
 @dataclass(slots=True)
@@ -249,6 +251,8 @@ class RequestCompiler:
             ),
             thought=thought,
             max_thinking=maximum,
+            checkpoints=budget.checkpoints,
+            loop_repeats=budget.loop_repeats or 0,
         )
 
 

@@ -64,8 +64,8 @@ class SampleStream:
         self, index: int, params: SamplingParams, tokenizer: Tokenizer, *, thinks: bool
     ) -> None:
         self.index = index
+        self.params = params
         self.finish_reason: str | None = None
-        self._params = params
         self._thinks = thinks
         self._reasoning = IncrementalDetokenizer(tokenizer)
         self._answer = IncrementalDetokenizer(tokenizer)
@@ -116,7 +116,7 @@ class SampleStream:
     def _add_logprobs(
         self, ids: list[int], forced: list[int], row: RowLogprobs | None
     ) -> list[TokenLogprob] | None:
-        if self._params.logprobs is None:
+        if self.params.logprobs is None:
             return None
         added = []
         for token, was_forced in zip(ids, forced, strict=True):
@@ -140,14 +140,14 @@ class SampleStream:
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason(),
             thinking=self._thinking(),
-            logprobs=None if self._params.logprobs is None else self._logprobs,
+            logprobs=None if self.params.logprobs is None else self._logprobs,
         )
 
     def _stop_reason(self) -> str | int | None:
         if self._stops.found is not None:
             return self._stops.found
         last = self._token_ids[-1] if self._token_ids else None
-        ended = self.finish_reason == "stop" and last in self._params.stop_token_ids
+        ended = self.finish_reason == "stop" and last in self.params.stop_token_ids
         return last if ended else None
 
     def _thinking(self) -> ThinkingUsage | None:

@@ -4,10 +4,12 @@ Thinking stands in ``reasoning`` and, for older clients, ``reasoning_content``, 
 answer; what is ours beyond OpenAI's schema stands in ``usage.thinking`` and ``choices[].thinking``.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from s1engine.outputs import (
+    CheckpointOutput,
     Chunk,
     CompletionOutput,
     RequestOutput,
@@ -23,6 +25,7 @@ Json = dict[str, Any]
 def usage(outputs: Sequence[RequestOutput]) -> Json:
     """Token counts over all prompts and samples of one HTTP request."""
     total = _total([output.usage for output in outputs])
+    checkpoint_tokens = sum(output.usage.checkpoint_tokens for output in outputs)
     samples = [sample for output in outputs for sample in output.outputs]
     thinking = thinking_total([sample.thinking for sample in samples])
     return {
@@ -31,6 +34,7 @@ def usage(outputs: Sequence[RequestOutput]) -> Json:
         "total_tokens": total.prompt_tokens + total.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": total.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": total.reasoning_tokens},
+        "checkpoint_tokens": checkpoint_tokens,
         "thinking": thinking,
     }
 
@@ -59,18 +63,57 @@ def thinking_total(samples: Sequence[ThinkingUsage | None]) -> Json:
     }
 
 
-class ChatAnswers:
+class Answers(ABC):
+    """Objects of one route for one request.
+
+    Args:
+        token_ids: add ids and the mask of forced ones to each choice.
+    """
+
+    kind: str
+
+    def __init__(self, tokenizer: Tokenizer, *, token_ids: bool) -> None:
+        self._tokenizer = tokenizer
+        self._token_ids = token_ids
+
+    @abstractmethod
+    def choice(self, index: int, sample: CompletionOutput) -> Json:
+        """A finished sample."""
+
+    @abstractmethod
+    def delta(self, index: int, chunk: Chunk) -> Json:
+        """What a sample gained in a step."""
+
+    def event(self, first: int, event: Chunk | CheckpointOutput) -> Json:
+        """What is new in an event of a stream; ``first`` is the index of its prompt's first
+        choice. A checkpoint comes without choices, as usage does."""
+        if isinstance(event, Chunk):
+            return {"choices": [self.delta(first + event.index, event)]}
+        return {"choices": [], "checkpoint": self.checkpoint(first, event)}
+
+    def checkpoint(self, first: int, checkpoint: CheckpointOutput) -> Json:
+        """The answer of a choice at a smaller budget."""
+        sample = checkpoint.output
+        return {
+            "index": first + sample.index,
+            "budget": checkpoint.budget,
+            "text": sample.text,
+            "finish_reason": sample.finish_reason,
+            "thinking": thinking_total([sample.thinking]),
+            **(_tokens(sample) if self._token_ids else {}),
+        }
+
+
+class ChatAnswers(Answers):
     """Objects of ``/v1/chat/completions`` for one request."""
 
     kind = "chat.completion"
 
     def __init__(self, tokenizer: Tokenizer, *, token_ids: bool) -> None:
-        self._tokenizer = tokenizer
-        self._token_ids = token_ids
+        super().__init__(tokenizer, token_ids=token_ids)
         self._begun: set[int] = set()  # choices whose first chunk is out
 
     def choice(self, index: int, sample: CompletionOutput) -> Json:
-        """A finished sample."""
         message = {
             "role": "assistant",
             "content": sample.text,
@@ -88,7 +131,6 @@ class ChatAnswers:
         }
 
     def delta(self, index: int, chunk: Chunk) -> Json:
-        """What a sample gained in a step."""
         delta: Json = {} if index in self._begun else {"role": "assistant"}
         self._begun.add(index)
         if chunk.reasoning:
@@ -118,18 +160,16 @@ class ChatAnswers:
         return {"token": data.decode(errors="replace"), "bytes": list(data), "logprob": logprob}
 
 
-class CompletionAnswers:
+class CompletionAnswers(Answers):
     """Objects of ``/v1/completions`` for one request."""
 
     kind = "text_completion"
 
     def __init__(self, tokenizer: Tokenizer, *, token_ids: bool) -> None:
-        self._tokenizer = tokenizer
-        self._token_ids = token_ids
+        super().__init__(tokenizer, token_ids=token_ids)
         self._offsets: dict[int, int] = {}  # characters of each choice's tokens so far
 
     def choice(self, index: int, sample: CompletionOutput) -> Json:
-        """A finished sample."""
         return {
             "index": index,
             "text": sample.text,
@@ -142,7 +182,6 @@ class CompletionAnswers:
         }
 
     def delta(self, index: int, chunk: Chunk) -> Json:
-        """What a sample gained in a step."""
         return {
             "index": index,
             "text": chunk.text,

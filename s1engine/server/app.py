@@ -24,7 +24,7 @@ from s1engine import __version__
 from s1engine.engine import request as engine_request
 from s1engine.engine.async_engine import AsyncLLMEngine
 from s1engine.errors import EngineDeadError, RequestError
-from s1engine.outputs import Chunk, RequestOutput
+from s1engine.outputs import RequestOutput
 from s1engine.server import answers
 from s1engine.server.middleware import ApiKey, BodyLimit
 from s1engine.server.protocol import (
@@ -38,7 +38,6 @@ from s1engine.server.streaming import EventStream, merge, unless_disconnected
 from s1engine.server.thinking import EFFORTS
 
 Body = ChatRequest | CompletionRequest
-Answers = answers.ChatAnswers | answers.CompletionAnswers
 CLIENT_CLOSED_REQUEST = 499  # nobody is there to read it; it is for the log
 DONE = b"[DONE]"
 
@@ -103,7 +102,9 @@ class Server:
         shape = answers.CompletionAnswers(self._tokenizer, token_ids=body.return_token_ids)
         return await self._answer(body, http, shape, "cmpl")
 
-    async def _answer(self, body: Body, http: Request, shape: Answers, prefix: str) -> Response:
+    async def _answer(
+        self, body: Body, http: Request, shape: answers.Answers, prefix: str
+    ) -> Response:
         self._check_model(body.model)
         name = f"{prefix}-{uuid.uuid4().hex}"
         requests = await asyncio.to_thread(self._compile, body, name)
@@ -112,13 +113,17 @@ class Server:
             return EventStream(self._events(body, requests, head, shape))
         outputs = await unless_disconnected(http.receive, self._finish(requests))
         choices = [
-            shape.choice(i * output_n + sample.index, sample)
+            shape.choice(i * len(output.outputs) + sample.index, sample)
             for i, output in enumerate(outputs)
-            for output_n in [len(output.outputs)]
             for sample in output.outputs
         ]
         answer = {**head, "object": shape.kind, "choices": choices, "usage": answers.usage(outputs)}
-        return JSONResponse(answer)
+        checkpoints = [
+            shape.checkpoint(i * len(output.outputs), checkpoint)
+            for i, output in enumerate(outputs)
+            for checkpoint in output.checkpoints
+        ]
+        return JSONResponse(answer | ({"checkpoints": checkpoints} if checkpoints else {}))
 
     def _compile(self, body: Body, name: str) -> list[engine_request.Request]:
         """One engine request a prompt; ``name/i`` for all but a single one."""
@@ -147,7 +152,7 @@ class Server:
         body: Body,
         requests: list[engine_request.Request],
         head: answers.Json,
-        shape: Answers,
+        shape: answers.Answers,
     ) -> AsyncGenerator[bytes, None]:
         """Payloads of a stream: a chunk for each step of each sample, usage if asked, the end."""
         kind = {"object": f"{shape.kind}.chunk" if shape.kind == "chat.completion" else shape.kind}
@@ -158,10 +163,10 @@ class Server:
             streams = [self._engine.run(request) for request in requests]
             async with contextlib.aclosing(merge(streams)) as events:
                 async for i, event in events:
-                    if isinstance(event, Chunk):
-                        yield _json({**head, "choices": [shape.delta(i * n + event.index, event)]})
-                    else:
+                    if isinstance(event, RequestOutput):
                         finished.append(event)
+                    else:
+                        yield _json({**head, **shape.event(i * n, event)})
             if body.includes_usage:
                 yield _json({**head, "choices": [], "usage": answers.usage(finished)})
         except EngineDeadError as error:

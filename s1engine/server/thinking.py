@@ -70,6 +70,15 @@ class ThinkingFields(BaseModel):
     thinking_deadline_ms: Annotated[
         int | None, Field(description="Wall-clock limit of the thinking, from arrival")
     ] = None
+    thinking_checkpoints: Annotated[
+        list[int] | None, Field(description="Smaller budgets at which to answer as well")
+    ] = None
+    thinking_early_exit: Annotated[
+        int | None, Field(description="Stop once so many checkpoints in a row gave one answer")
+    ] = None
+    thinking_loop_repeats: Annotated[
+        int | None, Field(description="Stop once a phrase stands so often in a row")
+    ] = None
     enable_thinking: Annotated[bool | None, Field(description="false: answer without thinking")] = (
         None
     )
@@ -103,6 +112,9 @@ class ThinkingFields(BaseModel):
             "final_text": self.final_text,
             "answer_reserve": self.answer_reserve,
             "deadline_ms": self.thinking_deadline_ms,
+            "checkpoints": tuple(self.thinking_checkpoints) if self.thinking_checkpoints else None,
+            "early_exit": self.thinking_early_exit,
+            "loop_repeats": self.thinking_loop_repeats,
         }
         fields = {name: value for name, value in fields.items() if value is not None}
         thinks = self.max_tokens_thinking == "auto" or effort not in (None, NO_THINKING)

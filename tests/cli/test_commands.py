@@ -46,6 +46,19 @@ def test_generate_json_is_what_the_interface_says(
     assert got["usage"]["completion_tokens_details"]["reasoning_tokens"] == 30
 
 
+def test_generate_json_carries_checkpoints(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--thinking-checkpoints", "0,8", "--thinking-token-budget", "20")
+    _, out, _ = run(capsys, "generate", "--prompt", QUESTION, "--json", *flags, *COMMON)
+    checkpoints = json.loads(out)["checkpoints"]
+    assert [checkpoint["budget"] for checkpoint in checkpoints] == [0, 8]
+    for checkpoint in checkpoints:
+        budget = ("--thinking-token-budget", str(checkpoint["budget"]))
+        _, alone, _ = run(capsys, "generate", "--prompt", QUESTION, "--json", *budget, *COMMON)
+        (sample,) = json.loads(alone)["outputs"]
+        assert checkpoint["token_ids"] == sample["token_ids"]
+        assert checkpoint["text"] == sample["text"]
+
+
 def test_generate_prints_the_answer_alone(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, "generate", "--prompt", QUESTION, *COMMON)
     assert status == 0 and out.startswith("Final Answer:") and out.count("\n") == 1

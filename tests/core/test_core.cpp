@@ -61,6 +61,9 @@ class Fuzz {
     format_->ends_in_newline[3] = 1;
   }
 
+  // Children forked so far.
+  int64_t forks() const { return forks_; }
+
   // Returns the number of preemptions, to show that the fuzz reaches them.
   int64_t run(int32_t num_sequences) {
     Scheduler scheduler(config_);
@@ -70,10 +73,14 @@ class Fuzz {
       if (id < num_sequences && pick(0, 2) == 0) {
         scheduler.add(spec(id));
         live.insert(id++);
+        adopt(scheduler, live);
       }
       scheduler.schedule(buffers.batch);
       if (!live.empty() && pick(0, 9) == 0) disturb(scheduler, *live.begin(), live);
-      if (buffers.batch.num_rows > 0) scheduler.update(sample(buffers.batch));
+      if (buffers.batch.num_rows > 0) {
+        scheduler.update(sample(buffers.batch));
+        adopt(scheduler, live);
+      }
       scheduler.check_integrity();
       for (const auto& [done, seat] : scheduler.progressed()) {
         if (live.contains(done) && scheduler.get(done).finished()) {
@@ -90,6 +97,11 @@ class Fuzz {
  private:
   int32_t pick(int32_t low, int32_t high) {
     return std::uniform_int_distribution<int32_t>(low, high)(random_);
+  }
+
+  void adopt(const Scheduler& scheduler, std::set<s1::SeqId>& live) {
+    for (const auto& [child, parent] : scheduler.forked()) live.insert(child);
+    forks_ += static_cast<int64_t>(scheduler.forked().size());
   }
 
   std::vector<TokenId> phrase(int32_t length) {
@@ -116,6 +128,10 @@ class Fuzz {
     spec.max_thinking = pick(0, 30);
     spec.budget.min_thinking = pick(0, spec.max_thinking);
     spec.budget.num_waits = pick(0, 3);
+    spec.loop_repeats = pick(0, 1) * pick(2, 4);
+    for (int32_t maximum = spec.budget.min_thinking; maximum < spec.max_thinking; maximum += 7) {
+      spec.checkpoints.push_back({maximum, 1000 * (id + 1) + maximum});
+    }
     return spec;
   }
 
@@ -138,6 +154,7 @@ class Fuzz {
   }
 
   std::mt19937_64 random_;
+  int64_t forks_ = 0;
   s1::SchedulerConfig config_;
   std::shared_ptr<s1::BudgetFormat> format_ = std::make_shared<s1::BudgetFormat>();
 };
@@ -146,8 +163,15 @@ class Fuzz {
 
 int main() {
   int64_t preemptions = 0;
-  for (uint64_t seed = 0; seed < 300; ++seed) preemptions += Fuzz(seed).run(20);
+  int64_t forks = 0;
+  for (uint64_t seed = 0; seed < 300; ++seed) {
+    Fuzz fuzz(seed);
+    preemptions += fuzz.run(20);
+    forks += fuzz.forks();
+  }
   s1::check(preemptions > 0, "the fuzz never preempted");
-  std::printf("300 scenarios, %lld preemptions\n", static_cast<long long>(preemptions));
+  s1::check(forks > 0, "the fuzz never forked");
+  std::printf("300 scenarios, %lld preemptions, %lld forks\n", static_cast<long long>(preemptions),
+              static_cast<long long>(forks));
   return 0;
 }

@@ -1,7 +1,7 @@
 """The scheduler on a mock model: whatever the batching, preemption, chunking and caching, every
 sequence comes out as the slow reference says, and no block is lost."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -56,12 +56,14 @@ class Spec:
             room = thinking + max(end, len(self.fmt.natural_end))
         return len(self.prompt) + room + self.max_answer
 
-    def expected(self, model: reference.Model) -> tuple[reference.Result, str]:
+    def expected(
+        self, model: reference.Model, max_len: int | None = None
+    ) -> tuple[reference.Result, str]:
         """What the slow reference makes of it, and why it finishes."""
         result = reference.Result([], [], 0, 0, "NONE")
         if self.budget is not None:
             result = reference.think(model, self.prompt, self.fmt, self.budget, self.thought)
-        room = self.max_len - len(self.prompt) - len(result.token_ids)
+        room = (max_len or self.max_len) - len(self.prompt) - len(result.token_ids)
         prefix = self.prompt + result.token_ids
         tokens, finish = reference.answer(model, prefix, frozenset({EOS}), room)
         result.token_ids.extend(tokens)
@@ -230,6 +232,88 @@ def test_lowering_the_maximum_at_any_moment_is_obeyed(
         assert out["thinking_tokens"] <= max(limit, before)
         if limit < budget.max_thinking and out["end_reason"].name != "NATURAL":
             assert out["end_reason"].name == "DEADLINE"
+
+
+CHILD = 1000  # ids of children: CHILD * (parent + 1) + index
+
+
+@given(st.lists(specs(), min_size=1, max_size=4), spares, engines, st.integers(0, 99), st.data())
+def test_checkpoints_equal_separate_runs(
+    scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int, data: st.DataObject
+) -> None:
+    model = hashed_model(seed, favourites=(TRIGGER, EOS))
+    mock = make_mock(scenario, spare, engine)
+    budgets_of: dict[int, list[int]] = {}
+    for seq_id, spec in enumerate(scenario):
+        if spec.budget is None or spec.budget.max_thinking <= spec.budget.min_thinking:
+            continue
+        below = st.integers(spec.budget.min_thinking, spec.budget.max_thinking - 1)
+        chosen = sorted(data.draw(st.sets(below, max_size=4)))
+        ids = [CHILD * (seq_id + 1) + i for i in range(len(chosen))]
+        spec.extra["checkpoints"] = list(zip(chosen, ids, strict=True))
+        budgets_of[seq_id] = chosen
+    play(mock, model, scenario)
+    for seq_id, chosen in budgets_of.items():
+        spec = scenario[seq_id]
+        parent = mock.scheduler.take(seq_id)
+        assert parent["token_ids"] == spec.expected(model)[0].token_ids
+        forked = len(chosen) - parent["checkpoints_left"]
+        event(f"forked: {forked}")
+        for i, maximum in enumerate(chosen):
+            assert spec.budget is not None
+            alone = Spec(
+                spec.prompt, 0, spec.fmt, replace(spec.budget, max_thinking=maximum), spec.thought
+            )
+            wanted, finish = alone.expected(model, spec.max_len)
+            child = CHILD * (seq_id + 1) + i
+            got = mock.scheduler.take(child) if i < forked else parent
+            assert got["token_ids"] == wanted.token_ids or i >= forked
+            assert got["finish_reason"].name == finish
+            assert got["waits_used"] == wanted.waits_used
+            assert got["thinking_tokens"] == wanted.thinking_tokens <= maximum
+            if i >= forked:  # never parted: the parent itself is that run
+                assert parent["end_reason"].name == "NATURAL"
+                assert spec.expected(model)[0].token_ids == wanted.token_ids
+    assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
+
+
+def test_children_find_what_their_parent_computed() -> None:
+    mock = PagedMock(num_blocks=64, block_size=4, triggers=(TRIGGER, EOS))
+    budget = reference.Budget(60, 0, 0, (), (TRIGGER,))
+    spec = Spec([5, 6, 7], 2, FORMATS[0], budget, extra={"checkpoints": [(20, 1), (40, 2)]})
+    spec.add_to(mock.scheduler, 0)
+    mock.run(lambda ids: [EOS if TRIGGER in ids else 9 + len(ids) % 4])
+    stats = mock.scheduler.stats()
+    assert mock.scheduler.take(0)["checkpoints_left"] == 0
+    assert stats.num_computed_tokens < 3 + 60 + 3 * (4 + 5)  # a block and an answer for each
+
+
+def naive_loop(thinking: list[int], repeats: int) -> int | None:
+    """Number of tokens after which a phrase of at most 64 stands ``repeats`` times in a row."""
+    for n in range(1, len(thinking) + 1):
+        for period in range(1, min(n // repeats, 64) + 1):
+            tail = thinking[n - period * repeats : n]
+            if tail == tail[:period] * repeats:
+                return n
+    return None
+
+
+@given(st.lists(st.integers(5, 7), min_size=1, max_size=50), st.integers(2, 5), st.integers(0, 40))
+def test_a_loop_ends_the_thinking_but_not_before_the_minimum(
+    script: list[int], repeats: int, minimum: int
+) -> None:
+    mock = PagedMock(triggers=(TRIGGER, EOS))
+    budget = reference.Budget(60, minimum, 0, (), (TRIGGER,))
+    spec = Spec([3, 4], 3, FORMATS[0], budget, extra={"loop_repeats": repeats})
+    script = script + [9, 10, 11, 12] * 20  # ends in a loop of its own
+    spec.add_to(mock.scheduler, 0)
+    mock.run(lambda ids: [script[len(ids) - 2]])
+    out = mock.scheduler.take(0)
+    looped = naive_loop(script[:60], repeats)
+    expected = 60 if looped is None else max(looped, min(minimum, 60))
+    assert out["thinking_tokens"] == expected
+    assert out["end_reason"].name == ("BUDGET" if expected == 60 else "LOOP") or looped == 60
+    assert out["token_ids"][:expected] == script[:expected]
 
 
 def test_generated_blocks_are_found_again() -> None:

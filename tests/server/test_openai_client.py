@@ -146,6 +146,26 @@ def test_health_is_open_and_everything_else_is_locked(served: Served) -> None:
     assert served.http.get("/version").json()["version"]
 
 
+def test_checkpoints_come_with_the_answer_and_along_a_stream(served: Served, llm: LLM) -> None:
+    extra = {"thinking_checkpoints": [0, 8, 16], "return_token_ids": True, "max_tokens": 90}
+    budget = ThinkingBudget(checkpoints=(0, 8, 16))
+    params = SamplingParams(temperature=0, max_tokens=90, thinking=budget)
+    wanted = llm.chat(CHAT, params, progress=False)[0].checkpoints
+    body = {"messages": CHAT, **extra}
+    whole = served.http.post("/v1/chat/completions", json=body).json()
+    assert [c["budget"] for c in whole["checkpoints"]] == [0, 8, 16]
+    for got, checkpoint in zip(whole["checkpoints"], wanted, strict=True):
+        assert got["text"] == checkpoint.output.text and got["index"] == 0
+        assert got["token_ids"] == checkpoint.output.token_ids
+        assert got["thinking"]["tokens"] <= got["budget"]
+    assert whole["usage"]["checkpoint_tokens"] > 0
+    chunks = served.client.chat.completions.create(
+        model="s1-nano", messages=CHAT, stream=True, extra_body=extra
+    )
+    streamed = [chunk.checkpoint for chunk in chunks if not chunk.choices]  # type: ignore[attr-defined]
+    assert streamed == whole["checkpoints"]
+
+
 @pytest.mark.parametrize("name", ["cmpl-none", "x" * 300])
 def test_ending_the_thinking_of_nobody_is_404(served: Served, name: str) -> None:
     assert served.http.post(f"/v1/requests/{name}/end_thinking").status_code == 404
