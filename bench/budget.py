@@ -1,15 +1,16 @@
 """What budget forcing costs, and what it saves.
 
 Overhead: a batch whose requests carry budgets and waits against the same batch without, both of the
-same number of tokens. Saving: native forcing against the way of s1's script (bench/two_pass.py) on
-the same engine and questions, with and without the prefix cache; tokens must agree, times and
-computed tokens are reported.
+same number of tokens. Saving: native forcing against the way of s1's script (bench/two_pass.py),
+and answers at checkpoints of one trace against a run for each budget; same engine, same questions,
+with and without the prefix cache. Tokens must agree; times and computed tokens are reported.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from s1engine.bench.two_pass import think_in_passes
@@ -19,6 +20,7 @@ from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 MAX_TOKENS = 400
 BUDGET = 320
+SWEEP = (8, 16, 32, 64, 96, 128)
 
 
 def conversations(count: int) -> list[list[dict[str, Any]]]:
@@ -26,101 +28,133 @@ def conversations(count: int) -> list[list[dict[str, Any]]]:
     return [[{"role": "user", "content": q.question}] for q in generate(0, count)]
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+@dataclass
+class Lap:
+    """One way of doing something, over all rounds."""
+
+    result: Any = None
+    computed_tokens: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Seconds of the middle round."""
+        return statistics.median(self.seconds)
+
+
+def race(llm: LLM, ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Lap]:
+    """Runs the ways by turns, each on an empty cache; one more round before warms up."""
+    laps = {name: Lap() for name in ways}
+    for round_number in range(rounds + 1):
+        for name, way in ways.items():
+            lap = laps[name]
+            llm.engine.scheduler.clear_cache()
+            before = llm.engine.scheduler.stats().num_computed_tokens
+            begin = time.perf_counter()
+            lap.result = way()
+            if round_number:
+                lap.seconds.append(time.perf_counter() - begin)
+            lap.computed_tokens = llm.engine.scheduler.stats().num_computed_tokens - before
+    return laps
+
+
+def compare(laps: dict[str, Lap], ours: str, other: str) -> dict[str, Any]:
+    """Times and ratios, above 1 where ours takes less; raises if the tokens differ."""
+    if laps[ours].result != laps[other].result:
+        raise RuntimeError(f"{ours} and {other} disagree")
+    a, b = laps[ours], laps[other]
+    return {
+        f"{ours}_s": round(a.median, 4),
+        f"{other}_s": round(b.median, 4),
+        "time_ratio": round(b.median / a.median, 2),
+        "computed_token_ratio": round(b.computed_tokens / a.computed_tokens, 2),
+    }
 
 
 def overhead(llm: LLM, batch: int, rounds: int) -> dict[str, Any]:
-    """Seconds per computed token with and without budgets, rounds interleaved."""
+    """Tokens per second with and without budgets; every request generates 256 tokens."""
     chats = conversations(batch)
     budget = ThinkingBudget(max_tokens=200, num_waits=3, answer_reserve=1)
     common: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 256}
     plain, forced = SamplingParams(**common), SamplingParams(**common, thinking=budget)
-    seconds: dict[str, list[float]] = {"plain": [], "forced": []}
-    tokens = {"plain": 0, "forced": 0}
-    events = 0
-    for round_number in range(rounds + 1):
-        for name, params in (("plain", plain), ("forced", forced)):
-            llm.engine.scheduler.clear_cache()
-            thinks = params.thinking is not None
-            begin = time.perf_counter()
-            outputs = llm.chat(chats, params, progress=False, enable_thinking=thinks)
-            elapsed = time.perf_counter() - begin
-            if round_number:  # the first one warms up
-                seconds[name].append(elapsed)
-            tokens[name] = sum(len(output.outputs[0].token_ids) for output in outputs)
-            thinking = [output.outputs[0].thinking for output in outputs]
-            events = sum(used.waits_used for used in thinking if used is not None)
-    rate = {name: tokens[name] / statistics.median(seconds[name]) for name in seconds}
+    laps = race(
+        llm,
+        {
+            "plain": lambda: llm.chat(chats, plain, progress=False, enable_thinking=False),
+            "forced": lambda: llm.chat(chats, forced, progress=False),
+        },
+        rounds,
+    )
+    tokens = {
+        name: sum(len(o.outputs[0].token_ids) for o in lap.result) for name, lap in laps.items()
+    }
+    rate = {name: tokens[name] / lap.median for name, lap in laps.items()}
+    used = [output.outputs[0].thinking for output in laps["forced"].result]
     return {
         "batch": batch,
-        "waits_used": events,
+        "waits_used": sum(thinking.waits_used for thinking in used),
         "plain_tokens_per_s": round(rate["plain"], 1),
         "forced_tokens_per_s": round(rate["forced"], 1),
         "ratio": round(rate["forced"] / rate["plain"], 4),
     }
 
 
-def native_against_passes(
-    llm: LLM, batch: int, num_waits: int, rounds: int, *, cached: bool
-) -> dict[str, Any]:
-    """Both ways on the same questions; raises if their tokens differ."""
+def native_against_passes(llm: LLM, batch: int, num_waits: int, rounds: int) -> dict[str, Any]:
+    """Forcing in the scheduler, and as s1 does it."""
     chats = conversations(batch)
-    budget = ThinkingBudget(max_tokens=BUDGET, num_waits=num_waits)
+    budget = ThinkingBudget(max_tokens=BUDGET, num_waits=num_waits, answer_reserve=1)
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, thinking=budget)
     prompts = [llm.engine.make_request(chat, params).prompt.tolist() for chat in chats]
-    results: dict[str, list[list[int]]] = {}
 
-    def native() -> None:
+    def native() -> list[list[int]]:
         outputs = llm.chat(chats, params, progress=False)
-        results["native"] = [output.outputs[0].token_ids for output in outputs]
+        return [output.outputs[0].token_ids for output in outputs]
 
-    def passes() -> None:
-        states = think_in_passes(
-            llm, prompts, budget=BUDGET, num_waits=num_waits, max_tokens=MAX_TOKENS
-        )
-        results["passes"] = [state.token_ids for state in states]
+    def passes() -> list[list[int]]:
+        limits = {"budget": BUDGET, "num_waits": num_waits, "max_tokens": MAX_TOKENS}
+        return [state.token_ids for state in think_in_passes(llm, prompts, **limits)]
 
-    ways = {"native": native, "passes": passes}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    computed: dict[str, int] = {}
-    for round_number in range(rounds + 1):
-        for name, way in ways.items():
-            llm.engine.scheduler.clear_cache()
-            before = llm.engine.scheduler.stats().num_computed_tokens
-            elapsed = timed(way)
-            computed[name] = llm.engine.scheduler.stats().num_computed_tokens - before
-            if round_number:
-                seconds[name].append(elapsed)
-    if results["native"] != results["passes"]:
-        raise RuntimeError("native forcing and the two-pass way disagree")
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {
-        "num_waits": num_waits,
-        "prefix_cache": cached,
-        "native_s": round(medians["native"], 4),
-        "passes_s": round(medians["passes"], 4),
-        "time_ratio": round(medians["passes"] / medians["native"], 2),
-        "computed_token_ratio": round(computed["passes"] / computed["native"], 2),
-    }
+    laps = race(llm, {"native": native, "passes": passes}, rounds)
+    return {"num_waits": num_waits, **compare(laps, "native", "passes")}
+
+
+def checkpoints_against_runs(llm: LLM, batch: int, rounds: int) -> dict[str, Any]:
+    """Answers at every budget of a sweep, from one trace and from a run for each."""
+    chats = conversations(batch)
+
+    def params(maximum: int, checkpoints: tuple[int, ...] = ()) -> SamplingParams:
+        budget = ThinkingBudget(max_tokens=maximum, checkpoints=checkpoints)
+        return SamplingParams(temperature=0, max_tokens=MAX_TOKENS, thinking=budget)
+
+    def checkpoints() -> list[list[list[int]]]:
+        outputs = llm.chat(chats, params(SWEEP[-1], SWEEP[:-1]), progress=False)
+        smaller = [[c.output.token_ids for c in output.checkpoints] for output in outputs]
+        largest = [output.outputs[0].token_ids for output in outputs]
+        return [[*some, last] for some, last in zip(smaller, largest, strict=True)]
+
+    def runs() -> list[list[list[int]]]:
+        all_runs = [llm.chat(chats, params(budget), progress=False) for budget in SWEEP]
+        by_chat = zip(*all_runs, strict=True)
+        return [[output.outputs[0].token_ids for output in outputs] for outputs in by_chat]
+
+    laps = race(llm, {"checkpoints": checkpoints, "runs": runs}, rounds)
+    return {"budgets": SWEEP, **compare(laps, "checkpoints", "runs")}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Overhead, then the comparison for each number of waits."""
-    comparisons = []
+    """All three."""
+    native, sweeps = [], []
     for cached in (False, True):
         llm = LLM(args.model, progress=False, enable_prefix_caching=cached)
+        which = {"prefix_cache": cached}
         for num_waits in (int(text) for text in args.num_waits.split(",")):
-            comparisons.append(
-                native_against_passes(llm, args.batch, num_waits, args.rounds, cached=cached)
-            )
-    llm = LLM(args.model, progress=False)
+            native.append(which | native_against_passes(llm, args.batch, num_waits, args.rounds))
+        sweeps.append(which | checkpoints_against_runs(llm, args.batch, args.rounds))
     return {
-        "overhead": overhead(llm, args.batch, 3 * args.rounds),
-        "native_against_passes": comparisons,
+        "overhead": overhead(LLM(args.model, progress=False), args.batch, 3 * args.rounds),
+        "batch": args.batch,
+        "native_against_passes": native,
+        "checkpoints_against_runs": sweeps,
     }
 
 

@@ -36,13 +36,13 @@ class Recipe:
     """The whole recipe; the defaults made the bundled weights."""
 
     seed: int = 0
-    steps: int = 4500
-    batch_tokens: int = 4096
+    steps: int = 9000
+    batch_tokens: int = 2048
     learning_rate: float = 2e-3
     warmup_steps: int = 200
     weight_decay: float = 0.01
     clip: float = 1.0
-    curriculum_steps: int = 120  # optimizer steps after which chains may be one longer
+    curriculum_steps: int = 240  # optimizer steps after which chains may be one longer
     evaluate_every: int = 500
     threads: int = 1
 
@@ -58,6 +58,7 @@ def make_model(vocab_size: int) -> Qwen2ForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
+        initializer_range=0.06,
         use_sliding_window=False,
         bos_token_id=None,
         eos_token_id=nano_tokenizer.SPECIAL.index("<|im_end|>"),

@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -26,6 +27,7 @@ from s1engine.engine.async_engine import AsyncLLMEngine
 from s1engine.errors import EngineDeadError, RequestError
 from s1engine.outputs import RequestOutput
 from s1engine.server import answers
+from s1engine.server.metrics import Metrics
 from s1engine.server.middleware import ApiKey, BodyLimit
 from s1engine.server.protocol import (
     ChatRequest,
@@ -72,6 +74,7 @@ def create_app(
     app.add_api_route("/detokenize", server.detokenize, methods=["POST"])
     app.add_api_route("/health", server.health, methods=["GET"])
     app.add_api_route("/version", server.version, methods=["GET"])
+    app.add_api_route("/metrics", server.metrics, methods=["GET"])
     _add_error_handlers(app)
     app.add_middleware(BodyLimit)
     if api_key is not None:
@@ -89,6 +92,7 @@ class Server:
         self._defaults = engine.engine.default_sampling()
         self._tokenizer = engine.engine.tokenizer
         self._started = int(time.time())
+        self._metrics = Metrics(engine.engine)
 
     # --- answering ---
 
@@ -144,6 +148,7 @@ class Server:
         async with contextlib.aclosing(merge(streams)) as events:
             async for i, event in events:
                 if isinstance(event, RequestOutput):
+                    self._metrics.observe(event)
                     outputs[i] = event
         return [outputs[i] for i in range(len(requests))]
 
@@ -164,6 +169,7 @@ class Server:
             async with contextlib.aclosing(merge(streams)) as events:
                 async for i, event in events:
                     if isinstance(event, RequestOutput):
+                        self._metrics.observe(event)
                         finished.append(event)
                     else:
                         yield _json({**head, **shape.event(i * n, event)})
@@ -236,6 +242,10 @@ class Server:
     async def health(self) -> Response:
         """200 while the engine can step, 503 once it cannot."""
         return Response(status_code=200 if self._engine.healthy else 503)
+
+    async def metrics(self) -> Response:
+        """Counters and gauges for Prometheus."""
+        return Response(self._metrics.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def version(self) -> Response:
         """The version of the engine."""

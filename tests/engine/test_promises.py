@@ -81,7 +81,7 @@ def test_the_tight_engine_really_preempts(tight: LLM) -> None:
 @pytest.mark.parametrize("budget", [0, 30, 250])
 def test_native_forcing_equals_the_two_pass_way(llm: LLM, budget: int, num_waits: int) -> None:
     chats = [chat(i) for i in range(6)]
-    params = greedy(max_tokens=budget, num_waits=num_waits)
+    params = greedy(max_tokens=budget, num_waits=num_waits, answer_reserve=1)
     prompts = [llm.engine.make_request(c, params).prompt.tolist() for c in chats]  # type: ignore[arg-type]
     native = llm.chat(chats, params, progress=False)
     passes = think_in_passes(llm, prompts, budget=budget, num_waits=num_waits, max_tokens=300)

@@ -1,0 +1,115 @@
+"""What an operator watches, in Prometheus' text format: vLLM's names where it has them, under our
+prefix, and what the thinking took.
+
+Counters grow with each finished request; gauges are read from the scheduler when they are asked
+for. Knows neither HTTP nor who asks.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from s1engine._core import SchedulerStats
+from s1engine.engine.llm_engine import LLMEngine
+from s1engine.outputs import CompletionOutput, RequestOutput
+
+PREFIX = "s1engine"
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+TOKENS = tuple(2**i for i in range(17))
+SHARES = tuple(i / 10 for i in range(1, 11))
+
+
+class Metrics:
+    """Metrics of one engine."""
+
+    def __init__(self, engine: LLMEngine) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Scheduler(engine))
+        self._labels = {"model_name": engine.config.model_name}
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
+        self._generated = self._counter("generation_tokens", "Tokens generated, forced ones too.")
+        self._success = self._counter("request_success", "Finished samples.", "finished_reason")
+        self._ttft = self._histogram("time_to_first_token_seconds", "From arrival.", SECONDS)
+        self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival.", SECONDS)
+        self._queue = self._histogram("request_queue_time_seconds", "Until scheduled.", SECONDS)
+        self._per_token = self._histogram(
+            "request_time_per_output_token_seconds", "After the first token.", SECONDS
+        )
+        self._thinking = self._histogram("request_thinking_tokens", "Of a sample.", TOKENS)
+        self._used = self._histogram(
+            "thinking_budget_utilization", "Thinking tokens over the effective budget.", SHARES
+        )
+        self._ends = self._counter("thinking_end", "Samples by why thinking ended.", "end_reason")
+        self._waits = self._counter("thinking_waits", "Ends that a wait text replaced.")
+        self._forced = self._counter("forced_tokens", "Tokens injected, not sampled.")
+        self._checkpoints = self._counter("checkpoint_answers", "Answers at checkpoints.")
+
+    def observe(self, output: RequestOutput) -> None:
+        """Takes a finished request into account."""
+        labels, timing = self._labels, output.timing
+        self._prompt_tokens.labels(**labels).inc(output.usage.prompt_tokens)
+        self._generated.labels(**labels).inc(output.usage.completion_tokens)
+        self._ttft.labels(**labels).observe(timing.ttft_s)
+        self._e2e.labels(**labels).observe(timing.total_s)
+        self._queue.labels(**labels).observe(timing.queue_s)
+        longest = max(len(sample.token_ids) for sample in output.outputs)
+        if longest > 1:
+            per_token = (timing.total_s - timing.ttft_s) / (longest - 1)
+            self._per_token.labels(**labels).observe(per_token)
+        self._checkpoints.labels(**labels).inc(len(output.checkpoints))
+        for sample in output.outputs:
+            self._success.labels(**labels, finished_reason=sample.finish_reason).inc()
+            self._observe_thinking(sample)
+
+    def _observe_thinking(self, sample: CompletionOutput) -> None:
+        used, labels = sample.thinking, self._labels
+        if used is None:
+            return
+        self._thinking.labels(**labels).observe(used.tokens)
+        if used.budget > 0:
+            self._used.labels(**labels).observe(used.tokens / used.budget)
+        self._ends.labels(**labels, end_reason=used.end_reason or "none").inc()
+        self._waits.labels(**labels).inc(used.waits_used)
+        self._forced.labels(**labels).inc(used.forced_tokens)
+
+    def render(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        names = ("model_name", *labels)
+        return Counter(f"{PREFIX}:{name}", text, names, registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        full = f"{PREFIX}:{name}"
+        return Histogram(full, text, ("model_name",), registry=self._registry, buckets=buckets)
+
+
+class _Scheduler(Collector):
+    """The scheduler's state and its own counters."""
+
+    def __init__(self, engine: LLMEngine) -> None:
+        self._engine = engine
+
+    def collect(self) -> list[GaugeMetricFamily | CounterMetricFamily]:
+        stats: SchedulerStats = self._engine.scheduler.stats()
+        used = 1 - stats.num_free_blocks / self._engine.runner.num_blocks
+        gauges = {
+            "num_requests_running": (stats.num_running, "Sequences that run."),
+            "num_requests_waiting": (stats.num_waiting, "Sequences that wait."),
+            "kv_cache_usage_perc": (used, "Share of KV blocks in use; 1 is all."),
+        }
+        counters = {
+            "prefix_cache_queries": (stats.prefix_queries, "Prompt tokens looked up."),
+            "prefix_cache_hits": (stats.prefix_hits, "Prompt tokens found in the cache."),
+            "num_preemptions": (stats.num_preemptions, "Sequences that gave up their blocks."),
+            "computed_tokens": (stats.num_computed_tokens, "Tokens that went through the model."),
+        }
+        families: list[GaugeMetricFamily | CounterMetricFamily] = []
+        model = [self._engine.config.model_name]
+        for kind, values in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
+            for name, (value, text) in values.items():
+                family = kind(f"{PREFIX}:{name}", text, labels=["model_name"])
+                family.add_metric(model, value)
+                families.append(family)
+        return families
