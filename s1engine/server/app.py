@@ -11,11 +11,12 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -42,6 +43,7 @@ from s1engine.server.thinking import EFFORTS
 Body = ChatRequest | CompletionRequest
 CLIENT_CLOSED_REQUEST = 499  # nobody is there to read it; it is for the log
 DONE = b"[DONE]"
+PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
 
 
 def create_app(
@@ -73,6 +75,7 @@ def create_app(
     app.add_api_route("/tokenize", server.tokenize, methods=["POST"])
     app.add_api_route("/detokenize", server.detokenize, methods=["POST"])
     app.add_api_route("/health", server.health, methods=["GET"])
+    app.add_api_route("/", server.playground, methods=["GET"], include_in_schema=False)
     app.add_api_route("/version", server.version, methods=["GET"])
     app.add_api_route("/metrics", server.metrics, methods=["GET"])
     _add_error_handlers(app)
@@ -246,6 +249,10 @@ class Server:
     async def metrics(self) -> Response:
         """Counters and gauges for Prometheus."""
         return Response(self._metrics.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    async def playground(self) -> Response:
+        """The page to play with."""
+        return FileResponse(PLAYGROUND)
 
     async def version(self) -> Response:
         """The version of the engine."""

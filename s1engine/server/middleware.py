@@ -8,11 +8,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from s1engine.server.answers import error_object
 
 MAX_BODY_BYTES = 32 * 2**20
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = ("/health", "/")  # the page holds no secrets, and asks for the key itself
 
 
 class ApiKey:
-    """Lets a request pass only with ``Authorization: Bearer KEY``, health checks always."""
+    """Lets a request pass only with ``Authorization: Bearer KEY``, OPEN_PATHS always."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
