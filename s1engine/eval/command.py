@@ -7,103 +7,34 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from s1engine.config import DEVICES, DTYPES, REASONING_FORMATS, check_float, check_int
 from s1engine.errors import RequestError
 from s1engine.eval.backend import Backend
 from s1engine.eval.dataset import load_questions
+from s1engine.eval.flags import (
+    GENERATED_QUESTIONS,
+    add_arguments,
+    check_flags,
+    engine_options,
+    sweep_options,
+)
 from s1engine.eval.methods import Method
-from s1engine.eval.plan import METHODS, SweepOptions, plan
+from s1engine.eval.plan import plan
 from s1engine.eval.results import Results
 from s1engine.eval.summary import Prices, RunRows, summarize
 from s1engine.eval.sweep import run_sweep
-from s1engine.eval.tasks import GENERATED, TASK_NAMES, TASKS, Question, arithmetic_questions
+from s1engine.eval.tasks import GENERATED, TASKS, Question, arithmetic_questions
 
-GENERATED_QUESTIONS = 200
-ENGINE_FLAGS = {
-    "max_model_len": int,
-    "max_num_seqs": int,
-    "max_num_batched_tokens": int,
-    "kv_cache_memory_gb": float,
-    "gpu_memory_utilization": float,
-}
-ENGINE_CHOICES = {"dtype": DTYPES, "device": DEVICES, "reasoning_format": REASONING_FORMATS}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of ``s1engine eval``."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        help="directory or hub id, default: bundled s1-nano; with --base-url the model's name there",
-    )
-    _add_task_flags(parser.add_argument_group("questions"))
-    _add_method_flags(parser.add_argument_group("methods"))
-    _add_server_flags(parser.add_argument_group("a server instead of a model in this process"))
-    _add_engine_flags(parser.add_argument_group("the engine in this process"))
-    _add_result_flags(parser.add_argument_group("results"))
-
-
-def _add_task_flags(group: Any) -> None:
-    group.add_argument("--task", required=True, choices=TASK_NAMES)
-    group.add_argument("--data", type=Path, help="local file instead of the hub")
-    group.add_argument("--skip-bad", action="store_true", help="leave malformed rows out")
-    group.add_argument(
-        "--limit", type=int, help=f"questions; default: all, {GENERATED_QUESTIONS} of {GENERATED}"
-    )
-    group.add_argument("--seed", type=int, default=0, help="of questions, samples and intervals")
-
-
-def _add_method_flags(group: Any) -> None:
-    listed = "; ".join(f"{name}: {kind.help}" for name, kind in METHODS.items())
-    group.add_argument(
-        "--method", default="budget-forcing", metavar="M,M,...", help=f"default: budget-forcing. {listed}"
-    )
-    group.add_argument(
-        "--budgets",
-        help="thinking tokens, comma-separated; 'none' is unbounded. Default: none for most methods",
-    )
-    group.add_argument("--num-waits", help="comma-separated (default: 0)")
-    group.add_argument("--wait-text", help="appended where the model tried to end (default: Wait)")
-    group.add_argument("--steps", help="of step-conditional, comma-separated")
-    group.add_argument("--samples", help="of majority-voting and best-of-n, comma-separated")
-    group.add_argument("--max-tries", type=int, help="of rejection-sampling (default: 16)")
-    group.add_argument("--temperature", type=float, help="default: 0, of sampling methods 1")
-    group.add_argument("--max-tokens", type=int, help="thinking and answer (default: the context)")
-
-
-def _add_server_flags(group: Any) -> None:
-    group.add_argument("--base-url", help="OpenAI-compatible server, with its /v1")
-    group.add_argument("--api-key", help="default: the environment's OPENAI_API_KEY")
-    group.add_argument("--concurrency", type=int, default=64, help="requests at once (default: 64)")
-    group.add_argument("--timeout", type=float, default=600, help="seconds a request (default: 600)")
-    group.add_argument("--retries", type=int, default=4, help="further tries (default: 4)")
-
-
-def _add_engine_flags(group: Any) -> None:
-    for name, kind in ENGINE_FLAGS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind)
-    for name, choices in ENGINE_CHOICES.items():
-        group.add_argument(f"--{name.replace('_', '-')}", choices=choices)
-
-
-def _add_result_flags(group: Any) -> None:
-    group.add_argument("--out", required=True, type=Path, help="folder; a killed sweep goes on in it")
-    group.add_argument("--overwrite", action="store_true", help="begin anew what is in the folder")
-    group.add_argument("--traces", type=int, default=3, help="questions shown in full (default: 3)")
-    group.add_argument("--watts", type=float, help="power drawn, for joules a question")
-    group.add_argument("--dollars-per-hour", type=float, help="of the machine")
-    group.add_argument("--dollars-per-million-tokens", type=float, help="generated")
+__all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the sweep; prints a line for each run, writes results.jsonl, summary.json, report.html
     and its figures. Returns 1 if a run has no answer at all."""
-    options = _sweep_options(args)
+    options = sweep_options(args)
     methods = plan([name.strip() for name in args.method.split(",")], options)
-    prices = _check_flags(args)
+    prices = check_flags(args)
     questions = _questions(args)
     with _backend(args) as backend:
         _check_budgets(methods, backend)
@@ -146,54 +77,6 @@ def _write(
     return int(any(entry["failed"] == entry["questions"] for entry in summary["runs"]))
 
 
-# --- flags to what they mean ---
-
-
-def _sweep_options(args: argparse.Namespace) -> SweepOptions:
-    return SweepOptions(
-        budgets=_list("budgets", args.budgets, none=True),
-        num_waits=_counts("num_waits", args.num_waits),
-        steps=_counts("steps", args.steps),
-        samples=_counts("samples", args.samples),
-        max_tries=args.max_tries,
-        wait_text=args.wait_text,
-        temperature=args.temperature,
-        max_tokens=args.max_tokens,
-        seed=args.seed,
-    )
-
-
-def _list(param: str, text: str | None, none: bool = False) -> tuple[int | None, ...] | None:
-    if text is None:
-        return None
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
-        if not (word.isascii() and word.isdecimal() and len(word) < 16) and not (none and word == "none"):
-            raise RequestError(f"{param}: {word!r} is no count", param=param)
-    return tuple(None if word == "none" else int(word) for word in words)
-
-
-def _counts(param: str, text: str | None) -> tuple[int, ...] | None:
-    found = _list(param, text)
-    return None if found is None else tuple(value for value in found if value is not None)
-
-
-def _check_flags(args: argparse.Namespace) -> Prices:
-    """Bounds of the flags that nothing else checks. Returns the prices among them."""
-    if args.limit is not None and args.limit < 1:
-        raise RequestError("limit must be at least 1", param="limit")
-    check_int("seed", args.seed, 0, 2**63 - 1)
-    check_int("traces", args.traces, 0, 1000)
-    check_int("concurrency", args.concurrency, 1, 4096)
-    check_int("retries", args.retries, 0, 100)
-    check_float("timeout", args.timeout, 0.001, 1e6)
-    prices = {n: getattr(args, n) for n in ("watts", "dollars_per_hour", "dollars_per_million_tokens")}
-    for name, value in prices.items():
-        if value is not None:
-            check_float(name, value, 0.0, 1e9)
-    return Prices(**prices)
-
-
 def _questions(args: argparse.Namespace) -> list[Question]:
     if args.task == GENERATED:
         if args.data is not None:
@@ -211,9 +94,10 @@ def _check_budgets(methods: Sequence[Method], backend: Backend) -> None:
     """No budget may exceed the context: it could never be reached."""
     for method in methods:
         for settings in method.settings:
-            if backend.max_thinking is not None and (settings.limit or 0) > backend.max_thinking:
+            asked = settings.sample_limit or 0
+            if backend.max_thinking is not None and asked > backend.max_thinking:
                 raise RequestError(
-                    f"budgets: {settings.method} asks for {settings.limit} thinking tokens, the "
+                    f"budgets: {settings.method} asks for {asked} thinking tokens, the "
                     f"model's context has {backend.max_thinking}",
                     param="budgets" if settings.steps is None else "steps",
                 )
@@ -239,8 +123,7 @@ def _identity(
 
 @contextmanager
 def _backend(args: argparse.Namespace) -> Iterator[Backend]:
-    given = {name: getattr(args, name) for name in (*ENGINE_FLAGS, *ENGINE_CHOICES)}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = engine_options(args)
     if args.base_url is None:
         from s1engine.engine.llm import LLM
         from s1engine.eval.engine_backend import EngineBackend

@@ -1,6 +1,7 @@
 """Questions out of a local file or the hub: rows read, bad ones reported by their line.
 
-Files are JSON lines, a JSON list, or CSV, told by their ending. Needs ``datasets`` only for the hub.
+Files are JSON lines, a JSON list, or CSV, told by their ending. The hub needs
+``datasets``.
 """
 
 import csv
@@ -62,9 +63,7 @@ def _listed(bad: list[BadRow]) -> str:
     return f"{len(bad)} bad rows (--skip-bad leaves them out): {shown}{more}"
 
 
-def _read(
-    task: Task, rows: Iterable[tuple[str, Any]], name: str, rng: random.Random
-) -> Dataset:
+def _read(task: Task, rows: Iterable[tuple[str, Any]], name: str, rng: random.Random) -> Dataset:
     questions: dict[str, Question] = {}
     bad: list[BadRow] = []
     for index, (place, row) in enumerate(rows):
@@ -83,7 +82,7 @@ def _read(
     return Dataset(list(questions.values()), bad)
 
 
-# --- rows, each with the place to name it by; a ValueError in place of a row that cannot be read ---
+# --- rows, each with its place; a ValueError stands for one that cannot be read ---
 
 
 def _file_rows(path: Path) -> Iterable[tuple[str, Any]]:
@@ -143,8 +142,7 @@ def _hub_rows(task: str, source: HubSource) -> Iterator[tuple[str, Any]]:
     except Exception as error:  # whatever the network, the hub or its parsers raise
         reason = str(error).strip().partition("\n")[0]
         raise RequestError(
-            f"task {task}: {source.path} cannot be read from the hub ({reason}); "
-            "give --data FILE",
+            f"task {task}: {source.path} cannot be read from the hub ({reason}); give --data FILE",
             param="data",
         ) from error
     for number, row in enumerate(rows, 1):

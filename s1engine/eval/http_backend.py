@@ -209,13 +209,10 @@ def _sample(choice: dict[str, Any], usage: dict[str, Any], count: int) -> Sample
     reasoning = message.get("reasoning") or message.get("reasoning_content") or ""
     figures = _figures(choice, usage, count)
     total = (usage.get("completion_tokens") or 0) // count
-    details = usage.get("completion_tokens_details") or {}
-    thinking = figures.get("tokens", details.get("reasoning_tokens"))
-    estimated = thinking is None
-    if estimated:
+    thinking, estimated = _thinking_tokens(figures, usage, count), False
+    if thinking is None:
         thinking = round(total * len(reasoning) / max(len(reasoning) + len(text), 1))
-    elif "tokens" not in figures:
-        thinking //= count
+        estimated = bool(reasoning)
     return Sample(
         text=text,
         thinking_tokens=thinking,
@@ -225,9 +222,18 @@ def _sample(choice: dict[str, Any], usage: dict[str, Any], count: int) -> Sample
         end_reason=figures.get("end_reason"),
         finish_reason=choice.get("finish_reason"),
         mean_logprob=_mean_logprob(choice),
-        estimated=estimated and bool(reasoning),
+        estimated=estimated,
         segments=((reasoning, False), (text, False)),
     )
+
+
+def _thinking_tokens(figures: dict[str, Any], usage: dict[str, Any], count: int) -> int | None:
+    """As the server counted them; None if it did not."""
+    if figures.get("tokens") is not None:
+        return int(figures["tokens"])
+    details = usage.get("completion_tokens_details") or {}
+    together = details.get("reasoning_tokens")
+    return None if together is None else int(together) // count
 
 
 def _figures(choice: dict[str, Any], usage: dict[str, Any], count: int) -> dict[str, Any]:

@@ -39,7 +39,13 @@ class RunSettings:
 
     @property
     def limit(self) -> int | None:
-        """Thinking tokens that were asked for at most, of the mean over a run."""
+        """Thinking tokens that a question was allowed, over all samples that are its answer."""
+        each = self.sample_limit
+        return None if each is None else each * self.samples
+
+    @property
+    def sample_limit(self) -> int | None:
+        """Thinking tokens that one sample was allowed or asked to use."""
         return self.budget if self.steps is None else TOKENS_PER_STEP * self.steps
 
     def to_json(self) -> dict[str, Any]:
@@ -157,9 +163,7 @@ class RejectionSampling:
         within = self.run.budget is None or sample.thinking_tokens < self.run.budget
         return within and sample.end_reason not in CUT_SHORT
 
-    def _answer(
-        self, question: Question, tries: _Tries, reply: Reply, accepted: bool
-    ) -> Answer:
+    def _answer(self, question: Question, tries: _Tries, reply: Reply, accepted: bool) -> Answer:
         last = tries.samples[-1] if tries.samples else None
         choice = Choice(extract_answer(last.text), last) if accepted and last else None
         return Answer(

@@ -1,7 +1,8 @@
 """Control, Scaling and Performance: how well one method turns thinking into accuracy.
 
-The three figures of s1 (arXiv 2501.19393, section 3.2), each from the runs of one method. Accuracies
-are exact fractions, so no rounding enters before the last step. Where the paper leaves a case open:
+The three figures of s1 (arXiv 2501.19393, section 3.2), each from the runs of one method.
+Accuracies are exact fractions, so no rounding enters before the last step. Where the paper leaves a
+case open:
 
     no limit              a bound that is missing cannot be broken: the run counts as within
     equal x               no slope joins the two runs, so their pair is left out

@@ -81,10 +81,10 @@ class SweepOptions:
         )
 
     def _thinking(self, run: RunSettings) -> ThinkingBudget | None:
-        if run.limit is None and not run.num_waits:
+        if run.sample_limit is None and not run.num_waits:
             return None
         wait = ThinkingBudget().wait_text if self.wait_text is None else self.wait_text
-        return ThinkingBudget(max_tokens=run.limit, num_waits=run.num_waits, wait_text=wait)
+        return ThinkingBudget(max_tokens=run.sample_limit, num_waits=run.num_waits, wait_text=wait)
 
 
 def _check_all(param: str, values: Sequence[int] | None, low: int, high: int) -> None:
@@ -176,9 +176,7 @@ def _class_conditional(name: str, options: SweepOptions) -> list[Method]:
 
 def _rejection_sampling(name: str, options: SweepOptions) -> list[Method]:
     tries = options.max_tries or 16
-    runs = [
-        RunSettings(name, budget, max_tries=tries) for budget in options.budgets or (None,)
-    ]
+    runs = [RunSettings(name, budget, max_tries=tries) for budget in options.budgets or (None,)]
     if any(run.budget == 0 for run in runs):
         raise RequestError("budgets: no thinking stays under a budget of 0", param="budgets")
     return [RejectionSampling(run, options.params(run, temperature=1)) for run in runs]

@@ -56,7 +56,7 @@ class RunRows:
     @property
     def thinking_tokens(self) -> float:
         """Mean over the questions."""
-        return statistics.mean(row["thinking_tokens"] for row in self.rows)
+        return float(statistics.mean(row["thinking_tokens"] for row in self.rows))
 
 
 def summarize(runs: Sequence[RunRows], *, seed: int, prices: Prices) -> dict[str, Any]:
@@ -137,7 +137,9 @@ def _limits(run: RunRows, runs: Sequence[RunRows]) -> dict[str, float | None]:
 
 def _point(run: RunRows, runs: Sequence[RunRows]) -> Point:
     """The run as the metrics see it. A class has the run without one as its limit."""
-    settings, limit, limit_min = run.settings, run.settings.limit, None
+    settings = run.settings
+    limit: float | None = settings.limit
+    limit_min = None
     if settings.length is not None:
         free = RunSettings(settings.method, settings.budget)
         baseline = next((r.thinking_tokens for r in runs if r.settings == free), None)
@@ -145,7 +147,7 @@ def _point(run: RunRows, runs: Sequence[RunRows]) -> Point:
             limit = baseline if limit is None else limit
         else:
             limit_min = baseline
-    return Point(float(run.thinking_tokens), run.accuracy, limit, limit_min)
+    return Point(run.thinking_tokens, run.accuracy, limit, limit_min)
 
 
 def _method(name: str, runs: Sequence[RunRows]) -> dict[str, float | None]:

@@ -45,9 +45,7 @@ def run_sweep(
     return runs
 
 
-def _pending(
-    method: Method, questions: Sequence[Question], results: Results
-) -> list[Question]:
+def _pending(method: Method, questions: Sequence[Question], results: Results) -> list[Question]:
     return [q for q in questions if not all(results.has(run, q.id) for run in method.settings)]
 
 
