@@ -68,6 +68,10 @@ class Backend(Protocol):
         """The largest budget that can have a meaning; None if that is unknown."""
 
     @property
+    def can_think(self) -> bool:
+        """Can it keep to a thinking budget, as far as it is known?"""
+
+    @property
     def generated_tokens(self) -> int:
         """Tokens generated so far, over everything; for a progress bar."""
 

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     prices = check_flags(args)
     questions = _questions(args)
     with _backend(args) as backend:
-        _check_budgets(methods, backend)
+        _check_fits(methods, backend)
         identity = _identity(args, questions, backend)
         results = Results.open(args.out, identity, overwrite=args.overwrite)
         try:
@@ -47,7 +47,6 @@ def run(args: argparse.Namespace) -> int:
                 backend,
                 results,
                 traces=args.traces,
-                progress=sys.stderr.isatty(),
                 finished=_printer(args.seed),
             )
         except BaseException:  # what is known is kept, in whatever order
@@ -90,17 +89,23 @@ def _questions(args: argparse.Namespace) -> list[Question]:
     return found.questions
 
 
-def _check_budgets(methods: Sequence[Method], backend: Backend) -> None:
-    """No budget may exceed the context: it could never be reached."""
-    for method in methods:
-        for settings in method.settings:
-            asked = settings.sample_limit or 0
-            if backend.max_thinking is not None and asked > backend.max_thinking:
-                raise RequestError(
-                    f"budgets: {settings.method} asks for {asked} thinking tokens, the "
-                    f"model's context has {backend.max_thinking}",
-                    param="budgets" if settings.steps is None else "steps",
-                )
+def _check_fits(methods: Sequence[Method], backend: Backend) -> None:
+    """The model must be able to think if thinking is to be limited, and no budget may exceed its
+    context: it could never be reached."""
+    for settings in (run for method in methods for run in method.settings):
+        asked = settings.sample_limit
+        if not backend.can_think and (asked is not None or settings.num_waits):
+            raise RequestError(
+                f"{backend.name} has no reasoning format, so no budget applies to it",
+                param="budgets",
+            )
+        if backend.max_thinking is not None and (asked or 0) > backend.max_thinking:
+            param = "budgets" if settings.steps is None else "steps"
+            raise RequestError(
+                f"{param}: {settings.method} asks for {asked} thinking tokens, the model's "
+                f"context has {backend.max_thinking}",
+                param=param,
+            )
 
 
 def _identity(

@@ -27,7 +27,6 @@ class EngineBackend:
 
     @property
     def can_think(self) -> bool:
-        """Has the model a reasoning format, without which no budget applies?"""
         return self._engine.format is not None
 
     @property

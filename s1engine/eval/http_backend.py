@@ -76,6 +76,10 @@ class HttpBackend:
         return None
 
     @property
+    def can_think(self) -> bool:
+        return True
+
+    @property
     def generated_tokens(self) -> int:
         return self._generated
 

@@ -4,6 +4,7 @@ All questions of a run are one continuous batch. Owns progress and order; knows 
 (``results``) and no flags (``command``).
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +27,6 @@ def run_sweep(
     results: Results,
     *,
     traces: int,
-    progress: bool,
     finished: Finished,
 ) -> list[RunRows]:
     """Answers what ``results`` lacks. Returns the runs in the order asked; each goes to
@@ -35,7 +35,8 @@ def run_sweep(
     pending = [_pending(method, questions, results) for method in methods]
     total = sum(len(qs) * len(m.settings) for m, qs in zip(methods, pending, strict=True))
     runs: list[RunRows] = []
-    with tqdm(total=total, unit="question", disable=not progress) as bar:
+    pause = 0.2 if sys.stderr.isatty() else 10  # seconds between two states of the bar
+    with tqdm(total=total, unit="question", mininterval=pause) as bar:
         meter = _Meter(bar, backend)
         for method, left in zip(methods, pending, strict=True):
             _run_method(method, left, backend, results, traced, meter)
@@ -73,8 +74,7 @@ class _Meter:
         self._before = backend.generated_tokens
 
     def update(self) -> None:
+        elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
+        rate = (self._backend.generated_tokens - self._before) / elapsed
+        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
         self._bar.update()
-        if not self._bar.disable:
-            elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
-            rate = (self._backend.generated_tokens - self._before) / elapsed
-            self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
