@@ -66,7 +66,8 @@ def shortened(segments: Sequence[Segment], limit: int = MAX_CHARS) -> list[Segme
     total = sum(len(text) for text, _ in segments)
     if total <= limit:
         return list(segments)
-    head, tail = limit // 2, total - limit // 2
+    head = limit // 2
+    tail = total - (limit - head)
     kept: list[Segment] = []
     at = 0
     for text, forced in segments:

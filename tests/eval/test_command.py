@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,28 +186,29 @@ def test_stopping_early_leaves_nothing_behind(llm: LLM) -> None:
     assert not llm.engine.has_unfinished
 
 
-def test_the_harness_costs_little_over_the_engine(llm: LLM, tmp_path: Path) -> None:
-    """Time outside the engine's steps, as a share of the whole, in one process."""
-    in_step = 0.0
-    step = llm.engine.step
+def test_the_harness_costs_under_three_percent(llm: LLM, tmp_path: Path) -> None:
+    """Time outside the engine, in one process; the better of two, for machines are shared."""
+    engine, found = llm.engine, arithmetic_questions(4, 48)
+    shares = []
+    for _ in range(2):
+        spent = [0.0]
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("step", "make_request", "add_request"):
+                patch.setattr(engine, name, timed(getattr(engine, name), spent))
+            (run,) = sweep_with(llm, tmp_path, found, budgets=(32,))
+        shares.append(1 - spent[0] / run.wall_s)
+    assert 0 < min(shares) < 0.03
 
-    def timed() -> Any:
-        nonlocal in_step
+
+def timed(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **options: Any) -> Any:
         begin = time.perf_counter()
         try:
-            return step()
+            return call(*args, **options)
         finally:
-            in_step += time.perf_counter() - begin
+            spent[0] += time.perf_counter() - begin
 
-    llm.engine.step = timed  # type: ignore[method-assign]
-    try:
-        begin = time.process_time()
-        (run,) = sweep_with(llm, tmp_path, arithmetic_questions(4, 64), budgets=(48,))
-        outside = run.wall_s - in_step
-    finally:
-        llm.engine.step = step  # type: ignore[method-assign]
-    assert len(run.rows) == 64 and time.process_time() > begin
-    assert outside < 0.1 * run.wall_s  # measured: see the module's benchmark note
+    return wrapped
 
 
 def test_a_server_is_evaluated_like_a_model(tmp_path: Path) -> None:
