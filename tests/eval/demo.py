@@ -24,10 +24,12 @@ TRACE = [
 NASTY = "</script><script>document.title='hacked'</script><img src=x onerror=alert(1)> & \"q\""
 
 
-def rows(
-    settings: RunSettings, chance: float, thinking: float, speed: float
-) -> list[dict[str, Any]]:
-    """30 rows that are right with ``chance``, at ``speed`` tokens/s."""
+Row = dict[str, Any]
+BUDGETS = {0: 0.05, 500: 0.1, 1000: 0.18, 2000: 0.3, 4000: 0.42, 8000: 0.5}
+
+
+def rows(settings: RunSettings, chance: float, thinking: float, speed: float) -> list[Row]:
+    """30 rows that are right with ``chance``, at ``speed`` tokens/s; the first two with traces."""
     rng = random.Random(str(settings.to_json()))
     wall = 30 * (thinking + 60) / speed
     return [
