@@ -1,6 +1,11 @@
 """Trains s1-nano from scratch: a Qwen2 model of 0.8 M parameters that computes step by step.
 
-    python -m s1engine.training.nano --out DIR --seed 0
+    python -m s1engine.training.nano --out FIRST
+    python -m s1engine.training.nano --out SECOND --start FIRST --seed 1 --steps 2400 \\
+        --learning-rate 6e-4 --warmup-steps 50 --curriculum-steps 1 --tail 8
+
+The first run learns the task; the second, short one evens out the longest chains, of which the
+first sees few.
 
 Reads top to bottom: samples are drawn on the fly (short chains first), batches hold a fixed number
 of tokens, AdamW with warm-up and cosine decay, a look at held-out questions now and then. The same
@@ -43,6 +48,7 @@ class Recipe:
     weight_decay: float = 0.01
     clip: float = 1.0
     curriculum_steps: int = 240  # optimizer steps after which chains may be one longer
+    tail: int = 0  # how many shares more the longest chains get
     evaluate_every: int = 500
     threads: int = 1
 
@@ -108,7 +114,7 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tupl
     step = 0
     while True:
         longest = min(MAX_STEPS, MIN_STEPS + 2 + step // recipe.curriculum_steps)
-        high = rng.randint(MIN_STEPS, longest)
+        high = min(rng.randint(MIN_STEPS, longest + recipe.tail), longest)
         rows: list[tuple[list[int], list[int]]] = []
         width = 0
         while width * (len(rows) + 1) <= recipe.batch_tokens:
@@ -171,12 +177,15 @@ def save(model: Qwen2ForCausalLM, directory: Path) -> None:
     (directory / "generation_config.json").write_text(json.dumps(defaults, indent=2) + "\n")
 
 
-def train(recipe: Recipe, out: Path) -> Qwen2ForCausalLM:
-    """Runs the recipe; the weights so far are saved at each evaluation."""
+def train(recipe: Recipe, out: Path, start: Path | None = None) -> Qwen2ForCausalLM:
+    """Runs the recipe, from the weights in ``start`` if given; the weights so far are saved at each
+    evaluation."""
     torch.manual_seed(recipe.seed)
     torch.set_num_threads(recipe.threads)
     tokenizer = nano_tokenizer.build()
     model = make_model(len(tokenizer))
+    if start is not None:
+        model.load_state_dict(Qwen2ForCausalLM.from_pretrained(start).float().state_dict())
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
     )
@@ -222,14 +231,15 @@ def main() -> None:
     """Command line: every field of the recipe is a flag."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="directory whose weights to go on from")
     defaults = Recipe()
     for name in Recipe.__slots__:
         default = getattr(defaults, name)
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=type(default), default=default)
     args = vars(parser.parse_args())
-    out = args.pop("out")
-    train(Recipe(**args), out)
+    out, start = args.pop("out"), args.pop("start")
+    train(Recipe(**args), out, start)
 
 
 if __name__ == "__main__":

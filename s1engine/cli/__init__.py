@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": ("s1engine.cli.serve", "answer requests over HTTP, OpenAI's API"),
     "generate": ("s1engine.cli.generate", "answer prompts, offline"),
     "eval": ("s1engine.eval.command", "accuracy against thinking tokens"),
+    "metrics": ("s1engine.eval.metrics_command", "Control, Scaling, Performance of runs in a file"),
     "bench": ("s1engine.bench.command", "measure this machine and this engine"),
     "info": ("s1engine.cli.info", "what this machine has and what a model needs"),
 }

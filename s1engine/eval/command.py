@@ -1,104 +1,175 @@
-"""``s1engine eval``: one task, one method, a sweep of budgets and waits, results in a folder."""
+"""``s1engine eval``: a task, methods, a sweep of budgets and waits, results in a folder."""
 
 import argparse
-import itertools
+import hashlib
 import json
+import os
 import sys
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from s1engine.errors import RequestError
+from s1engine.eval.backend import Backend
+from s1engine.eval.dataset import load_questions
+from s1engine.eval.flags import (
+    GENERATED_QUESTIONS,
+    add_arguments,
+    check_flags,
+    engine_options,
+    sweep_options,
+)
+from s1engine.eval.methods import Method
+from s1engine.eval.plan import plan
+from s1engine.eval.results import Results
+from s1engine.eval.summary import Prices, RunRows, summarize
+from s1engine.eval.sweep import run_sweep
+from s1engine.eval.tasks import GENERATED, TASKS, Question, arithmetic_questions
 
-TASKS = ("arithmetic",)
-METHODS = ("budget-forcing",)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of ``s1engine eval``."""
-    parser.add_argument("model", nargs="?", help="directory or hub id; default: bundled s1-nano")
-    parser.add_argument("--task", required=True, choices=TASKS)
-    parser.add_argument("--method", default="budget-forcing", choices=METHODS)
-    parser.add_argument(
-        "--budgets",
-        default="none",
-        help="thinking tokens, comma-separated; 'none' is unbounded (default: none)",
-    )
-    parser.add_argument("--num-waits", default="0", help="comma-separated (default: 0)")
-    parser.add_argument("--limit", type=int, default=200, help="questions (default: 200)")
-    parser.add_argument("--seed", type=int, default=0, help="of questions and intervals")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the results")
+__all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the sweep, budgets within waits; prints a table, writes results.jsonl, summary.json and
-    accuracy.png."""
-    budgets = [_budget(text) for text in args.budgets.split(",")]
-    waits = [_count("num_waits", text) for text in args.num_waits.split(",")]
-    if args.limit < 1:
-        raise RequestError("limit must be at least 1", param="limit")
-    from s1engine.engine.llm import LLM
-    from s1engine.eval.arithmetic import generate
-    from s1engine.eval.runs import RunSettings, run_budget_forcing
+    """Runs the sweep; prints a line for each run, writes results.jsonl, summary.json, report.html
+    and its figures. Returns 1 if a run has no answer at all."""
+    options = sweep_options(args)
+    methods = plan([name.strip() for name in args.method.split(",")], options)
+    prices = check_flags(args)
+    questions = _questions(args)
+    with _backend(args) as backend:
+        _check_fits(methods, backend)
+        identity = _identity(args, questions, backend)
+        results = Results.open(args.out, identity, overwrite=args.overwrite)
+        try:
+            runs = run_sweep(
+                methods,
+                questions,
+                backend,
+                results,
+                traces=args.traces,
+                finished=_printer(args.seed),
+            )
+        except BaseException:  # what is known is kept, in whatever order
+            results.close()
+            raise
+        results.close([row for run in runs for row in run.rows])
+    return _write(args, runs, prices, identity)
 
-    llm = LLM(args.model, progress=True)
-    questions = generate(args.seed, args.limit)
-    args.out.mkdir(parents=True, exist_ok=True)
-    summaries = []
-    with (args.out / "results.jsonl").open("w") as results:
-        for num_waits, budget in itertools.product(waits, budgets):
-            settings = RunSettings(args.method, budget, num_waits)
-            finished = run_budget_forcing(llm, questions, settings, progress=True)
-            results.writelines(json.dumps(row.to_json()) + "\n" for row in finished.rows)
-            summaries.append(finished.summary(args.seed))
-            print(_line(summaries[-1]), flush=True)
-    summary = {"runs": summaries}
+
+def _write(
+    args: argparse.Namespace, runs: list[RunRows], prices: Prices, identity: dict[str, Any]
+) -> int:
+    from s1engine.eval.report import write_report
+
+    summary = summarize(runs, seed=args.seed, prices=prices)
     (args.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    draw(summaries, args.out / "accuracy.png")
-    print(f"wrote {args.out}", file=sys.stderr)
-    return 0
+    write_report(args.out, summary, [row for run in runs for row in run.rows], identity)
+    print(f"wrote {args.out / 'report.html'}", file=sys.stderr)
+    failed = sum(entry["failed"] for entry in summary["runs"])
+    if failed:
+        first = next(row for run in runs for row in run.rows if "error" in row)
+        print(
+            f"{failed} questions failed and count as wrong; the same command asks them again. "
+            f"First: {first['id']}: {first['error']}",
+            file=sys.stderr,
+        )
+    return int(any(entry["failed"] == entry["questions"] for entry in summary["runs"]))
 
 
-def _budget(text: str) -> int | None:
-    return None if text.strip() == "none" else _count("budgets", text)
-
-
-def _count(param: str, text: str) -> int:
-    if not text.strip().isdecimal():
-        raise RequestError(f"{param}: {text!r} is no count of tokens or waits", param=param)
-    return int(text)
-
-
-def _line(summary: dict[str, Any]) -> str:
-    settings = summary["settings"]
-    budget = "none" if settings["budget"] is None else settings["budget"]
-    low, high = summary["interval"]
-    return (
-        f"budget {budget:>5}  waits {settings['num_waits']}  "
-        f"accuracy {summary['accuracy']:5.1f} % ({low:.1f} to {high:.1f})  "
-        f"thinking {summary['thinking_tokens']:6.1f} tokens  "
-        f"{summary['output_tokens_per_s']:,.0f} tokens/s"
+def _questions(args: argparse.Namespace) -> list[Question]:
+    if args.task == GENERATED:
+        if args.data is not None:
+            raise RequestError(f"task {GENERATED} takes no --data: it is generated", param="data")
+        return arithmetic_questions(args.seed, args.limit or GENERATED_QUESTIONS)
+    found = load_questions(
+        TASKS[args.task], args.data, seed=args.seed, skip_bad=args.skip_bad, limit=args.limit
     )
+    for bad in found.skipped:
+        print(f"skipped {bad}", file=sys.stderr)
+    return found.questions
 
 
-def draw(summaries: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against mean thinking tokens, a line for each number of waits."""
-    import matplotlib
+def _check_fits(methods: Sequence[Method], backend: Backend) -> None:
+    """The model must be able to think if thinking is to be limited, and no budget may exceed its
+    context: it could never be reached."""
+    for settings in (run for method in methods for run in method.settings):
+        asked = settings.sample_limit
+        if not backend.can_think and (asked is not None or settings.num_waits):
+            raise RequestError(
+                f"{backend.name} has no reasoning format, so no budget applies to it",
+                param="budgets",
+            )
+        if backend.max_thinking is not None and (asked or 0) > backend.max_thinking:
+            param = "budgets" if settings.steps is None else "steps"
+            raise RequestError(
+                f"{param}: {settings.method} asks for {asked} thinking tokens, the model's "
+                f"context has {backend.max_thinking}",
+                param=param,
+            )
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for num_waits in sorted({s["settings"]["num_waits"] for s in summaries}):
-        runs = [s for s in summaries if s["settings"]["num_waits"] == num_waits]
-        runs.sort(key=lambda s: s["thinking_tokens"])
-        x = [run["thinking_tokens"] for run in runs]
-        y = [run["accuracy"] for run in runs]
-        errors = [[abs(run["accuracy"] - run["interval"][i]) for run in runs] for i in (0, 1)]
-        axes.errorbar(x, y, yerr=errors, marker="o", capsize=3, label=f"{num_waits} waits")
-    axes.set_xlabel("mean thinking tokens")
-    axes.set_ylabel("accuracy, % (95 % interval)")
-    axes.set_ylim(0, 100)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120, bbox_inches="tight")
-    pyplot.close(figure)
+def _identity(
+    args: argparse.Namespace, questions: Sequence[Question], backend: Backend
+) -> dict[str, Any]:
+    """What must not change for a folder's rows to belong to this sweep."""
+    asked = json.dumps([(q.id, q.prompt, q.answer) for q in questions])
+    return {
+        "task": args.task,
+        "model": backend.name if args.base_url else args.model or backend.name,
+        "base_url": args.base_url,
+        "questions": len(questions),
+        "questions_sha256": hashlib.sha256(asked.encode()).hexdigest(),
+        "seed": args.seed,
+        "temperature": args.temperature,
+        "max_tokens": args.max_tokens,
+        "wait_text": args.wait_text,
+    }
+
+
+@contextmanager
+def _backend(args: argparse.Namespace) -> Iterator[Backend]:
+    given = engine_options(args)
+    if args.base_url is None:
+        from s1engine.engine.llm import LLM
+        from s1engine.eval.engine_backend import EngineBackend
+
+        yield EngineBackend(LLM(args.model, progress=sys.stderr.isatty(), **given))
+        return
+    if given:
+        name = next(iter(given))
+        raise RequestError(f"{name} does not apply with --base-url", param=name)
+    from s1engine.eval.http_backend import HttpBackend, HttpOptions
+
+    if not args.base_url.startswith(("http://", "https://")):
+        raise RequestError("base_url must begin with http:// or https://", param="base_url")
+    backend = HttpBackend(
+        HttpOptions(
+            base_url=args.base_url,
+            api_key=args.api_key or os.environ.get("OPENAI_API_KEY"),
+            model=args.model,
+            concurrency=args.concurrency,
+            timeout_s=args.timeout,
+            retries=args.retries,
+        )
+    )
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+def _printer(seed: int) -> Callable[[RunRows], None]:
+    """Prints the figures of a run on one line."""
+
+    def show(run: RunRows) -> None:
+        (entry,) = summarize([run], seed=seed, prices=Prices())["runs"]
+        low, high = entry["interval"]
+        named = "  ".join(f"{key} {value}" for key, value in entry["settings"].items())
+        print(
+            f"{named}  accuracy {entry['accuracy']:.1f} % ({low:.1f} to {high:.1f})  "
+            f"thinking {entry['thinking_tokens']:.1f} tokens  "
+            f"{entry['output_tokens_per_s']:,.0f} tokens/s",
+            flush=True,
+        )
+
+    return show

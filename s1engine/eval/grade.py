@@ -1,16 +1,32 @@
 """What a model answered, read out of its text, and whether it is right.
 
 Extraction follows s1's harness: the last ``\\boxed{...}`` of the answer, else what follows the last
-"Answer:". Knows nothing of engines or tasks.
+"Answer:". Marking goes from cheap to thorough: integers by value, then the characters, then
+math-verify's symbolic comparison. Knows nothing of engines or tasks.
 """
 
+import functools
 import re
+import threading
+from typing import Literal
+
+Kind = Literal["math", "choice"]
+
+TIMEOUT_S = 5  # of one symbolic step
+MAX_SYMBOLIC_CHARS = 2000  # longer "answers" are no expressions
 
 _ANSWER = re.compile(r"answer:\s*(.*)", re.IGNORECASE | re.DOTALL)
+_THINKING_ENDS = ("<|im_start|>answer", "</think>")
+_WRAPPERS = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
+_LETTER = re.compile(r"(?<![A-Za-z])([A-Z])(?![A-Za-z])")
+_NOISE = re.compile(r"\s+|\\[,;:! ]|\\left|\\right|\\\$|\$|\\%|%|\.$")
 
 
 def extract_answer(text: str) -> str | None:
-    """The final answer in ``text``; None if it states none."""
+    """The final answer in ``text``; None if it states none. Thinking that stands in ``text`` is
+    passed over."""
+    for end in _THINKING_ENDS:
+        text = text[text.rfind(end) + len(end) :] if end in text else text
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed.strip()
@@ -30,12 +46,53 @@ def _last_boxed(text: str) -> str | None:
     return None
 
 
-def is_correct(extracted: str | None, expected: str) -> bool:
-    """Do both say the same? Integers by value (``023`` is 23), anything else by its characters."""
+def is_correct(extracted: str | None, expected: str, kind: Kind = "math") -> bool:
+    """Do both say the same? Integers by value (``023`` is 23), mathematics by meaning; of a choice
+    only the letter counts."""
     if extracted is None:
         return False
-    given, wanted = (text.strip().rstrip(".").replace(",", "") for text in (extracted, expected))
-    try:
-        return int(given) == int(wanted)
-    except ValueError:
+    if kind == "choice":
+        return choice_letter(extracted) == expected.strip().upper()
+    given, wanted = _integer(extracted), _integer(expected)
+    if given is not None and wanted is not None:
         return given == wanted
+    return _plain(extracted) == _plain(expected) or _same_meaning(extracted, expected)
+
+
+def canonical(extracted: str, kind: Kind) -> str:
+    """What others can be compared with as if it were an expected answer."""
+    return (choice_letter(extracted) or extracted) if kind == "choice" else extracted
+
+
+def choice_letter(text: str) -> str | None:
+    """The letter that stands alone first in ``text``: of ``(B)``, ``B) 3 eV`` or ``\\text{B}``."""
+    found = _LETTER.search(_WRAPPERS.sub(r"\1", text))
+    return found.group(1) if found else None
+
+
+def _integer(text: str) -> int | None:
+    try:
+        return int(text.strip().rstrip(".").replace(",", "").strip("$ "))
+    except ValueError:
+        return None
+
+
+def _plain(text: str) -> str:
+    return _NOISE.sub("", _WRAPPERS.sub(r"\1", text.strip()))
+
+
+@functools.lru_cache(maxsize=4096)
+def _same_meaning(given: str, wanted: str) -> bool:
+    """Are both the same expression to math-verify?"""
+    if max(len(given), len(wanted)) > MAX_SYMBOLIC_CHARS:
+        return False
+    from math_verify import parse, verify  # a second
+
+    # Its timeout is an alarm signal, which only the main thread may set.
+    main = threading.current_thread() is threading.main_thread()
+    timeout = TIMEOUT_S if main else None
+    gold, answer = (
+        parse(text if "$" in text or "\\boxed" in text else f"${text}$", parsing_timeout=timeout)
+        for text in (wanted, given)
+    )
+    return bool(verify(gold, answer, timeout_seconds=timeout))

@@ -2,13 +2,25 @@
 
 import argparse
 import json
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError
 from s1engine.eval import command
-from s1engine.eval.runs import bootstrap_interval
+from s1engine.eval.engine_backend import EngineBackend
+from s1engine.eval.methods import RunSettings
+from s1engine.eval.metrics import Point, exact_accuracy, method_metrics
+from s1engine.eval.plan import SweepOptions, plan
+from s1engine.eval.results import Results
+from s1engine.eval.sweep import run_sweep
+from s1engine.eval.tasks import Question, arithmetic_questions
+from s1engine.sampling_params import SamplingParams, ThinkingBudget
+from tests.eval.stub_server import completion, serving
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -17,11 +29,21 @@ def parse(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(progress=False, max_num_seqs=32)
+
+
 def test_a_sweep_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--task", "arithmetic", "--budgets", "0,20,none", "--num-waits", "0,1"]
     assert command.run(parse(*words, "--limit", "8", "--seed", "5", "--out", str(tmp_path))) == 0
-    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    runs = json.loads((tmp_path / "summary.json").read_text())["runs"]
+    rows = results(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    runs = summary["runs"]
     assert len(rows) == 6 * 8 and len(runs) == 6
     order = [(run["settings"]["num_waits"], run["settings"]["budget"]) for run in runs]
     assert order == [(0, 0), (0, 20), (0, None), (1, 0), (1, 20), (1, None)]
@@ -35,26 +57,182 @@ def test_a_sweep_writes_its_files(tmp_path: Path, capsys: pytest.CaptureFixture[
         budget = run["settings"]["budget"]
         assert budget is None or all(row["thinking_tokens"] <= budget for row in own)
     assert runs[0]["thinking_tokens"] == 0 < runs[1]["thinking_tokens"]
-    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    points = [
+        Point(run["thinking_tokens"], exact_accuracy(run["accuracy"], 8), run["limit"])
+        for run in runs
+    ]
+    assert summary["methods"] == {"budget-forcing": method_metrics(points)}
+    for name in ("accuracy", "seconds", "throughput", "control"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
     assert capsys.readouterr().out.count("accuracy") == 6
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "param"),
+    ("words", "param"),
     [
-        ("--budgets", "1,x", "budgets"),
-        ("--num-waits", "-1", "num_waits"),
-        ("--limit", "0", "limit"),
+        (["--budgets=1,x"], "budgets"),
+        (["--budgets=-1"], "budgets"),
+        (["--budgets=99999999999"], "budgets"),
+        (["--budgets=64,999999"], "budgets"),
+        (["--num-waits=-1"], "num_waits"),
+        (["--num-waits=none"], "num_waits"),
+        (["--limit=0"], "limit"),
+        (["--method=guessing"], "method"),
+        (["--samples=4"], "samples"),
+        (["--data=x.jsonl"], "data"),
+        (["--base-url=localhost"], "base_url"),
+        (["--base-url=http://localhost", "--dtype=float32"], "dtype"),
+        (["--concurrency=0"], "concurrency"),
+        (["--watts=-1"], "watts"),
     ],
 )
-def test_bad_options_are_named(tmp_path: Path, flag: str, value: str, param: str) -> None:
-    words = ("--task", "arithmetic", "--out", str(tmp_path), f"{flag}={value}")
+def test_bad_options_are_named_before_anything_runs(
+    tmp_path: Path, words: list[str], param: str
+) -> None:
+    folder = tmp_path / "out"
     with pytest.raises(RequestError) as error:
+        command.run(parse("--task", "arithmetic", "--out", str(folder), *words))
+    assert error.value.param == param and not folder.exists()
+
+
+def test_bad_rows_are_skipped_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "own.jsonl"
+    data.write_text('{"id": "a", "question": "a=1 a?", "answer": "1", "from": "me"}\noops\n')
+    words = ["--task", "jsonl", "--data", str(data), "--out", str(tmp_path / "out")]
+    with pytest.raises(RequestError, match="line 2: is no JSON"):
         command.run(parse(*words))
-    assert error.value.param == param
+    assert command.run(parse(*words, "--skip-bad", "--budgets", "4")) == 0
+    (row,) = results(tmp_path / "out")
+    assert row["extra"] == {"from": "me"} and row["answer"] == "1"
+    assert "skipped line 2" in capsys.readouterr().err
 
 
-def test_the_interval_narrows_with_more_questions() -> None:
-    few, many = (bootstrap_interval([True, False] * n, 0) for n in (10, 1000))
-    assert few[0] < many[0] < 50 < many[1] < few[1]
-    assert bootstrap_interval([True] * 9, 0) == (100.0, 100.0)
+def test_a_question_that_cannot_be_asked_is_a_failed_row(llm: LLM, tmp_path: Path) -> None:
+    found = [Question("long", "x" * 100_000, "1"), *arithmetic_questions(0, 2)]
+    (run,) = sweep_with(llm, tmp_path, found)
+    assert "exceeds the context" in run.rows[0]["error"]
+    assert ["error" in row for row in run.rows] == [True, False, False]
+
+
+def sweep_with(llm: LLM, folder: Path, found: list[Question], **options: Any) -> list[Any]:
+    opened = Results.open(folder, {}, overwrite=True)
+    methods = plan(["budget-forcing"], SweepOptions(**options))
+    runs = run_sweep(
+        methods, found, EngineBackend(llm), opened, traces=1, finished=lambda run: None
+    )
+    opened.close()
+    return runs
+
+
+def test_a_sweeps_answers_are_the_engines_own(llm: LLM, tmp_path: Path) -> None:
+    found = arithmetic_questions(1, 12)
+    (run,) = sweep_with(llm, tmp_path, found, budgets=(24,), num_waits=(1,))
+    params = SamplingParams(temperature=0, thinking=ThinkingBudget(max_tokens=24, num_waits=1))
+    chats = [[{"role": "user", "content": question.prompt}] for question in found]
+    for row, output in zip(run.rows, llm.chat(chats, params, progress=False), strict=True):
+        sample = output.outputs[0]
+        assert sample.thinking is not None
+        assert row["thinking_tokens"] == sample.thinking.tokens
+        assert row["waits_used"] == sample.thinking.waits_used
+        assert row["generated_tokens"] == len(sample.token_ids)
+    decode = llm.engine.tokenizer.decode
+    trace = run.rows[0]["trace"]
+    first = llm.chat(chats[0], params, progress=False)[0].outputs[0]
+    assert "".join(text for text, _ in trace) == decode(first.token_ids, skip_special_tokens=False)
+    assert any(forced for _, forced in trace) and not all(forced for _, forced in trace)
+
+
+def test_every_method_runs_on_the_engine(llm: LLM) -> None:
+    names = {
+        "token-conditional": {"budgets": (16,)},
+        "token-conditional-forced": {"budgets": (16,)},
+        "step-conditional-forced": {"steps": (1,)},
+        "class-conditional-forced": {"budgets": (16,)},
+        "rejection-sampling": {"budgets": (40,), "max_tries": 3},
+        "majority-voting": {"budgets": (16,), "samples": (3,)},
+        "best-of-n": {"budgets": (16,), "samples": (2,)},
+    }
+    backend = EngineBackend(llm)
+    for name, options in names.items():
+        for method in plan([name], SweepOptions(**options)):  # type: ignore[arg-type]
+            answers = list(method.answer(arithmetic_questions(2, 3), backend, frozenset()))
+            assert len(answers) == 3 and not any(answer.error for answer in answers)
+            (run,) = method.settings
+            for sample in (one for answer in answers for one in answer.samples):
+                if run.sample_limit is not None and name != "token-conditional":
+                    assert sample.thinking_tokens <= run.sample_limit
+                assert (sample.mean_logprob is not None) == (name == "best-of-n")
+
+
+def test_parallel_samples_share_their_prompt(llm: LLM) -> None:
+    (method,) = plan(["majority-voting"], SweepOptions(budgets=(8,), samples=(6,), max_tokens=40))
+    ask = [Question("shared", "share this " * 40 + "a=3 a?", "3")]
+    before = llm.engine.scheduler.stats().num_computed_tokens
+    (answer,) = method.answer(ask, EngineBackend(llm), frozenset())
+    computed = llm.engine.scheduler.stats().num_computed_tokens - before
+    prompt = len(llm.engine.tokenizer.encode(ask[0].prompt))
+    assert len(answer.samples) == 6 and computed < 2.5 * prompt
+
+
+def test_stopping_early_leaves_nothing_behind(llm: LLM) -> None:
+    (method,) = plan(["budget-forcing"], SweepOptions(budgets=(8,)))
+    stream = method.answer(arithmetic_questions(3, 6), EngineBackend(llm), frozenset())
+    assert isinstance(stream, Iterator)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert not llm.engine.has_unfinished
+
+
+def test_the_harness_costs_under_three_percent(llm: LLM, tmp_path: Path) -> None:
+    """Time outside the engine, in one process; the better of two, for machines are shared."""
+    engine, found = llm.engine, arithmetic_questions(4, 48)
+    shares = []
+    for _ in range(2):
+        spent = [0.0]
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("step", "make_request", "add_request"):
+                patch.setattr(engine, name, timed(getattr(engine, name), spent))
+            (run,) = sweep_with(llm, tmp_path, found, budgets=(32,))
+        shares.append(1 - spent[0] / run.wall_s)
+    assert 0 < min(shares) < 0.03
+
+
+def timed(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **options: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return call(*args, **options)
+        finally:
+            spent[0] += time.perf_counter() - begin
+
+    return wrapped
+
+
+def test_a_server_is_evaluated_like_a_model(tmp_path: Path) -> None:
+    with serving(lambda body: completion("Answer: 1", tokens=9, thinking=4)) as server:
+        words = ["--task", "arithmetic", "--limit", "5", "--budgets", "4,8"]
+        args = parse(*words, "--base-url", server.url, "--out", str(tmp_path))
+        assert command.run(args) == 0
+        assert command.run(args) == 0
+    assert len(server.bodies) == 10  # the second time there is nothing left to ask
+    assert [body["thinking_token_budget"] for body in server.bodies].count(8) == 5
+    assert json.loads((tmp_path / "sweep.json").read_text())["model"] == "stub-model"
+    assert {row["thinking_tokens"] for row in results(tmp_path)} == {4}
+
+
+def test_a_dead_server_leaves_failed_rows_and_status_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--task", "arithmetic", "--limit", "3", "--retries", "0"]
+    args = parse(*words, "--base-url", "http://127.0.0.1:9", "--out", str(tmp_path))
+    assert command.run(args) == 1
+    assert all("ConnectError" in row["error"] for row in results(tmp_path))
+    assert "3 questions failed" in capsys.readouterr().err
+
+
+def test_settings_name_only_what_a_method_has() -> None:
+    assert RunSettings("m").to_json() == {"method": "m", "budget": None, "num_waits": 0}
+    assert RunSettings("m", samples=4).to_json()["samples"] == 4

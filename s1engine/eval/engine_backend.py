@@ -1,0 +1,92 @@
+"""Answers from the engine in this process, all asks in one continuous batch."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from s1engine.engine.llm import LLM
+from s1engine.errors import RequestError
+from s1engine.eval.backend import Ask, Reply, Sample, Segment
+from s1engine.outputs import CompletionOutput, RequestOutput
+
+
+class EngineBackend:
+    """A ``Backend`` over one LLM, which nobody else may step meanwhile."""
+
+    def __init__(self, llm: LLM) -> None:
+        self._engine = llm.engine
+        self._live: dict[str, Ask] = {}
+        self._refused: list[Reply] = []
+
+    @property
+    def name(self) -> str:
+        return self._engine.config.model_name
+
+    @property
+    def max_thinking(self) -> int | None:
+        return self._engine.max_model_len
+
+    @property
+    def can_think(self) -> bool:
+        return self._engine.format is not None
+
+    @property
+    def generated_tokens(self) -> int:
+        return self._engine.scheduler.stats().num_sampled_tokens
+
+    def submit(self, ask: Ask) -> None:
+        messages = [{"role": "user", "content": ask.prompt}]
+        try:
+            request = self._engine.make_request(messages, ask.params)
+        except RequestError as error:
+            self._refused.append(Reply(ask, (), 0.0, str(error)))
+            return
+        self._engine.add_request(request)
+        self._live[request.request_id] = ask
+
+    def replies(self) -> Iterator[Reply]:
+        try:
+            while self._live or self._refused:
+                while self._refused:
+                    yield self._refused.pop(0)
+                for request_id, event in self._engine.step() if self._live else ():
+                    if isinstance(event, RequestOutput):
+                        yield self._reply(self._live.pop(request_id), event)
+        finally:  # an interrupt must not leave sequences behind
+            for request_id in self._live:
+                self._engine.abort(request_id)
+            self._live.clear()
+            self._refused.clear()
+
+    def _reply(self, ask: Ask, output: RequestOutput) -> Reply:
+        samples = tuple(self._sample(ask, sample) for sample in output.outputs)
+        return Reply(ask, samples, output.timing.total_s)
+
+    def _sample(self, ask: Ask, output: CompletionOutput) -> Sample:
+        thinking = output.thinking
+        return Sample(
+            text=output.text,
+            thinking_tokens=thinking.tokens if thinking else 0,
+            output_tokens=len(output.token_ids),
+            forced_tokens=sum(output.forced),
+            waits_used=thinking.waits_used if thinking else 0,
+            end_reason=thinking.end_reason if thinking else None,
+            finish_reason=output.finish_reason,
+            mean_logprob=_mean_logprob(output),
+            segments=self._segments(output) if ask.trace else (),
+        )
+
+    def _segments(self, output: CompletionOutput) -> tuple[Segment, ...]:
+        """The tokens as text, cut where sampled and injected ones meet."""
+        decode = self._engine.tokenizer.decode
+        pairs = zip(output.token_ids, output.forced, strict=True)
+        return tuple(
+            (decode([token for token, _ in run], skip_special_tokens=False), bool(forced))
+            for forced, run in groupby(pairs, key=lambda pair: pair[1])
+        )
+
+
+def _mean_logprob(output: CompletionOutput) -> float | None:
+    if output.logprobs is None:
+        return None
+    sampled: Sequence[float] = [token.logprob for token in output.logprobs if not token.forced]
+    return sum(sampled) / len(sampled) if sampled else 0.0

@@ -1,0 +1,210 @@
+"""What the report draws, as data: which runs stand where, in which series, with which words.
+
+``svg`` and ``png`` draw these figures alike; neither knows what a run is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from s1engine.eval.methods import RunSettings
+from s1engine.eval.summary import is_baseline
+
+Run = dict[str, Any]  # an entry of summary.json's runs
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One run in a figure."""
+
+    x: float
+    y: float
+    label: str
+    """What run this is."""
+    facts: tuple[tuple[str, str], ...]
+    """Its figures by name, for whoever looks closer."""
+    low: float | None = None
+    high: float | None = None
+    hollow: bool = False
+    """There to be compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Runs that belong together, by ascending x."""
+
+    name: str
+    color: int
+    """Index into the palette; the same series has the same color in every figure."""
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """Marks over two axes."""
+
+    name: str
+    title: str
+    note: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    decimal: bool = False
+    """Ticks at round decimal numbers; else x is a number of tokens and goes by doublings."""
+    percent: bool = True
+    """Is y an accuracy, from 0 to 100? Else it is scaled as x is."""
+    joined: bool = True
+    """Are the marks of a series joined by a line?"""
+    front: tuple[tuple[float, float], ...] | None = None
+    """Runs that no other run beats in both directions."""
+    diagonal: bool = False
+    """Draw y = x."""
+
+
+def figures(runs: Sequence[Run]) -> list[Figure]:
+    """All figures of a sweep; those that would be empty are left out."""
+    found = [_accuracy(runs), _seconds(runs), _throughput(runs), _control(runs)]
+    return [figure for figure in found if figure.series]
+
+
+def _accuracy(runs: Sequence[Run]) -> Figure:
+    return Figure(
+        name="accuracy",
+        title="Accuracy against thinking",
+        note="Mean thinking tokens a question on a doubling scale; bars are 95 % intervals over "
+        "the questions.",
+        x_label="mean thinking tokens",
+        y_label="accuracy, %",
+        series=_series(runs, x=lambda run: run["thinking_tokens"]),
+    )
+
+
+def _seconds(runs: Sequence[Run]) -> Figure:
+    return Figure(
+        name="seconds",
+        title="Accuracy against time",
+        note="Wall-clock seconds a question, all questions of a run in one batch. Up and left is "
+        "better.",
+        x_label="seconds a question",
+        y_label="accuracy, %",
+        series=_series(runs, x=lambda run: run["seconds_per_question"]),
+        decimal=True,
+        joined=False,
+        front=pareto(runs, lambda run: -run["seconds_per_question"], "seconds_per_question"),
+    )
+
+
+def _throughput(runs: Sequence[Run]) -> Figure:
+    return Figure(
+        name="throughput",
+        title="Accuracy against throughput",
+        note="Output tokens a second over the whole run. Up and right is better.",
+        x_label="output tokens/s",
+        y_label="accuracy, %",
+        series=_series(runs, x=lambda run: run["output_tokens_per_s"]),
+        decimal=True,
+        joined=False,
+        front=pareto(runs, lambda run: run["output_tokens_per_s"], "output_tokens_per_s"),
+    )
+
+
+def _control(runs: Sequence[Run]) -> Figure:
+    """Runs with an upper limit above 0: a logarithmic axis has no place for 0."""
+    return Figure(
+        name="control",
+        title="Asked against used",
+        note="Below the line a run kept to what it was asked; above it, it thought for longer.",
+        x_label="thinking tokens asked at most",
+        y_label="mean thinking tokens used",
+        series=_series(
+            runs,
+            x=lambda run: run["limit"] or None,
+            y=lambda run: run["thinking_tokens"],
+            bars=False,
+        ),
+        percent=False,
+        joined=False,
+        diagonal=True,
+    )
+
+
+def pareto(
+    runs: Sequence[Run], worth: Callable[[Run], float], key: str
+) -> tuple[tuple[float, float], ...]:
+    """(x, accuracy) of the runs that none other beats: none is at least as good in both and
+    better in one. By ascending x."""
+    front = [
+        (run[key], run["accuracy"])
+        for run in runs
+        if not any(
+            worth(other) >= worth(run)
+            and other["accuracy"] >= run["accuracy"]
+            and (worth(other), other["accuracy"]) != (worth(run), run["accuracy"])
+            for other in runs
+        )
+    ]
+    return tuple(sorted(set(front)))
+
+
+def _series(
+    runs: Sequence[Run],
+    *,
+    x: Callable[[Run], float | None],
+    y: Callable[[Run], float] = lambda run: run["accuracy"],
+    bars: bool = True,
+) -> tuple[Series, ...]:
+    """Runs by series, those without x left out. Colors follow the order of all runs."""
+    groups: dict[str, list[Mark]] = {}
+    for run in runs:
+        marks = groups.setdefault(series_name(run["settings"]), [])
+        at = x(run)
+        if at is not None:
+            marks.append(_mark(run, at, y(run), bars))
+    return tuple(
+        Series(name, color, tuple(sorted(marks, key=lambda mark: mark.x)))
+        for color, (name, marks) in enumerate(groups.items())
+        if marks
+    )
+
+
+def _mark(run: Run, x: float, y: float, bars: bool) -> Mark:
+    low, high = run["interval"] if bars else (None, None)
+    settings = run["settings"]
+    hollow = is_baseline(RunSettings(settings["method"], length=settings.get("length")))
+    return Mark(x, y, run_label(settings), _facts(run), low, high, hollow)
+
+
+def _facts(run: Run) -> tuple[tuple[str, str], ...]:
+    low, high = run["interval"]
+    return (
+        ("accuracy", f"{run['accuracy']:.1f} % ({low:.1f} to {high:.1f})"),
+        ("thinking", f"{run['thinking_tokens']:,.1f} tokens"),
+        ("answer", f"{run['answer_tokens']:,.1f} tokens"),
+        ("speed", f"{run['output_tokens_per_s']:,.0f} tokens/s"),
+        ("time", f"{run['seconds_per_question']:.3g} s a question"),
+    )
+
+
+def series_name(settings: dict[str, Any]) -> str:
+    """The method, told apart by its waits."""
+    waits = settings["num_waits"]
+    told = f", {waits} wait{'s' * (waits > 1)}" if waits else ""
+    return f"{settings['method']}{told}"
+
+
+def run_label(settings: dict[str, Any]) -> str:
+    """What tells a run from the others of its method."""
+    words = []
+    if settings.get("length"):
+        words.append(settings["length"])
+    if settings.get("steps"):
+        words.append(f"{settings['steps']} steps")
+    if settings["budget"] is not None:
+        words.append(f"{settings['budget']:,} tokens")
+    if settings["num_waits"]:
+        words.append(f"{settings['num_waits']} wait{'s' * (settings['num_waits'] > 1)}")
+    if settings.get("samples", 1) > 1:
+        words.append(f"{settings['samples']} samples")
+    if settings.get("max_tries"):
+        words.append(f"{settings['max_tries']} tries at most")
+    return ", ".join(words) or "unbounded"

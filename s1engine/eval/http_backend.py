@@ -1,0 +1,259 @@
+"""Answers from an OpenAI-compatible server: one thread for each request that is under way.
+
+What fails for a passing reason (connection, time-out, 429, 5xx) is tried again after a growing
+pause; then the failure is the reply. Thinking fields go along only where they say something, so a
+server that does not know them can still answer runs without budgets.
+"""
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from s1engine.eval.backend import Ask, Reply, Sample
+from s1engine.sampling_params import SamplingParams, ThinkingBudget
+
+PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+FIRST_PAUSE_S = 0.5  # doubles with every try
+LONGEST_PAUSE_S = 30.0
+UNKNOWN_MODEL = "default"  # for servers that do not list their models
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HttpOptions:
+    """How to talk to a server."""
+
+    base_url: str
+    """Up to and including ``/v1``."""
+    api_key: str | None = None
+    model: str | None = None
+    """None: the first that the server lists."""
+    concurrency: int = 64
+    """Requests under way at once."""
+    timeout_s: float = 600.0
+    """Of one request."""
+    retries: int = 4
+    """Further tries after the first."""
+    first_pause_s: float = FIRST_PAUSE_S
+
+
+class _FailedError(Exception):
+    """A request that no further try will mend, or that has none left."""
+
+
+class HttpBackend:
+    """A ``Backend`` over HTTP. Close it after use."""
+
+    def __init__(self, options: HttpOptions) -> None:
+        headers = {"Authorization": f"Bearer {options.api_key}"} if options.api_key else {}
+        limits = httpx.Limits(max_connections=options.concurrency)
+        self._client = httpx.Client(
+            base_url=options.base_url.rstrip("/") + "/",
+            headers=headers,
+            timeout=httpx.Timeout(options.timeout_s, connect=min(options.timeout_s, 20.0)),
+            limits=limits,
+        )
+        self._options = options
+        self._pool = ThreadPoolExecutor(options.concurrency, thread_name_prefix="eval-http")
+        self._ready: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._outstanding = 0
+        self._generated = 0
+        self._model = options.model or self._first_model()
+
+    @property
+    def name(self) -> str:
+        return self._model
+
+    @property
+    def max_thinking(self) -> int | None:
+        return None
+
+    @property
+    def can_think(self) -> bool:
+        return True
+
+    @property
+    def generated_tokens(self) -> int:
+        return self._generated
+
+    def submit(self, ask: Ask) -> None:
+        self._outstanding += 1
+        self._pool.submit(self._work, ask)
+
+    def replies(self) -> Iterator[Reply]:
+        try:
+            while self._outstanding:
+                reply = self._ready.get()
+                self._outstanding -= 1
+                self._generated += sum(sample.output_tokens for sample in reply.samples)
+                yield reply
+        finally:
+            if self._outstanding:
+                self.close()
+
+    def close(self) -> None:
+        """Drops what is under way and lets the connections go."""
+        self._stopped.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
+
+    def _first_model(self) -> str:
+        try:
+            return str(self._client.get("models").json()["data"][0]["id"])
+        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+            return UNKNOWN_MODEL
+
+    def _work(self, ask: Ask) -> None:
+        begin = time.monotonic()
+        samples: tuple[Sample, ...] = ()
+        error = None
+        try:
+            samples = read_samples(self._post(request_body(ask, self._model)))
+        except _FailedError as failure:
+            error = str(failure)
+        except (LookupError, TypeError, ValueError, AttributeError) as failure:
+            error = f"the answer is no chat completion ({type(failure).__name__}: {failure})"
+        except Exception as failure:  # a thread must not die silently: its reply is awaited
+            error = f"{type(failure).__name__}: {failure}"
+        self._ready.put(Reply(ask, samples, time.monotonic() - begin, error))
+
+    def _post(self, body: dict[str, Any]) -> Any:
+        """The answer's JSON. Raises _FailedError when tries have run out or would be in vain."""
+        for attempt in range(self._options.retries + 1):
+            retry_after = None
+            try:
+                response = self._client.post("chat/completions", json=body)
+                if response.is_success:
+                    return response.json()
+                failure = f"HTTP {response.status_code}: {_message(response)}"
+                if response.status_code not in PASSING:
+                    raise _FailedError(failure)
+                retry_after = response.headers.get("retry-after")
+            except httpx.TransportError as error:
+                failure = f"{type(error).__name__}: {error}".rstrip(": ")
+            if attempt < self._options.retries and not self._pause(attempt, retry_after):
+                break
+        raise _FailedError(f"{failure} (after {attempt + 1} tries)")
+
+    def _pause(self, attempt: int, retry_after: str | None) -> bool:
+        """Waits before the next try, half of it at random; False if the backend was closed."""
+        pause = self._options.first_pause_s * 2**attempt * random.uniform(0.5, 1.0)
+        if retry_after is not None and retry_after.isdecimal():
+            pause = max(pause, float(retry_after))
+        return not self._stopped.wait(min(pause, LONGEST_PAUSE_S))
+
+
+def _message(response: httpx.Response) -> str:
+    """What the server says went wrong, one line of it."""
+    try:
+        text = str(response.json()["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        text = response.text
+    return text.strip().partition("\n")[0][:300] or response.reason_phrase
+
+
+# --- a chat completion, there and back ---
+
+
+def request_body(ask: Ask, model: str) -> dict[str, Any]:
+    """The request; fields with neutral values are left out."""
+    params, neutral = ask.params, SamplingParams()
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": ask.prompt}],
+        "temperature": params.temperature,
+        "seed": params.seed,
+    }
+    for name in ("n", "max_tokens", "top_p", "top_k", "min_p"):
+        if getattr(params, name) != getattr(neutral, name):
+            body[name] = getattr(params, name)
+    if params.logprobs is not None:
+        body["logprobs"] = True
+    return body | _thinking_fields(params.thinking)
+
+
+def _thinking_fields(budget: ThinkingBudget | None) -> dict[str, Any]:
+    if budget is None:
+        return {}
+    given, neutral = _flat(budget), _flat(ThinkingBudget())
+    return {name: value for name, value in given.items() if value != neutral[name]}
+
+
+def _flat(budget: ThinkingBudget) -> dict[str, Any]:
+    return {
+        "thinking_token_budget": budget.max_tokens,
+        "min_thinking_tokens": budget.min_tokens,
+        "num_waits": budget.num_waits,
+        "wait_text": budget.wait_text,
+        "final_text": budget.final_text,
+        "answer_reserve": budget.answer_reserve,
+    }
+
+
+def read_samples(answer: Any) -> tuple[Sample, ...]:
+    """The samples of a chat completion. Token counts that the server gives for all samples
+    together are shared out evenly."""
+    usage = answer.get("usage") or {}
+    choices = answer["choices"]
+    if not choices:
+        raise ValueError("no choices")
+    return tuple(_sample(choice, usage, len(choices)) for choice in choices)
+
+
+def _sample(choice: dict[str, Any], usage: dict[str, Any], count: int) -> Sample:
+    message = choice["message"]
+    text = message.get("content") or ""
+    reasoning = message.get("reasoning") or message.get("reasoning_content") or ""
+    figures = _figures(choice, usage, count)
+    total = (usage.get("completion_tokens") or 0) // count
+    thinking, estimated = _thinking_tokens(figures, usage, count), False
+    if thinking is None:
+        thinking = round(total * len(reasoning) / max(len(reasoning) + len(text), 1))
+        estimated = bool(reasoning)
+    return Sample(
+        text=text,
+        thinking_tokens=thinking,
+        output_tokens=max(total, thinking),
+        forced_tokens=figures.get("forced_tokens") or 0,
+        waits_used=figures.get("waits_used") or 0,
+        end_reason=figures.get("end_reason"),
+        finish_reason=choice.get("finish_reason"),
+        mean_logprob=_mean_logprob(choice),
+        estimated=estimated,
+        segments=((reasoning, False), (text, False)),
+    )
+
+
+def _thinking_tokens(figures: dict[str, Any], usage: dict[str, Any], count: int) -> int | None:
+    """As the server counted them; None if it did not."""
+    if figures.get("tokens") is not None:
+        return int(figures["tokens"])
+    details = usage.get("completion_tokens_details") or {}
+    together = details.get("reasoning_tokens")
+    return None if together is None else int(together) // count
+
+
+def _figures(choice: dict[str, Any], usage: dict[str, Any], count: int) -> dict[str, Any]:
+    """s1engine's own figures of one sample, where the server gives them."""
+    own = choice.get("thinking")
+    if isinstance(own, dict):
+        return own
+    shared = usage.get("thinking")
+    if isinstance(shared, list) and len(shared) == count:
+        shared = shared[choice.get("index") or 0]
+    elif count > 1:
+        shared = None
+    return shared if isinstance(shared, dict) else {}
+
+
+def _mean_logprob(choice: dict[str, Any]) -> float | None:
+    content = (choice.get("logprobs") or {}).get("content") or []
+    sampled = [float(token["logprob"]) for token in content if not token.get("forced")]
+    return sum(sampled) / len(sampled) if sampled else None

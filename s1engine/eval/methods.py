@@ -1,0 +1,184 @@
+"""The ways of spending thinking that s1 compares, each an object with one method, ``answer``.
+
+A sweep is a list of them. Most ask once for each question and differ in data only: what follows the
+prompt, how it is sampled, how one answer is made of the samples (``SinglePass``); rejection
+sampling asks again. A method may answer for several runs at once, for example where one pass yields
+the answers at every budget. Knows no engine and no server (``backend``), no task and no file.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+from s1engine.eval.backend import Ask, Backend, Reply, Sample
+from s1engine.eval.choose import Choice, Chooser
+from s1engine.eval.grade import extract_answer
+from s1engine.eval.tasks import Question
+from s1engine.sampling_params import SamplingParams
+
+TOKENS_PER_STEP = 100  # by which s1 turns steps into the thinking that was asked for
+CUT_SHORT = ("budget", "deadline", "client", "loop", "length", "abort")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What tells one run from another. Fields that a method does not have keep their default."""
+
+    method: str
+    budget: int | None = None
+    """Thinking tokens at most; None: unbounded."""
+    num_waits: int = 0
+    steps: int | None = None
+    """Thinking steps that the prompt asks for."""
+    length: str | None = None
+    """``short`` or ``long``: the class of thinking that the prompt asks for."""
+    samples: int = 1
+    max_tries: int = 0
+    """Samples drawn until one is accepted; 0: the first is taken."""
+
+    @property
+    def limit(self) -> int | None:
+        """Thinking tokens that a question was allowed, over all samples that are its answer."""
+        each = self.sample_limit
+        return None if each is None else each * self.samples
+
+    @property
+    def sample_limit(self) -> int | None:
+        """Thinking tokens that one sample was allowed or asked to use."""
+        return self.budget if self.steps is None else TOKENS_PER_STEP * self.steps
+
+    def to_json(self) -> dict[str, Any]:
+        """Method, budget and waits always; anything else where it is set."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        always = ("method", "budget", "num_waits")
+        default = RunSettings(self.method)
+        return {k: v for k, v in given.items() if k in always or v != getattr(default, k)}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one run made of one question."""
+
+    settings: RunSettings
+    question: Question
+    choice: Choice | None
+    """None: no sample was acceptable, or the question failed."""
+    samples: tuple[Sample, ...]
+    """Everything that was generated for it, in the order of generation."""
+    seconds: float
+    error: str | None = None
+    tries: int = 1
+
+
+class Method(Protocol):
+    """One way of answering; see the module's docstring."""
+
+    @property
+    def settings(self) -> tuple[RunSettings, ...]:
+        """The runs that this method answers for."""
+
+    def answer(
+        self, questions: Sequence[Question], backend: Backend, traces: frozenset[str]
+    ) -> Iterator[Answer]:
+        """An answer for each question and run, in the order in which they are ready. ``traces``:
+        ids of the questions whose text is wanted in segments."""
+
+
+@dataclass(frozen=True, slots=True)
+class SinglePass:
+    """Asks each question once, all at the same time."""
+
+    run: RunSettings
+    params: SamplingParams
+    choose: Chooser
+    suffix: str = ""
+    """Stands after the question and a blank line."""
+
+    @property
+    def settings(self) -> tuple[RunSettings, ...]:
+        return (self.run,)
+
+    def answer(
+        self, questions: Sequence[Question], backend: Backend, traces: frozenset[str]
+    ) -> Iterator[Answer]:
+        for key, question in enumerate(questions):
+            backend.submit(self._ask(key, question, question.id in traces))
+        for reply in backend.replies():
+            question = questions[reply.ask.key]
+            choice = None if reply.error else self.choose(question, reply.samples)
+            yield Answer(
+                self.run, question, choice, reply.samples, reply.seconds, error=reply.error
+            )
+
+    def _ask(self, key: int, question: Question, trace: bool) -> Ask:
+        prompt = f"{question.prompt}\n\n{self.suffix}" if self.suffix else question.prompt
+        return Ask(key, prompt, seeded(self.params, question), trace)
+
+
+@dataclass(slots=True)
+class _Tries:
+    """A question that rejection sampling is at work on."""
+
+    samples: list[Sample]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RejectionSampling:
+    """Samples until an answer's own thinking stays under the budget, at most ``max_tries`` times;
+    where none does, the question has no answer.
+
+    Thinking that reaches the budget is cut there, since it is rejected however it would go on.
+    """
+
+    run: RunSettings
+    params: SamplingParams
+
+    @property
+    def settings(self) -> tuple[RunSettings, ...]:
+        return (self.run,)
+
+    def answer(
+        self, questions: Sequence[Question], backend: Backend, traces: frozenset[str]
+    ) -> Iterator[Answer]:
+        tries = [_Tries([]) for _ in questions]
+        for key, question in enumerate(questions):
+            backend.submit(self._ask(key, question, 0, question.id in traces))
+        for reply in backend.replies():
+            key = reply.ask.key
+            so_far, question = tries[key], questions[key]
+            so_far.samples += reply.samples
+            so_far.seconds += reply.seconds
+            accepted = reply.error is None and self._accepts(reply.samples[0])
+            if accepted or reply.error or len(so_far.samples) == self.run.max_tries:
+                yield self._answer(question, so_far, reply, accepted)
+            else:
+                backend.submit(self._ask(key, question, len(so_far.samples), reply.ask.trace))
+
+    def _ask(self, key: int, question: Question, attempt: int, trace: bool) -> Ask:
+        return Ask(key, question.prompt, seeded(self.params, question, attempt), trace)
+
+    def _accepts(self, sample: Sample) -> bool:
+        within = self.run.budget is None or sample.thinking_tokens < self.run.budget
+        return within and sample.end_reason not in CUT_SHORT
+
+    def _answer(self, question: Question, tries: _Tries, reply: Reply, accepted: bool) -> Answer:
+        last = tries.samples[-1] if tries.samples else None
+        choice = Choice(extract_answer(last.text), last) if accepted and last else None
+        return Answer(
+            self.run,
+            question,
+            choice,
+            tuple(tries.samples),
+            tries.seconds,
+            error=reply.error,
+            tries=max(len(tries.samples), 1),
+        )
+
+
+def seeded(params: SamplingParams, question: Question, attempt: int = 0) -> SamplingParams:
+    """``params`` with a seed that depends on the question and the attempt, not on their order; the
+    samples of one ask differ by their index."""
+    name = f"{params.seed}/{question.id}/{attempt}".encode()
+    return replace(params, seed=int.from_bytes(hashlib.sha256(name).digest()[:4], "little"))

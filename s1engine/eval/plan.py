@@ -1,0 +1,241 @@
+"""From flags to a sweep: which methods there are, what each takes, and the runs they come to.
+
+Everything a user can get wrong about a sweep is found here, before a model is loaded. Prompts are
+those of s1's evaluation.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from s1engine.config import check_float, check_int
+from s1engine.errors import RequestError
+from s1engine.eval.choose import Chooser, first, majority, most_confident
+from s1engine.eval.methods import (
+    TOKENS_PER_STEP,
+    Method,
+    RejectionSampling,
+    RunSettings,
+    SinglePass,
+)
+from s1engine.sampling_params import MAX_N, MAX_TOKENS, MAX_WAITS, SamplingParams, ThinkingBudget
+
+TOKEN_SUFFIX = "Think for up to {n} tokens."
+STEP_SUFFIX = "Think for up to {n} steps."
+CLASS_SUFFIXES = {
+    "short": "Answer after a short amount of thinking. "
+    "Do not spend excessive time double-checking your work.",
+    "long": "Answer after a long amount of thinking. If you feel like you are finished early, "
+    "spend the extra time trying to double-check your work until you are absolutely sure that "
+    "you have the correct answer.",
+}
+MAX_STEPS = 10_000
+MAX_TRIES = 1000
+BASELINES = ("class-conditional", "class-conditional-forced")
+"""Methods whose run without a length is not one of their own: the others are held against it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepOptions:
+    """The lists that a sweep runs over, and how it samples. None: the method's own default."""
+
+    budgets: tuple[int | None, ...] | None = None
+    num_waits: tuple[int, ...] | None = None
+    steps: tuple[int, ...] | None = None
+    samples: tuple[int, ...] | None = None
+    max_tries: int | None = None
+    wait_text: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for budget in self.budgets or ():
+            if budget is not None:
+                check_int("budgets", budget, 0, MAX_TOKENS)
+        _check_all("num_waits", self.num_waits, 0, MAX_WAITS)
+        _check_all("steps", self.steps, 1, MAX_STEPS)
+        _check_all("samples", self.samples, 1, MAX_N)
+        for name in ("budgets", "num_waits", "steps", "samples"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise RequestError(f"{name} names a value twice", param=name)
+        if self.max_tries is not None:
+            check_int("max_tries", self.max_tries, 1, MAX_TRIES)
+        if self.temperature is not None:
+            check_float("temperature", self.temperature, 0.0, 100.0)
+        if self.max_tokens is not None:
+            check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+
+    def params(
+        self, run: RunSettings, *, temperature: float, forced: bool = True
+    ) -> SamplingParams:
+        """How a run samples; ``forced``: its limits are enforced, not only asked for."""
+        sampled = temperature if self.temperature is None else self.temperature
+        return SamplingParams(
+            n=run.samples,
+            temperature=sampled,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+            thinking=self._thinking(run) if forced else None,
+        )
+
+    def _thinking(self, run: RunSettings) -> ThinkingBudget | None:
+        if run.sample_limit is None and not run.num_waits:
+            return None
+        wait = ThinkingBudget().wait_text if self.wait_text is None else self.wait_text
+        return ThinkingBudget(max_tokens=run.sample_limit, num_waits=run.num_waits, wait_text=wait)
+
+
+def _check_all(param: str, values: Sequence[int] | None, low: int, high: int) -> None:
+    for value in values or ():
+        check_int(param, value, low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class MethodKind:
+    """A method as a user names it: the options it takes, and the runs it makes of them."""
+
+    takes: frozenset[str]
+    build: Callable[[str, SweepOptions], list[Method]]
+    help: str
+
+
+def plan(names: Sequence[str], options: SweepOptions) -> list[Method]:
+    """The sweep of ``names``, in the order asked. Raises RequestError for an option that none of
+    them takes."""
+    for name in names:
+        if name not in METHODS:
+            raise RequestError(
+                f"method must be one of {', '.join(METHODS)}; got {name!r}", param="method"
+            )
+    if len(set(names)) < len(names):
+        raise RequestError("method names one twice", param="method")
+    taken = frozenset().union(*(METHODS[name].takes for name in names))
+    for field in ("budgets", "num_waits", "steps", "samples", "max_tries", "wait_text"):
+        if getattr(options, field) is not None and field not in taken:
+            raise RequestError(f"{field} does not apply to {', '.join(names)}", param=field)
+    methods = [method for name in names for method in METHODS[name].build(name, options)]
+    return [method for method in methods if method.settings]
+
+
+# --- the runs of each method ---
+
+
+def _budget_forcing(name: str, options: SweepOptions) -> list[Method]:
+    """Budgets within waits."""
+    runs = [
+        RunSettings(name, budget, num_waits)
+        for num_waits, budget in itertools.product(
+            options.num_waits or (0,), options.budgets or (None,)
+        )
+    ]
+    return [SinglePass(run, options.params(run, temperature=0), first) for run in runs]
+
+
+def _token_conditional(name: str, options: SweepOptions) -> list[Method]:
+    forced = name.endswith("-forced")
+    return [
+        SinglePass(
+            (run := RunSettings(name, budget)),
+            options.params(run, temperature=0, forced=forced),
+            first,
+            suffix="" if budget is None else TOKEN_SUFFIX.format(n=budget),
+        )
+        for budget in options.budgets or (1024, 2048, 4096, 8192, 16384)
+    ]
+
+
+def _step_conditional(name: str, options: SweepOptions) -> list[Method]:
+    forced = name.endswith("-forced")
+    return [
+        SinglePass(
+            (run := RunSettings(name, steps=steps)),
+            options.params(run, temperature=0, forced=forced),
+            first,
+            suffix=STEP_SUFFIX.format(n=steps),
+        )
+        for steps in options.steps or (16, 32, 64, 128, 256)
+    ]
+
+
+def _class_conditional(name: str, options: SweepOptions) -> list[Method]:
+    """A run without a length first: the others are held against it."""
+    budgets = (options.budgets or (None,)) if name.endswith("-forced") else (None,)
+    return [
+        SinglePass(
+            (run := RunSettings(name, budget, length=length)),
+            options.params(run, temperature=0),
+            first,
+            suffix=CLASS_SUFFIXES[length] if length else "",
+        )
+        for budget in budgets
+        for length in (None, "short", "long")
+    ]
+
+
+def _rejection_sampling(name: str, options: SweepOptions) -> list[Method]:
+    tries = options.max_tries or 16
+    runs = [RunSettings(name, budget, max_tries=tries) for budget in options.budgets or (None,)]
+    if any(run.budget == 0 for run in runs):
+        raise RequestError("budgets: no thinking stays under a budget of 0", param="budgets")
+    return [RejectionSampling(run, options.params(run, temperature=1)) for run in runs]
+
+
+def _parallel(choose: Chooser, logprobs: int | None = None) -> Callable[..., list[Method]]:
+    def build(name: str, options: SweepOptions) -> list[Method]:
+        runs = [
+            RunSettings(name, budget, samples=samples)
+            for budget in options.budgets or (None,)
+            for samples in options.samples or (1, 2, 4, 8)
+        ]
+        return [SinglePass(run, _with(options, run, logprobs), choose) for run in runs]
+
+    return build
+
+
+def _with(options: SweepOptions, run: RunSettings, logprobs: int | None) -> SamplingParams:
+    return replace(options.params(run, temperature=1), logprobs=logprobs)
+
+
+_BUDGETS = frozenset({"budgets"})
+METHODS = {
+    "budget-forcing": MethodKind(
+        _BUDGETS | {"num_waits", "wait_text"},
+        _budget_forcing,
+        "thinking cut at a maximum, prolonged by waits",
+    ),
+    "token-conditional": MethodKind(
+        _BUDGETS, _token_conditional, "the prompt asks for at most so many tokens"
+    ),
+    "token-conditional-forced": MethodKind(
+        _BUDGETS, _token_conditional, "the same, and thinking is cut there"
+    ),
+    "step-conditional": MethodKind(
+        frozenset({"steps"}), _step_conditional, "the prompt asks for at most so many steps"
+    ),
+    "step-conditional-forced": MethodKind(
+        frozenset({"steps"}),
+        _step_conditional,
+        f"the same, and thinking is cut at {TOKENS_PER_STEP} tokens a step",
+    ),
+    "class-conditional": MethodKind(
+        frozenset(), _class_conditional, "the prompt asks for short or long thinking"
+    ),
+    "class-conditional-forced": MethodKind(
+        _BUDGETS, _class_conditional, "the same, and thinking is cut at the budget"
+    ),
+    "rejection-sampling": MethodKind(
+        _BUDGETS | {"max_tries"},
+        _rejection_sampling,
+        "sampled until the thinking stays under the budget",
+    ),
+    "majority-voting": MethodKind(
+        _BUDGETS | {"samples"}, _parallel(majority), "the answer of most samples"
+    ),
+    "best-of-n": MethodKind(
+        _BUDGETS | {"samples"},
+        _parallel(most_confident, logprobs=0),
+        "the sample whose tokens were likeliest on average",
+    ),
+}

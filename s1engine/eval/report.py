@@ -1,0 +1,139 @@
+"""report.html: a sweep on one page that needs no network, and its figures as PNG files beside it.
+
+Puts the page together; ``svg`` draws, ``tables`` and ``traces`` write their sections. Everything
+that came from questions or models is escaped.
+"""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from s1engine.eval import png, svg, tables, traces
+from s1engine.eval.figures import Figure, figures, run_label
+
+Run = dict[str, Any]
+Row = dict[str, Any]
+
+
+def write_report(
+    folder: Path, summary: dict[str, Any], rows: Sequence[Row], identity: dict[str, Any]
+) -> None:
+    """Writes report.html and a PNG for each of its figures into ``folder``. ``identity`` says what
+    was measured: task, model, number of questions, seed."""
+    drawn = figures(summary["runs"])
+    for figure in drawn:
+        png.save(figure, folder / f"{figure.name}.png")
+    page = Template(_asset("page.html")).substitute(
+        title=escape(f"{identity['task']}, {_model(identity)}"),
+        style=_asset("style.css"),
+        script=_asset("script.js"),
+        body="\n".join(_body(summary, rows, identity, drawn)),
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _asset(name: str) -> str:
+    return (resources.files("s1engine.eval") / "page" / name).read_text(encoding="utf-8")
+
+
+def _model(identity: dict[str, Any]) -> str:
+    return Path(str(identity["model"])).name
+
+
+def _body(
+    summary: dict[str, Any],
+    rows: Sequence[Row],
+    identity: dict[str, Any],
+    drawn: Sequence[Figure],
+) -> Iterator[str]:
+    yield from _head(summary["runs"], identity)
+    by_name = {figure.name: figure for figure in drawn}
+    yield (
+        f"<section>{_card(by_name['accuracy'], 920, 420)}</section>"
+        if "accuracy" in by_name
+        else ""
+    )
+    yield '<section class="pair">'
+    for name in ("seconds", "throughput"):
+        if name in by_name:
+            yield _card(by_name[name], 450, 330)
+    yield "</section>"
+    yield '<section class="pair">'
+    if "control" in by_name:
+        yield _card(by_name["control"], 450, 400)
+    yield tables.methods(summary["methods"])
+    yield "</section>"
+    yield tables.runs(summary["runs"])
+    yield traces.section(rows)
+    yield from _foot(identity)
+
+
+def _head(runs: Sequence[Run], identity: dict[str, Any]) -> Iterator[str]:
+    questions = identity["questions"]
+    yield '<p class="eyebrow">Test-time scaling</p>'
+    yield f"<h1>{escape(_model(identity))} on {escape(identity['task'])}</h1>"
+    yield (
+        f'<p class="lede">{len(runs)} run{"s" * (len(runs) != 1)} over {questions:,} '
+        f"question{'s' * (questions != 1)}: what thinking costs, and what it buys.</p>"
+    )
+    if runs:
+        yield f'<dl class="stats">{"".join(_stats(runs))}</dl>'
+
+
+def _stats(runs: Sequence[Run]) -> Iterator[str]:
+    best = max(runs, key=lambda run: (run["accuracy"], -run["thinking_tokens"]))
+    low, high = best["interval"]
+    yield _stat(
+        "best accuracy",
+        f"{best['accuracy']:.1f} <small>%</small>",
+        f"{low:.1f} to {high:.1f}; {best['settings']['method']}, {run_label(best['settings'])}",
+    )
+    yield _stat(
+        "its thinking", f"{best['thinking_tokens']:,.0f} <small>tokens</small>", "mean a question"
+    )
+    fastest = max(runs, key=lambda run: run["output_tokens_per_s"])
+    yield _stat(
+        "highest throughput",
+        f"{fastest['output_tokens_per_s']:,.0f} <small>tokens/s</small>",
+        f"{fastest['settings']['method']}, {run_label(fastest['settings'])}",
+    )
+    total = sum(run["wall_s"] for run in runs)
+    failed = sum(run["failed"] for run in runs)
+    yield _stat("time of the sweep", _duration(total), f"{failed} failed" if failed else "all runs")
+
+
+def _stat(name: str, value: str, note: str) -> str:
+    """``value`` is HTML; the others are text."""
+    return f"<div><dt>{name}</dt><dd>{value}</dd><p>{escape(note)}</p></div>"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} <small>s</small>"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} <small>h</small> {minutes:02} <small>min</small>"
+    return f"{minutes} <small>min</small> {rest:02} <small>s</small>"
+
+
+def _card(figure: Figure, width: int, height: int) -> str:
+    return (
+        f'<div class="card" id="{figure.name}"><h2>{escape(figure.title)}</h2>'
+        f'<p class="note">{escape(figure.note)}</p>{svg.legend(figure)}'
+        f"{svg.draw(figure, width, height)}</div>"
+    )
+
+
+def _foot(identity: dict[str, Any]) -> Iterator[str]:
+    said = {
+        "model": identity["model"],
+        "server": identity["base_url"],
+        "seed": identity["seed"],
+        "questions": f"{identity['questions']}, SHA-256 {identity['questions_sha256'][:16]}",
+    }
+    words = "; ".join(f"{key} {value}" for key, value in said.items() if value is not None)
+    yield f"<footer>{escape(words)}. Every row stands in results.jsonl.</footer>"

@@ -1,0 +1,160 @@
+"""What the rows of a sweep come to: figures of each run, and of each method over its runs.
+
+Pure: rows in, the content of summary.json out. A question that failed counts as not correct, and is
+counted in ``failed``.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from s1engine.eval.intervals import bootstrap_interval, paired_interval
+from s1engine.eval.methods import RunSettings
+from s1engine.eval.metrics import Point, method_metrics
+from s1engine.eval.plan import BASELINES
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prices:
+    """What running costs, as far as the user said."""
+
+    watts: float | None = None
+    """Power drawn while a run goes on."""
+    dollars_per_hour: float | None = None
+    dollars_per_million_tokens: float | None = None
+    """Of generated tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRows:
+    """The rows of one run, in the order of the questions."""
+
+    settings: RunSettings
+    rows: list[Row]
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds that the run took, over all times it was started."""
+        last: dict[int, float] = {}
+        for row in self.rows:
+            last[row["session"]] = max(last.get(row["session"], 0.0), row["finished_s"])
+        return sum(last.values())
+
+    @property
+    def correct(self) -> list[bool]:
+        return [row["correct"] for row in self.rows]
+
+    @property
+    def accuracy(self) -> Fraction:
+        """Percent, exact."""
+        return Fraction(100 * sum(self.correct), len(self.rows))
+
+    @property
+    def thinking_tokens(self) -> float:
+        """Mean over the questions."""
+        return float(statistics.mean(row["thinking_tokens"] for row in self.rows))
+
+
+def summarize(runs: Sequence[RunRows], *, seed: int, prices: Prices) -> dict[str, Any]:
+    """The content of summary.json: runs in the order given, and the methods among them."""
+    runs = [run for run in runs if run.rows]
+    entries = [_run(run, runs[0], seed, prices) | _limits(run, runs) for run in runs]
+    names = dict.fromkeys(run.settings.method for run in runs)
+    return {"runs": entries, "methods": {name: _method(name, runs) for name in names}}
+
+
+def _run(run: RunRows, first: RunRows, seed: int, prices: Prices) -> dict[str, Any]:
+    rows, wall_s = run.rows, run.wall_s
+    generated = sum(row["generated_tokens"] for row in rows)
+    return {
+        "settings": run.settings.to_json(),
+        "questions": len(rows),
+        "failed": sum("error" in row for row in rows),
+        "accuracy": float(run.accuracy),
+        "interval": bootstrap_interval(run.correct, seed),
+        "thinking_tokens": run.thinking_tokens,
+        "answer_tokens": statistics.mean(row["answer_tokens"] for row in rows),
+        "output_tokens_per_s": generated / wall_s if wall_s else 0.0,
+        "wall_s": wall_s,
+        "seconds_per_question": wall_s / len(rows),
+        "latency_s": statistics.mean(row["seconds"] for row in rows),
+        **_difference(run, first, seed),
+        **_cost(run, generated, prices),
+        **_shares(rows),
+    }
+
+
+def _difference(run: RunRows, first: RunRows, seed: int) -> dict[str, Any]:
+    """Against the first run, over the questions that both have."""
+    if run is first:
+        return {}
+    theirs = {row["id"]: row["correct"] for row in first.rows}
+    pairs = [(theirs[row["id"]], row["correct"]) for row in run.rows if row["id"] in theirs]
+    if not pairs:
+        return {}
+    before, after = [a for a, _ in pairs], [b for _, b in pairs]
+    value = 100 * (sum(after) - sum(before)) / len(pairs)
+    interval = paired_interval(before, after, seed)
+    return {"difference_to_first": {"accuracy": value, "interval": interval}}
+
+
+def _cost(run: RunRows, generated: int, prices: Prices) -> dict[str, float]:
+    n, wall_s = len(run.rows), run.wall_s
+    costs: dict[str, float] = {}
+    if prices.watts is not None:
+        costs["joules_per_question"] = prices.watts * wall_s / n
+    dollars = []
+    if prices.dollars_per_hour is not None:
+        dollars.append(prices.dollars_per_hour * wall_s / 3600)
+    if prices.dollars_per_million_tokens is not None:
+        dollars.append(prices.dollars_per_million_tokens * generated / 1e6)
+    if dollars:
+        costs["dollars_per_question"] = sum(dollars) / n
+    return costs
+
+
+def _shares(rows: Sequence[Row]) -> dict[str, float]:
+    """Figures that only some methods have: answers among the samples, tries, acceptance."""
+    shares: dict[str, float] = {}
+    if any("covered" in row for row in rows):
+        shares["coverage"] = 100 * sum(row.get("covered", False) for row in rows) / len(rows)
+    if any("tries" in row for row in rows):
+        shares["tries"] = statistics.mean(row.get("tries", 1) for row in rows)
+        shares["accepted"] = 100 * sum(row.get("accepted", False) for row in rows) / len(rows)
+    if any(row.get("thinking_estimated") for row in rows):
+        shares["thinking_estimated"] = True
+    return shares
+
+
+def _limits(run: RunRows, runs: Sequence[RunRows]) -> dict[str, float | None]:
+    point = _point(run, runs)
+    return {"limit": point.limit, "limit_min": point.limit_min}
+
+
+def _point(run: RunRows, runs: Sequence[RunRows]) -> Point:
+    """The run as the metrics see it. A class has the run without one as its limit."""
+    settings = run.settings
+    limit: float | None = settings.limit
+    limit_min = None
+    if settings.length is not None:
+        free = RunSettings(settings.method, settings.budget)
+        baseline = next((r.thinking_tokens for r in runs if r.settings == free), None)
+        if settings.length == "short":
+            limit = baseline if limit is None else limit
+        else:
+            limit_min = baseline
+    return Point(run.thinking_tokens, run.accuracy, limit, limit_min)
+
+
+def _method(name: str, runs: Sequence[RunRows]) -> dict[str, float | None]:
+    own = [run for run in runs if run.settings.method == name and not is_baseline(run.settings)]
+    return method_metrics([_point(run, runs) for run in own])
+
+
+def is_baseline(settings: RunSettings) -> bool:
+    """Is the run there to be compared with, not one of its method's own?"""
+    return settings.method in BASELINES and settings.length is None

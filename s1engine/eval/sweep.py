@@ -1,0 +1,80 @@
+"""A sweep: every method over every question, each answer written down as it comes.
+
+All questions of a run are one continuous batch. Owns progress and order; knows no files
+(``results``) and no flags (``command``).
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from s1engine.eval.backend import Backend
+from s1engine.eval.methods import Method
+from s1engine.eval.results import Results, make_row
+from s1engine.eval.summary import RunRows
+from s1engine.eval.tasks import Question
+
+Finished = Callable[[RunRows], None]
+
+
+def run_sweep(
+    methods: Sequence[Method],
+    questions: Sequence[Question],
+    backend: Backend,
+    results: Results,
+    *,
+    traces: int,
+    finished: Finished,
+) -> list[RunRows]:
+    """Answers what ``results`` lacks. Returns the runs in the order asked; each goes to
+    ``finished`` as soon as it is whole. The text of the first ``traces`` questions is kept."""
+    traced = frozenset(question.id for question in questions[:traces])
+    pending = [_pending(method, questions, results) for method in methods]
+    total = sum(len(qs) * len(m.settings) for m, qs in zip(methods, pending, strict=True))
+    runs: list[RunRows] = []
+    pause = 0.2 if sys.stderr.isatty() else 10  # seconds between two states of the bar
+    with tqdm(total=total, unit="question", mininterval=pause) as bar:
+        meter = _Meter(bar, backend)
+        for method, left in zip(methods, pending, strict=True):
+            _run_method(method, left, backend, results, traced, meter)
+            for settings in method.settings:
+                runs.append(RunRows(settings, results.of(settings, [q.id for q in questions])))
+                finished(runs[-1])
+    return runs
+
+
+def _pending(method: Method, questions: Sequence[Question], results: Results) -> list[Question]:
+    return [q for q in questions if not all(results.has(run, q.id) for run in method.settings)]
+
+
+def _run_method(
+    method: Method,
+    questions: Sequence[Question],
+    backend: Backend,
+    results: Results,
+    traced: frozenset[str],
+    meter: "_Meter",
+) -> None:
+    begin = time.perf_counter()
+    for answer in method.answer(questions, backend, traced):
+        elapsed = time.perf_counter() - begin
+        results.add(make_row(answer, session=results.session, finished_s=elapsed))
+        meter.update()
+
+
+class _Meter:
+    """The progress bar: questions done, time left, tokens per second."""
+
+    def __init__(self, bar: Any, backend: Backend) -> None:
+        self._bar = bar
+        self._backend = backend
+        self._before = backend.generated_tokens
+
+    def update(self) -> None:
+        elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
+        rate = (self._backend.generated_tokens - self._before) / elapsed
+        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        self._bar.update()

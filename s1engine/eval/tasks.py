@@ -1,0 +1,136 @@
+"""The tasks: which questions there are, where they come from, how their rows are read.
+
+A task is data: a source on the hub, and a reader that turns one row into a question. Where rows
+come from (file or hub) is ``dataset``'s business; how answers are marked is ``grade``'s.
+"""
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from s1engine.eval import arithmetic
+from s1engine.eval.grade import Kind
+
+Row = Mapping[str, Any]
+CHOICES = "ABCD"
+
+
+class RowError(ValueError):
+    """A row that is no question; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question as it is asked, and the answer that is right."""
+
+    id: str
+    prompt: str
+    answer: str
+    kind: Kind = "math"
+    extra: Row = field(default_factory=dict)
+    """Further keys of its row, kept in the results."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """A data set of the Hugging Face hub."""
+
+    path: str
+    split: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """How one benchmark is read.
+
+    ``read`` gets a row, the id to use if the row brings none, and a generator that lives as long
+    as the data set, for what is shuffled.
+    """
+
+    name: str
+    read: Callable[[Row, str, random.Random], Question]
+    hub: HubSource | None = None
+
+
+def arithmetic_questions(seed: int, count: int) -> list[Question]:
+    """Held-out questions of s1-nano's own task."""
+    return [
+        Question(q.id, q.question, q.answer, extra={"steps": len(q.steps)})
+        for q in arithmetic.generate(seed, count)
+    ]
+
+
+def _read_math(row: Row, fallback_id: str, _: random.Random) -> Question:
+    """Problem and answer under the names that AIME and MATH sets use."""
+    prompt = _text(row, ("problem", "question", "Problem", "Question"))
+    answer = _text(row, ("answer", "Answer", "expected_answer"))
+    return Question(_id(row, fallback_id), prompt, answer)
+
+
+def _read_jsonl(row: Row, fallback_id: str, _: random.Random) -> Question:
+    extra = {key: value for key, value in row.items() if key not in ("id", "question", "answer")}
+    answer, prompt = _text(row, ("answer",)), _text(row, ("question",))
+    return Question(_id(row, fallback_id), prompt, answer, extra=extra)
+
+
+def _read_gsm8k(row: Row, fallback_id: str, _: random.Random) -> Question:
+    solution = _text(row, ("answer",))
+    if "####" not in solution:
+        raise RowError("answer has no '####' before its result")
+    answer = solution.rpartition("####")[2].strip().replace(",", "")
+    return Question(_id(row, fallback_id), _text(row, ("question",)), answer)
+
+
+def _read_gpqa(row: Row, fallback_id: str, rng: random.Random) -> Question:
+    """Four options in an order drawn row by row, each on a line of its own."""
+    right = _option(row, "Correct Answer")
+    options = [_option(row, f"Incorrect Answer {i}") for i in (1, 2, 3)] + [right]
+    order = list(range(len(options)))
+    rng.shuffle(order)
+    lines = [f"{letter}) {options[i]}" for letter, i in zip(CHOICES, order, strict=True)]
+    prompt = "\n".join([_text(row, ("Question",)), "", *lines])
+    letter = CHOICES[order.index(len(options) - 1)]
+    return Question(_id(row, fallback_id), prompt, letter, kind="choice")
+
+
+def _option(row: Row, key: str) -> str:
+    return re.sub(r"\s+", " ", _text(row, (key,)))
+
+
+def _text(row: Row, keys: Sequence[str]) -> str:
+    """The first of ``keys`` that the row has, as text: whole numbers lose a trailing ``.0``."""
+    for key in keys:
+        value = row.get(key)
+        if value is None:
+            continue
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise RowError(f"{key!r} must be text or a number")
+        if not str(value).strip():
+            raise RowError(f"{key!r} is empty")
+        return str(value).strip()
+    raise RowError(f"{' or '.join(map(repr, keys))} is missing")
+
+
+def _id(row: Row, fallback: str) -> str:
+    keys = ("id", "unique_id", "ID", "Record ID")
+    return _text(row, keys) if any(row.get(key) is not None for key in keys) else fallback
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("aime24", _read_math, HubSource("simplescaling/aime24_nofigures", "train")),
+        Task("aime25", _read_math, HubSource("simplescaling/aime25_nofigures", "train")),
+        Task("math500", _read_math, HubSource("HuggingFaceH4/MATH-500", "test")),
+        Task("gpqa-diamond", _read_gpqa, HubSource("Idavidrein/gpqa", "train", "gpqa_diamond")),
+        Task("gsm8k", _read_gsm8k, HubSource("openai/gsm8k", "test", "main")),
+        Task("jsonl", _read_jsonl),
+    )
+}
+GENERATED = "arithmetic"
+TASK_NAMES = (GENERATED, *TASKS)

@@ -1,0 +1,47 @@
+"""A backend whose answers a test writes: no model, no network, every ask on record."""
+
+from collections.abc import Callable, Iterator
+
+from s1engine.eval.backend import Ask, Reply, Sample
+from s1engine.eval.tasks import Question
+
+
+def sample(text: str, thinking: int = 4, output: int = 6, **fields: object) -> Sample:
+    return Sample(text, thinking, output, **fields)  # type: ignore[arg-type]
+
+
+def questions(count: int) -> list[Question]:
+    """Question i asks i and wants i."""
+    return [Question(f"q{i}", f"what is {i}?", str(i)) for i in range(count)]
+
+
+class ScriptedBackend:
+    """Answers each ask by ``script``, the last submitted first; an exception becomes the reply's
+    error."""
+
+    name = "scripted"
+    max_thinking = None
+    can_think = True
+
+    def __init__(self, script: Callable[[Ask], list[Sample]]) -> None:
+        self._script = script
+        self._waiting: list[Ask] = []
+        self.asked: list[Ask] = []
+        self.most_waiting = 0
+        self.generated_tokens = 0
+
+    def submit(self, ask: Ask) -> None:
+        self.asked.append(ask)
+        self._waiting.append(ask)
+        self.most_waiting = max(self.most_waiting, len(self._waiting))
+
+    def replies(self) -> Iterator[Reply]:
+        while self._waiting:
+            ask = self._waiting.pop()
+            try:
+                samples = tuple(self._script(ask))
+            except RuntimeError as error:
+                yield Reply(ask, (), 0.5, str(error))
+                continue
+            self.generated_tokens += sum(one.output_tokens for one in samples)
+            yield Reply(ask, samples, 0.5)

@@ -1,0 +1,149 @@
+"""The backend over HTTP, against a real server on this machine that misbehaves on purpose."""
+
+from typing import Any
+
+import pytest
+
+from s1engine.eval.backend import Ask, Reply
+from s1engine.eval.http_backend import HttpBackend, HttpOptions, read_samples, request_body
+from s1engine.sampling_params import SamplingParams, ThinkingBudget
+from tests.eval.stub_server import Answerer, StubServer, completion, serving, slow
+
+PLAIN = SamplingParams(temperature=0, seed=3)
+
+
+def replies(server: StubServer, asks: list[Ask], **options: Any) -> list[Reply]:
+    options = {"first_pause_s": 0.01, "retries": 2, "timeout_s": 5.0} | options
+    backend = HttpBackend(HttpOptions(base_url=server.url, **options))
+    try:
+        for ask in asks:
+            backend.submit(ask)
+        return sorted(backend.replies(), key=lambda reply: reply.ask.key)
+    finally:
+        backend.close()
+
+
+def one(answer: Answerer, **options: Any) -> tuple[Reply, StubServer]:
+    with serving(answer) as server:
+        (reply,) = replies(server, [Ask(0, "why?", PLAIN)], **options)
+        return reply, server
+
+
+def test_an_answer_comes_back_with_its_figures() -> None:
+    reply, server = one(lambda body: completion("Answer: 4", tokens=20, thinking=12), api_key="k")
+    (sample,) = reply.samples
+    assert (sample.text, sample.thinking_tokens, sample.output_tokens) == ("Answer: 4", 12, 20)
+    assert not sample.estimated and reply.error is None and reply.seconds > 0
+    (body,) = server.bodies
+    assert body == {
+        "model": "stub-model",
+        "messages": [{"role": "user", "content": "why?"}],
+        "temperature": 0,
+        "seed": 3,
+    }
+    assert server.headers[0]["Authorization"] == "Bearer k"
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_passing_failures_are_tried_again(status: int) -> None:
+    script = [(status, {}, {"error": {"message": "busy"}})] * 2 + [completion("Answer: 4")]
+    reply, server = one(lambda body: script.pop(0))
+    assert reply.error is None and reply.samples[0].text == "Answer: 4"
+    assert len(server.bodies) == 3
+
+
+def test_what_keeps_failing_is_recorded() -> None:
+    reply, server = one(lambda body: (500, {}, {"error": {"message": "out of\nmemory"}}))
+    assert reply.error == "HTTP 500: out of (after 3 tries)" and reply.samples == ()
+    assert len(server.bodies) == 3
+
+
+def test_a_refusal_is_not_tried_again() -> None:
+    reply, server = one(lambda body: (400, {}, {"error": {"message": "too long"}}))
+    assert reply.error == "HTTP 400: too long" and len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("body", [b"<html>", {}, {"choices": []}, {"choices": [{}]}, [], 3])
+def test_nonsense_is_recorded(body: Any) -> None:
+    reply, _ = one(lambda _: (200, {}, body))
+    assert reply.error is not None and "no chat completion" in reply.error
+
+
+def test_a_server_that_dawdles_times_out() -> None:
+    reply, server = one(slow, timeout_s=0.03, retries=1)
+    assert reply.error is not None and "ReadTimeout" in reply.error
+    assert len(server.bodies) == 2
+
+
+def test_a_server_that_is_not_there_is_recorded() -> None:
+    with serving(slow) as server:
+        pass
+    (reply,) = replies(server, [Ask(0, "why?", PLAIN)])
+    assert reply.error is not None and "ConnectError" in reply.error
+
+
+def test_a_server_may_say_when_to_come_back() -> None:
+    script = [(503, {"retry-after": "1"}, {}), completion("x")]
+    reply, _ = one(lambda body: script.pop(0))
+    assert reply.error is None and reply.seconds >= 1
+
+
+def test_requests_are_concurrent_up_to_the_bound() -> None:
+    with serving(slow, models=False) as server:
+        found = replies(server, [Ask(i, "?", PLAIN) for i in range(12)], concurrency=4)
+    assert [reply.ask.key for reply in found] == list(range(12))
+    assert server.most_at_once == 4
+    assert {body["model"] for body in server.bodies} == {"default"}
+
+
+def test_an_ask_may_follow_a_reply() -> None:
+    with serving(lambda body: completion("Answer: 1")) as server:
+        backend = HttpBackend(HttpOptions(base_url=server.url))
+        backend.submit(Ask(0, "first", PLAIN))
+        seen = []
+        for reply in backend.replies():
+            seen.append(reply.ask.key)
+            if reply.ask.key < 3:
+                backend.submit(Ask(reply.ask.key + 1, "next", PLAIN))
+        backend.close()
+    assert seen == [0, 1, 2, 3]
+
+
+def test_thinking_fields_go_along_where_they_say_something() -> None:
+    thinking = ThinkingBudget(max_tokens=0, num_waits=2, wait_text="Hmm")
+    params = SamplingParams(n=3, max_tokens=50, seed=1, logprobs=0, thinking=thinking)
+    body = request_body(Ask(0, "?", params), "m")
+    given = {k: v for k, v in body.items() if k not in ("model", "messages", "temperature", "seed")}
+    assert given == {
+        "n": 3,
+        "max_tokens": 50,
+        "logprobs": True,
+        "thinking_token_budget": 0,
+        "num_waits": 2,
+        "wait_text": "Hmm",
+    }
+
+
+def test_figures_of_this_engine_are_preferred_to_shared_counts() -> None:
+    answer = completion("a", tokens=30, thinking=12)
+    answer["usage"]["thinking"] = {"tokens": 11, "waits_used": 2, "end_reason": "budget"}
+    (sample,) = read_samples(answer)
+    assert (sample.thinking_tokens, sample.waits_used, sample.end_reason) == (11, 2, "budget")
+    two = completion("a", "b", tokens=30, thinking=12)
+    assert [s.thinking_tokens for s in read_samples(two)] == [6, 6]
+    assert [s.output_tokens for s in read_samples(two)] == [15, 15]
+
+
+def test_uncounted_thinking_is_estimated_and_said_to_be() -> None:
+    answer = completion("aa", tokens=40)
+    answer["choices"][0]["message"]["reasoning_content"] = "a" * 6
+    (sample,) = read_samples(answer)
+    assert (sample.thinking_tokens, sample.estimated) == (30, True)
+    assert [s.estimated for s in read_samples(completion("aa"))] == [False]
+
+
+def test_log_probabilities_are_averaged_over_what_was_sampled() -> None:
+    answer = completion("a")
+    tokens = [{"logprob": -1.0}, {"logprob": 0.0, "forced": True}, {"logprob": -3.0}]
+    answer["choices"][0]["logprobs"] = {"content": tokens}
+    assert read_samples(answer)[0].mean_logprob == -2
