@@ -167,7 +167,7 @@ def _attention_cases() -> dict[str, Case]:
         )
     cases["decode 7B fp16"] = Case(lambda: _decode(seven, 8, 64, half), True)
     cases["extend 7B fp16"] = Case(lambda: _extend(seven, 2048, 64, half), True)
-    for name, heads in {"7B": seven, **CORNERS}.items():
+    for name, heads in {"7B": seven, "D=16": CORNERS["D=16"], "D=32": CORNERS["D=32"]}.items():
         cases[f"decode {name} fp32"] = Case(lambda h=heads: _decode(h, 8, 64, single))  # type: ignore[misc]
         cases[f"extend {name} fp32"] = Case(lambda h=heads: _extend(h, 2048, 64, single))  # type: ignore[misc]
     return cases

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 HEAD_DIMS = (16, 32, 64, 128, 256)
 BLOCK_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 MAX_GROUP = 64  # query heads that share a KV head
+MAX_FLOAT32 = (128, 16)  # head size and group that still fit into registers without tensor cores
 MAX_ROWS = 1024  # sequences of one extend step, whose starts a program reads at once
 SMS = 132  # of an H100 or H200
 MAX_SPLITS = 32  # beyond it the last program's reduction takes longer than the splits save
@@ -84,7 +85,7 @@ def extend(
 SAMPLE_TILE = 1024  # logits a program of the first sampling pass looks at
 SAMPLE = Launch(num_warps=4)
 FILTER_TILE = 2048  # logits a step of the threshold search looks at
-FILTER = Launch(num_warps=8)
+FILTER = Launch(num_warps=16)
 SILU_TILE = 1024
 SILU = Launch(num_warps=4)
 ROPE_HEADS = 8  # heads a program rotates

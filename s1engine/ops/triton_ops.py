@@ -4,6 +4,8 @@ Refuses what the kernels do not cover, by name, and keeps the memory in which at
 parts. The only module that imports ``s1engine.kernels``. Knows no model and no scheduler.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -32,7 +34,7 @@ class TritonOps:
         self._parts: Tensor | None = None  # float32, partial results of decode attention
         self._arrived: Tensor | None = None  # int32, how many of them there are: zeros between
 
-    def check(
+    def check_model(
         self,
         *,
         head_dim: int,
@@ -41,24 +43,7 @@ class TritonOps:
         block_size: int,
         dtype: torch.dtype,
     ) -> None:
-        """Raises RequestError if a model or an option is beyond what the kernels cover."""
-        group = num_heads // num_kv_heads
-        _refuse(head_dim in config.HEAD_DIMS, "head size", head_dim, _either(config.HEAD_DIMS))
-        _refuse(
-            block_size in config.BLOCK_SIZES,
-            "block_size",
-            block_size,
-            _either(config.BLOCK_SIZES),
-            param="block_size",
-        )
-        _refuse(
-            num_heads % num_kv_heads == 0 and group <= config.MAX_GROUP,
-            "query heads per KV head:",
-            f"{num_heads} / {num_kv_heads}",
-            f"a whole number up to {config.MAX_GROUP}",
-        )
-        names = [str(covered).removeprefix("torch.") for covered in DTYPES]
-        _refuse(dtype in DTYPES, "dtype", str(dtype), ", ".join(names), param="dtype")
+        _check_covered(head_dim, num_heads, num_kv_heads, block_size, dtype)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, weight, bias)
@@ -79,14 +64,14 @@ class TritonOps:
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> None:
-        self._check_heads(q, k_cache)
+        _check_covered(*q.shape[:0:-1], *k_cache.shape[1:3], q.dtype)
         rope_write(q, k, v, cos_sin, k_cache, v_cache, meta.positions, meta.slot_mapping)
 
     def paged_attention(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
     ) -> Tensor:
         """Rows of one token each go to the kernel that splits contexts; mixed ones do not."""
-        self._check_heads(q, k_cache)
+        _check_covered(*q.shape[:0:-1], *k_cache.shape[1:3], q.dtype)
         rows = meta.context_lens.shape[0]
         if meta.max_seqlen_q == 1 and q.shape[0] == rows:
             parts, arrived = self._workspace(q, k_cache.shape[1])
@@ -138,16 +123,6 @@ class TritonOps:
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         return self._torch.logprobs(logits, token_ids, k)
 
-    def _check_heads(self, q: Tensor, k_cache: Tensor) -> None:
-        _, num_kv_heads, block_size, _ = k_cache.shape
-        self.check(
-            head_dim=q.shape[2],
-            num_heads=q.shape[1],
-            num_kv_heads=num_kv_heads,
-            block_size=block_size,
-            dtype=q.dtype,
-        )
-
     def _workspace(self, q: Tensor, num_kv_heads: int) -> tuple[Tensor, Tensor]:
         """Memory for decode attention; it grows in eager steps and never while replaying."""
         rows, num_heads, dim = q.shape
@@ -163,12 +138,39 @@ class TritonOps:
         return self._parts, self._arrived
 
 
-def _either(values: tuple[int, ...]) -> str:
+@lru_cache
+def _check_covered(
+    head_dim: int, num_heads: int, num_kv_heads: int, block_size: int, dtype: torch.dtype
+) -> None:
+    """Raises RequestError with the list of what is covered."""
+    group = num_heads // num_kv_heads
+    names = [str(covered).removeprefix("torch.") for covered in DTYPES]
+    _refuse(dtype in DTYPES, f"dtype {dtype}", ", ".join(names), "dtype")
+    _refuse(head_dim in config.HEAD_DIMS, f"head size {head_dim}", _listed(config.HEAD_DIMS))
+    _refuse(
+        block_size in config.BLOCK_SIZES,
+        f"block_size {block_size}",
+        _listed(config.BLOCK_SIZES),
+        "block_size",
+    )
+    _refuse(
+        num_heads % num_kv_heads == 0 and group <= config.MAX_GROUP,
+        f"{num_heads} query heads on {num_kv_heads} KV heads",
+        f"up to {config.MAX_GROUP} on each",
+    )
+    widest, largest = config.MAX_FLOAT32
+    _refuse(
+        dtype is not torch.float32 or (head_dim <= widest and group <= largest),
+        f"dtype float32 with head size {head_dim} and {group} query heads on each KV head",
+        f"head sizes up to {widest} and up to {largest} on each; bfloat16 and float16 beyond",
+        "dtype",
+    )
+
+
+def _listed(values: tuple[int, ...]) -> str:
     return ", ".join(map(str, values))
 
 
-def _refuse(
-    covered: bool, what: str, value: object, covers: str, *, param: str | None = None
-) -> None:
+def _refuse(covered: bool, what: str, covers: str, param: str | None = None) -> None:
     if not covered:
-        raise RequestError(f"{what} {value} is not covered on CUDA; covered: {covers}", param=param)
+        raise RequestError(f"{what} is not covered on CUDA; covered: {covers}", param=param)
