@@ -151,19 +151,23 @@ def _attention_cases() -> dict[str, Case]:
     for name, heads in (HEADS | CORNERS).items():
         for rows in (1, 128):
             cases[f"decode {name} B={rows}"] = Case(
-                lambda h=heads, r=rows: _decode(h, r, 64, bf16), True  # type: ignore[misc]
+                lambda h=heads, r=rows: _decode(h, r, 64, bf16),
+                True,  # type: ignore[misc]
             )
         for most in (1, 4, 2048):
             cases[f"extend {name} q<={most}"] = Case(
-                lambda h=heads, m=most: _extend(h, m, 64, bf16), True  # type: ignore[misc]
+                lambda h=heads, m=most: _extend(h, m, 64, bf16),
+                True,  # type: ignore[misc]
             )
     seven = HEADS["7B"]
     for size in (16, 32, 128):
         cases[f"decode 7B S={size}"] = Case(
-            lambda s=size: _decode(seven, 8, s, bf16), True  # type: ignore[misc]
+            lambda s=size: _decode(seven, 8, s, bf16),
+            True,  # type: ignore[misc]
         )
         cases[f"extend 7B S={size}"] = Case(
-            lambda s=size: _extend(seven, 2048, s, bf16), True  # type: ignore[misc]
+            lambda s=size: _extend(seven, 2048, s, bf16),
+            True,  # type: ignore[misc]
         )
     cases["decode 7B fp16"] = Case(lambda: _decode(seven, 8, 64, half), True)
     cases["extend 7B fp16"] = Case(lambda: _extend(seven, 2048, 64, half), True)

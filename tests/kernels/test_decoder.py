@@ -8,7 +8,6 @@ import torch
 from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.errors import RequestError
-from s1engine.eval.arithmetic import generate
 from s1engine.models import Decoder, ModelConfig, load_decoder
 from s1engine.ops import Ops, select_ops
 from s1engine.ops.torch_ops import TorchOps
@@ -54,16 +53,17 @@ def test_greedy_tokens_are_those_of_torch(
 ) -> None:
     path = make_model(tmp_path, family, **sizes)
     generator = torch.Generator().manual_seed(1)
-    prompts = [torch.randint(96, (n,), generator=generator).tolist() for n in (33, 1, 18)]
-    wanted = greedy_tokens(decoder(path, TorchOps()), prompts, chunk=7, steps=6)
-    got = greedy_tokens(decoder(path, TritonOps()), prompts, chunk=7, steps=6)
-    assert got == wanted and len(set(wanted)) > 5
+    prompts = [torch.randint(96, (n,), generator=generator).tolist() for n in (20, 1, 9)]
+    wanted = greedy_tokens(decoder(path, TorchOps()), prompts, chunk=7, steps=3)
+    got = greedy_tokens(decoder(path, TritonOps()), prompts, chunk=7, steps=3)
+    assert got == wanted and len(set(wanted)) > 3
 
 
 def engine(monkeypatch: pytest.MonkeyPatch, ops: Ops) -> LLMEngine:
     """The bundled model, short of memory and of tokens a step: it chunks and preempts."""
     monkeypatch.setattr("s1engine.runner.model_runner.select_ops", lambda device: ops)
-    longest = 160
+    monkeypatch.setattr("s1engine.kernels.config.SMS", 4)  # fewer programs to interpret
+    longest = 64
     block_bytes = 2 * 4 * 2 * 32 * 4  # K and V, layers, heads, head size, float32: a token's
     return LLMEngine(
         EngineConfig(
@@ -71,30 +71,28 @@ def engine(monkeypatch: pytest.MonkeyPatch, ops: Ops) -> LLMEngine:
             device="cpu",
             block_size=16,
             max_num_seqs=4,
-            max_num_batched_tokens=24,
+            max_num_batched_tokens=16,
             max_model_len=longest,
-            kv_cache_memory_gb=1.2 * longest * block_bytes / 2**30,
+            kv_cache_memory_gb=longest * block_bytes / 2**30,
         )
     )
 
 
 def run(engine: LLMEngine) -> list[CompletionOutput]:
-    """Four questions with budgets that end in every way, one of them asked twice."""
-    questions = [problem.question for problem in generate(7, 3)]
+    """Questions with budgets that end in every way, one of them asked twice."""
+    questions = ["2 + 3 * 4 = ?\n\n", "9 - 5?"]
     budgets = [
-        ThinkingBudget(max_tokens=9),
-        ThinkingBudget(max_tokens=24, num_waits=1),
+        ThinkingBudget(max_tokens=16, min_tokens=16),
+        ThinkingBudget(max_tokens=20, num_waits=2),
         ThinkingBudget(max_tokens=0),
-        ThinkingBudget(max_tokens=20, min_tokens=12, wait_text=""),
     ]
-    temperatures = (0.0, 0.0, 1.0, 0.0)
+    temperatures = (0.0, 1.0, 0.0)
     finished: dict[str, CompletionOutput] = {}
     for i, budget in enumerate(budgets):
         params = SamplingParams(
-            temperature=temperatures[i], seed=i, max_tokens=48, thinking=budget, top_p=0.9
+            temperature=temperatures[i], seed=i, max_tokens=40, thinking=budget, top_p=0.9
         )
-        chat = [{"role": "user", "content": questions[i % 3]}]
-        engine.add_request(engine.make_request(chat, params, request_id=str(i)))  # type: ignore[arg-type]
+        engine.add_request(engine.make_request(questions[i % 2], params, request_id=str(i)))
     while engine.has_unfinished:
         for request_id, event in engine.step():
             if hasattr(event, "outputs"):

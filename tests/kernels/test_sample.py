@@ -95,7 +95,9 @@ def test_filters(
 def test_draws_reach_every_kept_token_and_no_other(filters: dict[str, float]) -> None:
     logits = torch.tensor([[0.0, 1.0, 1.0, -1.0, 0.5]]).repeat(24, 1)
     meta = make_sampling(24, temperature=2.0, positions=torch.arange(24), **filters)
-    kept = torch_sampling.kept_tokens(logits[:1] / 2, meta.top_k[:1], meta.top_p[:1], meta.min_p[:1])
+    kept = torch_sampling.kept_tokens(
+        logits[:1] / 2, meta.top_k[:1], meta.top_p[:1], meta.min_p[:1]
+    )
     assert set(run(logits, meta)) == set(kept[0].nonzero().flatten().tolist())
 
 
