@@ -6,6 +6,7 @@ Tensors stand on torch's ``meta`` device: they have shapes and types, no memory.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -58,6 +59,10 @@ def _index(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
 def _norm(tokens: int, width: int, residual: bool) -> object:
     x = empty(tokens, width)
     return rms_norm(x, empty(width), 1e-6, empty(tokens, width) if residual else None)
+
+
+def _silu(width: int) -> object:
+    return silu_and_mul(empty(32, 2 * width))
 
 
 def _head_norm(heads: Heads) -> object:
@@ -151,44 +156,42 @@ def _attention_cases() -> dict[str, Case]:
     for name, heads in (HEADS | CORNERS).items():
         for rows in (1, 128):
             cases[f"decode {name} B={rows}"] = Case(
-                lambda h=heads, r=rows: _decode(h, r, 64, bf16),
-                True,  # type: ignore[misc]
+                partial(_decode, heads, rows, 64, bf16),
+                True,
             )
         for most in (1, 4, 2048):
             cases[f"extend {name} q<={most}"] = Case(
-                lambda h=heads, m=most: _extend(h, m, 64, bf16),
-                True,  # type: ignore[misc]
+                partial(_extend, heads, most, 64, bf16),
+                True,
             )
     seven = HEADS["7B"]
     for size in (16, 32, 128):
         cases[f"decode 7B S={size}"] = Case(
-            lambda s=size: _decode(seven, 8, s, bf16),
-            True,  # type: ignore[misc]
+            partial(_decode, seven, 8, size, bf16),
+            True,
         )
         cases[f"extend 7B S={size}"] = Case(
-            lambda s=size: _extend(seven, 2048, s, bf16),
-            True,  # type: ignore[misc]
+            partial(_extend, seven, 2048, size, bf16),
+            True,
         )
     cases["decode 7B fp16"] = Case(lambda: _decode(seven, 8, 64, half), True)
     cases["extend 7B fp16"] = Case(lambda: _extend(seven, 2048, 64, half), True)
     for name, heads in {"7B": seven, "D=16": CORNERS["D=16"], "D=32": CORNERS["D=32"]}.items():
-        cases[f"decode {name} fp32"] = Case(lambda h=heads: _decode(h, 8, 64, single))  # type: ignore[misc]
-        cases[f"extend {name} fp32"] = Case(lambda h=heads: _extend(h, 2048, 64, single))  # type: ignore[misc]
+        cases[f"decode {name} fp32"] = Case(partial(_decode, heads, 8, 64, single))
+        cases[f"extend {name} fp32"] = Case(partial(_extend, heads, 2048, 64, single))
     return cases
 
 
 def _row_cases() -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for width in (896, 3584, 5120, 16384):
-        cases[f"norm {width}"] = Case(lambda w=width: _norm(32, w, False))  # type: ignore[misc]
-        cases[f"add and norm {width}"] = Case(lambda w=width: _norm(32, w, True))  # type: ignore[misc]
+        cases[f"norm {width}"] = Case(partial(_norm, 32, width, False))
+        cases[f"add and norm {width}"] = Case(partial(_norm, 32, width, True))
     cases["norm of heads D=128"] = Case(lambda: _head_norm(HEADS["7B"]))
     for width in (4864, 18944):
-        cases[f"silu {width}"] = Case(
-            lambda w=width: silu_and_mul(empty(32, 2 * w))  # type: ignore[misc]
-        )
+        cases[f"silu {width}"] = Case(partial(_silu, width))
     for name, heads in (HEADS | CORNERS).items():
-        cases[f"rope {name}"] = Case(lambda h=heads: _rope(h, 64))  # type: ignore[misc]
+        cases[f"rope {name}"] = Case(partial(_rope, heads, 64))
     return cases
 
 

@@ -1,7 +1,7 @@
 """One tile of attention, and the running softmax that adds tiles up.
 
-    s = q k^T * scale,  m' = max(m, s),  p = 2^(s - m'),  l' = l 2^(m - m') + sum(p),
-    acc' = acc 2^(m - m') + p v,  in the end out = acc / l
+    s = q k^T * scale,  m' = max(m, s),  p = 2^(s - m'),  total' = total 2^(m - m') + sum(p),
+    acc' = acc 2^(m - m') + p v,  in the end out = acc / total
 
 ``scale`` carries log2(e), so exponentials are powers of two. The maximum starts at a finite number:
 from -inf an empty part would make (-inf) - (-inf) = NaN. Knows pointers to a tile, not block
@@ -22,7 +22,7 @@ def attend_tile(
     v_ptr,
     acc,  # [M, DIM] float32
     m,  # [M] float32
-    l,  # [M] float32
+    total,  # [M] float32
     scale,
     last,  # [M] last column of the tile that each row sees; not read unless MASKED
     valid,  # columns of the tile that hold a token; not read unless MASKED
@@ -30,7 +30,7 @@ def attend_tile(
     TILE: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """acc, m and l after one more tile. An unmasked tile is full: its loads need no predicate."""
+    """acc, m and total after one more tile; an unmasked one is full and loads without predicate."""
     column = tl.arange(0, TILE)
     dim = tl.arange(0, DIM)
     at = column[:, None] * DIM + dim[None, :]
@@ -47,6 +47,6 @@ def attend_tile(
     m_new = tl.maximum(m, tl.max(s, axis=1))
     shrink = tl.exp2(m - m_new)
     p = tl.exp2(s - m_new[:, None])
-    l = l * shrink + tl.sum(p, axis=1)
+    total = total * shrink + tl.sum(p, axis=1)
     acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
-    return acc, m_new, l
+    return acc, m_new, total

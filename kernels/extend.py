@@ -64,7 +64,7 @@ def _extend_kernel(
             q_ptr + mine[:, None].to(tl.int64) * q_stride + column, mask=inside, other=0.0
         )  # [M, DIM]
         m = tl.full([M], LOWEST, tl.float32)
-        l = tl.zeros([M], tl.float32)
+        total = tl.zeros([M], tl.float32)
         acc = tl.zeros([M, DIM], tl.float32)
         position = before + mine
         seen_by_all = before + token + 1  # of the context
@@ -78,19 +78,19 @@ def _extend_kernel(
             place = block.to(tl.int64) * block_stride + tile * TILE % BLOCK_SIZE * DIM
             following = tile + 1
             block = tl.load(table_ptr + following * TILE // BLOCK_SIZE, following < tiles, other=0)
-            acc, m, l = attend_tile(
-                q, k_cache_ptr + place, v_cache_ptr + place, acc, m, l, scale, position, 0,
+            acc, m, total = attend_tile(
+                q, k_cache_ptr + place, v_cache_ptr + place, acc, m, total, scale, position, 0,
                 DIM, TILE, False,
             )  # fmt: skip
         for tile in range(full, tiles):
             place = block.to(tl.int64) * block_stride + tile * TILE % BLOCK_SIZE * DIM
             following = tile + 1
             block = tl.load(table_ptr + following * TILE // BLOCK_SIZE, following < tiles, other=0)
-            acc, m, l = attend_tile(
-                q, k_cache_ptr + place, v_cache_ptr + place, acc, m, l, scale,
+            acc, m, total = attend_tile(
+                q, k_cache_ptr + place, v_cache_ptr + place, acc, m, total, scale,
                 position - tile * TILE, context - tile * TILE, DIM, TILE, True,
             )  # fmt: skip
-        out = acc / tl.maximum(l, 1.0e-30)[:, None]
+        out = acc / tl.maximum(total, 1.0e-30)[:, None]
         stride = tl.num_programs(1) * (GROUP * DIM)
         at_out = mine[:, None].to(tl.int64) * stride + column
         tl.store(out_ptr + at_out, out.to(out_ptr.dtype.element_ty), mask=inside)

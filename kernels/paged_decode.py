@@ -38,7 +38,7 @@ def _attend_range(
 ):
     """Unscaled sum, maximum and weight of the tiles first_tile:end_tile of one context."""
     m = tl.full([M], LOWEST, tl.float32)
-    l = tl.zeros([M], tl.float32)
+    total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, DIM], tl.float32)
     last = tl.zeros([M], tl.int32)
     full = tl.minimum(end_tile, context // TILE)
@@ -47,17 +47,17 @@ def _attend_range(
         place = block.to(tl.int64) * block_stride + tile * TILE % BLOCK_SIZE * DIM
         following = tile + 1
         block = tl.load(table_ptr + following * TILE // BLOCK_SIZE, following < end_tile, other=0)
-        acc, m, l = attend_tile(
-            q, k_ptr + place, v_ptr + place, acc, m, l, scale, last, 0, DIM, TILE, False
+        acc, m, total = attend_tile(
+            q, k_ptr + place, v_ptr + place, acc, m, total, scale, last, 0, DIM, TILE, False
         )
     if full < end_tile:
         place = block.to(tl.int64) * block_stride + full * TILE % BLOCK_SIZE * DIM
         valid = context - full * TILE
-        acc, m, l = attend_tile(
-            q, k_ptr + place, v_ptr + place, acc, m, l, scale, last + valid - 1, valid,
+        acc, m, total = attend_tile(
+            q, k_ptr + place, v_ptr + place, acc, m, total, scale, last + valid - 1, valid,
             DIM, TILE, True,
         )  # fmt: skip
-    return acc, m, l
+    return acc, m, total
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def _sum_parts(
     row = tl.arange(0, M)
     at = row[:, None] * DIM + tl.arange(0, DIM)[None, :]
     m = tl.full([M], LOWEST, tl.float32)
-    l = tl.zeros([M], tl.float32)
+    total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, DIM], tl.float32)
     for part in range(parts):
         m_part = tl.load(weight_ptr + part * 2 * M + row, cache_modifier=".cg")
@@ -79,10 +79,10 @@ def _sum_parts(
         )
         m_new = tl.maximum(m, m_part)
         mine, theirs = tl.exp2(m - m_new), tl.exp2(m_part - m_new)
-        l = l * mine + l_part * theirs
+        total = total * mine + l_part * theirs
         acc = acc * mine[:, None] + acc_part * theirs[:, None]
         m = m_new
-    return acc, l
+    return acc, total
 
 
 @triton.jit
@@ -119,7 +119,7 @@ def _paged_decode_kernel(
         at_q = b.to(tl.int64) * q_stride + (head * GROUP + row)[:, None] * DIM + dim[None, :]
         q = tl.load(q_ptr + at_q, mask=mine, other=0.0)
         head_offset = head * (BLOCK_SIZE * DIM)
-        acc, m, l = _attend_range(
+        acc, m, total = _attend_range(
             q, k_cache_ptr + head_offset, v_cache_ptr + head_offset,
             table_ptr + b.to(tl.int64) * table_stride, context,
             split * share, tl.minimum((split + 1) * share, tiles), scale, block_stride,
@@ -133,14 +133,14 @@ def _paged_decode_kernel(
             at_part = row[:, None] * DIM + dim[None, :]
             tl.store(part_base + split * (M * DIM) + at_part, acc, mask=mine)
             tl.store(weight_base + split * (2 * M) + row, m)
-            tl.store(weight_base + split * (2 * M) + M + row, l)
+            tl.store(weight_base + split * (2 * M) + M + row, total)
             tl.debug_barrier()  # all of the program's stores come before its arrival
             finished = tl.atomic_add(arrived_ptr + pair, 1, sem="acq_rel") == parts - 1
             if finished:
                 tl.store(arrived_ptr + pair, 0)
-                acc, l = _sum_parts(part_base, weight_base, parts, GROUP, M, DIM)
+                acc, total = _sum_parts(part_base, weight_base, parts, GROUP, M, DIM)
         if finished:
-            out = acc / tl.maximum(l, 1.0e-30)[:, None]
+            out = acc / tl.maximum(total, 1.0e-30)[:, None]
             at_out = (pair * GROUP + row)[:, None].to(tl.int64) * DIM + dim[None, :]
             tl.store(out_ptr + at_out, out.to(out_ptr.dtype.element_ty), mask=mine)
 

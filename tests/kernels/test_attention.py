@@ -43,7 +43,7 @@ def run_decode(
     return out, space
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(
     contexts=st.lists(EDGES | st.integers(1, 150), min_size=1, max_size=3),
     heads=HEADS,
@@ -105,7 +105,7 @@ def test_splits_fill_the_device_and_the_workspace_holds_them(rows: int, kv_heads
 ROWS = st.integers(1, 90).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     lens=st.lists(ROWS, min_size=1, max_size=4).filter(lambda rows: any(n for n, _ in rows)),
     heads=HEADS,

@@ -215,14 +215,14 @@ def check_row(device: Device, row: Row, i: int) -> None:
     assert found["slot_mapping"] == block * BLOCK_SIZE + row.position % BLOCK_SIZE
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_rows_follow_the_core_bit_for_bit(data: st.DataObject) -> None:
     newlines = tuple(data.draw(st.sets(ids, max_size=3)))
-    batch = data.draw(st.lists(rows(newlines), min_size=1, max_size=5))
+    batch = data.draw(st.lists(rows(newlines), min_size=1, max_size=8))
     device = Device(batch, ring_steps=7)
     favourites = st.sampled_from([*TRIGGERS, *STOPS, 6, 7, 8]) | ids
-    for step in range(data.draw(st.integers(1, 24))):
+    for step in range(data.draw(st.integers(1, 20))):
         sampled = [data.draw(favourites) for _ in batch]
         if data.draw(st.integers(0, 9)) == 0:  # a deadline or a client, between two steps
             i = data.draw(st.integers(0, len(batch) - 1))

@@ -1,11 +1,15 @@
 """Whole models on the kernels, through Triton's interpreter, against the same models on torch."""
 
+import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from s1engine.config import EngineConfig
+from s1engine.config import BUNDLED_MODEL, EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.errors import RequestError
 from s1engine.models import Decoder, ModelConfig, load_decoder
@@ -59,21 +63,37 @@ def test_greedy_tokens_are_those_of_torch(
     assert got == wanted and len(set(wanted)) > 3
 
 
-def engine(monkeypatch: pytest.MonkeyPatch, ops: Ops) -> LLMEngine:
-    """The bundled model, short of memory and of tokens a step: it chunks and preempts."""
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model cut down to its first layer, which is quicker to interpret."""
+    path = tmp_path_factory.mktemp("shallow") / "model"
+    shutil.copytree(BUNDLED_MODEL, path)
+    fields = json.loads((path / "config.json").read_text())
+    fields |= {"num_hidden_layers": 1, "layer_types": fields["layer_types"][:1]}
+    (path / "config.json").write_text(json.dumps(fields))
+    tensors = load_file(path / "model.safetensors")
+    deeper = re.compile(r"model\.layers\.[^0]")
+    kept = {name: tensor for name, tensor in tensors.items() if not deeper.match(name)}
+    save_file(kept, path / "model.safetensors")
+    return path
+
+
+def engine(monkeypatch: pytest.MonkeyPatch, path: Path, ops: Ops) -> LLMEngine:
+    """An engine short of memory and of tokens a step: it chunks and preempts."""
     monkeypatch.setattr("s1engine.runner.model_runner.select_ops", lambda device: ops)
     monkeypatch.setattr("s1engine.kernels.config.SMS", 4)  # fewer programs to interpret
     longest = 64
-    block_bytes = 2 * 4 * 2 * 32 * 4  # K and V, layers, heads, head size, float32: a token's
+    token_bytes = 2 * 2 * 32 * 4  # K and V of 2 heads of size 32 in float32
     return LLMEngine(
         EngineConfig(
+            model=str(path),
             dtype="float32",
             device="cpu",
             block_size=16,
             max_num_seqs=4,
             max_num_batched_tokens=16,
             max_model_len=longest,
-            kv_cache_memory_gb=longest * block_bytes / 2**30,
+            kv_cache_memory_gb=longest * token_bytes / 2**30,
         )
     )
 
@@ -100,10 +120,10 @@ def run(engine: LLMEngine) -> list[CompletionOutput]:
     return [finished[str(i)] for i in range(len(budgets))]
 
 
-def test_the_engine_gives_the_same_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_torch = engine(monkeypatch, TorchOps())
+def test_the_engine_gives_the_same_outputs(monkeypatch: pytest.MonkeyPatch, shallow: Path) -> None:
+    on_torch = engine(monkeypatch, shallow, TorchOps())
     wanted = run(on_torch)
-    on_triton = engine(monkeypatch, TritonOps())
+    on_triton = engine(monkeypatch, shallow, TritonOps())
     assert run(on_triton) == wanted
     stats = on_triton.scheduler.stats()
     assert stats.num_preemptions > 0 and stats.prefix_hits > 0 and stats.num_forced_tokens > 10

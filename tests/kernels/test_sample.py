@@ -1,4 +1,4 @@
-"""Sampling against its definition: the same noise, so the same tokens, filters and ties included."""
+"""Sampling against its definition: the same noise, so the same tokens, filters and ties too."""
 
 import math
 
