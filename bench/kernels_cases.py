@@ -159,7 +159,7 @@ def _attention_cases() -> dict[str, Case]:
                 partial(_decode, heads, rows, 64, bf16),
                 True,
             )
-        for most in (1, 4, 2048):
+        for most in (1, 4, 8, 2048):
             cases[f"extend {name} q<={most}"] = Case(
                 partial(_extend, heads, most, 64, bf16),
                 True,

@@ -59,7 +59,8 @@ def decode(head_dim: int, block_size: int, group: int, itemsize: int) -> Attenti
     if itemsize == 4:
         return Attention(block_m, min(block_size, 16), Launch(num_warps=8, num_stages=2))
     block_n = min(block_size, 64 if head_dim <= 128 else 32)
-    return Attention(block_m, block_n, Launch(num_warps=4 if head_dim <= 128 else 8))
+    warps = 2 if head_dim <= 16 else 4 if head_dim <= 128 else 8
+    return Attention(block_m, block_n, Launch(num_warps=warps))
 
 
 def splits(rows: int, kv_heads: int) -> int:
@@ -77,14 +78,14 @@ def extend(
         return Attention(narrowest, min(block_size, 16), Launch(num_warps=8, num_stages=2))
     widest = 128 if head_dim <= 128 else 64
     block_m = max(min(next_power_of_2(max_seqlen_q * group), widest), narrowest)
-    warps = 8 if block_m >= 128 or head_dim > 128 else 4
+    warps = 8 if block_m in (32, 128) or head_dim > 128 else 4  # at 32, four would spill
     block_n = min(block_size, 64 if head_dim <= 128 else 32)
     return Attention(block_m, block_n, Launch(num_warps=warps))
 
 
 SAMPLE_TILE = 1024  # logits a program of the first sampling pass looks at
 SAMPLE = Launch(num_warps=4)
-FILTER_TILE = 2048  # logits a step of the threshold search looks at
+FILTER_TILE = 1024  # logits a step of the threshold search looks at
 FILTER = Launch(num_warps=16)
 SILU_TILE = 1024
 SILU = Launch(num_warps=4)
