@@ -9,8 +9,6 @@ float32 (``itemsize`` 4) is there to be compared with, not to be fast: its produ
 tensor cores and take small tiles.
 """
 
-from dataclasses import asdict, dataclass
-
 HEAD_DIMS = (16, 32, 64, 128, 256)
 BLOCK_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 MAX_GROUP = 64  # query heads that share a KV head
@@ -20,26 +18,29 @@ SMS = 132  # of an H100 or H200
 MAX_SPLITS = 32  # beyond it the last program's reduction takes longer than the splits save
 
 
-@dataclass(frozen=True, slots=True)
 class Launch:
     """Compiler options of a launch."""
 
-    num_warps: int
-    num_stages: int = 3
-    enable_fp_fusion: bool = True  # the default, said aloud: newer compilers warn without
+    def __init__(self, num_warps: int, num_stages: int = 3) -> None:
+        self.num_warps = num_warps
+        self.num_stages = num_stages
 
     def options(self) -> dict[str, int | bool]:
-        """As keyword arguments of a launch."""
-        return asdict(self)
+        """As keyword arguments; the last is the default, but newer compilers warn without it."""
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+        }
 
 
-@dataclass(frozen=True, slots=True)
 class Attention:
     """Tiles of an attention kernel."""
 
-    block_m: int  # packed rows: query tokens times G
-    block_n: int  # context tokens; a tile lies within one KV block
-    launch: Launch
+    def __init__(self, block_m: int, block_n: int, launch: Launch) -> None:
+        self.block_m = block_m  # packed rows: query tokens times the group
+        self.block_n = block_n  # context tokens; a tile lies within one KV block
+        self.launch = launch
 
 
 def next_power_of_2(n: int) -> int:
