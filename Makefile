@@ -6,6 +6,7 @@
 #   make lint     ruff, mypy, clang-format, codespell; changes nothing
 #   make format   writes what ruff and clang-format would have
 #   make sanitize the C++ core under address and undefined-behaviour sanitizers
+#   make kernels-report  what the Triton kernels compile to on an H100; ARGS=--write keeps it
 #   make bench    measurements of this machine; each ends in one line of JSON
 #   make clean    removes builds and caches, not $(VENV)
 #
@@ -19,7 +20,7 @@ TORCH_INDEX ?=
 
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
-.PHONY: serve test lint format sanitize bench clean check
+.PHONY: serve test lint format sanitize kernels-report bench clean check
 
 bin := $(abspath $(VENV))/bin
 stamps := $(VENV)/stamps
@@ -51,6 +52,9 @@ format: $(stamps)/dev
 
 sanitize: build/sanitized_core
 	$<
+
+kernels-report: $(stamps)/build $(stamps)/dev
+	$(bin)/python -m s1engine.bench.kernels_report $(ARGS)
 
 bench: $(stamps)/build $(stamps)/dev
 	$(bin)/python -m pytest bench/micro.py --benchmark-enable

@@ -1,8 +1,14 @@
-"""What all tests share: how hypothesis searches. Where CI is set, always the same examples."""
+"""What all tests share: how hypothesis searches. Where CI is set, always the same examples.
+
+Triton reads TRITON_INTERPRET when it is first imported, which may be anywhere: tests of kernels run
+without a GPU, so it is set before any test module is.
+"""
 
 import os
 
 from hypothesis import settings
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)

@@ -11,6 +11,7 @@ S block size, V vocabulary.
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -60,6 +61,17 @@ class Ops(Protocol):
 
     name: str
 
+    def check_model(
+        self,
+        *,
+        head_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        block_size: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """Raises RequestError, with the list of what is covered, if these shapes are not."""
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [T, K] times weight [N, K] transposed, plus bias [N] -> [T, N]."""
 
@@ -104,6 +116,6 @@ def select_ops(device: str) -> Ops:
         from s1engine.ops.cpu_ops import CpuOps
 
         return CpuOps()
-    from s1engine.ops.torch_ops import TorchOps
+    from s1engine.ops.triton_ops import TritonOps
 
-    return TorchOps()
+    return TritonOps()

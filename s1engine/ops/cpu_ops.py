@@ -28,6 +28,17 @@ class CpuOps:
         self._torch = TorchOps()
         self._checked: AttentionMetadata | None = None
 
+    def check_model(
+        self,
+        *,
+        head_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        block_size: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """All shapes that a model may have are covered."""
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, weight, bias)
 

@@ -62,6 +62,13 @@ class ModelRunner:
         self.device = resolve_device(config.device)
         self.dtype = resolve_dtype(config.dtype, self.device, model_config.torch_dtype)
         self.ops = select_ops(self.device)
+        self.ops.check_model(
+            head_dim=model_config.head_dim,
+            num_heads=model_config.num_heads,
+            num_kv_heads=model_config.num_kv_heads,
+            block_size=config.block_size,
+            dtype=self.dtype,
+        )
         self._vocab_limit = vocab_limit
         self._decoder = load_decoder(
             path, model_config, self.dtype, self.device, self.ops, progress=progress

@@ -1,0 +1,207 @@
+"""What the kernels are compiled and measured for: launches by name, at the shapes of real models.
+
+Shapes are those of Qwen2.5 at 0.5B, 7B and 32B, and the corners of the table of configurations.
+Tensors stand on torch's ``meta`` device: they have shapes and types, no memory.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from s1engine.kernels.budget_step import PARAMS, STATE, budget_step
+from s1engine.kernels.extend import extend
+from s1engine.kernels.paged_decode import paged_decode, workspace_sizes
+from s1engine.kernels.rms_norm import rms_norm
+from s1engine.kernels.rope_write import rope_write
+from s1engine.kernels.sample import sample
+from s1engine.kernels.silu_and_mul import silu_and_mul
+
+VOCAB = 151_665
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Launches one or more kernels; ``tensor_cores``: they are meant to use them."""
+
+    launch: Callable[[], object]
+    tensor_cores: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Query heads, KV heads and head size of a model."""
+
+    q: int
+    kv: int
+    dim: int
+
+
+HEADS = {"0.5B": Heads(14, 2, 64), "7B": Heads(28, 4, 128), "32B": Heads(40, 8, 128)}
+CORNERS = {
+    "D=16": Heads(4, 2, 16),
+    "D=32": Heads(8, 8, 32),
+    "D=256": Heads(16, 8, 256),
+    "G=64": Heads(64, 1, 128),
+}
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _index(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+    return empty(*shape, dtype=dtype)
+
+
+def _norm(tokens: int, width: int, residual: bool) -> object:
+    x = empty(tokens, width)
+    return rms_norm(x, empty(width), 1e-6, empty(tokens, width) if residual else None)
+
+
+def _silu(width: int) -> object:
+    return silu_and_mul(empty(32, 2 * width))
+
+
+def _head_norm(heads: Heads) -> object:
+    """Of q within the buffer of q, k and v."""
+    qkv = empty(32, heads.q + 2 * heads.kv, heads.dim)
+    return rms_norm(qkv[:, : heads.q], empty(heads.dim), 1e-6)
+
+
+def _rope(heads: Heads, block_size: int) -> None:
+    qkv = empty(32, heads.q + 2 * heads.kv, heads.dim)
+    q, k, v = torch.split(qkv, [heads.q, heads.kv, heads.kv], dim=1)
+    cache = empty(64, heads.kv, block_size, heads.dim)
+    table = empty(4096, heads.dim, dtype=torch.float32)
+    slots = _index(32, dtype=torch.int64)
+    rope_write(q, k, v, table, cache, cache, _index(32), slots)
+
+
+def _decode(heads: Heads, rows: int, block_size: int, dtype: torch.dtype) -> object:
+    cache = empty(64, heads.kv, block_size, heads.dim, dtype=dtype)
+    floats, counters = workspace_sizes(rows, heads.kv, heads.dim, heads.q // heads.kv)
+    return paged_decode(
+        empty(rows, heads.q, heads.dim, dtype=dtype),
+        cache,
+        cache,
+        _index(rows, 512),
+        _index(rows),
+        0.1,
+        empty(floats, dtype=torch.float32),
+        _index(counters),
+    )
+
+
+def _extend(heads: Heads, max_seqlen_q: int, block_size: int, dtype: torch.dtype) -> object:
+    cache = empty(64, heads.kv, block_size, heads.dim, dtype=dtype)
+    return extend(
+        empty(2048, heads.q, heads.dim, dtype=dtype),
+        cache,
+        cache,
+        _index(8, 512),
+        _index(9),
+        _index(8),
+        max_seqlen_q,
+        0.1,
+    )
+
+
+def _sample(filtered: bool, clean: bool, triggers: int) -> object:
+    rows = 8
+    columns = [empty(rows, dtype=torch.float32) for _ in range(3)]
+    wide = _index(rows, dtype=torch.int64)
+    return sample(
+        empty(rows, VOCAB, dtype=torch.float32),
+        columns[0],
+        _index(rows),
+        columns[1],
+        columns[2],
+        wide,
+        wide,
+        filtered=filtered,
+        clean=clean,
+        banned=_index(rows) if triggers else None,
+        triggers=_index(triggers) if triggers else None,
+    )
+
+
+def _step(rows: int) -> None:
+    budget_step(
+        _index(rows, dtype=torch.int64),
+        _index(len(STATE), rows),
+        _index(len(PARAMS), rows),
+        _index(1000),
+        _index(3),
+        empty(VOCAB, dtype=torch.uint8),
+        _index(rows, 512),
+        input_ids=_index(rows),
+        positions=_index(rows),
+        slot_mapping=_index(rows, dtype=torch.int64),
+        context_lens=_index(rows),
+        sample_positions=_index(rows, dtype=torch.int64),
+        banned=_index(rows),
+        ring=_index(32, rows),
+        tick=_index(1),
+        block_size=64,
+        scratch_slot=64,
+    )
+
+
+def _attention_cases() -> dict[str, Case]:
+    bf16, half, single = torch.bfloat16, torch.float16, torch.float32
+    cases: dict[str, Case] = {}
+    for name, heads in (HEADS | CORNERS).items():
+        for rows in (1, 128):
+            cases[f"decode {name} B={rows}"] = Case(
+                partial(_decode, heads, rows, 64, bf16),
+                True,
+            )
+        for most in (1, 4, 8, 2048):
+            cases[f"extend {name} q<={most}"] = Case(
+                partial(_extend, heads, most, 64, bf16),
+                True,
+            )
+    seven = HEADS["7B"]
+    for size in (16, 32, 128):
+        cases[f"decode 7B S={size}"] = Case(
+            partial(_decode, seven, 8, size, bf16),
+            True,
+        )
+        cases[f"extend 7B S={size}"] = Case(
+            partial(_extend, seven, 2048, size, bf16),
+            True,
+        )
+    cases["decode 7B fp16"] = Case(lambda: _decode(seven, 8, 64, half), True)
+    cases["extend 7B fp16"] = Case(lambda: _extend(seven, 2048, 64, half), True)
+    for name, heads in {"7B": seven, "D=16": CORNERS["D=16"], "D=32": CORNERS["D=32"]}.items():
+        cases[f"decode {name} fp32"] = Case(partial(_decode, heads, 8, 64, single))
+        cases[f"extend {name} fp32"] = Case(partial(_extend, heads, 2048, 64, single))
+    return cases
+
+
+def _row_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for width in (896, 3584, 5120, 16384):
+        cases[f"norm {width}"] = Case(partial(_norm, 32, width, False))
+        cases[f"add and norm {width}"] = Case(partial(_norm, 32, width, True))
+    cases["norm of heads D=128"] = Case(lambda: _head_norm(HEADS["7B"]))
+    for width in (4864, 18944):
+        cases[f"silu {width}"] = Case(partial(_silu, width))
+    for name, heads in (HEADS | CORNERS).items():
+        cases[f"rope {name}"] = Case(partial(_rope, heads, 64))
+    return cases
+
+
+CASES: dict[str, Case] = {
+    **_attention_cases(),
+    **_row_cases(),
+    "sample": Case(lambda: _sample(filtered=False, clean=False, triggers=0)),
+    "sample adjusted": Case(lambda: _sample(filtered=False, clean=True, triggers=0)),
+    "sample filtered": Case(lambda: _sample(filtered=True, clean=False, triggers=0)),
+    "sample in a graph": Case(lambda: _sample(filtered=True, clean=False, triggers=3)),
+    "step B=1": Case(lambda: _step(1)),
+    "step B=128": Case(lambda: _step(128)),
+}

@@ -1,0 +1,250 @@
+"""What the kernels become on an H100, told by the compiler: no GPU is needed.
+
+Each case calls a kernel's public launcher on tensors without memory, and what it would launch is
+compiled for sm_90 just as the launch would, then read back from the binary: registers, stack,
+spills, shared memory, tensor-core instructions and 128-bit loads. Speed it cannot tell.
+
+    python -m s1engine.bench.kernels_report            print the table
+    python -m s1engine.bench.kernels_report --check    compare with the committed table; exit 1
+    python -m s1engine.bench.kernels_report --write    make this the committed table
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+TABLE = RESULTS / "kernels_sm90.json"
+PAGE = RESULTS / "kernels_sm90.md"
+
+MAX_SHARED = 227 * 1024  # bytes a program may have on an H100
+TYPES = {
+    "torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32",
+    "torch.int32": "i32", "torch.int64": "i64", "torch.uint8": "u8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compiled:
+    """A kernel as a binary for sm_90."""
+
+    kernel: str
+    warps: int
+    stages: int
+    registers: int
+    stack: int  # bytes
+    spills: int  # instructions that load from or store to local memory
+    shared: int  # bytes
+    wgmma: int  # tensor-core instructions of a warp group
+    mma: int  # tensor-core instructions of a warp
+    loads128: int  # loads of 16 bytes a thread, into registers or shared memory
+
+    def problems(self, tensor_cores: bool) -> list[str]:
+        """What must not be, whatever the committed table says."""
+        found = []
+        if self.stack or self.spills:
+            found.append(f"{self.spills} spills, {self.stack} bytes of stack")
+        if self.shared > MAX_SHARED:
+            found.append(f"{self.shared} bytes of shared memory")
+        if tensor_cores and not self.wgmma + self.mma:
+            found.append("no tensor-core instruction")
+        return found
+
+    def regressions(self, before: dict[str, Any]) -> list[str]:
+        """Where it costs more than ``before``, made by the same compiler."""
+        worse = {"registers": 1, "shared": 1, "wgmma": -1, "mma": -1, "loads128": -1}
+        now = asdict(self)
+        return [
+            f"{name} {before[name]} -> {now[name]}"
+            for name, sign in worse.items()
+            if sign * (now[name] - before[name]) > 0
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A launch that was caught on its way: the kernel and its arguments by name."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+@contextmanager
+def _caught() -> Iterator[list[Launched]]:
+    """Kernels launched within are noted down instead of run."""
+    from triton.runtime.jit import JITFunction
+
+    launched: list[Launched] = []
+
+    def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        named = dict(zip(kernel.arg_names, args, strict=False))
+        named |= {name: kwargs.pop(name) for name in kernel.arg_names if name in kwargs}
+        launched.append(Launched(kernel, named, kwargs))
+
+    run, JITFunction.run = JITFunction.run, note
+    try:
+        yield launched
+    finally:
+        JITFunction.run = run
+
+
+def _source(launch: Launched) -> Any:
+    """Its source, specialised as a launch would: ones are constants, multiples of 16 are known."""
+    from triton.compiler import ASTSource
+
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    hints: dict[tuple[int], Any] = {}
+    for i, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        kind, aligned = "constexpr", False
+        if parameter.is_constexpr or (type(value) is int and value == 1):
+            constants[(i,)] = value
+        elif isinstance(value, int):
+            kind, aligned = ("i32" if abs(value) < 2**31 else "i64"), value % 16 == 0
+        elif isinstance(value, float):
+            kind = "fp32"
+        else:
+            kind, aligned = "*" + TYPES[str(value.dtype)], value.data_ptr() % 16 == 0
+        signature[parameter.name] = kind
+        if aligned:
+            hints[(i,)] = [["tt.divisibility", 16]]
+    return ASTSource(launch.kernel, signature, constants, hints)
+
+
+def _compile(launch: Launched) -> Compiled:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    binary = triton.compile(
+        _source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options
+    )
+    usage, code = _disassemble(binary.asm["cubin"])
+    return Compiled(
+        kernel=launch.kernel.__name__.strip("_").removesuffix("_kernel"),
+        warps=binary.metadata.num_warps,
+        stages=binary.metadata.num_stages,
+        registers=_number(r"REG:(\d+)", usage),
+        stack=_number(r"STACK:(\d+)", usage),
+        spills=len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        shared=binary.metadata.shared,
+        wgmma=len(re.findall(r"\bHGMMA\b", code)),
+        mma=len(re.findall(r"\bHMMA\b", code)),
+        loads128=len(re.findall(r"\b(?:LDG|LDGSTS)\.[A-Z0-9.]*\b128\b", code)),
+    )
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found is not None, f"cuobjdump did not print {pattern}"
+    return int(found.group(1))
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    """Resource usage and machine code, by the tools that come with Triton."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        outputs = [
+            subprocess.run(
+                [str(tools / tool), *options, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for tool, options in (("cuobjdump", ["-res-usage"]), ("nvdisasm", ["-c"]))
+        ]
+    return outputs[0], outputs[1]
+
+
+def _report_case(name: str) -> list[tuple[str, Compiled, list[str]]]:
+    """Every kernel that a case launches: its label, its binary, its problems."""
+    from s1engine.bench.kernels_cases import CASES
+
+    case = CASES[name]
+    with _caught() as launched:
+        case.launch()
+    rows = []
+    for launch in launched:
+        compiled = _compile(launch)
+        label = name if len(launched) == 1 else f"{name}, {compiled.kernel}"
+        rows.append((label, compiled, compiled.problems(case.tensor_cores)))
+    return rows
+
+
+def report() -> tuple[dict[str, Compiled], list[str]]:
+    """All cases by label, and what is wrong with them. Uses every core."""
+    from s1engine.bench.kernels_cases import CASES
+
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        cases = list(pool.map(_report_case, CASES))
+    table, problems = {}, []
+    for label, compiled, wrong in (row for rows in cases for row in rows):
+        table[label] = compiled
+        problems += [f"{label}: {problem}" for problem in wrong]
+    return table, problems
+
+
+def compare(table: dict[str, Compiled], committed: dict[str, Any]) -> list[str]:
+    """Regressions against the table of the same compiler; cases on one side only count."""
+    problems = [f"{label}: not in the committed table" for label in table if label not in committed]
+    problems += [f"{label}: gone" for label in committed if label not in table]
+    for label in table.keys() & committed.keys():
+        worse = table[label].regressions(committed[label])
+        problems += [f"{label}: {change}" for change in worse]
+    return sorted(problems)
+
+
+def markdown(tables: dict[str, dict[str, Any]]) -> str:
+    """The committed tables, one for each compiler, for reading."""
+    lines = [
+        "# Kernels compiled for sm_90",
+        "",
+        "Written by `make kernels-report ARGS=--write`; read from the binaries, run on no GPU.",
+    ]
+    names = [field.name for field in fields(Compiled) if field.name != "kernel"]
+    for version, table in sorted(tables.items(), reverse=True):
+        lines += ["", f"## Triton {version}", "", "| case | " + " | ".join(names) + " |"]
+        lines.append("|---|" + "---:|" * len(names))
+        for label, row in table.items():
+            lines.append(f"| {label} | " + " | ".join(str(row[name]) for name in names) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="make this the committed table")
+    parser.add_argument("--check", action="store_true", help="compare with the committed table")
+    args = parser.parse_args()
+    import triton
+
+    tables = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    table, problems = report()
+    rows = {label: asdict(compiled) for label, compiled in table.items()}
+    if args.check and triton.__version__ in tables:
+        problems += compare(table, tables[triton.__version__])
+    if args.write:
+        tables[triton.__version__] = rows
+        RESULTS.mkdir(exist_ok=True)
+        TABLE.write_text(json.dumps(tables, indent=1) + "\n")
+        PAGE.write_text(markdown(tables))
+    print(markdown({triton.__version__: rows}))
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

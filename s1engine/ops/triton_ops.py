@@ -1,0 +1,176 @@
+"""The operations on a CUDA device: the Triton kernels of ``kernels/``, and cuBLAS's products.
+
+Refuses what the kernels do not cover, by name, and keeps the memory in which attention adds up its
+parts. The only module that imports ``s1engine.kernels``. Knows no model and no scheduler.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from s1engine.errors import RequestError
+from s1engine.kernels import config
+from s1engine.kernels.extend import extend
+from s1engine.kernels.paged_decode import paged_decode, workspace_sizes
+from s1engine.kernels.rms_norm import rms_norm
+from s1engine.kernels.rope_write import rope_write
+from s1engine.kernels.sample import sample
+from s1engine.kernels.silu_and_mul import silu_and_mul
+from s1engine.ops import AttentionMetadata, SamplingMetadata, torch_sampling
+from s1engine.ops.torch_ops import TorchOps
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class TritonOps:
+    """``Ops`` for float32, bfloat16 and float16 tensors on one device; sums are in float32."""
+
+    name: str = "triton"
+
+    def __init__(self) -> None:
+        self._torch = TorchOps()
+        self._parts: Tensor | None = None  # float32, partial results of decode attention
+        self._arrived: Tensor | None = None  # int32, how many of them there are: zeros between
+
+    def check_model(
+        self,
+        *,
+        head_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        block_size: int,
+        dtype: torch.dtype,
+    ) -> None:
+        _check_covered(head_dim, num_heads, num_kv_heads, block_size, dtype)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return functional.linear(x, weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return rms_norm(x, weight, eps, residual)
+
+    def rope_write(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos_sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+    ) -> None:
+        _check_covered(*q.shape[:0:-1], *k_cache.shape[1:3], q.dtype)
+        rope_write(q, k, v, cos_sin, k_cache, v_cache, meta.positions, meta.slot_mapping)
+
+    def paged_attention(
+        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
+    ) -> Tensor:
+        """Rows of one token each go to the kernel that splits contexts; mixed ones do not."""
+        _check_covered(*q.shape[:0:-1], *k_cache.shape[1:3], q.dtype)
+        rows = meta.context_lens.shape[0]
+        if meta.max_seqlen_q == 1 and q.shape[0] == rows:
+            parts, arrived = self._workspace(q, k_cache.shape[1])
+            return paged_decode(
+                q,
+                k_cache,
+                v_cache,
+                meta.block_table,
+                meta.context_lens,
+                scale,
+                parts,
+                arrived,
+            )
+        if rows > config.MAX_ROWS:
+            raise RequestError(
+                f"{rows} sequences in a step: the kernels cover {config.MAX_ROWS}",
+                param="max_num_seqs",
+            )
+        return extend(
+            q,
+            k_cache,
+            v_cache,
+            meta.block_table,
+            meta.cu_seqlens_q,
+            meta.context_lens,
+            meta.max_seqlen_q,
+            scale,
+        )
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        return silu_and_mul(gate_up)
+
+    def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
+        clean = not (meta.bias is None and meta.penalties is None and meta.banned is None)
+        if clean:
+            torch_sampling.adjust_logits(logits, meta)
+        return sample(
+            logits,
+            meta.temperature,
+            meta.top_k,
+            meta.top_p,
+            meta.min_p,
+            meta.seeds,
+            meta.positions,
+            filtered=meta.filtered,
+            clean=clean,
+        )
+
+    def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self._torch.logprobs(logits, token_ids, k)
+
+    def _workspace(self, q: Tensor, num_kv_heads: int) -> tuple[Tensor, Tensor]:
+        """Memory for decode attention; it grows in eager steps and never while replaying."""
+        rows, num_heads, dim = q.shape
+        floats, counters = workspace_sizes(rows, num_kv_heads, dim, num_heads // num_kv_heads)
+        if self._parts is None or self._parts.numel() < floats or self._parts.device != q.device:
+            self._parts = torch.empty(floats, dtype=torch.float32, device=q.device)
+        if (
+            self._arrived is None
+            or self._arrived.numel() < counters
+            or self._arrived.device != q.device
+        ):
+            self._arrived = torch.zeros(counters, dtype=torch.int32, device=q.device)
+        return self._parts, self._arrived
+
+
+@lru_cache
+def _check_covered(
+    head_dim: int, num_heads: int, num_kv_heads: int, block_size: int, dtype: torch.dtype
+) -> None:
+    """Raises RequestError with the list of what is covered."""
+    group = num_heads // num_kv_heads
+    names = [str(covered).removeprefix("torch.") for covered in DTYPES]
+    _refuse(dtype in DTYPES, f"dtype {dtype}", ", ".join(names), "dtype")
+    _refuse(head_dim in config.HEAD_DIMS, f"head size {head_dim}", _listed(config.HEAD_DIMS))
+    _refuse(
+        block_size in config.BLOCK_SIZES,
+        f"block_size {block_size}",
+        _listed(config.BLOCK_SIZES),
+        "block_size",
+    )
+    _refuse(
+        num_heads % num_kv_heads == 0 and group <= config.MAX_GROUP,
+        f"{num_heads} query heads on {num_kv_heads} KV heads",
+        f"up to {config.MAX_GROUP} on each",
+    )
+    widest, largest = config.MAX_FLOAT32
+    _refuse(
+        dtype is not torch.float32 or (head_dim <= widest and group <= largest),
+        f"dtype float32 with head size {head_dim} and {group} query heads on each KV head",
+        f"head sizes up to {widest} and up to {largest} on each; bfloat16 and float16 beyond",
+        "dtype",
+    )
+
+
+def _listed(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _refuse(covered: bool, what: str, covers: str, param: str | None = None) -> None:
+    if not covered:
+        raise RequestError(f"{what} is not covered on CUDA; covered: {covers}", param=param)

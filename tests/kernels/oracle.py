@@ -1,0 +1,71 @@
+"""How kernels are judged: against float64, by what plain torch makes of the same numbers.
+
+A kernel may be twice as far from the truth as torch in the same type, and no further; ``slack`` is
+for sums that torch happens to get exactly right.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from s1engine.ops import AttentionMetadata
+from tests.ops.test_torch_ops import randn
+from tests.paged import make_meta
+
+
+def assert_as_good_as(actual: Tensor, by_torch: Tensor, truth: Tensor, slack: float = 1.0) -> None:
+    """``truth`` is float64; ``slack`` is in units of the type's last place at the largest value."""
+    assert actual.dtype == by_torch.dtype and not actual.isnan().any()
+    unit = torch.finfo(actual.dtype).eps * float(truth.abs().max())
+    error = float((actual.double() - truth).abs().max())
+    allowed = 2 * float((by_torch.double() - truth).abs().max()) + slack * unit
+    assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
+
+
+def attention_case(
+    lens: list[tuple[int, int]],
+    block_size: int,
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, AttentionMetadata]:
+    """q as a view of a wider buffer, and caches with NaN wherever no token stands; ``lens`` are
+    tokens and context of each row, ``heads`` query heads, KV heads and head size."""
+    counts, contexts = [count for count, _ in lens], [context for _, context in lens]
+    num_heads, num_kv_heads, dim = heads
+    blocks = len(lens) * -(-max(contexts) // block_size) + 1
+    everything = make_meta(contexts, contexts, block_size, blocks, seed=seed)
+    meta = make_meta(counts, contexts, block_size, blocks, seed=seed)
+    caches = []
+    for salt in (1, 2):
+        cache = torch.full((blocks, num_kv_heads, block_size, dim), math.nan, dtype=dtype)
+        slots = everything.slot_mapping
+        filled = randn(len(slots), num_kv_heads, dim, seed=seed + salt, dtype=dtype)
+        cache[slots // block_size, :, slots % block_size] = filled
+        caches.append(cache)
+    wide = randn(sum(counts), num_heads + 1, dim, seed=seed + 3, dtype=dtype)
+    return wide[:, :num_heads], caches[0], caches[1], meta
+
+
+def in_double(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
+) -> Tensor:
+    """Attention of every token written out in float64, [T, Hq * D]."""
+    size, group = k_cache.shape[2], q.shape[1] // k_cache.shape[1]
+    starts, contexts = meta.cu_seqlens_q.tolist(), meta.context_lens.tolist()
+    out = torch.empty(q.shape, dtype=torch.float64)
+    for row, context in enumerate(contexts):
+        mine = slice(starts[row], starts[row + 1])
+        blocks = meta.block_table[row, : -(-context // size)].long()
+        keys, values = (
+            cache[blocks].transpose(0, 1).flatten(1, 2)[:, :context].double()
+            for cache in (k_cache, v_cache)
+        )  # [Hkv, context, D]
+        keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
+        scores = torch.einsum("thd,hcd->htc", q[mine].double(), keys) * scale
+        count = starts[row + 1] - starts[row]
+        allowed = torch.arange(context) <= torch.arange(context - count, context)[:, None]
+        weights = scores.masked_fill(~allowed, -math.inf).softmax(-1)
+        out[mine] = torch.einsum("htc,hcd->thd", weights, values)
+    return out.flatten(1)

@@ -1,0 +1,250 @@
+"""The step kernel against the core's state machine: the same rows, token by token, bit for bit."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from s1engine import _core
+from s1engine.kernels.budget_step import IGNORED, PARAMS, STATE, budget_step
+
+VOCAB = 12
+TRIGGERS = (2, 3)
+STOPS = (4, 5)
+BLOCK_SIZE = 4
+SCRATCH_SLOT = 999
+FOREVER = 2**31 - 1
+PHASES = (_core.Phase.OFF, _core.Phase.THINKING, _core.Phase.ANSWERING)
+END_REASONS = ("NONE", "NATURAL", "BUDGET", "DEADLINE", "CLIENT", "LOOP", "CONVERGED")
+FINISH = {"": 0, "stop": 1, "length": 2}
+
+ids = st.integers(0, VOCAB - 1)
+phrases = st.lists(ids, max_size=3)
+
+
+@dataclass
+class Row:
+    """One sequence as the host sees it; ``queue``: appended but not yet fed."""
+
+    thinks: bool
+    wait: list[int]
+    natural_end: list[int]
+    newline: list[int]
+    forced_end: list[int]
+    newline_always: bool
+    min_thinking: int
+    max_thinking: int
+    num_waits: int
+    prompt_len: int
+    max_new: int
+    newlines: tuple[int, ...]
+    tail_newline: bool
+    core: Any = None
+    state: Any = None
+    fed: int = 6
+    finish: str = ""
+    num_tokens: int = 0
+    queue: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        flags = np.zeros(VOCAB, np.uint8)
+        flags[list(self.newlines)] = 1
+        fmt = _core.BudgetFormat(
+            triggers=list(TRIGGERS),
+            natural_end=self.natural_end,
+            newline=self.newline,
+            newline_always=self.newline_always,
+            ends_in_newline=flags,
+        )
+        self.core = _core.BudgetParams(
+            format=fmt,
+            wait=self.wait,
+            forced_end=self.forced_end,
+            delimiter_len=0,
+            min_thinking=self.min_thinking,
+            num_waits=self.num_waits,
+        )
+        self.state = _core.BudgetState(
+            phase=_core.Phase.THINKING if self.thinks else _core.Phase.OFF,
+            thinking_tokens=0,
+            max_thinking=self.max_thinking,
+            tail_newline=self.tail_newline,
+        )
+        self.num_tokens = self.prompt_len
+        self.max_len = self.prompt_len + self.max_new
+
+    def take(self, sampled: int) -> None:
+        """What the scheduler does with a sampled token, then feeds one token."""
+        if self.finish:
+            return
+        if not self.queue:
+            thinking = self.state.phase == _core.Phase.THINKING
+            self.queue = _core.advance(self.core, self.state, sampled)
+            if not self.queue:
+                return
+            self.num_tokens += len(self.queue)
+            if not thinking and sampled in STOPS:
+                self.finish = "stop"
+            elif self.num_tokens >= self.max_len:
+                self.finish = "length"
+        self.fed = self.queue.pop(0)
+
+    @property
+    def position(self) -> int:
+        """Of the token just fed."""
+        return self.num_tokens - 1 - len(self.queue)
+
+
+@st.composite
+def rows(draw: st.DrawFn, newlines: tuple[int, ...]) -> Row:
+    maximum = draw(st.integers(1, 12) | st.just(FOREVER))
+    return Row(
+        thinks=draw(st.booleans() | st.just(True)),
+        wait=draw(phrases),
+        natural_end=draw(phrases),
+        newline=draw(st.lists(ids, max_size=2)),
+        forced_end=draw(st.lists(ids, min_size=1, max_size=3)),
+        newline_always=draw(st.booleans()),
+        min_thinking=draw(st.integers(0, min(maximum, 12))),
+        max_thinking=maximum,
+        num_waits=draw(st.integers(0, 3) | st.just(FOREVER)),
+        prompt_len=draw(st.integers(1, 9)),
+        max_new=draw(st.integers(1, 60)),
+        newlines=newlines,
+        tail_newline=draw(st.booleans()),
+    )
+
+
+class Device:
+    """The kernel's tensors for some rows."""
+
+    def __init__(self, batch: list[Row], ring_steps: int) -> None:
+        count = len(batch)
+        flat: list[int] = []
+
+        def put(words: list[int]) -> int:
+            flat.extend(words)
+            return len(flat) - len(words)
+
+        stops = put(list(STOPS))
+        columns = []
+        for row in batch:
+            wait, natural = put(row.wait), put(row.natural_end)
+            last = row.wait[-1] if row.wait else -1
+            columns.append(
+                [
+                    row.min_thinking, row.num_waits, wait, len(row.wait), last in row.newlines,
+                    natural, len(row.natural_end), put(row.newline + row.forced_end),
+                    len(row.newline), len(row.forced_end), row.newline_always, row.max_len,
+                    stops, len(STOPS), FOREVER, 0,
+                ]
+            )  # fmt: skip
+        self.params = torch.tensor(columns, dtype=torch.int32).T.contiguous()
+        self.state = torch.zeros((len(STATE), count), dtype=torch.int32)
+        for i, row in enumerate(batch):
+            self.set("phase", i, int(row.thinks))
+            self.set("max_reason", i, END_REASONS.index("BUDGET"))
+            self.set("tail_newline", i, int(row.tail_newline))
+            self.set("max_thinking", i, row.max_thinking)
+            self.set("input", i, row.fed)
+            self.set("position", i, row.position)
+        self.phrases = torch.tensor(flat, dtype=torch.int32)
+        flags = np.zeros(VOCAB, np.uint8)
+        flags[list(batch[0].newlines)] = 1
+        self.newlines = torch.from_numpy(flags)
+        capacity = max(row.max_len for row in batch) // BLOCK_SIZE + 3
+        self.table = torch.randperm(count * capacity).view(count, capacity).to(torch.int32)
+        self.ring = torch.full((ring_steps, count), 77, dtype=torch.int32)
+        self.tick = torch.zeros(1, dtype=torch.int32)
+        names = ("input_ids", "positions", "context_lens", "banned")
+        self.next: dict[str, Tensor] = {
+            name: torch.full((count,), 77, dtype=torch.int32) for name in names
+        }
+        for name in ("slot_mapping", "sample_positions"):
+            self.next[name] = torch.full((count,), 77, dtype=torch.int64)
+
+    def set(self, name: str, row: int, value: int) -> None:
+        self.state[STATE.index(name), row] = value
+
+    def get(self, name: str, row: int) -> int:
+        return int(self.state[STATE.index(name), row])
+
+    def limit(self, row: int, maximum: int, reason: str) -> None:
+        self.params[PARAMS.index("limit"), row] = maximum
+        self.params[PARAMS.index("limit_reason"), row] = END_REASONS.index(reason)
+
+    def step(self, sampled: list[int]) -> None:
+        budget_step(
+            torch.tensor(sampled),
+            self.state,
+            self.params,
+            self.phrases,
+            torch.tensor(TRIGGERS, dtype=torch.int32),
+            self.newlines,
+            self.table,
+            ring=self.ring,
+            tick=self.tick,
+            block_size=BLOCK_SIZE,
+            scratch_slot=SCRATCH_SLOT,
+            **self.next,
+        )
+
+
+def check_row(device: Device, row: Row, i: int) -> None:
+    """Budget state, bans and the next input of a row are those of the core."""
+    state = row.state
+    assert PHASES[device.get("phase", i)] == state.phase
+    assert END_REASONS[device.get("end_reason", i)] == state.end_reason.name
+    assert device.get("thinking_tokens", i) == state.thinking_tokens
+    assert device.get("max_thinking", i) == state.max_thinking
+    assert device.get("waits_used", i) == state.waits_used
+    assert device.get("finish_reason", i) == FINISH[row.finish]
+    found = {name: int(tensor[i]) for name, tensor in device.next.items()}
+    assert found["banned"] == _core.bans_triggers(row.core, state)
+    if row.finish:
+        assert (found["slot_mapping"], found["context_lens"]) == (SCRATCH_SLOT, 0)
+        return
+    assert device.get("remaining", i) == len(row.queue)
+    assert (found["input_ids"], found["positions"]) == (row.fed, row.position)
+    assert found["context_lens"] == found["sample_positions"] == row.position + 1
+    block = int(device.table[i, row.position // BLOCK_SIZE])
+    assert found["slot_mapping"] == block * BLOCK_SIZE + row.position % BLOCK_SIZE
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_rows_follow_the_core_bit_for_bit(data: st.DataObject) -> None:
+    newlines = tuple(data.draw(st.sets(ids, max_size=3)))
+    batch = data.draw(st.lists(rows(newlines), min_size=1, max_size=8))
+    device = Device(batch, ring_steps=7)
+    favourites = st.sampled_from([*TRIGGERS, *STOPS, 6, 7, 8]) | ids
+    for step in range(data.draw(st.integers(1, 20))):
+        sampled = [data.draw(favourites) for _ in batch]
+        if data.draw(st.integers(0, 9)) == 0:  # a deadline or a client, between two steps
+            i = data.draw(st.integers(0, len(batch) - 1))
+            limit = data.draw(st.integers(0, 12))
+            device.limit(i, limit, "DEADLINE")
+            _core.limit_thinking(batch[i].state, limit, _core.EndReason.DEADLINE)
+        decides = [not row.finish and not row.queue for row in batch]
+        for row, token in zip(batch, sampled, strict=True):
+            row.take(token)
+        device.step(sampled)
+        for i, row in enumerate(batch):
+            check_row(device, row, i)
+        wanted = [t if d else IGNORED for t, d in zip(sampled, decides, strict=True)]
+        assert device.ring[step % 7].tolist() == wanted
+        assert int(device.tick) == step + 1
+
+
+def test_a_finished_row_changes_no_more() -> None:
+    row = Row(False, [], [], [], [7], False, 0, 5, 0, 3, 9, (), False)
+    device = Device([row], ring_steps=4)
+    device.step([STOPS[0]])
+    before = device.state.clone()
+    device.step([8])
+    assert torch.equal(device.state, before)
+    assert device.ring[:2, 0].tolist() == [STOPS[0], IGNORED]
