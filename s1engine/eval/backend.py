@@ -54,6 +54,8 @@ class Reply:
     seconds: float
     """From submission until the last sample was finished."""
     error: str | None = None
+    checkpoints: tuple[tuple[int, Sample], ...] = ()
+    """Budget and answer of each checkpoint that ``ask.params`` has, of the first sample."""
 
 
 class Backend(Protocol):

@@ -59,7 +59,12 @@ class EngineBackend:
 
     def _reply(self, ask: Ask, output: RequestOutput) -> Reply:
         samples = tuple(self._sample(ask, sample) for sample in output.outputs)
-        return Reply(ask, samples, output.timing.total_s)
+        checkpoints = tuple(
+            (checkpoint.budget, self._sample(ask, checkpoint.output))
+            for checkpoint in output.checkpoints
+            if checkpoint.output.index == 0
+        )
+        return Reply(ask, samples, output.timing.total_s, checkpoints=checkpoints)
 
     def _sample(self, ask: Ask, output: CompletionOutput) -> Sample:
         thinking = output.thinking

@@ -113,16 +113,18 @@ class HttpBackend:
     def _work(self, ask: Ask) -> None:
         begin = time.monotonic()
         samples: tuple[Sample, ...] = ()
+        checkpoints: tuple[tuple[int, Sample], ...] = ()
         error = None
         try:
-            samples = read_samples(self._post(request_body(ask, self._model)))
+            answer = self._post(request_body(ask, self._model))
+            samples, checkpoints = read_samples(answer), read_checkpoints(answer)
         except _FailedError as failure:
             error = str(failure)
         except (LookupError, TypeError, ValueError, AttributeError) as failure:
             error = f"the answer is no chat completion ({type(failure).__name__}: {failure})"
         except Exception as failure:  # a thread must not die silently: its reply is awaited
             error = f"{type(failure).__name__}: {failure}"
-        self._ready.put(Reply(ask, samples, time.monotonic() - begin, error))
+        self._ready.put(Reply(ask, samples, time.monotonic() - begin, error, checkpoints))
 
     def _post(self, body: dict[str, Any]) -> Any:
         """The answer's JSON. Raises _FailedError when tries have run out or would be in vain."""
@@ -194,6 +196,7 @@ def _flat(budget: ThinkingBudget) -> dict[str, Any]:
         "wait_text": budget.wait_text,
         "final_text": budget.final_text,
         "answer_reserve": budget.answer_reserve,
+        "thinking_checkpoints": list(budget.checkpoints),
     }
 
 
@@ -205,6 +208,25 @@ def read_samples(answer: Any) -> tuple[Sample, ...]:
     if not choices:
         raise ValueError("no choices")
     return tuple(_sample(choice, usage, len(choices)) for choice in choices)
+
+
+def read_checkpoints(answer: Any) -> tuple[tuple[int, Sample], ...]:
+    """s1engine's answers at checkpoints, of the first choice."""
+    found = []
+    for checkpoint in answer.get("checkpoints") or ():
+        if checkpoint["index"] == 0:
+            figures = checkpoint["thinking"]
+            sample = Sample(
+                text=checkpoint["text"],
+                thinking_tokens=figures["tokens"],
+                output_tokens=checkpoint["completion_tokens"],
+                forced_tokens=figures["forced_tokens"],
+                waits_used=figures["waits_used"],
+                end_reason=figures["end_reason"],
+                finish_reason=checkpoint["finish_reason"],
+            )
+            found.append((int(checkpoint["budget"]), sample))
+    return tuple(found)
 
 
 def _sample(choice: dict[str, Any], usage: dict[str, Any], count: int) -> Sample:

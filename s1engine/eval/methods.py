@@ -116,6 +116,47 @@ class SinglePass:
         return Ask(key, prompt, seeded(self.params, question), trace)
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointSweep:
+    """Answers for a run at every budget from one trace a question: it thinks to the largest, and
+    the engine forks an answer off at each smaller one. Answers are those of separate runs; their
+    times are the one pass's.
+    """
+
+    runs: tuple[RunSettings, ...]
+    """In the order asked; budgets differ, None is the largest."""
+    params: SamplingParams
+    choose: Chooser
+
+    @property
+    def settings(self) -> tuple[RunSettings, ...]:
+        return self.runs
+
+    def answer(
+        self, questions: Sequence[Question], backend: Backend, traces: frozenset[str]
+    ) -> Iterator[Answer]:
+        for key, question in enumerate(questions):
+            params = seeded(self.params, question)
+            backend.submit(Ask(key, question.prompt, params, question.id in traces))
+        for reply in backend.replies():
+            found = dict(reply.checkpoints)
+            for run in self.runs:
+                own = (found[run.budget],) if run.budget in found else ()
+                samples = own if run.budget in self._checkpoints else reply.samples
+                yield self._answer(run, questions[reply.ask.key], samples, reply)
+
+    @property
+    def _checkpoints(self) -> tuple[int, ...]:
+        return self.params.thinking.checkpoints if self.params.thinking else ()
+
+    def _answer(
+        self, run: RunSettings, question: Question, samples: tuple[Sample, ...], reply: Reply
+    ) -> Answer:
+        error = reply.error or (None if samples else f"no answer at budget {run.budget}")
+        choice = None if error else self.choose(question, samples)
+        return Answer(run, question, choice, samples, reply.seconds, error=error)
+
+
 @dataclass(slots=True)
 class _Tries:
     """A question that rejection sampling is at work on."""

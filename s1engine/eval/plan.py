@@ -13,6 +13,7 @@ from s1engine.errors import RequestError
 from s1engine.eval.choose import Chooser, first, majority, most_confident
 from s1engine.eval.methods import (
     TOKENS_PER_STEP,
+    CheckpointSweep,
     Method,
     RejectionSampling,
     RunSettings,
@@ -133,6 +134,20 @@ def _budget_forcing(name: str, options: SweepOptions) -> list[Method]:
     return [SinglePass(run, options.params(run, temperature=0), first) for run in runs]
 
 
+def _checkpoints(name: str, options: SweepOptions) -> list[Method]:
+    """One trace for all budgets, for each number of waits."""
+    budgets = options.budgets or (None,)
+    largest = None if None in budgets else max(b for b in budgets if b is not None)
+    smaller = tuple(sorted(b for b in budgets if b is not None and b != largest))
+    methods: list[Method] = []
+    for num_waits in options.num_waits or (0,):
+        params = options.params(RunSettings(name, largest, num_waits), temperature=0)
+        thinking = replace(params.thinking or ThinkingBudget(), checkpoints=smaller)
+        runs = tuple(RunSettings(name, budget, num_waits) for budget in budgets)
+        methods.append(CheckpointSweep(runs, replace(params, thinking=thinking), first))
+    return methods
+
+
 def _token_conditional(name: str, options: SweepOptions) -> list[Method]:
     forced = name.endswith("-forced")
     return [
@@ -204,6 +219,11 @@ METHODS = {
         _BUDGETS | {"num_waits", "wait_text"},
         _budget_forcing,
         "thinking cut at a maximum, prolonged by waits",
+    ),
+    "budget-forcing-checkpoints": MethodKind(
+        _BUDGETS | {"num_waits", "wait_text"},
+        _checkpoints,
+        "the same answers, all budgets from one trace",
     ),
     "token-conditional": MethodKind(
         _BUDGETS, _token_conditional, "the prompt asks for at most so many tokens"

@@ -98,6 +98,7 @@ class Answers(ABC):
             "index": first + sample.index,
             "budget": checkpoint.budget,
             "text": sample.text,
+            "completion_tokens": len(sample.token_ids),
             "finish_reason": sample.finish_reason,
             "thinking": thinking_total([sample.thinking]),
             **(_tokens(sample) if self._token_ids else {}),

@@ -1,0 +1,66 @@
+"""A sweep from one trace gives what separate runs give, for a fraction of the tokens."""
+
+import pytest
+
+from s1engine.engine.llm import LLM
+from s1engine.errors import RequestError
+from s1engine.eval.engine_backend import EngineBackend
+from s1engine.eval.methods import Answer
+from s1engine.eval.plan import SweepOptions, plan
+from s1engine.eval.tasks import arithmetic_questions
+from tests.eval.scripted import ScriptedBackend, questions, sample
+
+BUDGETS = (24, 0, 96, 8)
+NO_TRACES: frozenset[str] = frozenset()
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(progress=False, dtype="float32", max_num_seqs=32)
+
+
+def sweep(llm: LLM, name: str) -> dict[tuple[str, int | None, int], Answer]:
+    options = SweepOptions(budgets=BUDGETS, num_waits=(0, 1))
+    asked = arithmetic_questions(3, 6)
+    return {
+        (answer.question.id, answer.settings.budget, answer.settings.num_waits): answer
+        for method in plan([name], options)
+        for answer in method.answer(asked, EngineBackend(llm), NO_TRACES)
+    }
+
+
+def test_one_trace_answers_like_separate_runs(llm: LLM) -> None:
+    def computed() -> int:
+        return llm.engine.scheduler.stats().num_computed_tokens
+
+    llm.engine.scheduler.clear_cache()
+    before = computed()
+    separate = sweep(llm, "budget-forcing")
+    cost = computed() - before
+    llm.engine.scheduler.clear_cache()
+    before = computed()
+    together = sweep(llm, "budget-forcing-checkpoints")
+    assert computed() - before < cost
+    assert set(together) == set(separate) and len(together) == 6 * 4 * 2
+    for key, answer in together.items():
+        assert answer.error is None
+        assert answer.choice == separate[key].choice
+        assert answer.samples == separate[key].samples
+
+
+def test_runs_come_in_the_order_asked_and_a_missing_answer_is_told() -> None:
+    (method,) = plan(["budget-forcing-checkpoints"], SweepOptions(budgets=(8, None, 4)))
+    assert [run.budget for run in method.settings] == [8, None, 4]
+    backend = ScriptedBackend(lambda ask: [sample("Answer: 1")])  # knows no checkpoints
+    found = list(method.answer(questions(1), backend, NO_TRACES))
+    errors = [(answer.settings.budget, answer.error) for answer in found]
+    assert errors == [(8, "no answer at budget 8"), (None, None), (4, "no answer at budget 4")]
+    (ask,) = backend.asked
+    assert ask.params.thinking is not None
+    assert ask.params.thinking.max_tokens is None and ask.params.thinking.checkpoints == (4, 8)
+
+
+def test_too_many_budgets_are_refused() -> None:
+    with pytest.raises(RequestError) as error:
+        plan(["budget-forcing-checkpoints"], SweepOptions(budgets=tuple(range(80))))
+    assert error.value.param == "thinking_checkpoints"
