@@ -59,7 +59,7 @@ def think_in_passes(
             end = [*gap, *reasoning.forced_end(None)]
         state.answer = end
     params = [_greedy(max_tokens - len(s.token_ids)) for s in states]
-    outputs = _generate(llm, [s.prompt + s.token_ids for s in states], params)
+    outputs = _generate(llm, [s.prompt + s.token_ids for s in states], params, stops=())
     for state, output in zip(states, outputs, strict=True):
         state.answer += output.outputs[0].token_ids
     return states
@@ -94,7 +94,7 @@ def _extend(
     states = [state for state in states if len(state.thinking) < budget]
     rooms = [budget - len(state.thinking) for state in states]
     params = [_greedy(min(room, most or room), bias) for room in rooms]
-    outputs = _generate(llm, [s.prompt + s.thinking for s in states], params)
+    outputs = _generate(llm, [s.prompt + s.thinking for s in states], params, triggers)
     for state, output in zip(states, outputs, strict=True):
         ids = output.outputs[0].token_ids
         state.ended = ids[-1] in triggers
@@ -106,13 +106,11 @@ def _greedy(max_tokens: int, logit_bias: dict[int, float] | None = None) -> Samp
 
 
 def _generate(
-    llm: LLM, prompts: list[list[int]], params: list[SamplingParams]
+    llm: LLM, prompts: list[list[int]], params: list[SamplingParams], stops: tuple[int, ...]
 ) -> list[RequestOutput]:
-    """Plain continuation: thinking is switched off, ends are stop ids."""
-    assert llm.engine.format is not None
+    """Plain continuation up to the end of text or one of ``stops``: thinking is switched off."""
     if not prompts:
         return []
-    stops = llm.engine.format.triggers
     each = [_with_stops(p, stops) for p in params]
     return llm.generate(prompts, each, progress=False, enable_thinking=False)
 
