@@ -45,21 +45,23 @@ class Sample:
     thinking: slice  # the pieces between the delimiters
 
 
-def sample(rng: random.Random, steps: tuple[Step, ...]) -> Sample:
-    """One training sample on a question that is not held out."""
+def sample(rng: random.Random, steps: tuple[Step, ...], most_checks: int = 0) -> Sample:
+    """One training sample on a question that is not held out; ``most_checks`` as Recipe.checks."""
     question = render(steps)
     assert not is_held_out(question)
     system = SYSTEM if rng.random() < SYSTEM_SHARE else ""
     head = f"{system}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
     cut = rng.random() < CUT_SHARE
-    checks = 0 if cut else _number_of_checks(rng, len(steps))
+    checks = 0 if cut else _number_of_checks(rng, len(steps), most_checks)
     thinking = _thinking(rng, steps, checks)
     answer = f"<|im_start|>answer\nFinal Answer: {steps[-1].value}<|im_end|>\n"
     pieces = (Piece(head, False), Piece("<|im_start|>think"), *thinking, Piece(answer))
     return Sample(pieces, cut, slice(2, 2 + len(thinking)))
 
 
-def _number_of_checks(rng: random.Random, steps: int) -> int:
+def _number_of_checks(rng: random.Random, steps: int, most_checks: int) -> int:
+    if most_checks:
+        return rng.randint(0, most_checks)
     numbers, weights = zip(*CHECKS, strict=True)
     room = max(MAX_THINKING // (TOKENS_A_STEP * steps) - 1, 1)
     return min(int(rng.choices(numbers, weights)[0]), room)

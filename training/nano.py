@@ -3,9 +3,12 @@
     python -m s1engine.training.nano --out FIRST
     python -m s1engine.training.nano --out SECOND --start FIRST --seed 1 --steps 2400 \\
         --learning-rate 6e-4 --warmup-steps 50 --curriculum-steps 1 --tail 8
+    python -m s1engine.training.nano --out THIRD --start SECOND --seed 2 --steps 1000 \\
+        --batch-tokens 4096 --learning-rate 5e-4 --warmup-steps 50 --curriculum-steps 1 \\
+        --tail 8 --checks 3 --threads 2
 
-The first run learns the task; the second, short one evens out the longest chains, of which the
-first sees few.
+The first run learns the task; the others are short and even out what it sees little of: the longest
+chains, and checks after "Wait".
 
 Reads top to bottom: samples are drawn on the fly (short chains first), batches hold a fixed number
 of tokens, AdamW with warm-up and cosine decay, a look at held-out questions now and then. The same
@@ -49,6 +52,7 @@ class Recipe:
     clip: float = 1.0
     curriculum_steps: int = 240  # optimizer steps after which chains may be one longer
     tail: int = 0  # how many shares more the longest chains get
+    checks: int = 0  # samples have up to so many checks, uniformly; 0: as CHECKS weighs them
     evaluate_every: int = 500
     threads: int = 1
 
@@ -121,7 +125,7 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tupl
             steps = draw_steps(rng, rng.randint(max(MIN_STEPS, high - 2), high))
             if is_held_out(render(steps)):
                 continue
-            rows.append(tokenize(encode, sample(rng, steps), rng))
+            rows.append(tokenize(encode, sample(rng, steps, recipe.checks), rng))
             width = max(width, len(rows[-1][0]))
         pad = tokenizer.pad_token_id
         yield (

@@ -18,6 +18,7 @@ from s1engine.eval.tasks import Question
 from s1engine.sampling_params import SamplingParams
 
 TOKENS_PER_STEP = 100  # by which s1 turns steps into the thinking that was asked for
+ONE_TRACE = "budget-forcing-checkpoints"  # the method whose runs are one pass
 CUT_SHORT = ("budget", "deadline", "client", "loop", "length", "abort")
 
 

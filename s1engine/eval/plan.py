@@ -12,6 +12,7 @@ from s1engine.config import check_float, check_int
 from s1engine.errors import RequestError
 from s1engine.eval.choose import Chooser, first, majority, most_confident
 from s1engine.eval.methods import (
+    ONE_TRACE,
     TOKENS_PER_STEP,
     CheckpointSweep,
     Method,
@@ -220,7 +221,7 @@ METHODS = {
         _budget_forcing,
         "thinking cut at a maximum, prolonged by waits",
     ),
-    "budget-forcing-checkpoints": MethodKind(
+    ONE_TRACE: MethodKind(
         _BUDGETS | {"num_waits", "wait_text"},
         _checkpoints,
         "the same answers, all budgets from one trace",

@@ -7,6 +7,7 @@ from s1engine.errors import RequestError
 from s1engine.eval.engine_backend import EngineBackend
 from s1engine.eval.methods import Answer
 from s1engine.eval.plan import SweepOptions, plan
+from s1engine.eval.report import _sweep_seconds
 from s1engine.eval.tasks import arithmetic_questions
 from tests.eval.scripted import ScriptedBackend, questions, sample
 
@@ -64,3 +65,12 @@ def test_too_many_budgets_are_refused() -> None:
     with pytest.raises(RequestError) as error:
         plan(["budget-forcing-checkpoints"], SweepOptions(budgets=tuple(range(80))))
     assert error.value.param == "thinking_checkpoints"
+
+
+def test_the_time_of_one_trace_counts_once() -> None:
+    def run(method: str, num_waits: int, wall_s: float) -> dict[str, object]:
+        return {"settings": {"method": method, "num_waits": num_waits}, "wall_s": wall_s}
+
+    together = [run("budget-forcing-checkpoints", waits, 2.0 + waits) for waits in (0, 0, 1)]
+    alone = [run("budget-forcing", 0, 4.0), run("budget-forcing", 0, 5.0)]
+    assert _sweep_seconds([*together, *alone]) == 2.0 + 3.0 + 4.0 + 5.0
