@@ -6,6 +6,9 @@
     python -m s1engine.training.nano --out THIRD --start SECOND --seed 2 --steps 1000 \\
         --batch-tokens 4096 --learning-rate 5e-4 --warmup-steps 50 --curriculum-steps 1 \\
         --tail 8 --checks 3 --threads 2
+    python -m s1engine.training.nano --out FOURTH --start THIRD --seed 3 --steps 900 \\
+        --batch-tokens 4096 --learning-rate 1e-3 --warmup-steps 50 --curriculum-steps 1 \\
+        --tail 5 --checks 2 --threads 2
 
 The first run learns the task; the others are short and even out what it sees little of: the longest
 chains, and checks after "Wait".
@@ -30,12 +33,13 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from s1engine.eval.arithmetic import MAX_STEPS, MIN_STEPS, draw_steps, generate, is_held_out, render
+from s1engine.eval.arithmetic import MIN_STEPS, draw_steps, generate, is_held_out, render
 from s1engine.eval.grade import extract_answer
 from s1engine.training import nano_tokenizer
 from s1engine.training.arithmetic_traces import Sample, sample
 
 IGNORED = -100
+LONGEST = 16  # steps of a chain: a little beyond what is asked later
 EMBEDDING_MULTIPLE = 64
 
 
@@ -117,7 +121,7 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tupl
     encode = functools.lru_cache(2**16)(tokenizer.encode)  # lines recur, questions hardly do
     step = 0
     while True:
-        longest = min(MAX_STEPS, MIN_STEPS + 2 + step // recipe.curriculum_steps)
+        longest = min(LONGEST, MIN_STEPS + 2 + step // recipe.curriculum_steps)
         high = min(rng.randint(MIN_STEPS, longest + recipe.tail), longest)
         rows: list[tuple[list[int], list[int]]] = []
         width = 0

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MIN_STEPS = 2
-MAX_STEPS = 16
+MAX_STEPS = 14
 HELD_OUT_SHARE = 16  # one question in 16 is held out
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {

@@ -106,7 +106,7 @@ def _stats(runs: Sequence[Run]) -> Iterator[str]:
     yield _stat("time of the sweep", _duration(total), f"{failed} failed" if failed else "all runs")
 
 
-def _sweep_seconds(runs: list[dict[str, Any]]) -> float:
+def _sweep_seconds(runs: Sequence[dict[str, Any]]) -> float:
     """Wall time of all runs; those that come from one trace took it together."""
     passes: dict[tuple[object, ...], float] = {}
     for i, run in enumerate(runs):

@@ -45,7 +45,6 @@ class BodyLimit:
             return
         size = 0
         too_large = False
-        begun = False
 
         async def counted() -> Message:
             nonlocal size, too_large
@@ -57,8 +56,6 @@ class BodyLimit:
             return message
 
         async def watched(message: Message) -> None:
-            nonlocal begun
-            begun = True
             if not too_large:
                 await send(message)
 
