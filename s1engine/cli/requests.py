@@ -19,6 +19,9 @@ class Row(GenerationFields):
     messages: list[dict[str, Any]] | None = None
     logprobs: int | None = None
 
+    def asked_logprobs(self) -> int | None:
+        return self.logprobs
+
 
 def parse_row(
     llm: LLM, fields: dict[str, Any], where: str, *, raw: bool
@@ -32,7 +35,7 @@ def parse_row(
             raise request_error(error) from error
         if (row.prompt is None) == (row.messages is None):
             raise RequestError("a request has either prompt or messages", param="prompt")
-        params = row.sampling_params(llm.engine.default_sampling(), logprobs=row.logprobs)
+        params = row.sampling_params(llm.engine.default_sampling())
         return _prompt(row, raw), params, row.options()
     except RequestError as error:
         text = f"{where}: {error}" if where else str(error)

@@ -112,12 +112,12 @@ class LLMEngine:
     def _add_sample(self, group: Group) -> None:
         request, index = group.request, len(group.samples)
         plan = request.thinking
-        sample = self._make_sample(group, index, sample_seed(group.seed, index))
+        seed = sample_seed(group.seed, index)
+        sample = self._make_sample(group, next(self._next_id), index, seed, request.params)
         maximum = plan.max_thinking if plan else 0
         for budget in plan.checkpoints if plan else ():
             sample.awaited[next(self._next_id)] = budget
         group.samples.append(sample)
-        self._sequences[sample.sequence] = sample
         self.scheduler.add(
             sample.sequence,
             request.prompt,
@@ -136,23 +136,24 @@ class LLMEngine:
         if group.limit is not None:
             self._limit_samples(group, THINKING_NOW, group.limit)
 
-    def _make_sample(self, group: Group, index: int, seed: int) -> Sample:
-        request = group.request
-        thinks = request.thinking is not None
-        stream = SampleStream(index, request.params, self.tokenizer, thinks=thinks)
-        return Sample(group, next(self._next_id), stream, seed)
+    def _make_sample(
+        self, group: Group, sequence: int, index: int, seed: int, params: SamplingParams
+    ) -> Sample:
+        thinks = group.request.thinking is not None
+        stream = SampleStream(index, params, self.tokenizer, thinks=thinks)
+        sample = self._sequences[sequence] = Sample(group, sequence, stream, seed)
+        return sample
 
     def _adopt(self) -> None:
         """Children that the scheduler forked off become samples of their own; log-probabilities
         are of tokens that a sequence sampled itself, so children have none."""
         for child, parent in self.scheduler.forked:
             sample = self._sequences[parent]
-            group, index = sample.group, sample.stream.index
-            params = replace(group.request.params, logprobs=None)
-            stream = SampleStream(index, params, self.tokenizer, thinks=True)
-            budget = sample.awaited.pop(child)
-            self._sequences[child] = Sample(group, child, stream, sample.seed, budget)
-            sample.children.append(self._sequences[child])
+            params = replace(sample.stream.params, logprobs=None)
+            index = sample.stream.index
+            forked = self._make_sample(sample.group, child, index, sample.seed, params)
+            forked.budget = sample.awaited.pop(child)
+            sample.children.append(forked)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request at once and frees its blocks. Returns what it has so far; None if there

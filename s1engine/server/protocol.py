@@ -80,11 +80,16 @@ class GenerationFields(ThinkingFields):
                 raise RequestError(f"{name} is not supported", param=name)
         return {name: value for name, value in values.items() if name not in NEUTRAL}
 
+    def asked_logprobs(self) -> int | None:
+        """How many log-probabilities of each token, as SamplingParams counts them."""
+        return None
+
+    def asked_max_tokens(self) -> int | None:
+        """The bound on generated tokens, whichever field gave it."""
+        return self.max_tokens
+
     def sampling_params(
-        self,
-        defaults: Mapping[str, Any],
-        efforts: Mapping[str, int | None] = EFFORTS,
-        logprobs: int | None = None,
+        self, defaults: Mapping[str, Any], efforts: Mapping[str, int | None] = EFFORTS
     ) -> SamplingParams:
         """Raises RequestError. ``defaults`` fill in what the request leaves open."""
         fields: dict[str, Any] = dict(defaults)
@@ -97,7 +102,8 @@ class GenerationFields(ThinkingFields):
         fields["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         fields["stop_token_ids"] = tuple(self.stop_token_ids or ())
         fields["logit_bias"] = _token_bias(self.logit_bias or {})
-        fields["logprobs"] = logprobs
+        fields["logprobs"] = self.asked_logprobs()
+        fields["max_tokens"] = self.asked_max_tokens()
         fields["thinking"], _ = self.thinking_asked(efforts)
         return SamplingParams(**fields)
 
@@ -142,20 +148,15 @@ class ChatRequest(HttpFields):
         """The chat, as the only prompt."""
         return [self.messages]
 
-    def sampling_params(
-        self,
-        defaults: Mapping[str, Any],
-        efforts: Mapping[str, int | None] = EFFORTS,
-        logprobs: int | None = None,
-    ) -> SamplingParams:
+    def asked_logprobs(self) -> int | None:
         if self.top_logprobs is not None:
             check_int("top_logprobs", self.top_logprobs, 0, MAX_LOGPROBS)
             if not self.logprobs:
                 raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-        asked = (self.top_logprobs or 0) if self.logprobs else None
-        limit = agreed(max_tokens=self.max_tokens, max_completion_tokens=self.max_completion_tokens)
-        with_limit = {**defaults, **({} if limit is None else {"max_tokens": limit})}
-        return super().sampling_params(with_limit, efforts, asked)
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def asked_max_tokens(self) -> int | None:
+        return agreed(max_tokens=self.max_tokens, max_completion_tokens=self.max_completion_tokens)
 
     def options(self, efforts: Mapping[str, int | None] = EFFORTS) -> dict[str, Any]:
         options = super().options(efforts)
@@ -181,13 +182,8 @@ class CompletionRequest(HttpFields):
             raise RequestError(f"prompt must be 1 to {MAX_PROMPTS} prompts", param="prompt")
         return [*self.prompt]
 
-    def sampling_params(
-        self,
-        defaults: Mapping[str, Any],
-        efforts: Mapping[str, int | None] = EFFORTS,
-        logprobs: int | None = None,
-    ) -> SamplingParams:
-        return super().sampling_params(defaults, efforts, self.logprobs)
+    def asked_logprobs(self) -> int | None:
+        return self.logprobs
 
 
 class TokenizeRequest(BaseModel):
