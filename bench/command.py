@@ -15,9 +15,9 @@ from typing import Any
 
 
 def _benches() -> dict[str, ModuleType]:
-    from s1engine.bench import budget, host, throughput
+    from s1engine.bench import budget, harness, host, throughput
 
-    return {"host": host, "throughput": throughput, "budget": budget}
+    return {"host": host, "throughput": throughput, "budget": budget, "harness": harness}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,78 @@
+"""What the evaluation harness adds to the engine: the share of a run's time outside of it.
+
+A run of budget forcing over the arithmetic task, as ``s1engine eval`` does it, with the time inside
+the engine's calls added up. Goal: under 3 %.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from s1engine.engine.llm import LLM
+from s1engine.eval.engine_backend import EngineBackend
+from s1engine.eval.plan import SweepOptions, plan
+from s1engine.eval.results import Results
+from s1engine.eval.sweep import run_sweep
+from s1engine.eval.tasks import arithmetic_questions
+
+BUDGET = 64
+
+
+def outside_share(llm: LLM, questions: int, folder: Path) -> float:
+    """Of one run's wall time, what was not spent inside the engine; 0 to 1."""
+    inside = [0.0]
+    engine: Any = llm.engine
+    calls = {name: getattr(engine, name) for name in ("step", "make_request", "add_request")}
+    for name, call in calls.items():
+        setattr(engine, name, _timed(call, inside))
+    try:
+        methods = plan(["budget-forcing"], SweepOptions(budgets=(BUDGET,)))
+        found = arithmetic_questions(4, questions)
+        opened = Results.open(folder, {}, overwrite=True)
+        (run,) = run_sweep(
+            methods, found, EngineBackend(llm), opened, traces=1, finished=lambda run: None
+        )
+        opened.close()
+    finally:
+        for name in calls:
+            delattr(engine, name)
+    return 1 - inside[0] / run.wall_s
+
+
+def _timed(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def timed(*args: Any, **options: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            return call(*args, **options)
+        finally:
+            spent[0] += time.perf_counter() - begin
+
+    return timed
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The shares of all rounds after a first that warms up."""
+    llm = LLM(args.model, progress=False, max_num_seqs=args.batch)
+    with tempfile.TemporaryDirectory() as folder:
+        shares = [
+            outside_share(llm, args.questions, Path(folder)) for _ in range(args.rounds + 1)
+        ][1:]
+    return {
+        "questions": args.questions,
+        "batch": args.batch,
+        "budget": BUDGET,
+        "outside_share": round(statistics.median(shares), 4),
+        "outside_shares": [round(share, 4) for share in shares],
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``s1engine bench harness``."""
+    parser.add_argument("--model", default=None, help="default: bundled s1-nano")
+    parser.add_argument("--questions", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=64, help="sequences at once")
+    parser.add_argument("--rounds", type=int, default=5)
