@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """The shares of all rounds after a first that warms up."""
     llm = LLM(args.model, progress=False, max_num_seqs=args.batch)
     with tempfile.TemporaryDirectory() as folder:
-        shares = [
-            outside_share(llm, args.questions, Path(folder)) for _ in range(args.rounds + 1)
-        ][1:]
+        shares = [outside_share(llm, args.questions, Path(folder)) for _ in range(args.rounds + 1)][
+            1:
+        ]
     return {
         "questions": args.questions,
         "batch": args.batch,
