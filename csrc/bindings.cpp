@@ -64,6 +64,29 @@ std::unique_ptr<BoundBatch> make_batch(const py::dict& buffers, int32_t max_toke
   return bound;
 }
 
+// A run that keeps its numpy buffers alive.
+struct BoundRun {
+  s1::RunBatch run;
+  std::vector<py::array> owners;
+};
+
+std::unique_ptr<BoundRun> make_run(const py::array& lanes, const py::array& slot_mapping,
+                                   const py::array& sample_positions, const py::array& phrases,
+                                   int64_t scratch_slot) {
+  auto bound = std::make_unique<BoundRun>();
+  s1::RunBatch& r = bound->run;
+  bound->owners = {lanes, slot_mapping, sample_positions, phrases};
+  const py::ssize_t rows = slot_mapping.size();
+  r.lanes = buffer<int32_t>(lanes, rows * s1::kNumLaneFields, "lanes");
+  r.slot_mapping = buffer<int64_t>(slot_mapping, rows, "slot_mapping");
+  r.sample_positions = buffer<int64_t>(sample_positions, rows, "sample_positions");
+  r.phrases = buffer<int32_t>(phrases, 0, "phrases");
+  r.rows = static_cast<int32_t>(rows);
+  r.max_phrases = static_cast<int32_t>(phrases.size());
+  r.scratch_slot = scratch_slot;
+  return bound;
+}
+
 s1::Salt salt_from(const py::bytes& bytes) {
   const std::string_view view = bytes;
   s1::Salt salt{};
@@ -190,6 +213,15 @@ void bind_batch(py::module_& m) {
                              [](const BoundBatch& b) { return b.batch.max_seqlen_q; });
 }
 
+void bind_run(py::module_& m) {
+  py::class_<BoundRun>(m, "RunBatch")
+      .def(py::init(&make_run), py::kw_only(), py::arg("lanes"), py::arg("slot_mapping"),
+           py::arg("sample_positions"), py::arg("phrases"), py::arg("scratch_slot"))
+      .def_property_readonly("num_phrases", [](const BoundRun& r) { return r.run.num_phrases; });
+  m.attr("LANE_FIELDS") = py::tuple(py::cast(s1::kLaneFieldNames));
+  m.attr("IGNORED") = s1::kIgnored;
+}
+
 void bind_stats(py::module_& m) {
   using s1::SchedulerStats;
   py::class_<SchedulerStats>(m, "SchedulerStats")
@@ -259,6 +291,21 @@ void bind_scheduler(py::module_& m) {
            [](Scheduler& self, const LongArray& sampled) {
              self.update({sampled.data(), static_cast<size_t>(sampled.size())});
            })
+      .def(
+          "begin_run",
+          [](Scheduler& self, BoundBatch& b, BoundRun& r, int32_t steps, int32_t max_pending) {
+            return self.begin_run(b.batch, r.run, steps, max_pending);
+          },
+          py::arg("batch"), py::arg("run"), py::kw_only(), py::arg("steps"), py::arg("max_pending"))
+      .def("extend_run", [](Scheduler& self, BoundBatch& b,
+                            int32_t steps) { return self.extend_run(b.batch, steps); })
+      .def("replay",
+           [](Scheduler& self, const IntArray& sampled) {
+             if (sampled.ndim() != 2) throw py::value_error("sampled: [steps, lanes] expected");
+             self.replay({sampled.data(), static_cast<size_t>(sampled.size())},
+                         static_cast<int32_t>(sampled.shape(0)));
+           })
+      .def_property_readonly("run_steps", &Scheduler::run_steps)
       .def_property_readonly("progressed", &Scheduler::progressed)
       .def_property_readonly("forked", &Scheduler::forked)
       .def_property_readonly(
@@ -287,6 +334,7 @@ void bind_core(py::module_& m) {
   bind_enums(m);
   bind_budget(m);
   bind_batch(m);
+  bind_run(m);
   bind_stats(m);
   bind_scheduler(m);
 }

@@ -13,8 +13,9 @@ pending, what was sampled means nothing. Where nothing is appended the same toke
 triggers banned. A row that has finished feeds token 0 into the scratch slot, over a context of 0
 tokens, until the host retires it.
 
-The host needs the sampled ids alone to follow: ``ring`` holds them, step by step, and IGNORED where
-they meant nothing. Knows rows, not sequences.
+Everything about a row stands in its column of ``lanes``, written first by the scheduler
+(csrc/core/run.hpp). The host needs the sampled ids alone to follow: ``ring`` holds them, step by
+step, and IGNORED where they meant nothing. Knows rows, not sequences.
 """
 
 import torch
@@ -24,25 +25,22 @@ from torch import Tensor
 
 from s1engine.kernels import config
 
-# Rows of ``state`` [len(STATE), B] int32. The first eight are BudgetState; input and position
-# are the token just fed; phrase tokens pending stand at phrases[pending:pending + remaining].
-STATE = (
-    "phase", "end_reason", "max_reason", "banned", "tail_newline", "thinking_tokens",
-    "max_thinking", "waits_used", "pending", "remaining", "input", "position", "finish_reason",
-)  # fmt: skip
-
-# Rows of ``params`` [len(PARAMS), B] int32. Phrases are begin and length in the flat array; the
-# forced end begins with the newline. ``limit`` lowers max_thinking at any time; the host writes it.
-PARAMS = (
+# Rows of ``lanes`` [len(FIELDS), B] int32, as the scheduler writes them: the budget's state, with
+# the token just fed and the phrase tokens pending at phrases[pending:pending + remaining];
+# parameters, where phrases and stop tokens are begin and length (the forced end begins with the
+# newline); and the inputs of the next step.
+FIELDS = (
+    "phase", "banned", "tail_newline", "thinking_tokens", "max_thinking", "waits_used", "pending",
+    "remaining", "input", "position", "finish",
     "min_thinking", "num_waits", "wait_begin", "wait_len", "wait_newline", "natural_begin",
     "natural_len", "forced_begin", "newline_len", "forced_len", "newline_always", "max_len",
-    "stop_begin", "stop_len", "limit", "limit_reason",
+    "stop_begin", "stop_len",
+    "input_ids", "positions", "context_lens", "sample_banned",
 )  # fmt: skip
 
 # Numbered as in csrc/core/types.hpp.
 THINKING: tl.constexpr = tl.constexpr(1)
 ANSWERING: tl.constexpr = tl.constexpr(2)
-NATURAL: tl.constexpr = tl.constexpr(1)
 STOP: tl.constexpr = tl.constexpr(1)
 LENGTH: tl.constexpr = tl.constexpr(2)
 
@@ -63,14 +61,14 @@ def _is_in(token, list_ptr, begin, size, live):
 
 @triton.jit
 def _advance(
-    phase, end_reason, max_reason, banned, tail, n, maximum, waits,
-    min_thinking, num_waits, wait_begin, wait_len, wait_newline, natural_begin, natural_len,
-    forced_begin, newline_len, forced_len, newline_always, trigger, ends_line,
+    phase, banned, tail, n, maximum, waits, min_thinking, num_waits, wait_begin, wait_len,
+    wait_newline, natural_begin, natural_len, forced_begin, newline_len, forced_len,
+    newline_always, trigger, ends_line,
 ):  # fmt: skip
     """One transition of every row; ``trigger`` and ``ends_line`` tell about the sampled token.
 
-    Returns the new phase, end_reason, banned, tail, n and waits, whether the token is kept, and
-    the phrase that follows.
+    Returns the new phase, banned, tail, n and waits, whether the token is kept, and the phrase that
+    follows.
     """
     thinking = phase == THINKING
     ends, other = thinking & trigger, thinking & (trigger == 0)
@@ -95,26 +93,19 @@ def _advance(
     n += tl.where(wait, wait_len, 0)
     tail = tl.where(wait & (wait_len > 0), wait_newline, tail)
     phase = tl.where(forced | natural, ANSWERING, phase)
-    end_reason = tl.where(forced, max_reason, tl.where(natural, NATURAL, end_reason))
-    keeps = kept | (thinking == 0)
-    return phase, end_reason, banned, tail, n, waits, keeps, begin, length
+    return phase, banned, tail, n, waits, kept | (thinking == 0), begin, length
 
 
 @triton.jit
 def _budget_step_kernel(
     sampled_ptr,  # [B] int64
-    state_ptr,  # [len(STATE), B] int32
-    params_ptr,  # [len(PARAMS), B] int32
+    lane_ptr,  # [len(FIELDS), B] int32
     phrase_ptr,  # int32, phrases and stop lists of all rows
     trigger_ptr,  # [num_triggers] int32
     newline_ptr,  # [vocab] uint8, does the token's text end in a newline?
     table_ptr,  # [B, max_blocks] int32
-    input_ptr,  # [B] int32, next input, and so the following
-    position_ptr,  # [B] int32
     slot_ptr,  # [B] int64
-    context_ptr,  # [B] int32
     sample_position_ptr,  # [B] int64
-    banned_ptr,  # [B] int32
     ring_ptr,  # [steps, B] int32
     tick_ptr,  # [1] int32, steps so far
     rows,
@@ -128,26 +119,21 @@ def _budget_step_kernel(
 ):
     b = tl.arange(0, ROWS)
     live = b < rows
-    s, p = state_ptr + b, params_ptr + b
+    s = lane_ptr + b  # state
+    p = s + 11 * rows  # parameters
+    inputs = s + 25 * rows
     phase = tl.load(s, mask=live, other=0)
-    end_reason = tl.load(s + rows, mask=live, other=0)
-    max_reason = tl.load(s + 2 * rows, mask=live, other=0)
-    banned = tl.load(s + 3 * rows, mask=live, other=0)
-    tail = tl.load(s + 4 * rows, mask=live, other=0)
-    n = tl.load(s + 5 * rows, mask=live, other=0)
-    maximum = tl.load(s + 6 * rows, mask=live, other=0)
-    waits = tl.load(s + 7 * rows, mask=live, other=0)
-    pending = tl.load(s + 8 * rows, mask=live, other=0)
-    remaining = tl.load(s + 9 * rows, mask=live, other=0)
-    fed = tl.load(s + 10 * rows, mask=live, other=0)
-    position = tl.load(s + 11 * rows, mask=live, other=0)
-    finish = tl.load(s + 12 * rows, mask=live, other=STOP)
+    banned = tl.load(s + rows, mask=live, other=0)
+    tail = tl.load(s + 2 * rows, mask=live, other=0)
+    n = tl.load(s + 3 * rows, mask=live, other=0)
+    maximum = tl.load(s + 4 * rows, mask=live, other=0)
+    waits = tl.load(s + 5 * rows, mask=live, other=0)
+    pending = tl.load(s + 6 * rows, mask=live, other=0)
+    remaining = tl.load(s + 7 * rows, mask=live, other=0)
+    fed = tl.load(s + 8 * rows, mask=live, other=0)
+    position = tl.load(s + 9 * rows, mask=live, other=0)
+    finish = tl.load(s + 10 * rows, mask=live, other=STOP)
     sampled = tl.load(sampled_ptr + b, mask=live, other=0).to(tl.int32)
-
-    limit = tl.load(p + 14 * rows, mask=live, other=0)
-    lowered = (phase == THINKING) & (limit < maximum)
-    max_reason = tl.where(lowered, tl.load(p + 15 * rows, mask=live, other=0), max_reason)
-    maximum = tl.where(lowered, tl.maximum(limit, 0), maximum)
 
     decides = live & (finish == 0) & (remaining == 0)
     thought = phase == THINKING
@@ -157,8 +143,8 @@ def _budget_step_kernel(
     trigger = _is_in(sampled, trigger_ptr, zero, zero + num_triggers, decides)
     wait_len = tl.load(p + 3 * rows, mask=live, other=0)
     min_thinking = tl.load(p, mask=live, other=0)
-    new_phase, new_end, new_banned, new_tail, new_n, new_waits, keeps, begin, length = _advance(
-        phase, end_reason, max_reason, banned, tail, n, maximum, waits, min_thinking,
+    new_phase, new_banned, new_tail, new_n, new_waits, keeps, begin, length = _advance(
+        phase, banned, tail, n, maximum, waits, min_thinking,
         tl.load(p + rows, mask=live, other=0),
         tl.load(p + 2 * rows, mask=live, other=0),
         wait_len,
@@ -172,7 +158,6 @@ def _budget_step_kernel(
         trigger, ends_line,
     )  # fmt: skip
     phase = tl.where(decides, new_phase, phase)
-    end_reason = tl.where(decides, new_end, end_reason)
     banned = tl.where(decides, new_banned, banned)
     tail = tl.where(decides, new_tail, tail)
     n = tl.where(decides, new_n, n)
@@ -197,18 +182,15 @@ def _budget_step_kernel(
     position += (keeps | from_phrase).to(tl.int32)
 
     tl.store(s, phase, mask=live)
-    tl.store(s + rows, end_reason, mask=live)
-    tl.store(s + 2 * rows, max_reason, mask=live)
-    tl.store(s + 3 * rows, banned, mask=live)
-    tl.store(s + 4 * rows, tail, mask=live)
-    tl.store(s + 5 * rows, n, mask=live)
-    tl.store(s + 6 * rows, maximum, mask=live)
-    tl.store(s + 7 * rows, waits, mask=live)
-    tl.store(s + 8 * rows, pending, mask=live)
-    tl.store(s + 9 * rows, remaining, mask=live)
-    tl.store(s + 10 * rows, fed, mask=live)
-    tl.store(s + 11 * rows, position, mask=live)
-    tl.store(s + 12 * rows, finish, mask=live)
+    tl.store(s + rows, banned, mask=live)
+    tl.store(s + 2 * rows, tail, mask=live)
+    tl.store(s + 3 * rows, n, mask=live)
+    tl.store(s + 5 * rows, waits, mask=live)
+    tl.store(s + 6 * rows, pending, mask=live)
+    tl.store(s + 7 * rows, remaining, mask=live)
+    tl.store(s + 8 * rows, fed, mask=live)
+    tl.store(s + 9 * rows, position, mask=live)
+    tl.store(s + 10 * rows, finish, mask=live)
 
     runs = finish == 0
     at = b.to(tl.int64) * table_stride + position // BLOCK_SIZE
@@ -216,12 +198,12 @@ def _budget_step_kernel(
     slot = block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE
     bans = (wait_len == 0) & (n < min_thinking) & (n < maximum)
     bans = (phase == THINKING) & ((banned != 0) | bans)
-    tl.store(input_ptr + b, tl.where(runs, fed, 0), mask=live)
-    tl.store(position_ptr + b, tl.where(runs, position, 0), mask=live)
+    tl.store(inputs, tl.where(runs, fed, 0), mask=live)
+    tl.store(inputs + rows, tl.where(runs, position, 0), mask=live)
+    tl.store(inputs + 2 * rows, tl.where(runs, position + 1, 0), mask=live)
+    tl.store(inputs + 3 * rows, bans.to(tl.int32), mask=live)
     tl.store(slot_ptr + b, tl.where(runs, slot, scratch_slot), mask=live)
-    tl.store(context_ptr + b, tl.where(runs, position + 1, 0), mask=live)
     tl.store(sample_position_ptr + b, (position + 1).to(tl.int64), mask=live)
-    tl.store(banned_ptr + b, bans.to(tl.int32), mask=live)
     tick = tl.load(tick_ptr)
     ring = ring_ptr + (tick % ring_steps).to(tl.int64) * rows + b
     tl.store(ring, tl.where(decides, sampled, _IGNORED), mask=live)
@@ -231,45 +213,40 @@ def _budget_step_kernel(
 
 def budget_step(
     sampled: Tensor,
-    state: Tensor,
-    params: Tensor,
+    lanes: Tensor,
     phrases: Tensor,
     triggers: Tensor,
-    ends_in_newline: Tensor,
+    newlines: Tensor,
     block_table: Tensor,
     *,
-    input_ids: Tensor,
-    positions: Tensor,
     slot_mapping: Tensor,
-    context_lens: Tensor,
     sample_positions: Tensor,
-    banned: Tensor,
     ring: Tensor,
     tick: Tensor,
     block_size: int,
     scratch_slot: int,
 ) -> None:
-    """One step of B rows, in place: ``sampled`` [B] int64 -> the keyword tensors, for each row.
+    """One step of B rows, in place: takes ``sampled`` [B] int64 and leaves the next step's inputs.
 
-    ``state`` and ``params`` have a row for each name of STATE and PARAMS. Blocks of the next
-    position must stand in ``block_table`` [B, max_blocks]; ``ring`` is [steps, B] int32.
+    Args:
+        lanes: [len(FIELDS), B] int32.
+        newlines: [vocab] uint8, does the token's text end in a newline?
+        block_table: [B, max_blocks] int32; the block of the next position must stand in it.
+        slot_mapping, sample_positions: [B] int64, written.
+        ring: [steps, B] int32; the row ``tick`` [1] int32 modulo steps is written.
     """
     rows = sampled.shape[0]
     assert sampled.dtype == torch.int64 and 0 < rows <= config.MAX_ROWS
-    for matrix, names in ((state, STATE), (params, PARAMS)):
-        assert matrix.shape == (len(names), rows) and matrix.dtype == torch.int32
-        assert matrix.is_contiguous()
-    for column in (input_ids, positions, context_lens, banned):
-        assert column.shape == (rows,) and column.dtype == torch.int32 and column.is_contiguous()
+    assert lanes.shape == (len(FIELDS), rows) and lanes.is_contiguous()
     for column in (slot_mapping, sample_positions):
         assert column.shape == (rows,) and column.dtype == torch.int64
-    assert phrases.dtype == triggers.dtype == block_table.dtype == torch.int32
-    assert ends_in_newline.dtype == torch.uint8 and block_table.stride(1) == 1
-    assert ring.dtype == tick.dtype == torch.int32 and ring.shape[1] == rows
+    for ints in (lanes, phrases, triggers, block_table, ring, tick):
+        assert ints.dtype == torch.int32
+    assert newlines.dtype == torch.uint8 and block_table.stride(1) == 1
+    assert ring.shape[1] == rows and ring.is_contiguous()
     _budget_step_kernel[(1,)](
-        sampled, state, params, phrases, triggers, ends_in_newline, block_table, input_ids,
-        positions, slot_mapping, context_lens, sample_positions, banned, ring, tick,
-        rows, len(triggers), len(ends_in_newline), block_table.stride(0), ring.shape[0],
+        sampled, lanes, phrases, triggers, newlines, block_table, slot_mapping, sample_positions,
+        ring, tick, rows, len(triggers), len(newlines), block_table.stride(0), ring.shape[0],
         scratch_slot, BLOCK_SIZE=block_size, ROWS=config.next_power_of_2(rows),
         **config.STEP.options(),
     )  # fmt: skip

@@ -96,6 +96,22 @@ class ScheduledBatch:
     @property
     def max_seqlen_q(self) -> int: ...
 
+LANE_FIELDS: tuple[str, ...]
+IGNORED: int
+
+class RunBatch:
+    def __init__(
+        self,
+        *,
+        lanes: NDArray[np.int32],
+        slot_mapping: NDArray[np.int64],
+        sample_positions: NDArray[np.int64],
+        phrases: NDArray[np.int32],
+        scratch_slot: int,
+    ) -> None: ...
+    @property
+    def num_phrases(self) -> int: ...
+
 class SchedulerStats:
     num_steps: int
     num_computed_tokens: int
@@ -148,6 +164,13 @@ class Scheduler:
     ) -> None: ...
     def schedule(self, batch: ScheduledBatch) -> list[int]: ...
     def update(self, sampled: NDArray[np.int64]) -> None: ...
+    def begin_run(
+        self, batch: ScheduledBatch, run: RunBatch, *, steps: int, max_pending: int
+    ) -> int: ...
+    def extend_run(self, batch: ScheduledBatch, steps: int) -> int: ...
+    def replay(self, sampled: NDArray[np.int32]) -> None: ...
+    @property
+    def run_steps(self) -> int: ...
     @property
     def progressed(self) -> list[tuple[int, int]]: ...
     @property

@@ -62,6 +62,7 @@ void Scheduler::fork(const Sequence& parent, const Checkpoint& checkpoint, const
   check(child->num_tokens() < child->max_len, "a checkpoint without room to answer");
   forked_.emplace_back(child->id, parent.id);
   waiting_.insert(child.get());
+  has_news_ = true;
   sequences_.emplace(checkpoint.id, std::move(child));
 }
 

@@ -54,6 +54,7 @@ void Scheduler::add(const SequenceSpec& spec) {
   }
   require(sequence->num_tokens() < spec.max_len, "no room for an answer within max_len");
   waiting_.insert(sequence.get());
+  has_news_ = true;
   sequences_.emplace(spec.id, std::move(sequence));
 }
 
@@ -65,13 +66,21 @@ Sequence& Scheduler::get(SeqId id) {
 
 void Scheduler::finish(SeqId id, FinishReason reason) {
   const auto found = sequences_.find(id);
-  if (found != sequences_.end() && !found->second->finished()) end(*found->second, reason);
+  if (found == sequences_.end() || found->second->finished()) return;
+  if (take_off_lane(*found->second)) run_is_stale_ = true;  // the device does not know
+  end(*found->second, reason);
 }
 
 void Scheduler::limit_thinking(SeqId id, int32_t max_thinking, EndReason reason) {
   const auto found = sequences_.find(id);
   if (found == sequences_.end()) return;
-  s1::limit_thinking(found->second->thinking, max_thinking, reason);
+  limit(*found->second, max_thinking, reason);
+}
+
+void Scheduler::limit(Sequence& sequence, int32_t max_thinking, EndReason reason) {
+  const int32_t before = sequence.thinking.max_thinking;
+  s1::limit_thinking(sequence.thinking, max_thinking, reason);
+  if (sequence.thinking.max_thinking != before && take_off_lane(sequence)) run_is_stale_ = true;
 }
 
 void Scheduler::remove(SeqId id) {
@@ -83,6 +92,8 @@ void Scheduler::remove(SeqId id) {
 }
 
 void Scheduler::end(Sequence& sequence, FinishReason reason) {
+  has_news_ = true;
+  take_off_lane(sequence);
   if (sequence.running) {
     stop_running(sequence);
   } else {
@@ -109,13 +120,15 @@ void Scheduler::stop_running(Sequence& sequence) {
 /* === planning a step === */
 
 const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch) {
-  check(!in_step_, "schedule() before update()");
+  check(!in_step_ && run_steps_ == 0, "schedule() before update() or replay()");
+  lanes_.clear();
   rows_.clear();
   seated_.clear();
   planned_tokens_ = 0;
   preempted_ = false;
   plan_running();
   plan_waiting();
+  has_news_ = false;
   batch.num_tokens = batch.num_rows = batch.num_samples = batch.num_banned = 0;
   batch.max_seqlen_q = 0;
   batch.table_rows.resize(static_cast<size_t>(batch.max_rows));
@@ -206,16 +219,16 @@ void Scheduler::write_row(ScheduledBatch& batch, const Row& row) const {
   batch.num_tokens += row.num_scheduled;
   batch.max_seqlen_q = std::max(batch.max_seqlen_q, row.num_scheduled);
   batch.context_lens[batch.num_rows] = sequence.num_computed + row.num_scheduled;
-  write_table(batch, sequence);
+  write_table(batch, batch.num_rows, sequence);
   batch.cu_seqlens_q[++batch.num_rows] = batch.num_tokens;
   if (row.samples) write_sample(batch, sequence);
 }
 
-void Scheduler::write_table(ScheduledBatch& batch, const Sequence& sequence) const {
-  ScheduledBatch::TableRow& row = batch.table_rows[static_cast<size_t>(batch.num_rows)];
+void Scheduler::write_table(ScheduledBatch& batch, int32_t index, const Sequence& sequence) const {
+  ScheduledBatch::TableRow& row = batch.table_rows[static_cast<size_t>(index)];
   if (row.admission != sequence.admission) row = {sequence.admission, 0};
   const auto num_blocks = static_cast<int32_t>(sequence.blocks.size());
-  int32_t* entries = batch.block_table + static_cast<int64_t>(batch.num_rows) * batch.max_blocks;
+  int32_t* entries = batch.block_table + static_cast<int64_t>(index) * batch.max_blocks;
   std::copy(sequence.blocks.begin() + row.num_blocks, sequence.blocks.end(),
             entries + row.num_blocks);
   row.num_blocks = num_blocks;
@@ -235,10 +248,7 @@ void Scheduler::write_sample(ScheduledBatch& batch, const Sequence& sequence) co
 
 void Scheduler::update(std::span<const int64_t> sampled) {
   check(in_step_, "update() before schedule()");
-  progressed_.clear();
-  forked_.clear();
-  appended_seats_.clear();
-  appended_tokens_.clear();
+  clear_news_of_step();
   check(sampled.size() == num_samples(), "one sampled token for each sample of the plan");
   size_t sample = 0;
   for (const Row& row : rows_) {
@@ -247,12 +257,30 @@ void Scheduler::update(std::span<const int64_t> sampled) {
     stats_.num_computed_tokens += row.num_scheduled;
     if (sequence.finished()) continue;  // while the step was under way
     sequence.num_computed += row.num_scheduled;
+    const int32_t seat = sequence.seat;
+    const int32_t before = sequence.num_tokens();
     if (row.samples) apply(sequence, token);
+    report(sequence, seat, before);
     if (!sequence.finished()) blocks_.commit(sequence);
   }
   ++stats_.num_steps;
   in_step_ = false;
   removed_in_step_.clear();
+}
+
+void Scheduler::clear_news_of_step() {
+  progressed_.clear();
+  forked_.clear();
+  appended_seats_.clear();
+  appended_tokens_.clear();
+}
+
+// Who ended, or gained tokens under watch, is reported with the seat that it had.
+void Scheduler::report(const Sequence& sequence, int32_t seat, int32_t num_tokens_before) {
+  const bool gained = sequence.num_tokens() > num_tokens_before;
+  if (sequence.finished() || (sequence.watched && gained)) {
+    progressed_.emplace_back(sequence.id, seat);
+  }
 }
 
 size_t Scheduler::num_samples() const {
@@ -263,7 +291,6 @@ size_t Scheduler::num_samples() const {
 void Scheduler::apply(Sequence& sequence, TokenId sampled) {
   ++stats_.num_sampled_tokens;
   const int32_t before = sequence.num_tokens();
-  const int32_t seat = sequence.seat;
   const bool thinking = sequence.thinking.phase == Phase::kThinking;
   if (thinking && !sequence.checkpoints.empty()) fork_where_budgets_part(sequence, sampled);
   append(sequence, sampled, thinking ? kThink : kAnswer,
@@ -278,7 +305,6 @@ void Scheduler::apply(Sequence& sequence, TokenId sampled) {
   } else if (sequence.num_tokens() >= sequence.max_len) {
     end(sequence, FinishReason::kLength);
   }
-  if (sequence.watched || sequence.finished()) progressed_.emplace_back(sequence.id, seat);
 }
 
 void Scheduler::append(Sequence& sequence, TokenId sampled, uint8_t region,
@@ -310,7 +336,7 @@ void Scheduler::append_token(Sequence& sequence, TokenId token, uint8_t mark) {
 // Ends thinking that goes round in circles, though not before the minimum.
 void Scheduler::watch_for_loop(Sequence& sequence) {
   if (sequence.loop->push(sequence.tokens, sequence.loop_repeats)) {
-    s1::limit_thinking(sequence.thinking, sequence.budget.min_thinking, EndReason::kLoop);
+    limit(sequence, sequence.budget.min_thinking, EndReason::kLoop);
   }
 }
 

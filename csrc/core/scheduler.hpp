@@ -1,8 +1,9 @@
 // Which sequences compute which tokens next, and what becomes of the tokens they sample.
 //
 // Owns all sequences from add() to remove(). schedule() and update() alternate, one pair a step;
-// every other call is legal at any moment between or inside a pair. Not thread-safe: one thread
-// steps. Knows nothing of models, devices or texts.
+// instead of update() the plan may become a run (run.hpp), whose steps are extended and replayed.
+// Every other call is legal at any moment between these. Not thread-safe: one thread steps. Knows
+// nothing of models, devices or texts.
 //
 // A step takes, within the token budget: first every running sequence with one pending token, then
 // running ones with more (in chunks), then waiting ones in order of (priority, arrival). When
@@ -19,6 +20,7 @@
 
 #include "batch.hpp"
 #include "block_manager.hpp"
+#include "run.hpp"
 #include "sequence.hpp"
 
 namespace s1 {
@@ -62,6 +64,23 @@ class Scheduler {
   // Takes one sampled token for each sample of the plan. Afterwards progressed() tells what
   // happened.
   void update(std::span<const int64_t> sampled);
+
+  // Instead of update(): lets the device take up to `steps` decode steps of the planned sequences
+  // by itself, and writes what it needs to `run`. Returns how many it may take; 0 if the plan is no
+  // run: a sequence has more than `max_pending` tokens to compute, or blocks or phrases lack room.
+  // Then update() must follow as ever.
+  int32_t begin_run(ScheduledBatch& batch, RunBatch& run, int32_t steps, int32_t max_pending);
+
+  // More steps of the same lanes, before the earlier ones are replayed; new blocks are written to
+  // the batch's block_table. 0: replay what is under way, then plan anew.
+  int32_t extend_run(ScheduledBatch& batch, int32_t steps);
+
+  // Takes the tokens of the run's next `steps` steps, [steps, lanes], kIgnored where the device did
+  // not decide, as so many calls of update() would. std::logic_error if host and device disagree.
+  void replay(std::span<const TokenId> sampled, int32_t steps);
+
+  // Steps that the device may take or has taken and that are not replayed yet.
+  int32_t run_steps() const { return run_steps_; }
 
   // Sequences that the last update ended, and watched ones that it gave tokens, with the seats that
   // they had in the step. Ended ones wait for remove().
@@ -111,9 +130,18 @@ class Scheduler {
   void preempt(Sequence& victim);
   void stop_running(Sequence& sequence);
   void write_row(ScheduledBatch& batch, const Row& row) const;
-  void write_table(ScheduledBatch& batch, const Sequence& sequence) const;
+  void write_table(ScheduledBatch& batch, int32_t index, const Sequence& sequence) const;
   void write_sample(ScheduledBatch& batch, const Sequence& sequence) const;
+  void clear_news_of_step();
   void apply(Sequence& sequence, TokenId sampled);
+  void report(const Sequence& sequence, int32_t seat, int32_t num_tokens_before);
+  void limit(Sequence& sequence, int32_t max_thinking, EndReason reason);
+  bool plan_is_run(int32_t max_pending) const;
+  int32_t make_room_for_run(int32_t steps);
+  bool run_must_end() const;
+  void write_run_table(ScheduledBatch& batch) const;
+  void replay_lane(Sequence& sequence, TokenId sampled);
+  bool take_off_lane(const Sequence& sequence);
   void fork_at_start(Sequence& parent);
   void fork_where_budgets_part(Sequence& parent, TokenId sampled);
   void fork(const Sequence& parent, const Checkpoint& checkpoint, const BudgetState& state,
@@ -132,8 +160,12 @@ class Scheduler {
   std::vector<Row> rows_;              // the plan between schedule() and update()
   std::vector<Sequence*> candidates_;  // scratch of plan_running()
   int32_t planned_tokens_ = 0;
-  bool in_step_ = false;    // between schedule() and update()
-  bool preempted_ = false;  // in this step
+  bool in_step_ = false;          // between schedule() and update()
+  bool preempted_ = false;        // in this step
+  bool has_news_ = false;         // something came, ended or forked since the last plan
+  std::vector<Sequence*> lanes_;  // of the run; null: nobody listens any more
+  int32_t run_steps_ = 0;         // taken or to be taken by the device, not replayed
+  bool run_is_stale_ = false;     // the host decided what the device does not know
   int64_t next_arrival_ = 0;
   uint64_t next_admission_ = 1;
   std::vector<std::unique_ptr<Sequence>> removed_in_step_;

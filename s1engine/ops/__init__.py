@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from s1engine import _core
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
@@ -54,6 +56,34 @@ class SamplingMetadata:
     penalties: Penalties | None = None
     bias: tuple[Tensor, Tensor, Tensor] | None = None  # rows int64, ids int64, values float32
     banned: tuple[Tensor, Tensor] | None = None  # rows int64, ids int64: never sampled
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """All that decode steps of B lanes need if the device takes them by itself: what each lane is
+    about (``lanes``, ``phrases``, written by ``Scheduler.begin_run``), how it samples, and where
+    the sampled ids go. A step reads it and leaves it ready for the next."""
+
+    lanes: Tensor  # [len(LANE_FIELDS), B] int32
+    phrases: Tensor  # int32, phrases and stop tokens of all lanes
+    slot_mapping: Tensor  # [B] int64
+    sample_positions: Tensor  # [B] int64
+    block_table: Tensor  # [B, max_blocks] int32, with the block of the next position
+    temperature: Tensor  # [B] float32, and so on as in SamplingMetadata
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    seeds: Tensor
+    triggers: Tensor  # [n] int32, ids that end thinking
+    newlines: Tensor  # [V] uint8, does the token's text end in a newline?
+    ring: Tensor  # [steps, B] int32, the sampled ids; IGNORED where nothing was decided
+    tick: Tensor  # [1] int32, steps taken: the next row of the ring
+    block_size: int
+    scratch_slot: int  # where lanes that have finished write
+
+    def lane(self, name: str) -> Tensor:
+        """The field of every lane, [B] int32."""
+        return self.lanes[_core.LANE_FIELDS.index(name)]
 
 
 class Ops(Protocol):
@@ -105,6 +135,10 @@ class Ops(Protocol):
 
     def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
         """logits [B, V] float32, which it may overwrite -> token ids [B] int64."""
+
+    def decide(self, logits: Tensor, run: RunState) -> None:
+        """Samples a token for every lane from logits [B, V] float32, with the triggers banned where
+        the lane says so, and takes it: budget, ring and the inputs of the next step."""
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-softmax of raw logits [B, V]: (of token_ids [B], top-k values [B, k], ids [B, k])."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from s1engine import _core
-from s1engine.kernels.budget_step import IGNORED, PARAMS, STATE, budget_step
+from s1engine.kernels.budget_step import FIELDS, IGNORED, budget_step
 
 VOCAB = 12
 TRIGGERS = (2, 3)
@@ -19,7 +19,6 @@ BLOCK_SIZE = 4
 SCRATCH_SLOT = 999
 FOREVER = 2**31 - 1
 PHASES = (_core.Phase.OFF, _core.Phase.THINKING, _core.Phase.ANSWERING)
-END_REASONS = ("NONE", "NATURAL", "BUDGET", "DEADLINE", "CLIENT", "LOOP", "CONVERGED")
 FINISH = {"": 0, "stop": 1, "length": 2}
 
 ids = st.integers(0, VOCAB - 1)
@@ -43,6 +42,7 @@ class Row:
     max_new: int
     newlines: tuple[int, ...]
     tail_newline: bool
+    thought: int = 0  # above max_thinking after the host has lowered it
     core: Any = None
     state: Any = None
     fed: int = 6
@@ -70,7 +70,7 @@ class Row:
         )
         self.state = _core.BudgetState(
             phase=_core.Phase.THINKING if self.thinks else _core.Phase.OFF,
-            thinking_tokens=0,
+            thinking_tokens=self.thought,
             max_thinking=self.max_thinking,
             tail_newline=self.tail_newline,
         )
@@ -116,6 +116,7 @@ def rows(draw: st.DrawFn, newlines: tuple[int, ...]) -> Row:
         max_new=draw(st.integers(1, 60)),
         newlines=newlines,
         tail_newline=draw(st.booleans()),
+        thought=draw(st.integers(0, 6)),
     )
 
 
@@ -131,27 +132,38 @@ class Device:
             return len(flat) - len(words)
 
         stops = put(list(STOPS))
-        columns = []
-        for row in batch:
-            wait, natural = put(row.wait), put(row.natural_end)
-            last = row.wait[-1] if row.wait else -1
-            columns.append(
-                [
-                    row.min_thinking, row.num_waits, wait, len(row.wait), last in row.newlines,
-                    natural, len(row.natural_end), put(row.newline + row.forced_end),
-                    len(row.newline), len(row.forced_end), row.newline_always, row.max_len,
-                    stops, len(STOPS), FOREVER, 0,
-                ]
-            )  # fmt: skip
-        self.params = torch.tensor(columns, dtype=torch.int32).T.contiguous()
-        self.state = torch.zeros((len(STATE), count), dtype=torch.int32)
+        self.lanes = torch.full((len(FIELDS), count), 77, dtype=torch.int32)
         for i, row in enumerate(batch):
-            self.set("phase", i, int(row.thinks))
-            self.set("max_reason", i, END_REASONS.index("BUDGET"))
-            self.set("tail_newline", i, int(row.tail_newline))
-            self.set("max_thinking", i, row.max_thinking)
-            self.set("input", i, row.fed)
-            self.set("position", i, row.position)
+            last = row.wait[-1] if row.wait else -1
+            fields = {
+                "phase": row.thinks,
+                "banned": 0,
+                "tail_newline": row.tail_newline,
+                "thinking_tokens": row.thought,
+                "max_thinking": row.max_thinking,
+                "waits_used": 0,
+                "pending": 0,
+                "remaining": 0,
+                "input": row.fed,
+                "position": row.position,
+                "finish": 0,
+                "min_thinking": row.min_thinking,
+                "num_waits": row.num_waits,
+                "wait_begin": put(row.wait),
+                "wait_len": len(row.wait),
+                "wait_newline": last in row.newlines,
+                "natural_begin": put(row.natural_end),
+                "natural_len": len(row.natural_end),
+                "forced_begin": put(row.newline + row.forced_end),
+                "newline_len": len(row.newline),
+                "forced_len": len(row.forced_end),
+                "newline_always": row.newline_always,
+                "max_len": row.max_len,
+                "stop_begin": stops,
+                "stop_len": len(STOPS),
+            }
+            for name, value in fields.items():
+                self.lanes[FIELDS.index(name), i] = int(value)
         self.phrases = torch.tensor(flat, dtype=torch.int32)
         flags = np.zeros(VOCAB, np.uint8)
         flags[list(batch[0].newlines)] = 1
@@ -160,28 +172,19 @@ class Device:
         self.table = torch.randperm(count * capacity).view(count, capacity).to(torch.int32)
         self.ring = torch.full((ring_steps, count), 77, dtype=torch.int32)
         self.tick = torch.zeros(1, dtype=torch.int32)
-        names = ("input_ids", "positions", "context_lens", "banned")
         self.next: dict[str, Tensor] = {
-            name: torch.full((count,), 77, dtype=torch.int32) for name in names
+            name: torch.full((count,), 77, dtype=torch.int64)
+            for name in ("slot_mapping", "sample_positions")
         }
-        for name in ("slot_mapping", "sample_positions"):
-            self.next[name] = torch.full((count,), 77, dtype=torch.int64)
-
-    def set(self, name: str, row: int, value: int) -> None:
-        self.state[STATE.index(name), row] = value
 
     def get(self, name: str, row: int) -> int:
-        return int(self.state[STATE.index(name), row])
-
-    def limit(self, row: int, maximum: int, reason: str) -> None:
-        self.params[PARAMS.index("limit"), row] = maximum
-        self.params[PARAMS.index("limit_reason"), row] = END_REASONS.index(reason)
+        found = self.lanes[FIELDS.index(name)] if name in FIELDS else self.next[name]
+        return int(found[row])
 
     def step(self, sampled: list[int]) -> None:
         budget_step(
             torch.tensor(sampled),
-            self.state,
-            self.params,
+            self.lanes,
             self.phrases,
             torch.tensor(TRIGGERS, dtype=torch.int32),
             self.newlines,
@@ -198,13 +201,12 @@ def check_row(device: Device, row: Row, i: int) -> None:
     """Budget state, bans and the next input of a row are those of the core."""
     state = row.state
     assert PHASES[device.get("phase", i)] == state.phase
-    assert END_REASONS[device.get("end_reason", i)] == state.end_reason.name
     assert device.get("thinking_tokens", i) == state.thinking_tokens
     assert device.get("max_thinking", i) == state.max_thinking
     assert device.get("waits_used", i) == state.waits_used
-    assert device.get("finish_reason", i) == FINISH[row.finish]
-    found = {name: int(tensor[i]) for name, tensor in device.next.items()}
-    assert found["banned"] == _core.bans_triggers(row.core, state)
+    assert device.get("finish", i) == FINISH[row.finish]
+    found = {name: device.get(name, i) for name in (*device.next, *FIELDS[-4:])}
+    assert found["sample_banned"] == _core.bans_triggers(row.core, state)
     if row.finish:
         assert (found["slot_mapping"], found["context_lens"]) == (SCRATCH_SLOT, 0)
         return
@@ -224,11 +226,6 @@ def test_rows_follow_the_core_bit_for_bit(data: st.DataObject) -> None:
     favourites = st.sampled_from([*TRIGGERS, *STOPS, 6, 7, 8]) | ids
     for step in range(data.draw(st.integers(1, 20))):
         sampled = [data.draw(favourites) for _ in batch]
-        if data.draw(st.integers(0, 9)) == 0:  # a deadline or a client, between two steps
-            i = data.draw(st.integers(0, len(batch) - 1))
-            limit = data.draw(st.integers(0, 12))
-            device.limit(i, limit, "DEADLINE")
-            _core.limit_thinking(batch[i].state, limit, _core.EndReason.DEADLINE)
         decides = [not row.finish and not row.queue for row in batch]
         for row, token in zip(batch, sampled, strict=True):
             row.take(token)
@@ -244,7 +241,12 @@ def test_a_finished_row_changes_no_more() -> None:
     row = Row(False, [], [], [], [7], False, 0, 5, 0, 3, 9, (), False)
     device = Device([row], ring_steps=4)
     device.step([STOPS[0]])
-    before = device.state.clone()
+    before = device.lanes.clone()
     device.step([8])
-    assert torch.equal(device.state, before)
+    assert torch.equal(device.lanes, before)
     assert device.ring[:2, 0].tolist() == [STOPS[0], IGNORED]
+
+
+def test_the_fields_are_the_schedulers() -> None:
+    assert FIELDS == _core.LANE_FIELDS
+    assert IGNORED == _core.IGNORED

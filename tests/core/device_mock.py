@@ -1,0 +1,131 @@
+"""A device that runs ahead of the mock scheduler, with the real transition of its lanes.
+
+It sees what a GPU would see and nothing else: lanes, phrases and the block table. What it samples
+goes to the host afterwards, a group of steps at a time.
+"""
+
+import random
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s1engine import _core
+from s1engine.ops import RunState
+from s1engine.ops.torch_budget import budget_step
+from tests.core.paged_mock import VOCAB, PagedMock
+from tests.core.reference import Model
+
+
+class DeviceMock(PagedMock):
+    """A mock engine whose pure decode steps are taken in runs of up to ``steps``.
+
+    Args:
+        max_pending: tokens of a phrase that ride in a run.
+        spare_lanes: lanes more than sequences, as in a bucket that is not full.
+        newlines: ids whose text ends in a newline.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int,
+        max_pending: int,
+        spare_lanes: int,
+        newlines: frozenset[int],
+        seed: int,
+        **engine: Any,
+    ) -> None:
+        super().__init__(**engine)
+        self.steps, self.max_pending, self.spare_lanes = steps, max_pending, spare_lanes
+        self.scratch_slot = len(self.cache)
+        self.cache = np.concatenate([self.cache, np.full((self.block_size, 2), -1, np.int64)])
+        self.random = random.Random(seed)
+        flags = np.zeros(VOCAB, np.uint8)
+        flags[list(newlines)] = 1
+        self.newlines = torch.from_numpy(flags)
+        self.phrases = torch.full((400,), -1, dtype=torch.int32)
+        self.flights: deque[Tensor] = deque()  # tokens [steps, lanes] that the host has not seen
+        self.taken = 0  # steps that the device took by itself
+
+    def step(self, model: Model) -> None:
+        """One step on the host; the device may be one or more groups of steps ahead."""
+        if self.flights or self._begin(model):
+            steps = self.scheduler.extend_run(self.batch, self.random.randint(1, self.steps))
+            if steps and (len(self.flights) < 2 or self.random.random() < 0.2):
+                self.flights.append(self._fly(steps, model))
+            elif steps:
+                self.flights[-1] = torch.cat([self.flights[-1], self._fly(steps, model)])
+            self.scheduler.replay(self.flights.popleft()[:, : self.rows].numpy())
+        elif self.batch.num_rows:
+            self.scheduler.update(self.forward(model))
+
+    def _begin(self, model: Model) -> bool:
+        self.scheduler.schedule(self.batch)
+        if not self.batch.num_rows:
+            return False
+        self.rows = self.batch.num_rows
+        lanes = self.rows + self.spare_lanes
+        self.lanes = torch.full((len(_core.LANE_FIELDS), lanes), -7, dtype=torch.int32)
+        self.slots, self.positions = (torch.full((lanes,), -7) for _ in range(2))
+        run = _core.RunBatch(
+            lanes=self.lanes.numpy(),
+            slot_mapping=self.slots.numpy(),
+            sample_positions=self.positions.numpy(),
+            phrases=self.phrases.numpy(),
+            scratch_slot=self.scratch_slot,
+        )
+        steps = self.scheduler.begin_run(
+            self.batch, run, steps=self.steps, max_pending=self.max_pending
+        )
+        if steps:
+            self.flights.append(self._fly(steps, model))
+        return steps > 0
+
+    def _fly(self, steps: int, model: Model) -> Tensor:
+        """Takes steps by what stands in the lanes alone."""
+        lanes = self.lanes.shape[1]
+        table = torch.zeros((lanes, self.max_blocks + 1), dtype=torch.int32)  # one spare column
+        table[: self.rows, :-1] = torch.from_numpy(self.buffers["block_table"][: self.rows])
+        unused = torch.zeros(lanes)
+        run = RunState(
+            lanes=self.lanes,
+            phrases=self.phrases,
+            slot_mapping=self.slots,
+            sample_positions=self.positions,
+            block_table=table,
+            temperature=unused,
+            top_k=unused,
+            top_p=unused,
+            min_p=unused,
+            seeds=unused,
+            triggers=torch.tensor(sorted(self.triggers), dtype=torch.int32),
+            newlines=self.newlines,
+            ring=torch.full((steps, lanes), -7, dtype=torch.int32),
+            tick=torch.zeros(1, dtype=torch.int32),
+            block_size=self.block_size,
+            scratch_slot=self.scratch_slot,
+        )
+        for _ in range(steps):
+            budget_step(
+                torch.tensor([self._sample(run, lane, model) for lane in range(lanes)]), run
+            )
+        self.taken += steps
+        return run.ring
+
+    def _sample(self, run: RunState, lane: int, model: Model) -> int:
+        slot, length = int(run.slot_mapping[lane]), int(run.lane("context_lens")[lane])
+        if length == 0:
+            assert slot == self.scratch_slot
+            return 0
+        position = int(run.lane("positions")[lane])
+        assert position + 1 == length == int(run.sample_positions[lane])
+        self.cache[slot] = int(run.lane("input_ids")[lane]), position
+        index = np.arange(length)
+        blocks = run.block_table[lane].numpy()[index // self.block_size]
+        found = self.cache[blocks * self.block_size + index % self.block_size]
+        assert (found[:, 1] == index).all(), "positions in the cache"
+        banned = self.triggers if run.lane("sample_banned")[lane] else frozenset()
+        return next(t for t in model([int(t) for t in found[:, 0]]) if t not in banned)

@@ -1,0 +1,182 @@
+"""The device decides, the host replays: however far it runs ahead, and whatever the host decides
+meanwhile, every sequence comes out as the slow reference says."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from s1engine import _core
+from tests.core import reference
+from tests.core.device_mock import DeviceMock
+from tests.core.paged_mock import EOS, PagedMock, hashed_model
+from tests.core.test_scheduler import (
+    CHILD,
+    FORMATS,
+    NEWLINES,
+    TRIGGER,
+    Spec,
+    engines,
+    play,
+    spares,
+    specs,
+)
+
+aheads = st.fixed_dictionaries(
+    {
+        "steps": st.sampled_from([1, 2, 7, 32]),
+        "max_pending": st.sampled_from([1, 2, 30]),
+        "spare_lanes": st.integers(0, 2),
+        "seed": st.integers(0, 99),
+    }
+)
+
+
+def make_device(
+    scenario: list[Spec], spare: int, engine: dict[str, Any], ahead: dict[str, Any]
+) -> DeviceMock:
+    longest = max(-(-spec.max_len // engine["block_size"]) for spec in scenario)
+    return DeviceMock(
+        triggers=(TRIGGER, EOS), newlines=NEWLINES, num_blocks=longest + spare, **engine, **ahead
+    )
+
+
+def check_equals_reference(mock: PagedMock, model: reference.Model, scenario: list[Spec]) -> None:
+    for seq_id, spec in enumerate(scenario):
+        result, finish = spec.expected(model)
+        out = mock.scheduler.take(seq_id)
+        assert out["token_ids"] == result.token_ids
+        assert [int(m & _core.MARK_FORCED > 0) for m in out["marks"]] == result.forced
+        assert out["waits_used"] == result.waits_used
+        assert out["end_reason"].name == result.end_reason
+        assert out["finish_reason"].name == finish
+
+
+@settings(max_examples=40)
+@given(st.lists(specs(), min_size=1, max_size=5), spares, engines, st.integers(0, 99), aheads)
+def test_every_sequence_equals_the_reference(
+    scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int, ahead: dict[str, Any]
+) -> None:
+    model = hashed_model(seed, favourites=(TRIGGER, EOS))
+    mock = make_device(scenario, spare, engine, ahead)
+    play(mock, model, scenario)
+    event(f"ran ahead: {mock.taken > 0}")
+    event(f"preempted: {mock.scheduler.stats().num_preemptions > 0}")
+    check_equals_reference(mock, model, scenario)
+    assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
+
+
+@settings(max_examples=30)
+@given(st.lists(specs(), min_size=2, max_size=4), spares, engines, aheads, st.data())
+def test_what_the_host_decides_meanwhile_counts_at_once(
+    scenario: list[Spec],
+    spare: int,
+    engine: dict[str, Any],
+    ahead: dict[str, Any],
+    data: st.DataObject,
+) -> None:
+    """Aborted sequences harm nobody; a lowered maximum holds from where the host stands."""
+    model = hashed_model(1, favourites=(TRIGGER, EOS))
+    mock = make_device(scenario, spare, engine, ahead)
+    ids = st.integers(0, len(scenario) - 1)
+    moments = st.integers(0, 12)
+    victims = data.draw(st.dictionaries(moments, ids, max_size=2))
+    limited = data.draw(st.dictionaries(moments, st.tuples(ids, st.integers(0, 12)), max_size=3))
+    for seq_id, spec in enumerate(scenario):
+        spec.add_to(mock.scheduler, seq_id)
+    bounds: dict[int, int] = {}
+    for moment in range(10_000):
+        if not mock.scheduler.has_unfinished():
+            break
+        if moment in victims:
+            mock.scheduler.finish(victims[moment], _core.FinishReason.ABORT)
+        if moment in limited:
+            seq_id, limit = limited[moment]
+            state = mock.scheduler.take(seq_id)
+            if state["phase"].name == "THINKING" and limit < state["max_thinking"]:
+                bounds[seq_id] = max(limit, state["thinking_tokens"])
+            mock.scheduler.limit_thinking(seq_id, limit, _core.EndReason.DEADLINE)
+        mock.step(model)
+        mock.scheduler.check_integrity()
+    for seq_id, bound in bounds.items():
+        assert mock.scheduler.take(seq_id)["thinking_tokens"] <= bound
+    untouched = [i for i in range(len(scenario)) if i not in {*victims.values(), *bounds}]
+    for seq_id in untouched:
+        out = mock.scheduler.take(seq_id)
+        wanted = scenario[seq_id].expected(model)[0]
+        assert out["thinking_tokens"] == 0 or out["thinking_tokens"] == wanted.thinking_tokens
+        assert out["end_reason"].name == wanted.end_reason
+
+
+@settings(max_examples=15)
+@given(specs().filter(lambda s: s.budget and s.budget.max_thinking > 4), engines, aheads)
+def test_checkpoints_fork_where_they_would_without_a_device(
+    spec: Spec, engine: dict[str, Any], ahead: dict[str, Any]
+) -> None:
+    assert spec.budget is not None
+    budgets = range(max(spec.budget.min_thinking, 1), spec.budget.max_thinking, 2)
+    spec.extra["checkpoints"] = [(budget, CHILD + i) for i, budget in enumerate(budgets)]
+    model = hashed_model(2, favourites=(TRIGGER, EOS))
+    mocks = [
+        make_device([spec], 20, engine, ahead),
+        PagedMock(triggers=(TRIGGER, EOS), num_blocks=99, **engine),
+    ]
+    outs: list[list[Any]] = []
+    for mock in mocks:
+        play(mock, model, [spec])
+        children = len(budgets) - mock.scheduler.take(0)["checkpoints_left"]
+        outs.append([mock.scheduler.take(CHILD + i) for i in range(children)])
+        for out in outs[-1]:
+            out.pop("num_cached")  # the one thing that depends on when a child began
+    assert outs[0] == outs[1]
+
+
+def test_a_loop_ends_the_thinking_at_the_same_token() -> None:
+    budget = reference.Budget(200, 0, 0, (), (TRIGGER,))
+    spec = Spec([5, 6], 3, FORMATS[0], budget, extra={"loop_repeats": 4})
+    outs = []
+    for steps in (1, 32):
+        ahead = {"steps": steps, "max_pending": 4, "spare_lanes": 1, "seed": 0}
+        engine = {"block_size": 4, "max_num_seqs": 2, "max_num_batched_tokens": 64}
+        mock = make_device([spec], 4, engine, ahead)
+        play(mock, lambda ids: [EOS if TRIGGER in ids else 9 + len(ids) % 3], [spec])
+        outs.append(mock.scheduler.take(0))
+    assert outs[0] == outs[1]
+    assert outs[0]["end_reason"].name == "LOOP" and outs[0]["thinking_tokens"] == 12
+
+
+def test_a_device_that_disagrees_is_found_out() -> None:
+    mock = PagedMock(triggers=(TRIGGER, EOS))
+    Spec([5], 9, FORMATS[0], None).add_to(mock.scheduler, 0)
+    mock.scheduler.schedule(mock.batch)
+    run = _core.RunBatch(
+        lanes=np.zeros((len(_core.LANE_FIELDS), 1), np.int32),
+        slot_mapping=np.zeros(1, np.int64),
+        sample_positions=np.zeros(1, np.int64),
+        phrases=np.zeros(9, np.int32),
+        scratch_slot=0,
+    )
+    assert mock.scheduler.begin_run(mock.batch, run, steps=2, max_pending=1) == 2
+    with pytest.raises(RuntimeError, match="schedule"):
+        mock.scheduler.schedule(mock.batch)
+    with pytest.raises(RuntimeError, match="disagree"):
+        mock.scheduler.replay(np.array([[_core.IGNORED], [6]], np.int32))
+
+
+def test_phrases_without_room_mean_no_run() -> None:
+    mock = PagedMock(triggers=(TRIGGER, EOS))
+    Spec([5], 9, FORMATS[0], reference.Budget(9, 0, 1, (6, 7), (TRIGGER,))).add_to(
+        mock.scheduler, 0
+    )
+    mock.scheduler.schedule(mock.batch)
+    run = _core.RunBatch(
+        lanes=np.zeros((len(_core.LANE_FIELDS), 1), np.int32),
+        slot_mapping=np.zeros(1, np.int64),
+        sample_positions=np.zeros(1, np.int64),
+        phrases=np.zeros(3, np.int32),
+        scratch_slot=0,
+    )
+    assert mock.scheduler.begin_run(mock.batch, run, steps=2, max_pending=1) == 0
+    mock.scheduler.update(np.array([8], np.int64))
