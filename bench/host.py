@@ -18,6 +18,7 @@ from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.ops import SamplingMetadata
 from s1engine.ops.torch_ops import TorchOps
+from s1engine.runner.cuda_graph import CudaGraphRunner
 from s1engine.runner.input_batch import InputBatch
 from s1engine.runner.sampler import Sampler, SamplerOutput
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
@@ -52,6 +53,7 @@ class HostRunner:
             ops=ConstantOps(num_seqs, token),
             device="cpu",
         )
+        self.ahead: CudaGraphRunner | None = None
         self._logits = torch.zeros(num_seqs, 8)
 
     def execute(self) -> SamplerOutput:

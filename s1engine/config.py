@@ -35,8 +35,9 @@ class EngineConfig:
     """Sequences that may run at once: rows of the largest batch."""
     max_num_batched_tokens: int = 2048
     """Tokens of one step, over all sequences; longer prompts are computed in chunks."""
-    block_size: int = 16
-    """Tokens of one KV block, a power of two. Prefixes are shared by whole blocks."""
+    block_size: int | None = None
+    """Tokens of one KV block, a power of two; prefixes are shared by whole blocks. None: 64 on
+    CUDA, 16 on the CPU."""
     kv_cache_memory_gb: float | None = None
     """Size of the KV cache in GiB. None: on CUDA ``gpu_memory_utilization`` of what is free after
     the weights; on the CPU a quarter of the available memory, at most 4 GiB."""
@@ -46,6 +47,9 @@ class EngineConfig:
     """Keep computed blocks, of prompts and of generated tokens, for later requests."""
     enforce_eager: bool = False
     """Never capture CUDA graphs."""
+    run_ahead: int | None = None
+    """Decode steps that the device takes while the host is behind, budgets included. None: 8 on
+    CUDA, 1 (the host decides each step) with ``enforce_eager`` and on the CPU."""
     served_model_name: str | None = None
     """Name in the API. None: the last part of ``model``."""
     chat_template: str | None = None
@@ -63,9 +67,12 @@ class EngineConfig:
             check_int("max_model_len", self.max_model_len, 1, 2**24)
         check_int("max_num_seqs", self.max_num_seqs, 1, 4096)
         check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1, 2**20)
-        check_int("block_size", self.block_size, 1, 1024)
+        if self.block_size is not None:
+            check_int("block_size", self.block_size, 1, 1024)
+        if self.run_ahead is not None:
+            check_int("run_ahead", self.run_ahead, 1, 64)
         check_int("seed", self.seed, 0, 2**63 - 1)
-        if self.block_size & (self.block_size - 1):
+        if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise RequestError("block_size must be a power of two", param="block_size")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise RequestError(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import tokenizers
 
 from s1engine.chat_template import ChatTemplate
@@ -53,6 +54,9 @@ class Tokenizer:
         """Does the text of ids consist of their bytes one after another?"""
         self.newline_ids: list[int] = self._find_newlines(vocabulary)
         """Ids whose text ends in a newline, ascending."""
+        self.newlines = np.zeros(self.num_tokens, np.uint8)
+        """The same as a flag for each id."""
+        self.newlines[self.newline_ids] = 1
 
     @classmethod
     def from_dir(cls, path: Path, chat_template: str | None = None) -> "Tokenizer":

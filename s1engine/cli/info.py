@@ -27,8 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the facts, by section."""
+    from s1engine.runner.device import resolve_config
+
     options = {k: v for k, v in given(args, EngineConfig).items() if v is not None}
-    config = EngineConfig(**options)
+    config = resolve_config(EngineConfig(**options))
     facts = {"machine": machine(config)}
     if not args.no_ceilings:
         facts["ceilings"] = ceilings(facts["machine"]["device"])
@@ -49,9 +51,8 @@ def machine(config: EngineConfig) -> dict[str, Any]:
 
     from s1engine import __version__, _core
     from s1engine.ops import select_ops
-    from s1engine.runner.model_runner import resolve_device
 
-    device = resolve_device(config.device)
+    device = config.device
     return {
         "s1engine": __version__,
         "python": platform.python_version(),
@@ -98,13 +99,15 @@ def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) ->
     """Sizes of a model and of what the engine would keep for it; weights are not read."""
     from s1engine.models.config import ModelConfig
     from s1engine.models.loader import resolve_model
-    from s1engine.runner.model_runner import plan_memory, resolve_dtype
+    from s1engine.runner.device import resolve_dtype
+    from s1engine.runner.memory import plan_memory
 
     path = resolve_model(config.model)
     facts = ModelConfig.from_dir(path)
     dtype = resolve_dtype(config.dtype, device, facts.torch_dtype)
     weights = facts.num_parameters * dtype.itemsize
-    max_len, blocks = plan_memory(config, facts, device, dtype)
+    max_len, blocks = plan_memory(config, facts, dtype)
+    assert config.block_size is not None
     per_token = facts.kv_bytes_per_token(dtype)
     found: dict[str, Any] = {
         "path": str(path),

@@ -21,6 +21,8 @@ from s1engine.models.config import ModelConfig
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
 from s1engine.reasoning import detect_format
+from s1engine.runner.cuda_graph import CudaGraphRunner
+from s1engine.runner.device import resolve_config
 from s1engine.runner.model_runner import ModelRunner, Runner
 from s1engine.runner.sampler import RowLogprobs
 from s1engine.sampling_params import SamplingParams
@@ -28,6 +30,7 @@ from s1engine.tokenizer import Tokenizer
 
 Event = tuple[str, Chunk | CheckpointOutput | RequestOutput]
 THINKING_NOW = 0  # a maximum that ends thinking at the next token
+MAX_RIDE = 16  # tokens of a phrase that are fed one a step in a run, rather than as one extend
 
 
 class LLMEngine:
@@ -47,7 +50,7 @@ class LLMEngine:
         self, config: EngineConfig, *, progress: bool = False, runner: Runner | None = None
     ) -> None:
         path = resolve_model(config.model)
-        self.config = config
+        self.config = config = resolve_config(config)
         self.model_config = ModelConfig.from_dir(path)
         self.tokenizer = Tokenizer.from_dir(path, config.chat_template)
         self.format = detect_format(
@@ -60,9 +63,11 @@ class LLMEngine:
             path,
             vocab_limit=vocab_limit,
             triggers=self.format.triggers if self.format else (),
+            newlines=self.tokenizer.newlines,
             progress=progress,
         )
         self.max_model_len = self.runner.max_model_len
+        assert config.block_size is not None
         self.scheduler = _core.Scheduler(
             num_blocks=self.runner.num_blocks,
             block_size=config.block_size,
@@ -193,19 +198,48 @@ class LLMEngine:
     # --- stepping ---
 
     def step(self) -> list[Event]:
-        """Computes one step. Returns chunks and checkpoints of streaming requests, and outputs of
-        finished ones."""
+        """Computes one step, or follows the device through several. Returns chunks and checkpoints
+        of streaming requests, and outputs of finished ones."""
         self._enforce_deadlines()
+        ahead = self.runner.ahead
+        if ahead is not None and ahead.in_flight:
+            return self._follow(ahead)
         batch = self.runner.batch
         for sequence in self.scheduler.schedule(batch.core):
             self._seat(self._sequences[sequence])
         if batch.core.num_rows == 0:
             return []
+        if ahead is not None and self._begin_run(ahead):
+            return self._follow(ahead)
         sampled = self.runner.execute()
         self.scheduler.update(sampled.token_ids)
         self.runner.sampler.observe(*self.scheduler.appended)
         self._adopt()
         return self._collect(sampled.logprobs)
+
+    def _begin_run(self, ahead: CudaGraphRunner) -> bool:
+        """Hands the planned step and those after it to the device, if it can decide them all."""
+        batch, sampler = self.runner.batch, self.runner.sampler
+        seats = batch.seats
+        lanes = ahead.lanes(batch.core.num_rows)
+        if lanes is None or len(seats) < batch.core.num_rows or sampler.needs_host(seats):
+            return False
+        steps = self.scheduler.begin_run(
+            batch.core, lanes.core, steps=ahead.max_steps, max_pending=MAX_RIDE
+        )
+        if steps:
+            sampler.write(lanes, seats)
+            ahead.begin(lanes, len(seats), steps)
+        return steps > 0
+
+    def _follow(self, ahead: CudaGraphRunner) -> list[Event]:
+        """Launches the next steps of the run, then takes what the steps before have sampled."""
+        steps = self.scheduler.extend_run(self.runner.batch.core, ahead.max_steps)
+        if steps:
+            ahead.launch(steps)
+        self.scheduler.replay(ahead.collect())
+        self._adopt()
+        return self._collect({})
 
     def _enforce_deadlines(self) -> None:
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():

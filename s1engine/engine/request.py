@@ -271,12 +271,10 @@ def _delimiter_len(forced_end: tuple[int, ...], natural_end: tuple[int, ...]) ->
 
 
 def _core_format(reasoning: ReasoningFormat, tokenizer: Tokenizer) -> _core.BudgetFormat:
-    flags = np.zeros(tokenizer.num_tokens, np.uint8)
-    flags[tokenizer.newline_ids] = 1
     return _core.BudgetFormat(
         triggers=list(reasoning.triggers),
         natural_end=list(reasoning.natural_end),
         newline=list(reasoning.newline),
         newline_always=reasoning.newline_always,
-        ends_in_newline=flags,
+        ends_in_newline=tokenizer.newlines,
     )

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from s1engine._core import cpu
-from s1engine.ops import AttentionMetadata, SamplingMetadata, torch_sampling
+from s1engine.ops import AttentionMetadata, RunState, SamplingMetadata, torch_sampling
+from s1engine.ops.torch_budget import budget_step, sampling_metadata
 from s1engine.ops.torch_ops import TorchOps
 
 # Numbered as in csrc/cpu/kernels.hpp.
@@ -184,6 +185,9 @@ class CpuOps:
             plain,
         )
         return out
+
+    def decide(self, logits: Tensor, run: RunState) -> None:
+        budget_step(self.sample(logits, sampling_metadata(run)), run)
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         return self._torch.logprobs(logits, token_ids, k)

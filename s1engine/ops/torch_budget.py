@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from s1engine import _core
-from s1engine.ops import RunState
+from s1engine.ops import RunState, SamplingMetadata
 
 THINKING, ANSWERING = _core.Phase.THINKING.value, _core.Phase.ANSWERING.value
 STOP, LENGTH = _core.FinishReason.STOP.value, _core.FinishReason.LENGTH.value
 
 
 def budget_step(sampled: Tensor, run: RunState) -> None:
-    """Takes ``sampled`` [B] int64 in every lane of ``run``, in place, and prepares the next step."""
+    """Takes ``sampled`` [B] int64 in every lane of ``run``, in place; prepares the next step."""
     lane = run.lane
     decides = (lane("finish") == 0) & (lane("remaining") == 0)
     ids = sampled.to(torch.int32)
@@ -106,3 +106,21 @@ def _feed(run: RunState, ids: Tensor, keeps: Tensor) -> None:
     lane("sample_banned").copy_(bans)
     run.slot_mapping.copy_(torch.where(runs, slot, run.scratch_slot))
     run.sample_positions.copy_(position + 1)
+
+
+def sampling_metadata(run: RunState) -> SamplingMetadata:
+    """How the lanes of a run sample their next token."""
+    rows = run.lane("sample_banned").nonzero()[:, 0]
+    triggers = run.triggers.long()
+    banned = (rows.repeat_interleave(len(triggers)), triggers.repeat(len(rows)))
+    return SamplingMetadata(
+        temperature=run.temperature,
+        top_k=run.top_k,
+        top_p=run.top_p,
+        min_p=run.min_p,
+        seeds=run.seeds,
+        positions=run.sample_positions,
+        all_greedy=not run.temperature.any(),
+        filtered=True,
+        banned=banned if len(rows) else None,
+    )

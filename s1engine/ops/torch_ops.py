@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s1engine.ops import AttentionMetadata, SamplingMetadata, torch_sampling
+from s1engine.ops import AttentionMetadata, RunState, SamplingMetadata, torch_sampling
+from s1engine.ops.torch_budget import budget_step, sampling_metadata
 
 
 class TorchOps:
@@ -72,6 +73,9 @@ class TorchOps:
 
     def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
         return torch_sampling.sample(logits, meta)
+
+    def decide(self, logits: Tensor, run: RunState) -> None:
+        budget_step(self.sample(logits, sampling_metadata(run)), run)
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         logprobs = logits.float().log_softmax(dim=-1)

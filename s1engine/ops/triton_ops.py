@@ -12,13 +12,14 @@ from torch.nn import functional
 
 from s1engine.errors import RequestError
 from s1engine.kernels import config
+from s1engine.kernels.budget_step import budget_step
 from s1engine.kernels.extend import extend
 from s1engine.kernels.paged_decode import paged_decode, workspace_sizes
 from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.rope_write import rope_write
 from s1engine.kernels.sample import sample
 from s1engine.kernels.silu_and_mul import silu_and_mul
-from s1engine.ops import AttentionMetadata, SamplingMetadata, torch_sampling
+from s1engine.ops import AttentionMetadata, RunState, SamplingMetadata, torch_sampling
 from s1engine.ops.torch_ops import TorchOps
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -31,6 +32,7 @@ class TritonOps:
 
     def __init__(self) -> None:
         self._torch = TorchOps()
+        self._outgrown: list[Tensor] = []  # kept: a captured graph may still write there
         self._parts: Tensor | None = None  # float32, partial results of decode attention
         self._arrived: Tensor | None = None  # int32, how many of them there are: zeros between
 
@@ -120,20 +122,52 @@ class TritonOps:
             clean=clean,
         )
 
+    def decide(self, logits: Tensor, run: RunState) -> None:
+        sampled = sample(
+            logits,
+            run.temperature,
+            run.top_k,
+            run.top_p,
+            run.min_p,
+            run.seeds,
+            run.sample_positions,
+            filtered=True,  # a row that filters nothing skips it, so one graph serves both
+            clean=False,
+            banned=run.lane("sample_banned"),
+            triggers=run.triggers,
+        )
+        budget_step(
+            sampled,
+            run.lanes,
+            run.phrases,
+            run.triggers,
+            run.newlines,
+            run.block_table,
+            slot_mapping=run.slot_mapping,
+            sample_positions=run.sample_positions,
+            ring=run.ring,
+            tick=run.tick,
+            block_size=run.block_size,
+            scratch_slot=run.scratch_slot,
+        )
+
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         return self._torch.logprobs(logits, token_ids, k)
 
     def _workspace(self, q: Tensor, num_kv_heads: int) -> tuple[Tensor, Tensor]:
-        """Memory for decode attention; it grows in eager steps and never while replaying."""
+        """Memory for decode attention. It grows when a step asks for more; a graph's own step has
+        been taken before it is captured, so what the graph knows stays where it is."""
         rows, num_heads, dim = q.shape
         floats, counters = workspace_sizes(rows, num_kv_heads, dim, num_heads // num_kv_heads)
         if self._parts is None or self._parts.numel() < floats or self._parts.device != q.device:
+            self._outgrown += [] if self._parts is None else [self._parts]
             self._parts = torch.empty(floats, dtype=torch.float32, device=q.device)
         if (
             self._arrived is None
             or self._arrived.numel() < counters
             or self._arrived.device != q.device
         ):
+            self._outgrown += [] if self._arrived is None else [self._arrived]
             self._arrived = torch.zeros(counters, dtype=torch.int32, device=q.device)
         return self._parts, self._arrived
 

@@ -59,6 +59,7 @@ class InputBatch:
             for name, dtype in _FIELDS.items()
         }
         views = {name: tensor.numpy() for name, tensor in self._host.items()}
+        self.block_table = self._host["block_table"]  # on the host, [max_rows, max_blocks] int32
         self._seats = views["sample_seats"]
         self._banned = views["sample_banned"]
         self.core = _core.ScheduledBatch(
@@ -67,6 +68,11 @@ class InputBatch:
 
         self._sizes: tuple[int, ...] = ()
         self._inputs: StepInputs | None = None
+
+    @property
+    def seats(self) -> np.ndarray:
+        """Of the rows that sample in the planned step, [n] int32; a view."""
+        return self._seats[: self.core.num_samples]
 
     def inputs(self) -> StepInputs:
         """What the scheduler has written. Decoding goes on in the same sizes for many steps, so the

@@ -1,29 +1,29 @@
 """One step on the device: forward pass, logits of the rows that sample, sampling.
 
 Owns the weights, the KV cache, the batch buffers and the sampling state. Knows nothing of requests:
-it computes what the ScheduledBatch says and returns one token a sampling row.
+it computes what the ScheduledBatch says and returns one token a sampling row. Steps that only
+decode may go to its CudaGraphRunner, a run at a time.
 """
 
-import logging
-import os
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
+from s1engine.models.decoder import Decoder
 from s1engine.models.loader import load_decoder
-from s1engine.ops import select_ops
+from s1engine.ops import AttentionMetadata, RunState, select_ops
+from s1engine.runner.cuda_graph import CudaGraphRunner
+from s1engine.runner.device import resolve_dtype
 from s1engine.runner.input_batch import InputBatch
 from s1engine.runner.kv_cache import KVCache
+from s1engine.runner.lanes import RunFormat
+from s1engine.runner.memory import GIB, plan_memory
 from s1engine.runner.sampler import Sampler, SamplerOutput
-
-logger = logging.getLogger(__name__)
-
-GIB = 2**30
-MAX_DEFAULT_CPU_CACHE = 4 * GIB
 
 
 class Runner(Protocol):
@@ -33,6 +33,7 @@ class Runner(Protocol):
     sampler: Sampler
     max_model_len: int
     num_blocks: int
+    ahead: CudaGraphRunner | None  # None: the host decides every step
 
     def execute(self) -> SamplerOutput:
         """Computes the step that stands in ``batch``."""
@@ -42,11 +43,17 @@ class ModelRunner:
     """A loaded model with memory for its sequences.
 
     Args:
+        config: resolved for the device (``device.resolve_config``).
         model_config: the architecture, from the model directory.
         path: that directory.
         vocab_limit: number of token ids that may be sampled.
         triggers: ids that end thinking, banned where the scheduler says so.
-        progress: show a bar while weights load.
+        newlines: [V] uint8, does the token's text end in a newline?
+        progress: show a bar while weights load and graphs are captured.
+
+    Raises:
+        RequestError: the memory does not suffice, or an operation does not cover the model.
+        ModelError: the weights are damaged, or a graph cannot be captured.
     """
 
     def __init__(
@@ -57,36 +64,39 @@ class ModelRunner:
         *,
         vocab_limit: int,
         triggers: tuple[int, ...],
+        newlines: np.ndarray,
         progress: bool,
     ) -> None:
-        self.device = resolve_device(config.device)
+        assert config.block_size is not None and config.run_ahead is not None
+        self.device, block_size = config.device, config.block_size
         self.dtype = resolve_dtype(config.dtype, self.device, model_config.torch_dtype)
         self.ops = select_ops(self.device)
         self.ops.check_model(
             head_dim=model_config.head_dim,
             num_heads=model_config.num_heads,
             num_kv_heads=model_config.num_kv_heads,
-            block_size=config.block_size,
+            block_size=block_size,
             dtype=self.dtype,
         )
+        _check_weights_fit(model_config, self.dtype, self.device)
         self._vocab_limit = vocab_limit
         self._decoder = load_decoder(
             path, model_config, self.dtype, self.device, self.ops, progress=progress
         )
         self.max_model_len, self.num_blocks = plan_memory(
-            config, model_config, self.device, self.dtype
+            config, model_config, self.dtype, self._activation_bytes(config)
         )
         self.kv_cache = KVCache(
             model_config,
-            num_blocks=self.num_blocks,
-            block_size=config.block_size,
+            num_blocks=self.num_blocks + 1,  # the last is scratch: lanes that have finished write
+            block_size=block_size,
             dtype=self.dtype,
             device=self.device,
         )
         self.batch = InputBatch(
             max_tokens=config.max_num_batched_tokens,
             max_rows=config.max_num_seqs,
-            max_blocks=-(-self.max_model_len // config.block_size),
+            max_blocks=-(-self.max_model_len // block_size),
             device=self.device,
         )
         self.sampler = Sampler(
@@ -96,6 +106,26 @@ class ModelRunner:
             ops=self.ops,
             device=self.device,
         )
+        self._starts = torch.arange(
+            config.max_num_seqs + 1, dtype=torch.int32, device=self.device
+        )  # cu_seqlens_q of a decode step
+        fmt = RunFormat(triggers, newlines, block_size, self.num_blocks * block_size)
+        self.ahead = self._make_ahead(config, fmt, progress) if config.run_ahead > 1 else None
+
+    def _make_ahead(self, config: EngineConfig, fmt: RunFormat, progress: bool) -> CudaGraphRunner:
+        assert config.run_ahead is not None
+        ahead = CudaGraphRunner(
+            self.decode_step,
+            max_steps=config.run_ahead,
+            max_num_seqs=config.max_num_seqs,
+            block_table=self.batch.block_table,
+            fmt=fmt,
+            device=self.device,
+        )
+        if self.device == "cuda" and not config.enforce_eager:
+            with torch.inference_mode():
+                ahead.capture(progress=progress)
+        return ahead
 
     @torch.inference_mode()
     def execute(self) -> SamplerOutput:
@@ -105,59 +135,70 @@ class ModelRunner:
         logits = self._decoder.logits(hidden[inputs.sample_tokens], self._vocab_limit)
         return self.sampler.sample(logits, inputs.rows, self.batch.core.num_banned > 0)
 
-
-def resolve_device(device: str) -> str:
-    """``auto`` becomes the device that is there."""
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise RequestError("device cuda: no CUDA device is available", param="device")
-    return ("cuda" if available else "cpu") if device == "auto" else device
-
-
-def resolve_dtype(dtype: str, device: str, native: torch.dtype) -> torch.dtype:
-    """``auto`` becomes the checkpoint's type, or float32 on a CPU without bf16 instructions."""
-    if dtype != "auto":
-        resolved = getattr(torch, dtype)
-        assert isinstance(resolved, torch.dtype)
-        return resolved
-    if device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.float32
-    return native
-
-
-def plan_memory(
-    config: EngineConfig, model: ModelConfig, device: str, dtype: torch.dtype
-) -> tuple[int, int]:
-    """Longest sequence in tokens, and number of KV blocks; after the weights are in memory."""
-    block_bytes = config.block_size * model.kv_bytes_per_token(dtype)
-    max_len = config.max_model_len or model.max_position_embeddings
-    if max_len > model.max_position_embeddings:
-        raise RequestError(
-            f"max_model_len {max_len} exceeds the {model.max_position_embeddings} positions "
-            "of the model",
-            param="max_model_len",
+    @torch.inference_mode()
+    def decode_step(self, run: RunState) -> None:
+        """One token for every lane of a run; reads and writes its buffers alone, waits for
+        nothing, and launches the same kernels each time."""
+        meta = AttentionMetadata(
+            positions=run.lane("positions"),
+            slot_mapping=run.slot_mapping,
+            cu_seqlens_q=self._starts[: len(run.slot_mapping) + 1],
+            context_lens=run.lane("context_lens"),
+            block_table=run.block_table,
+            max_seqlen_q=1,
         )
-    fits = int(_cache_bytes(config, device) // block_bytes)
-    if fits < 1:
-        raise RequestError("no memory for a single KV block", param="kv_cache_memory_gb")
-    if fits * config.block_size < max_len:
-        if config.max_model_len is not None:
-            raise RequestError(
-                f"max_model_len {max_len} does not fit: memory holds {fits * config.block_size} "
-                "tokens; lower it or raise kv_cache_memory_gb",
-                param="max_model_len",
-            )
-        max_len = fits * config.block_size
-        logger.warning("max_model_len lowered to %d, what the KV cache holds", max_len)
-    useful = config.max_num_seqs * -(-max_len // config.block_size)
-    return max_len, min(fits, useful)
+        hidden = self._decoder.forward(run.lane("input_ids"), self.kv_cache.layers, meta)
+        self.ops.decide(self._decoder.logits(hidden, self._vocab_limit), run)
+
+    def _activation_bytes(self, config: EngineConfig) -> int:
+        """What the largest step allocates beside weights and cache, measured by taking it once."""
+        if self.device != "cuda":
+            return 0
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        logits = largest_step(self._decoder, config, self._vocab_limit)
+        peak = torch.cuda.max_memory_allocated() - before
+        return peak + 2 * logits.nbytes  # filters and log-probabilities keep copies
 
 
-def _cache_bytes(config: EngineConfig, device: str) -> float:
-    if config.kv_cache_memory_gb is not None:
-        return config.kv_cache_memory_gb * GIB
-    if device == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        return free - (1 - config.gpu_memory_utilization) * total
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(available / 4, MAX_DEFAULT_CPU_CACHE)
+@torch.inference_mode()
+def largest_step(decoder: Decoder, config: EngineConfig, vocab_limit: int) -> torch.Tensor:
+    """A step of ``max_num_batched_tokens`` tokens of one sequence, over a cache of one block, and
+    logits of ``max_num_seqs`` rows, which are returned."""
+    assert config.block_size is not None
+    tokens, device = config.max_num_batched_tokens, decoder.device
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    cache = KVCache(
+        decoder.config,
+        num_blocks=1,
+        block_size=config.block_size,
+        dtype=decoder.dtype,
+        device=str(device),
+    )
+    meta = AttentionMetadata(
+        positions=zeros(tokens),
+        slot_mapping=zeros(tokens, dtype=torch.int64),
+        cu_seqlens_q=torch.tensor([0, tokens], dtype=torch.int32, device=device),
+        context_lens=torch.tensor([tokens], dtype=torch.int32, device=device),
+        block_table=zeros(1, -(-tokens // config.block_size) + 1),
+        max_seqlen_q=tokens,
+    )
+    hidden = decoder.forward(zeros(tokens), cache.layers, meta)
+    rows = hidden[:1].expand(config.max_num_seqs, -1).contiguous()
+    return decoder.logits(rows, vocab_limit)
+
+
+def _check_weights_fit(model: ModelConfig, dtype: torch.dtype, device: str) -> None:
+    if device != "cuda":
+        return
+    needed = model.num_parameters * dtype.itemsize
+    free, _ = torch.cuda.mem_get_info()
+    if needed > free:
+        raise RequestError(
+            f"the weights take {needed / GIB:.1f} GiB in {str(dtype).removeprefix('torch.')}, "
+            f"{free / GIB:.1f} GiB are free on {torch.cuda.get_device_name()}",
+            param="model",
+        )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from s1engine.ops import Ops, Penalties, SamplingMetadata
 from s1engine.runner.input_batch import SampleRows
+from s1engine.runner.lanes import Lanes
 from s1engine.sampling_params import SamplingParams
 
 
@@ -117,6 +118,18 @@ class Sampler:
             ids = torch.from_numpy(tokens).to(self._device, torch.int64)
             one = torch.ones((), dtype=torch.int32, device=self._device)
             self._output_counts.index_put_((rows, ids), one, accumulate=True)
+
+    def needs_host(self, seats: np.ndarray) -> bool:
+        """Does one of these seats sample by rules that only ``sample`` knows: bias, penalties,
+        log-probabilities?"""
+        rules = self._biased[seats] | self._penalised[seats] | (self._num_logprobs[seats] >= 0)
+        return bool(rules.any())
+
+    def write(self, lanes: Lanes, seats: np.ndarray) -> None:
+        """How the sequences in these seats sample, for the lanes of a run."""
+        n = len(seats)
+        for name in ("temperature", "top_k", "top_p", "min_p", "seeds"):
+            getattr(lanes, name)[:n] = getattr(self, f"_{name}")[seats]
 
     def sample(self, logits: Tensor, rows: SampleRows, any_banned: bool) -> SamplerOutput:
         """Samples one token for each row of ``logits`` [n, V] float32."""

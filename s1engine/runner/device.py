@@ -1,0 +1,42 @@
+"""What is chosen for the device that is there: the device itself, types, sizes that suit it."""
+
+from dataclasses import replace
+
+import torch
+
+from s1engine.config import EngineConfig
+from s1engine.errors import RequestError
+
+BLOCK_SIZES = {"cpu": 16, "cuda": 64}  # tokens; a GPU's attention reads a block as one tile
+RUN_AHEAD = {"cpu": 1, "cuda": 8}  # steps
+
+
+def resolve_config(config: EngineConfig) -> EngineConfig:
+    """The same with what the device decides filled in. Raises RequestError if it is not there."""
+    device = resolve_device(config.device)
+    ahead = 1 if config.enforce_eager else RUN_AHEAD[device]
+    return replace(
+        config,
+        device=device,
+        block_size=config.block_size or BLOCK_SIZES[device],
+        run_ahead=config.run_ahead or ahead,
+    )
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` becomes the device that is there."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise RequestError("device cuda: no CUDA device is available", param="device")
+    return ("cuda" if available else "cpu") if device == "auto" else device
+
+
+def resolve_dtype(dtype: str, device: str, native: torch.dtype) -> torch.dtype:
+    """``auto`` becomes the checkpoint's type, or float32 on a CPU without bf16 instructions."""
+    if dtype != "auto":
+        resolved = getattr(torch, dtype)
+        assert isinstance(resolved, torch.dtype)
+        return resolved
+    if device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return native

@@ -1,0 +1,89 @@
+"""The memory of a run: what the scheduler writes for up to B lanes, and its image on the device.
+
+Host tensors are pinned and allocated once; ``upload`` copies them to the addresses that a captured
+graph knows. On the CPU both are the same memory.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s1engine import _core
+from s1engine.ops import RunState
+
+PHRASE_TOKENS = 256  # kept for the phrases and stop tokens of one lane, on average
+
+
+@dataclass(frozen=True, slots=True)
+class RunFormat:
+    """What all lanes share: how thinking ends, where lanes that have finished write."""
+
+    triggers: tuple[int, ...]
+    newlines: np.ndarray  # [V] uint8, does the token's text end in a newline?
+    block_size: int
+    scratch_slot: int
+
+
+class Lanes:
+    """``state`` for ``rows`` lanes and up to ``steps`` steps a launch."""
+
+    def __init__(
+        self, rows: int, *, steps: int, fmt: RunFormat, block_table: Tensor, device: str
+    ) -> None:
+        def make(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, pin_memory=device != "cpu")
+
+        self.rows = rows
+        self._ints = make(len(_core.LANE_FIELDS) + 1, rows, dtype=torch.int32)  # and top_k
+        self._longs = make(3, rows, dtype=torch.int64)  # slots, sample positions, seeds
+        self._floats = make(3, rows, dtype=torch.float32)  # temperature, top_p, min_p
+        self._phrases = make(PHRASE_TOKENS * rows, dtype=torch.int32)
+        self.top_k = self._ints[-1].numpy()
+        self.seeds = self._longs[2].numpy()
+        self.temperature, self.top_p, self.min_p = self._floats.numpy()
+        self.core = _core.RunBatch(
+            lanes=self._ints[:-1].numpy(),
+            slot_mapping=self._longs[0].numpy(),
+            sample_positions=self._longs[1].numpy(),
+            phrases=self._phrases.numpy(),
+            scratch_slot=fmt.scratch_slot,
+        )
+        hosts = (self._ints, self._longs, self._floats, self._phrases)
+        images = [host if device == "cpu" else torch.zeros_like(host, device=device)
+                  for host in hosts]  # fmt: skip
+        self._copies = [] if device == "cpu" else list(zip(images, hosts, strict=True))
+        ints, longs, floats, phrases = images
+        self.state = RunState(
+            lanes=ints[:-1],
+            phrases=phrases,
+            slot_mapping=longs[0],
+            sample_positions=longs[1],
+            block_table=block_table,
+            temperature=floats[0],
+            top_k=ints[-1],
+            top_p=floats[1],
+            min_p=floats[2],
+            seeds=longs[2],
+            triggers=torch.tensor(fmt.triggers, dtype=torch.int32, device=device),
+            newlines=torch.from_numpy(fmt.newlines).to(device),
+            ring=torch.zeros((steps, rows), dtype=torch.int32, device=device),
+            tick=torch.zeros(1, dtype=torch.int32, device=device),
+            block_size=fmt.block_size,
+            scratch_slot=fmt.scratch_slot,
+        )
+        self.finish_all()
+
+    def finish_all(self) -> None:
+        """Every lane has finished: steps over them touch the scratch slot alone."""
+        self._ints.zero_()
+        self._ints[_core.LANE_FIELDS.index("finish")] = 1
+        self._longs[0] = self.state.scratch_slot
+        self._longs[1:] = 1
+        self.upload()
+
+    def upload(self) -> None:
+        """Hands the lanes to the device, in the order of its stream."""
+        for image, host in self._copies:
+            image.copy_(host, non_blocking=True)
