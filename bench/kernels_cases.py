@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from s1engine.kernels.budget_step import PARAMS, STATE, budget_step
+from s1engine.kernels.budget_step import FIELDS, budget_step
 from s1engine.kernels.extend import extend
 from s1engine.kernels.paged_decode import paged_decode, workspace_sizes
 from s1engine.kernels.rms_norm import rms_norm
@@ -131,18 +131,13 @@ def _sample(filtered: bool, clean: bool, triggers: int) -> object:
 def _step(rows: int) -> None:
     budget_step(
         _index(rows, dtype=torch.int64),
-        _index(len(STATE), rows),
-        _index(len(PARAMS), rows),
+        _index(len(FIELDS), rows),
         _index(1000),
         _index(3),
         empty(VOCAB, dtype=torch.uint8),
         _index(rows, 512),
-        input_ids=_index(rows),
-        positions=_index(rows),
         slot_mapping=_index(rows, dtype=torch.int64),
-        context_lens=_index(rows),
         sample_positions=_index(rows, dtype=torch.int64),
-        banned=_index(rows),
         ring=_index(32, rows),
         tick=_index(1),
         block_size=64,

@@ -30,7 +30,7 @@ from s1engine.tokenizer import Tokenizer
 
 Event = tuple[str, Chunk | CheckpointOutput | RequestOutput]
 THINKING_NOW = 0  # a maximum that ends thinking at the next token
-MAX_RIDE = 16  # tokens of a phrase that are fed one a step in a run, rather than as one extend
+MAX_RIDE = 8  # tokens of a phrase that are fed one a step in a run, rather than as one extend
 
 
 class LLMEngine:

@@ -71,6 +71,7 @@ class SampleStream:
         self._answer = IncrementalDetokenizer(tokenizer)
         self._stops = StopFinder(params.stop)
         self._all = _Gathered()
+        self._answered = False  # some text of the answer has been seen
         self._token_ids: list[int] = []
         self._forced: list[int] = []
         self._logprobs: list[TokenLogprob] = []
@@ -85,33 +86,51 @@ class SampleStream:
         """Takes what ``Scheduler.take`` returned, with the log-probs of the sampled token."""
         self._state = progress
         ids, marks = progress["token_ids"], progress["marks"]
-        forced = [int(mark & _core.MARK_FORCED != 0) for mark in marks]
         regions = [mark & _core.MARK_REGION for mark in marks]
-        think = [t for t, r in zip(ids, regions, strict=True) if r == _core.MARK_THINK]
-        answer = [t for t, r in zip(ids, regions, strict=True) if r == 0]
+        last = FINISHED.get(progress["finish_reason"])
+        reasoning = self._push_reasoning(progress, last)
+        text, used = self._push_answer(ids, regions, last)
+        ids = ids[:used]
+        forced = [int(mark & _core.MARK_FORCED != 0) for mark in marks[:used]]
         self._token_ids += ids
         self._forced += forced
         logprobs = self._add_logprobs(ids, forced, row)
-        last = FINISHED.get(progress["finish_reason"])
-        reasoning = self._reasoning.push(think)
-        if progress["phase"] != _core.Phase.THINKING or last:
-            reasoning += self._reasoning.flush()
-        text = self._answer.push(self._without_end(answer, last))
-        text = self._strip(text + (self._answer.flush() if last else ""), self._all.text)
-        text = self._stops.push(text, last=last is not None)
         self.finish_reason = "stop" if self.hit_stop_string else last
-        reasoning = self._strip(reasoning, self._all.reasoning)
-        self._all.text += text
-        self._all.reasoning += reasoning
         return Chunk(self.index, text, reasoning, ids, forced, logprobs, self.finish_reason)
 
-    def _strip(self, text: str, before: str) -> str:
-        """Newlines directly after a delimiter belong to the format, not to the text."""
-        return text.lstrip("\n") if self._thinks and not before else text
+    def _push_reasoning(self, progress: "_core.Progress", last: str | None) -> str:
+        pairs = zip(progress["token_ids"], progress["marks"], strict=True)
+        think = [t for t, mark in pairs if mark & _core.MARK_REGION == _core.MARK_THINK]
+        text = self._reasoning.push(think)
+        if progress["phase"] != _core.Phase.THINKING or last:
+            text += self._reasoning.flush()
+        if not self._all.reasoning:
+            text = text.lstrip("\n")
+        self._all.reasoning += text
+        return text
 
-    def _without_end(self, answer: list[int], last: str | None) -> list[int]:
-        """A stop id ends the text without being part of it."""
-        return answer[:-1] if last == "stop" else answer
+    def _push_answer(
+        self, ids: list[int], regions: list[int], last: str | None
+    ) -> tuple[str, int]:
+        """The answer's new text, and how many of the tokens stand in the output: those up to the
+        one that completes a stop string, however many came at once."""
+        answer = [i for i, region in enumerate(regions) if region == 0]
+        shown = answer[:-1] if last == "stop" else answer  # a stop id is no text
+        before = len(self._all.text)
+        for group in [[i] for i in shown] if self.params.stop else [shown]:
+            self._show(self._answer.push([ids[i] for i in group]))
+            if self.hit_stop_string:
+                return self._all.text[before:], group[-1] + 1
+        if last:
+            self._show(self._answer.flush(), last=True)
+        return self._all.text[before:], len(ids)
+
+    def _show(self, text: str, last: bool = False) -> None:
+        """Newlines directly after a delimiter belong to the format, not to the text."""
+        if self._thinks and not self._answered:
+            text = text.lstrip("\n")
+        self._answered = self._answered or bool(text)
+        self._all.text += self._stops.push(text, last=last)
 
     def _add_logprobs(
         self, ids: list[int], forced: list[int], row: RowLogprobs | None

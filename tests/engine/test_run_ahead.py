@@ -1,0 +1,169 @@
+"""However far the device runs ahead of the host, requests get the same outputs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from s1engine.engine.llm import LLM
+from s1engine.errors import ModelError, RequestError
+from s1engine.outputs import Chunk, CompletionOutput, RequestOutput
+from s1engine.runner.cuda_graph import MAX_LANES, CudaGraphRunner, buckets
+from s1engine.runner.lanes import RunFormat
+from s1engine.sampling_params import SamplingParams, ThinkingBudget
+
+QUESTIONS = ["a=3 b=a+4 c=b*2 c?", "q=1 w=q*7 e=w-5 e?", "x=2 x?"]
+
+
+@pytest.fixture(scope="module", params=[3, 32])
+def ahead(request: pytest.FixtureRequest) -> LLM:
+    """The model of ``llm``, whose decode steps are taken in runs."""
+    return LLM(
+        progress=False,
+        dtype="float32",
+        max_num_seqs=6,
+        max_num_batched_tokens=256,
+        run_ahead=request.param,
+    )
+
+
+@st.composite
+def asked(draw: st.DrawFn) -> SamplingParams:
+    maximum = draw(st.none() | st.integers(0, 60))
+    deep = maximum is None or maximum > 20
+    budget = ThinkingBudget(
+        max_tokens=maximum,
+        num_waits=draw(st.integers(0, 2)),
+        wait_text=draw(st.sampled_from(["Wait", "", "Hmm\n"])),
+        checkpoints=draw(st.sampled_from([(), (5, 20) if deep else ()])),
+        loop_repeats=draw(st.sampled_from([None, 4])),
+        answer_reserve=4,
+    )
+    return SamplingParams(
+        temperature=draw(st.sampled_from([0.0, 0.9])),
+        top_k=draw(st.sampled_from([0, 3])),
+        top_p=draw(st.sampled_from([1.0, 0.8])),
+        min_p=draw(st.sampled_from([0.0, 0.05])),
+        repetition_penalty=draw(st.sampled_from([1.0, 1.0, 1.0, 1.2])),
+        logprobs=draw(st.sampled_from([None, None, None, 2])),
+        stop=draw(st.sampled_from([(), (), ("Answer",), ("7", "2")])),
+        seed=draw(st.integers(0, 9)),
+        n=draw(st.integers(1, 2)),
+        max_tokens=draw(st.integers(24, 64)),
+        thinking=draw(st.sampled_from([budget, budget, None])),
+    )
+
+
+def texts(outputs: list[CompletionOutput]) -> list[CompletionOutput]:
+    """Without log-probabilities, whose last bits depend on who else is in the batch."""
+    return [replace(output, logprobs=None) for output in outputs]
+
+
+requests = st.lists(st.tuples(st.sampled_from(QUESTIONS), asked()), min_size=1, max_size=5)
+
+
+@settings(max_examples=6)
+@given(requests)
+def test_outputs_are_those_of_single_steps(
+    llm: LLM, ahead: LLM, asked: list[tuple[str, SamplingParams]]
+) -> None:
+    chats = [[{"role": "user", "content": question}] for question, _ in asked]
+    params = [p for _, p in asked]
+    launches = ahead.engine.runner.ahead._launches  # type: ignore[union-attr]
+    got = ahead.chat(chats, params, progress=False)
+    event(f"ran: {ahead.engine.runner.ahead._launches > launches}")  # type: ignore[union-attr]
+    for one, found, wanted in zip(params, got, llm.chat(chats, params, progress=False), strict=True):
+        assert texts(found.outputs) == texts(wanted.outputs), one
+        assert [c.budget for c in found.checkpoints] == [c.budget for c in wanted.checkpoints]
+        children = [[c.output for c in output.checkpoints] for output in (found, wanted)]
+        assert texts(children[0]) == texts(children[1])
+        assert found.usage.completion_tokens == wanted.usage.completion_tokens
+    ahead.engine.scheduler.check_integrity()
+    stats = ahead.engine.scheduler.stats()
+    assert stats.num_free_blocks == ahead.engine.runner.num_blocks
+
+
+def test_chunks_join_to_the_output(ahead: LLM) -> None:
+    engine = ahead.engine
+    params = SamplingParams(temperature=0, thinking=ThinkingBudget(num_waits=1))
+    for i, question in enumerate(QUESTIONS):
+        chat = [{"role": "user", "content": question}]
+        engine.add_request(engine.make_request(chat, params, request_id=str(i), stream=True))
+    chunks: dict[str, list[Chunk]] = {str(i): [] for i in range(len(QUESTIONS))}
+    outputs: dict[str, RequestOutput] = {}
+    while engine.has_unfinished:
+        for name, found in engine.step():
+            if isinstance(found, Chunk):
+                chunks[name].append(found)
+            elif isinstance(found, RequestOutput):
+                outputs[name] = found
+    for name, output in outputs.items():
+        assert "".join(c.text for c in chunks[name]) == output.outputs[0].text
+        assert "".join(c.reasoning for c in chunks[name]) == output.outputs[0].reasoning
+        tokens = [token for chunk in chunks[name] for token in chunk.token_ids]
+        assert tokens == output.outputs[0].token_ids
+
+
+def test_the_host_has_the_last_word(ahead: LLM) -> None:
+    """An end of thinking, an abort and a new request, each while the device is ahead."""
+    engine = ahead.engine
+    budget = ThinkingBudget(min_tokens=40)
+    params = SamplingParams(temperature=0, thinking=budget)
+    chat = [{"role": "user", "content": QUESTIONS[0]}]
+
+    def add(name: str) -> None:
+        engine.add_request(engine.make_request(chat, params, request_id=name))
+
+    add("ended")
+    add("aborted")
+    sequence, thought = engine._groups["ended"].samples[0].sequence, 0
+    while thought < 5:
+        engine.step()
+        thought = engine.scheduler.take(sequence)["thinking_tokens"]
+    assert engine.runner.ahead.in_flight  # type: ignore[union-attr]
+    assert engine.end_thinking("ended")
+    assert engine.abort("aborted") is not None
+    add("new")
+    outputs: dict[str, RequestOutput] = {}
+    while engine.has_unfinished:
+        outputs |= {n: e for n, e in engine.step() if isinstance(e, RequestOutput)}
+    ended = outputs["ended"].outputs[0].thinking
+    assert ended is not None and ended.end_reason == "client"
+    assert ended.tokens <= thought + 1  # what the device thought on was dropped
+    alone = ahead.chat(chat, params, progress=False)[0]
+    assert outputs["new"].outputs == alone.outputs
+    stats = engine.scheduler.stats()
+    assert stats.num_free_blocks == engine.runner.num_blocks
+
+
+@given(st.integers(1, 3000))
+def test_buckets_hold_every_batch_that_a_run_covers(max_num_seqs: int) -> None:
+    sizes = buckets(max_num_seqs)
+    assert sizes == sorted(set(sizes)) and sizes[0] == 1
+    assert sizes[-1] == min(max_num_seqs, MAX_LANES)
+
+
+def test_a_step_that_cannot_be_captured_is_named() -> None:
+    from s1engine.ops.triton_ops import TritonOps
+
+    def step(run: object) -> None:
+        TritonOps().rms_norm(torch.zeros(2, 4), torch.zeros(3), 1e-6)
+
+    runner = CudaGraphRunner(
+        step,
+        max_steps=2,
+        max_num_seqs=1,
+        block_table=torch.zeros((1, 1), dtype=torch.int32),
+        fmt=RunFormat((), np.zeros(4, np.uint8), 4, 4),
+        device="cpu",
+    )
+    with pytest.raises(ModelError, match=r"1 sequences, in rms_norm.*enforce-eager"):
+        runner.capture(progress=False)
+
+
+def test_run_ahead_is_checked() -> None:
+    with pytest.raises(RequestError, match="run_ahead"):
+        LLM(progress=False, run_ahead=0)
