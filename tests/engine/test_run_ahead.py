@@ -65,7 +65,7 @@ def texts(outputs: list[CompletionOutput]) -> list[CompletionOutput]:
 requests = st.lists(st.tuples(st.sampled_from(QUESTIONS), asked()), min_size=1, max_size=5)
 
 
-@settings(max_examples=6)
+@settings(max_examples=20)
 @given(requests)
 def test_outputs_are_those_of_single_steps(
     llm: LLM, ahead: LLM, asked: list[tuple[str, SamplingParams]]

@@ -78,7 +78,9 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def engine(monkeypatch: pytest.MonkeyPatch, path: Path, ops: Ops) -> LLMEngine:
+def engine(
+    monkeypatch: pytest.MonkeyPatch, path: Path, ops: Ops, run_ahead: int = 1
+) -> LLMEngine:
     """An engine short of memory and of tokens a step: it chunks and preempts."""
     monkeypatch.setattr("s1engine.runner.model_runner.select_ops", lambda device: ops)
     monkeypatch.setattr("s1engine.kernels.config.SMS", 4)  # fewer programs to interpret
@@ -94,6 +96,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, path: Path, ops: Ops) -> LLMEngine:
             max_num_batched_tokens=16,
             max_model_len=longest,
             kv_cache_memory_gb=longest * token_bytes / 2**30,
+            run_ahead=run_ahead,
         )
     )
 
@@ -120,10 +123,14 @@ def run(engine: LLMEngine) -> list[CompletionOutput]:
     return [finished[str(i)] for i in range(len(budgets))]
 
 
-def test_the_engine_gives_the_same_outputs(monkeypatch: pytest.MonkeyPatch, shallow: Path) -> None:
+@pytest.mark.parametrize("run_ahead", [1, 5])
+def test_the_engine_gives_the_same_outputs(
+    monkeypatch: pytest.MonkeyPatch, shallow: Path, run_ahead: int
+) -> None:
+    """The kernels step by step, and with the device deciding five steps at a time."""
     on_torch = engine(monkeypatch, shallow, TorchOps())
     wanted = run(on_torch)
-    on_triton = engine(monkeypatch, shallow, TritonOps())
+    on_triton = engine(monkeypatch, shallow, TritonOps(), run_ahead)
     assert run(on_triton) == wanted
     stats = on_triton.scheduler.stats()
     assert stats.num_preemptions > 0 and stats.prefix_hits > 0 and stats.num_forced_tokens > 10
