@@ -123,14 +123,11 @@ def run(engine: LLMEngine) -> list[CompletionOutput]:
     return [finished[str(i)] for i in range(len(budgets))]
 
 
-@pytest.mark.parametrize("run_ahead", [1, 5])
-def test_the_engine_gives_the_same_outputs(
-    monkeypatch: pytest.MonkeyPatch, shallow: Path, run_ahead: int
-) -> None:
-    """The kernels step by step, and with the device deciding five steps at a time."""
+def test_the_engine_gives_the_same_outputs(monkeypatch: pytest.MonkeyPatch, shallow: Path) -> None:
+    """The kernels, which decide five steps at a time, against torch and a host that decides all."""
     on_torch = engine(monkeypatch, shallow, TorchOps())
     wanted = run(on_torch)
-    on_triton = engine(monkeypatch, shallow, TritonOps(), run_ahead)
+    on_triton = engine(monkeypatch, shallow, TritonOps(), run_ahead=5)
     assert run(on_triton) == wanted
     stats = on_triton.scheduler.stats()
     assert stats.num_preemptions > 0 and stats.prefix_hits > 0 and stats.num_forced_tokens > 10
