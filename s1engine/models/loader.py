@@ -6,6 +6,7 @@ to its place, so that loading takes no second copy of the model.
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -102,7 +103,7 @@ class _Reader:
         return out
 
 
-def _weights(reader: _Reader, config: ModelConfig) -> DecoderWeights:
+def _weights(reader: "_Reader | _RandomReader", config: ModelConfig) -> DecoderWeights:
     embed = reader.take(_EMBED)
     return DecoderWeights(
         embed=embed,
@@ -112,7 +113,7 @@ def _weights(reader: _Reader, config: ModelConfig) -> DecoderWeights:
     )
 
 
-def _layer(reader: _Reader, config: ModelConfig, index: int) -> LayerWeights:
+def _layer(reader: "_Reader | _RandomReader", config: ModelConfig, index: int) -> LayerWeights:
     layer = f"model.layers.{index}."
     attention, mlp = layer + "self_attn.", layer + "mlp."
     qkv = [attention + name for name in ("q_proj", "k_proj", "v_proj")]
@@ -136,3 +137,35 @@ def _check_tied(checkpoint: Checkpoint, config: ModelConfig) -> None:
         return
     if not torch.equal(checkpoint.read(_LM_HEAD), checkpoint.read(_EMBED)):
         raise checkpoint.error(_LM_HEAD, "differs from the embeddings that config.json ties to it")
+
+
+def random_decoder(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: str,
+    ops: Ops,
+    *,
+    seed: int = 0,
+    max_positions: int | None = None,
+) -> Decoder:
+    """A model of these shapes with normal weights of deviation 0.02, made on the device: for
+    measuring, where no weights are at hand."""
+    generator = torch.Generator(device).manual_seed(seed)
+    reader = _RandomReader(config.tensor_shapes(), dtype, device, generator)
+    return Decoder(config, _weights(reader, config), ops, max_positions)
+
+
+@dataclass(frozen=True, slots=True)
+class _RandomReader:
+    shapes: dict[str, tuple[int, ...]]
+    dtype: torch.dtype
+    device: str
+    generator: torch.Generator
+
+    def take(self, *names: str) -> Tensor:
+        rows = sum(self.shapes[name][0] for name in names)
+        size = (rows, *self.shapes[names[0]][1:])
+        out = torch.empty(size, dtype=self.dtype, device=self.device)
+        if len(size) == 1 and names[0].endswith("weight"):  # a norm
+            return out.fill_(1)
+        return out.normal_(0, 0.02, generator=self.generator)

@@ -45,7 +45,7 @@ class ModelRunner:
     Args:
         config: resolved for the device (``device.resolve_config``).
         model_config: the architecture, from the model directory.
-        path: that directory.
+        path: that directory, or a decoder that is in memory already.
         vocab_limit: number of token ids that may be sampled.
         triggers: ids that end thinking, banned where the scheduler says so.
         newlines: [V] uint8, does the token's text end in a newline?
@@ -60,7 +60,7 @@ class ModelRunner:
         self,
         config: EngineConfig,
         model_config: ModelConfig,
-        path: Path,
+        path: Path | Decoder,
         *,
         vocab_limit: int,
         triggers: tuple[int, ...],
@@ -78,11 +78,14 @@ class ModelRunner:
             block_size=block_size,
             dtype=self.dtype,
         )
-        _check_weights_fit(model_config, self.dtype, self.device)
         self._vocab_limit = vocab_limit
-        self._decoder = load_decoder(
-            path, model_config, self.dtype, self.device, self.ops, progress=progress
-        )
+        if isinstance(path, Decoder):
+            self._decoder = path
+        else:
+            _check_weights_fit(model_config, self.dtype, self.device)
+            self._decoder = load_decoder(
+                path, model_config, self.dtype, self.device, self.ops, progress=progress
+            )
         self.max_model_len, self.num_blocks = plan_memory(
             config, model_config, self.dtype, self._activation_bytes(config)
         )

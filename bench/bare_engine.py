@@ -1,0 +1,156 @@
+"""Scheduler and runner without texts: steps of random models, at any shape.
+
+The same schedule, run-ahead and budgets as in LLMEngine.step, less requests and detokenising, so
+that what a step costs can be told from what its text costs.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from s1engine import _core
+from s1engine.config import EngineConfig
+from s1engine.engine.llm_engine import MAX_RIDE
+from s1engine.models.config import ModelConfig
+from s1engine.models.decoder import Decoder
+from s1engine.models.loader import random_decoder
+from s1engine.ops import Ops, select_ops
+from s1engine.runner.device import resolve_config, resolve_dtype
+from s1engine.runner.model_runner import ModelRunner
+from s1engine.sampling_params import SamplingParams
+
+TRIGGERS = (2,)
+FORMAT_IDS = {"natural_end": [3], "newline": [4]}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One sequence; ``thinks``: with a budget, three waits and a forced end."""
+
+    prompt: list[int]
+    max_new: int
+    thinks: bool = False
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class BareEngine:
+    """A random model that decodes jobs; ``decoder`` may be shared between engines.
+
+    Args:
+        config: not resolved yet; its model is not looked at.
+        model: the shapes.
+    """
+
+    config: EngineConfig
+    model: ModelConfig
+    decoder: Decoder
+    runner: ModelRunner = field(init=False)
+    scheduler: _core.Scheduler = field(init=False)
+    _jobs: dict[int, Job] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config = resolve_config(self.config)
+        assert config.block_size is not None
+        self._newlines = np.zeros(self.model.vocab_size, np.uint8)
+        self.runner = ModelRunner(
+            config,
+            self.model,
+            self.decoder,
+            vocab_limit=self.model.vocab_size,
+            triggers=TRIGGERS,
+            newlines=self._newlines,
+            progress=False,
+        )
+        self.scheduler = _core.Scheduler(
+            num_blocks=self.runner.num_blocks,
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
+        self._format = _core.BudgetFormat(
+            triggers=list(TRIGGERS), newline_always=False, ends_in_newline=self._newlines,
+            **FORMAT_IDS,
+        )  # fmt: skip
+
+    _newlines: np.ndarray = field(init=False)
+    _format: _core.BudgetFormat = field(init=False)
+
+    def add(self, job: Job) -> int:
+        """Queues a job; returns its id."""
+        name = len(self._jobs)
+        self._jobs[name] = job
+        budget = _core.BudgetParams(
+            format=self._format, wait=[5, 6], forced_end=[3, 7, 8], delimiter_len=1,
+            min_thinking=0, num_waits=3,
+        )  # fmt: skip
+        self.scheduler.add(
+            name,
+            np.array(job.prompt, np.int32),
+            max_len=len(job.prompt) + job.max_new,
+            budget=budget if job.thinks else None,
+            thinking_tokens=0 if job.thinks else -1,
+            max_thinking=max(job.max_new - 16, 1),
+        )
+        return name
+
+    def step(self) -> int:
+        """One step, or as many as the device took. Returns how many."""
+        ahead, core = self.runner.ahead, self.runner.batch.core
+        if ahead is None or not ahead.in_flight:
+            for name in self.scheduler.schedule(core):
+                self._seat(name)
+            if core.num_rows == 0:
+                return 0
+            if ahead is None or not self._begin_run():
+                self.scheduler.update(self.runner.execute().token_ids)
+                return 1
+        assert ahead is not None
+        steps = self.scheduler.extend_run(core, ahead.max_steps)
+        if steps:
+            ahead.launch(steps)
+        tokens = ahead.collect()
+        self.scheduler.replay(tokens)
+        return len(tokens)
+
+    def _begin_run(self) -> bool:
+        ahead, batch = self.runner.ahead, self.runner.batch
+        assert ahead is not None
+        lanes = ahead.lanes(batch.core.num_rows)
+        if lanes is None or len(batch.seats) < batch.core.num_rows:
+            return False
+        steps = self.scheduler.begin_run(
+            batch.core, lanes.core, steps=ahead.max_steps, max_pending=MAX_RIDE
+        )
+        if steps:
+            self.runner.sampler.write(lanes, batch.seats)
+            ahead.begin(lanes, len(batch.seats), steps)
+        return steps > 0
+
+    def _seat(self, name: int) -> None:
+        job = self._jobs[name]
+        params = SamplingParams(temperature=job.temperature)
+        seat, tokens = self.scheduler.seat(name), self.scheduler.tokens(name)
+        self.runner.sampler.seat(seat, params, job.seed, tokens, len(job.prompt))
+
+    def run(self) -> int:
+        """Steps until every job is done; returns the number of steps."""
+        steps = 0
+        while self.scheduler.has_unfinished():
+            steps += self.step()
+        while self.runner.ahead is not None and self.runner.ahead.in_flight:
+            self.step()
+        return steps
+
+    def generated(self, name: int) -> list[int]:
+        """All tokens of a job behind its prompt."""
+        return self.scheduler.tokens(name)[len(self._jobs[name].prompt) :]
+
+
+def make_decoder(model: ModelConfig, config: EngineConfig, ops: Ops | None = None) -> Decoder:
+    """Random weights for an engine of that configuration."""
+    resolved = resolve_config(config)
+    dtype = resolve_dtype(config.dtype, resolved.device, model.torch_dtype)
+    return random_decoder(model, dtype, resolved.device, ops or select_ops(resolved.device))

@@ -1,0 +1,79 @@
+"""How long work takes on the device that is there, and what the device can do at most.
+
+On CUDA a measurement is one graph of many launches, over buffers that together exceed the L2 cache,
+so that neither launch gaps nor cached operands flatter it; on the CPU it is the wall clock. All
+figures are medians.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+Launch = Callable[[], object]
+COLD_BYTES = 256 * 2**20  # more than any L2 that we know
+LAUNCHES = 24  # in one graph
+ROUNDS = 20
+
+
+def seconds(launches: Sequence[Launch], device: str, rounds: int = ROUNDS) -> float:
+    """Median time of one launch; the launches do the same over different buffers."""
+    if device == "cuda":
+        return _graph_seconds(launches, rounds)
+    launches[0]()
+    times = []
+    for i in range(rounds):
+        begin = time.perf_counter()
+        launches[i % len(launches)]()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+def _graph_seconds(launches: Sequence[Launch], rounds: int) -> float:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for launch in launches[:2]:
+            launch()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for i in range(LAUNCHES):
+            launches[i % len(launches)]()
+    graph.replay()
+    times = []
+    for _ in range(rounds):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3 / LAUNCHES)
+    return statistics.median(times)
+
+
+def copies(nbytes: float, device: str) -> int:
+    """Sets of buffers of that size to rotate through, so that each is cold when its turn comes."""
+    return 1 if device == "cpu" else int(min(max(COLD_BYTES // max(nbytes, 1) + 1, 2), LAUNCHES))
+
+
+def ceilings(device: str) -> dict[str, Any]:
+    """Measured limits: reading and copying, bytes/s; matrix products, FLOP/s; and on CUDA the time
+    from one kernel of a graph to the next."""
+    size = 2**30 if device == "cuda" else 2**26
+    x = torch.ones(size, dtype=torch.float32, device=device)
+    y = torch.empty_like(x)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    side = 8192 if device == "cuda" else 1024
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    found: dict[str, Any] = {
+        "read_bytes_per_s": x.nbytes / seconds([lambda: x.sum()], device, 5),
+        "copy_bytes_per_s": 2 * x.nbytes / seconds([lambda: y.copy_(x)], device, 5),
+        "matmul_flop_per_s": 2 * side**3 / seconds([lambda: a @ b], device, 5),
+        "matmul_dtype": str(dtype).removeprefix("torch."),
+    }
+    if device == "cuda":
+        one = torch.zeros(1, device=device)
+        found["graph_kernel_s"] = seconds([lambda: one.add_(1)], device)
+    return found

@@ -1,0 +1,55 @@
+"""Shapes of the Qwen2.5 family, and models of these shapes with random weights.
+
+What a kernel or a step costs depends on shapes alone, so speed can be measured where no weights
+are at hand; what such a model says means nothing.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from s1engine.config import BUNDLED_MODEL
+from s1engine.models.config import ModelConfig
+
+# hidden size, inner size, layers, query heads, KV heads, head size, vocabulary, tied embeddings
+_SIZES: dict[str, tuple[int, int, int, int, int, int, int, bool]] = {
+    "0.5B": (896, 4864, 24, 14, 2, 64, 151_936, True),
+    "1.5B": (1536, 8960, 28, 12, 2, 128, 151_936, True),
+    "7B": (3584, 18_944, 28, 28, 4, 128, 152_064, False),
+    "14B": (5120, 13_824, 48, 40, 8, 128, 152_064, False),
+    "32B": (5120, 27_648, 64, 40, 8, 128, 152_064, False),
+}
+NAMES = ("nano", *_SIZES)
+
+
+def shape(name: str) -> ModelConfig:
+    """The configuration of that size of Qwen2.5; ``nano`` is the bundled model's."""
+    nano = ModelConfig.from_dir(BUNDLED_MODEL)
+    if name == "nano":
+        return nano
+    hidden, inner, layers, heads, kv_heads, head_dim, vocab, tied = _SIZES[name]
+    sizes: dict[str, Any] = {
+        "architecture": "Qwen2ForCausalLM",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": vocab,
+        "tie_word_embeddings": tied,
+        "qkv_bias": True,
+        "o_bias": False,
+        "qk_norm": False,
+        "rope_scaling": None,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 32_768,
+    }
+    return replace(nano, **sizes)
+
+
+def step_bytes(model: ModelConfig, itemsize: int, batch: int, context: int) -> float:
+    """Bytes that one decode step must read: every weight but the input embedding, of which a step
+    gathers a few rows, and the KV cache of all sequences."""
+    embedding = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
+    kv = 2 * model.num_layers * model.num_kv_heads * model.head_dim * batch * context
+    return itemsize * (model.num_parameters - embedding + kv)
