@@ -122,7 +122,7 @@ def test_the_published_figures_come_out_of_the_published_runs() -> None:
 
 
 def test_the_published_control_of_classes() -> None:
-    """Short thinking took more tokens than the run without a class, long thinking too: one of two."""
+    """Asked for short thinking it used more tokens than when not asked; for long, more too."""
     default, short, long = 6109, 8033, 9651
     runs = [point(short, limit=default), point(long, limit_min=default)]
     assert control(runs) == 50
