@@ -121,7 +121,7 @@ def _id(row: Row, fallback: str) -> str:
     return _text(row, keys) if any(row.get(key) is not None for key in keys) else fallback
 
 
-# The sources that s1's evaluation reads, and for MATH500 the copy that lm-evaluation-harness reads.
+# Where s1's evaluation reads them; MATH500 and GSM8K: where lm-evaluation-harness does.
 TASKS = {
     task.name: task
     for task in (
