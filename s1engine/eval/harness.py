@@ -3,8 +3,9 @@
 Understands the harness's own kwargs, ours, and s1's spellings for budget forcing; refuses any
 other, so that none is silently ignored. The harness itself is imported by ``harness_model`` only.
 
-The harness has no way to find models of other packages, so its command line starts from here, with
-the name ``s1engine`` registered:
+This package declares the model under the entry point ``lm_eval.models``, where the harness looks
+from the release after 0.4.13 on: there ``lm_eval --model s1engine`` is enough. Earlier ones know
+their own models only, so their command line starts from here, with the name registered:
 
     python -m s1engine.eval.harness run --model s1engine --tasks ... --apply_chat_template \\
         --model_args pretrained=DIR,max_num_seqs=64 \\

@@ -51,10 +51,13 @@ class RunSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Method, budget and waits always; anything else where it is set."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
         always = ("method", "budget", "num_waits")
-        default = RunSettings(self.method)
-        return {k: v for k, v in given.items() if k in always or v != getattr(default, k)}
+        given = {field: getattr(self, field.name) for field in fields(self)}
+        return {
+            field.name: value
+            for field, value in given.items()
+            if field.name in always or value != field.default
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,9 @@ def _token_conditional(name: str, options: SweepOptions) -> list[Method]:
 
 
 def _step_conditional(name: str, options: SweepOptions) -> list[Method]:
+    """Forced, thinking is cut at the tokens by which s1 measures the control of steps. s1 itself
+    cuts where its model, trained to count steps down, writes the marker of step 0; other models
+    write no such marker, and the engine ends thinking at single tokens only."""
     forced = name.endswith("-forced")
     return [
         SinglePass(

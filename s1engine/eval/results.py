@@ -19,6 +19,8 @@ from s1engine.eval.methods import Answer, RunSettings
 Row = dict[str, Any]
 RESULTS = "results.jsonl"
 SWEEP = "sweep.json"
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for every row
+_encode_key = json.JSONEncoder(sort_keys=True).encode
 
 
 def make_row(answer: Answer, *, session: int, finished_s: float) -> Row:
@@ -78,7 +80,7 @@ def _particulars(answer: Answer) -> Row:
 def run_key(settings: RunSettings | Row) -> str:
     """Names a run, the same for settings and for what a row says of them."""
     data = settings.to_json() if isinstance(settings, RunSettings) else settings
-    return json.dumps(data, sort_keys=True)
+    return _encode_key(data)
 
 
 @dataclass(slots=True)
@@ -121,7 +123,7 @@ class Results:
     def add(self, row: Row) -> None:
         """Writes a row, at once."""
         self.rows[run_key(row["settings"]), row["id"]] = row
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.write(_encode(row) + "\n")
         self._file.flush()
 
     def of(self, settings: RunSettings, question_ids: Iterable[str]) -> list[Row]:
@@ -178,5 +180,5 @@ def _rewrite(path: Path, rows: Iterable[Row]) -> None:
     """Replaces a file in one step."""
     fresh = path.with_suffix(".tmp")
     with fresh.open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        out.writelines(_encode(row) + "\n" for row in rows)
     os.replace(fresh, path)

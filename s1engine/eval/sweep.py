@@ -72,9 +72,10 @@ class _Meter:
         self._bar = bar
         self._backend = backend
         self._before = backend.generated_tokens
+        self._begin = time.perf_counter()
 
     def update(self) -> None:
-        elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
+        elapsed = max(time.perf_counter() - self._begin, 1e-9)
         rate = (self._backend.generated_tokens - self._before) / elapsed
         self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
         self._bar.update()

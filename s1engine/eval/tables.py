@@ -12,10 +12,10 @@ OPTIONAL = (
     ("coverage", "any sample right", "{:.1f} %"),
     ("accepted", "accepted", "{:.1f} %"),
     ("tries", "tries", "{:.2f}"),
-    ("joules_per_question", "J / question", "{:,.3g}"),
-    ("dollars_per_question", "$ / question", "{:,.3g}"),
+    ("joules_per_question", "joules", None),
+    ("dollars_per_question", "dollars", None),
 )
-"""Columns that stand only where a run has the figure: key, heading, format."""
+"""Columns that stand only where a run has the figure: key, heading, format (None: three digits)."""
 
 
 def methods(found: dict[str, dict[str, float | None]]) -> str:
@@ -40,13 +40,14 @@ def runs(found: Sequence[Run]) -> str:
     names = list(dict.fromkeys(series_name(run["settings"]) for run in found))
     best = max((run["accuracy"] for run in found), default=0)
     headings = ["run", "accuracy, 95 % interval", "against first", "asked", "thinking", "answer"]
-    headings += ["tokens/s", "s / question", *(heading for _, heading, _ in extra)]
+    headings += ["tokens/s", "seconds", *(heading for _, heading, _ in extra)]
     if any(run["failed"] for run in found):
         headings.append("failed")
     body = "".join(_run(run, names, best, extra, "failed" in headings) for run in found)
     return (
-        '<section><div class="card"><h2>Every run</h2><p class="note">Tokens are means a question. '
-        "Differences to the first run are paired over the questions.</p>"
+        '<section><div class="card"><h2>Every run</h2><p class="note">Tokens, seconds and '
+        "costs are means a question. Differences to the first run are paired over the "
+        "questions.</p>"
         '<div class="scroll"><table id="runs"><thead><tr>'
         f"{''.join(f'<th>{escape(h)}</th>' for h in headings)}</tr></thead>"
         f"<tbody>{body}</tbody></table></div></div></section>"
@@ -54,7 +55,11 @@ def runs(found: Sequence[Run]) -> str:
 
 
 def _run(
-    run: Run, names: list[str], best: float, extra: Sequence[tuple[str, str, str]], failed: bool
+    run: Run,
+    names: list[str],
+    best: float,
+    extra: Sequence[tuple[str, str, str | None]],
+    failed: bool,
 ) -> str:
     settings = run["settings"]
     color = f"s{names.index(series_name(settings)) % COLORS}"
@@ -67,7 +72,7 @@ def _run(
         _number(run["thinking_tokens"], "{:,.1f}"),
         _number(run["answer_tokens"], "{:,.1f}"),
         _number(run["output_tokens_per_s"], "{:,.0f}"),
-        _number(run["seconds_per_question"], "{:.3g}"),
+        _number(run["seconds_per_question"]),
         *(_number(run.get(key), layout) for key, _, layout in extra),
     ]
     if failed:
@@ -98,5 +103,9 @@ def _difference(run: Run) -> str:
     return f"<td>{found['accuracy']:+.1f} <small>{low:+.1f} to {high:+.1f}</small></td>"
 
 
-def _number(value: float | None, layout: str) -> str:
-    return "<td><small>none</small></td>" if value is None else f"<td>{layout.format(value)}</td>"
+def _number(value: float | None, layout: str | None = None) -> str:
+    """A cell; without a layout three digits, more only before the point: 0.0115, 2.02, 1,410."""
+    if value is None:
+        return "<td><small>none</small></td>"
+    chosen = layout or ("{:,.0f}" if value >= 100 else "{:.3g}")
+    return f"<td>{chosen.format(value)}</td>"

@@ -121,11 +121,12 @@ def _id(row: Row, fallback: str) -> str:
     return _text(row, keys) if any(row.get(key) is not None for key in keys) else fallback
 
 
+# Where s1's evaluation reads them; MATH500 and GSM8K: where lm-evaluation-harness does.
 TASKS = {
     task.name: task
     for task in (
         Task("aime24", _read_math, HubSource("simplescaling/aime24_nofigures", "train")),
-        Task("aime25", _read_math, HubSource("simplescaling/aime25_nofigures", "train")),
+        Task("aime25", _read_math, HubSource("TIGER-Lab/AIME25", "train")),
         Task("math500", _read_math, HubSource("HuggingFaceH4/MATH-500", "test")),
         Task("gpqa-diamond", _read_gpqa, HubSource("Idavidrein/gpqa", "train", "gpqa_diamond")),
         Task("gsm8k", _read_gsm8k, HubSource("openai/gsm8k", "test", "main")),

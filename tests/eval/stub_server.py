@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -91,8 +90,3 @@ def completion(*texts: str, tokens: int = 20, thinking: int | None = None) -> di
         for i, text in enumerate(texts)
     ]
     return {"choices": choices, "usage": usage}
-
-
-def slow(body: dict[str, Any]) -> dict[str, Any]:
-    time.sleep(0.1)
-    return completion("Answer: 1")

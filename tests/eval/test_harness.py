@@ -3,6 +3,7 @@
 import sys
 import types
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
@@ -117,6 +118,11 @@ def test_chats_think_and_raw_prompts_do_not(model_class: Any) -> None:
     assert all(text.startswith("Final Answer:") for text in texts[:1])
     with pytest.raises(NotImplementedError):
         model.loglikelihood([])
+
+
+def test_the_harness_finds_the_class_by_its_entry_point(model_class: Any) -> None:
+    (found,) = entry_points(group="lm_eval.models", name="s1engine")
+    assert found.load() is model_class
 
 
 def test_the_command_names_what_is_missing(

@@ -81,7 +81,7 @@ def test_every_run_stands_in_every_figure_and_the_table(page: str) -> None:
     assert counts == {"accuracy": 14, "seconds": 14, "throughput": 14, "control": asked}
     table = page[page.index('<table id="runs"') :].split("</table>")[0]
     assert table.count("<tr>") == 1 + len(runs)
-    assert "J / question" in table and "any sample right" not in table
+    assert "<th>joules</th>" in table and "any sample right" not in table
 
 
 def test_injected_text_is_highlighted_and_nothing_is_lost(page: str) -> None:
@@ -203,6 +203,8 @@ document.body.dataset.probe = JSON.stringify({
   dimmed: document.querySelectorAll(".chart.dim .series.lit").length,
   overflow: document.documentElement.scrollWidth - innerWidth,
   strays: strays.length,
+  cut: [...document.querySelectorAll(".scroll")]
+    .filter((table) => table.scrollWidth > table.clientWidth).length,
   contrasts: [
     contrast(document.querySelector("h1"), document.body),
     contrast(document.querySelector(".note"), card),
@@ -239,6 +241,7 @@ def test_a_browser_shows_it(page: str, tmp_path: Path, scheme: str, width: int) 
     assert found["shown"] and "thinking: " in found["tip"] and found["inside"]
     assert found["dimmed"] == 1
     assert found["overflow"] <= 0 and found["strays"] == 0
+    assert found["cut"] == 0 or width < 1200  # tables fit where there is room
     assert found["dark"] is (scheme == "dark")
     assert all(contrast >= 4.5 for contrast in found["contrasts"]), found["contrasts"]
     assert all(math.isfinite(contrast) for contrast in found["contrasts"])
