@@ -9,21 +9,33 @@ import os
 import platform
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+# name: module with add_arguments(parser) and run(args) -> result
+BENCHES = {
+    "host": "host",
+    "throughput": "throughput",
+    "latency": "latency",
+    "kernels": "kernel_speed",
+    "budget": "budget",
+    "harness": "harness",
+    "qualify": "qualify",
+    "compare": "compare",
+}
 
-def _benches() -> dict[str, ModuleType]:
-    from s1engine.bench import budget, harness, host, throughput
 
-    return {"host": host, "throughput": throughput, "budget": budget, "harness": harness}
+def _bench(name: str) -> ModuleType:
+    return import_module(f"s1engine.bench.{BENCHES[name]}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One subcommand for each bench."""
     benches = parser.add_subparsers(dest="bench", required=True)
-    for name, bench in _benches().items():
+    for name in BENCHES:
+        bench = _bench(name)
         assert bench.__doc__ is not None
         own = benches.add_parser(name, help=bench.__doc__.splitlines()[0])
         bench.add_arguments(own)
@@ -33,11 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the chosen bench; progress on stderr, the result as the last line on stdout."""
     print(f"{args.bench}: measuring", file=sys.stderr)
-    result = {"bench": args.bench, **_benches()[args.bench].run(args), "where": where()}
+    result = {"bench": args.bench, **_bench(args.bench).run(args), "where": where()}
     if args.save:
         args.save.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
-    return 0
+    return int(bool(result.get("failures")))
 
 
 def where() -> dict[str, Any]:

@@ -109,9 +109,7 @@ class SampleStream:
         self._all.reasoning += text
         return text
 
-    def _push_answer(
-        self, ids: list[int], regions: list[int], last: str | None
-    ) -> tuple[str, int]:
+    def _push_answer(self, ids: list[int], regions: list[int], last: str | None) -> tuple[str, int]:
         """The answer's new text, and how many of the tokens stand in the output: those up to the
         one that completes a stop string, however many came at once."""
         answer = [i for i, region in enumerate(regions) if region == 0]

@@ -75,7 +75,9 @@ def test_outputs_are_those_of_single_steps(
     launches = ahead.engine.runner.ahead._launches  # type: ignore[union-attr]
     got = ahead.chat(chats, params, progress=False)
     event(f"ran: {ahead.engine.runner.ahead._launches > launches}")  # type: ignore[union-attr]
-    for one, found, wanted in zip(params, got, llm.chat(chats, params, progress=False), strict=True):
+    for one, found, wanted in zip(
+        params, got, llm.chat(chats, params, progress=False), strict=True
+    ):
         assert texts(found.outputs) == texts(wanted.outputs), one
         assert [c.budget for c in found.checkpoints] == [c.budget for c in wanted.checkpoints]
         children = [[c.output for c in output.checkpoints] for output in (found, wanted)]

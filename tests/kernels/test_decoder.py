@@ -78,9 +78,7 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def engine(
-    monkeypatch: pytest.MonkeyPatch, path: Path, ops: Ops, run_ahead: int = 1
-) -> LLMEngine:
+def engine(monkeypatch: pytest.MonkeyPatch, path: Path, ops: Ops, run_ahead: int = 1) -> LLMEngine:
     """An engine short of memory and of tokens a step: it chunks and preempts."""
     monkeypatch.setattr("s1engine.runner.model_runner.select_ops", lambda device: ops)
     monkeypatch.setattr("s1engine.kernels.config.SMS", 4)  # fewer programs to interpret

@@ -1,0 +1,296 @@
+"""Everything that only a GPU can prove, in one call of under 8 minutes: right, then fast.
+
+Phases have time caps, and what a phase found is on disk before the next one begins: ceilings of
+the machine; numerics of all operations; their speeds against ceilings and torch; the engine end to
+end on random weights, graphs against single steps against torch; transformers on the same machine.
+It also runs on a CPU, on which the figures mean less.
+"""
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s1engine.bench import kernel_speed, latency, numerics
+from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
+from s1engine.bench.device_time import ceilings
+from s1engine.bench.kernel_speed import Place, numbers
+from s1engine.bench.shapes import NAMES, shape, step_bytes
+from s1engine.config import EngineConfig
+from s1engine.errors import RequestError
+from s1engine.models.config import ModelConfig
+from s1engine.models.decoder import Decoder
+from s1engine.ops import Ops, select_ops
+from s1engine.ops.torch_ops import TorchOps
+from s1engine.runner.device import BLOCK_SIZES, resolve_device, resolve_dtype
+
+EQUAL_STEPS = 32  # greedy tokens that graph, single steps and torch are compared over
+PROMPT = 512
+
+
+@dataclass(slots=True)
+class Session:
+    """What all phases share: where to measure, what was found, and the clock."""
+
+    device: str
+    dtype: torch.dtype
+    shapes: list[str]
+    batches: list[int]
+    contexts: list[int]
+    steps: int
+    out: Path
+    found: dict[str, Any] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    ends: float = 0.0  # of the present phase
+
+    def in_time(self) -> bool:
+        return time.monotonic() < self.ends
+
+    def save(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        found = {"bench": "qualify", **self.found, "failures": self.failures}
+        (self.out / "qualify.json").write_text(json.dumps(found, indent=1) + "\n")
+        (self.out / "qualify.md").write_text(report(self.found, self.failures))
+
+    @property
+    def block_size(self) -> int:
+        return BLOCK_SIZES[self.device]
+
+
+def check_numerics(session: Session) -> dict[str, Any]:
+    """All operations at the shapes of every model, smallest first."""
+    ops = select_ops(session.device)
+    rows: dict[str, Any] = {}
+    for name in session.shapes:
+        at = Place(shape(name), session.dtype, session.device)
+        for case, call in numerics.calls(at, session.block_size).items():
+            if not session.in_time():
+                return rows
+            rows[f"{name} {case}"] = row = numerics.check(call, ops, session.dtype)
+            if not row["ok"]:
+                session.failures.append(f"numerics: {name} {case}: {row}")
+    return rows
+
+
+def measure_kernels(session: Session) -> list[dict[str, Any]]:
+    """Speeds; attention first, since it decides most."""
+    names = sorted(kernel_speed.KERNELS, key=lambda name: name not in ("decode", "linear_o"))
+    rows = []
+    for name in session.shapes:
+        at = Place(shape(name), session.dtype, session.device)
+        for case in kernel_speed.cases(names, session.batches, session.contexts, at):
+            if not session.in_time():
+                return rows
+            row = kernel_speed.measure(case[0], at, *case[1:], session.found["ceilings"])
+            rows.append({"shape": name, **row})
+    return rows
+
+
+def run_engines(session: Session) -> dict[str, Any]:
+    """Same tokens however they are computed, then how fast, for every shape that fits."""
+    rows: dict[str, Any] = {}
+    for name in session.shapes:
+        model = shape(name)
+        if not session.in_time():
+            rows[name] = {"skipped": "no time left"}
+        elif not _fits(model, session):
+            rows[name] = {"skipped": "the weights do not fit"}
+        else:
+            rows[name] = _run_engine(session, model)
+            session.found["engine"] = rows
+            session.save()
+    return rows
+
+
+def _fits(model: ModelConfig, session: Session) -> bool:
+    if session.device != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info()
+    return model.num_parameters * session.dtype.itemsize < 0.85 * free
+
+
+def _config(session: Session, **options: Any) -> EngineConfig:
+    most = max(session.batches)
+    return EngineConfig(
+        device=session.device,
+        dtype=str(session.dtype).removeprefix("torch."),
+        max_num_seqs=most,
+        max_num_batched_tokens=max(2048, most),
+        max_model_len=PROMPT + session.steps + 256,
+        enable_prefix_caching=False,
+        **options,
+    )
+
+
+def _run_engine(session: Session, model: ModelConfig) -> dict[str, Any]:
+    config = _config(session)
+    decoder = make_decoder(model, config)
+    found: dict[str, Any] = {"equal": _compare(session, model, decoder), "rows": []}
+    if found["equal"]["ahead_is_single"] is False:
+        session.failures.append(f"engine: run-ahead and single steps differ: {found['equal']}")
+    for batch in session.batches:
+        if not session.in_time():
+            break
+        sizes = {"batch": batch, "prompt": PROMPT, "steps": session.steps}
+        plain = latency.decode(config, model, decoder, thinks=False, **sizes)
+        row = latency.decode(config, model, decoder, thinks=True, **sizes)
+        nbytes = step_bytes(model, decoder.dtype.itemsize, batch, PROMPT + session.steps // 2)
+        read = session.found["ceilings"]["read_bytes_per_s"]
+        row["share_of_read"] = nbytes / read / row["step_s"]
+        row["budgets_on_off"] = row["tokens_per_s"] / plain["tokens_per_s"]
+        found["rows"].append({"batch": batch, **row})
+    return found
+
+
+def _compare(session: Session, model: ModelConfig, decoder: Decoder) -> dict[str, Any]:
+    """Greedy tokens of a few sequences with budgets: run ahead, step by step, and on torch."""
+
+    def tokens(ops: Ops | None, **options: Any) -> list[list[int]]:
+        own = decoder if ops is None else Decoder(model, decoder.weights, ops)
+        engine = BareEngine(_config(session, **options), model, own)
+        generator = torch.Generator().manual_seed(1)
+        names = [
+            engine.add(
+                Job(
+                    prompt=torch.randint(10, 300, (20 + 30 * i,), generator=generator).tolist(),
+                    max_new=EQUAL_STEPS,
+                    thinks=i % 2 == 0,
+                )
+            )
+            for i in range(4)
+        ]
+        engine.run()
+        return [engine.generated(name) for name in names]
+
+    ahead = tokens(None, run_ahead=8)
+    single = tokens(None, enforce_eager=True, run_ahead=1)
+    plain = tokens(TorchOps(), enforce_eager=True, run_ahead=1)
+    return {
+        "ahead_is_single": ahead == single,
+        "first_difference_to_torch": [
+            next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+            for a, b in zip(single, plain, strict=True)
+        ],
+    }
+
+
+def run_transformers(session: Session) -> dict[str, Any]:
+    """Tokens per second of transformers' generate on the first shape, at the same batch sizes."""
+    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+    model = shape(session.shapes[0])
+    own = Qwen2Config(
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        num_key_value_heads=model.num_kv_heads,
+        tie_word_embeddings=model.tie_word_embeddings,
+        dtype=session.dtype,
+    )
+    with torch.device(session.device):
+        peer = Qwen2ForCausalLM(own).to(session.dtype).eval()
+    options = GenerationConfig(
+        max_new_tokens=session.steps, min_new_tokens=session.steps, do_sample=False, pad_token_id=0
+    )
+    rows: dict[str, Any] = {}
+    for batch in session.batches:
+        if not session.in_time():
+            break
+        ids = torch.randint(10, model.vocab_size, (batch, PROMPT), device=session.device)
+        mask = torch.ones_like(ids)
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            peer.generate(ids, attention_mask=mask, generation_config=options)
+        rows[str(batch)] = {"tokens_per_s": batch * session.steps / (time.perf_counter() - begin)}
+    return {"shape": session.shapes[0], "generate": rows}
+
+
+PHASES: dict[str, tuple[float, Callable[[Session], Any]]] = {  # share of the time, what to do
+    "ceilings": (0.05, lambda session: ceilings(session.device)),
+    "numerics": (0.15, check_numerics),
+    "kernels": (0.25, measure_kernels),
+    "engine": (0.40, run_engines),
+    "transformers": (0.10, run_transformers),
+}
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """All phases; a phase that fails is a failure of its own and stops no other."""
+    device = resolve_device(args.device)
+    session = Session(
+        device=device,
+        dtype=resolve_dtype(args.dtype, device, torch.bfloat16),
+        shapes=args.shapes.split(","),
+        batches=numbers("batch", args.batch),
+        contexts=numbers("context", args.context),
+        steps=args.steps,
+        out=args.out,
+    )
+    for name in session.shapes:
+        if name not in NAMES:
+            raise RequestError(f"shapes: {name!r} is none of {', '.join(NAMES)}", param="shapes")
+    for name, (share, phase) in PHASES.items():
+        begin = time.monotonic()
+        session.ends = begin + share * 60 * args.minutes
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        try:
+            session.found[name] = phase(session)
+        except Exception:
+            session.failures.append(f"{name}: {traceback.format_exc()}")
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        took = time.monotonic() - begin
+        session.found.setdefault("seconds", {})[name] = round(took, 1)
+        print(f"{name}: {took:.1f} s", file=sys.stderr, flush=True)
+        session.save()
+    print((session.out / "qualify.md").read_text(), file=sys.stderr)
+    return {**session.found, "failures": session.failures}
+
+
+def report(found: dict[str, Any], failures: list[str]) -> str:
+    """The findings as Markdown."""
+    return "\n".join(_sections(found, failures)) + "\n"
+
+
+def _sections(found: dict[str, Any], failures: list[str]) -> Iterator[str]:
+    yield "# Qualification\n"
+    yield f"Failures: {len(failures)}\n"
+    yield from (f"```\n{failure}\n```" for failure in failures)
+    if "ceilings" in found:
+        rows = [{"limit": name, "value": value} for name, value in found["ceilings"].items()]
+        yield "## Ceilings\n\n" + kernel_speed.table(rows) + "\n"
+    if "numerics" in found:
+        rows = [{"case": case, **row} for case, row in found["numerics"].items()]
+        yield "## Numerics\n\n" + kernel_speed.table(rows) + "\n"
+    if "kernels" in found:
+        yield "## Kernels\n\n" + kernel_speed.table(found["kernels"]) + "\n"
+    for name, one in found.get("engine", {}).items():
+        yield f"## Engine, {name}\n\n{one.get('skipped') or one['equal']}\n"
+        yield kernel_speed.table([_rounded(row) for row in one.get("rows", [])]) + "\n"
+    if "transformers" in found:
+        yield f"## transformers\n\n{json.dumps(found['transformers'])}\n"
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``s1engine bench qualify``."""
+    parser.add_argument("--shapes", default="0.5B,7B,32B", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--batch", default="1,8,64", help="sequences at once, comma-separated")
+    parser.add_argument("--context", default="1024,8192", help="cached tokens of attention")
+    parser.add_argument("--steps", type=int, default=256, help="decode steps to time")
+    parser.add_argument("--minutes", type=float, default=7.5, help="for everything")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--out", type=Path, default=Path("qualification"), help="folder")

@@ -1,0 +1,39 @@
+"""Kernels under the roof of their machine: operations a second against operations a byte."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MARKERS = "os^vD*XPdh"
+
+
+def draw(rows: Sequence[dict[str, Any]], limits: dict[str, Any], path: Path, title: str) -> None:
+    """Writes a PNG. ``rows`` as measured by ``kernel_speed``; the roof is that of ``ceilings``.
+    Operations that compute next to nothing are drawn at a floor of 0.1 FLOP a byte, by bytes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    peak, bandwidth = limits["matmul_flop_per_s"], limits["read_bytes_per_s"]
+    ridge = peak / bandwidth
+    ends = [0.05, ridge, max(20 * ridge, 100)]
+    axes.plot(ends, [min(x * bandwidth, peak) / 1e12 for x in ends], color="black", lw=1.5)
+    above = {"textcoords": "offset points", "xytext": (0, 6)}
+    middle = (ends[0] * ridge) ** 0.5
+    axes.annotate(f"{bandwidth / 1e9:,.0f} GB/s read ", (middle, middle * bandwidth / 1e12),
+                  ha="right", **above)  # fmt: skip
+    axes.annotate(f"{peak / 1e12:.3g} TFLOP/s", (ridge * 1.2, peak / 1e12), **above)
+    axes.set_ylim(top=5 * peak / 1e12)
+    for i, name in enumerate(dict.fromkeys(row["kernel"] for row in rows)):
+        own = [row for row in rows if row["kernel"] == name]
+        xs = [max(row["flop_per_byte"], 0.1) for row in own]
+        ys = [x * row["gb_per_s"] / 1e3 for x, row in zip(xs, own, strict=True)]
+        axes.plot(xs, ys, MARKERS[i % len(MARKERS)], label=name, ms=6)
+    axes.set(xscale="log", yscale="log", xlabel="FLOP a byte", ylabel="TFLOP/s", title=title)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8, ncols=2)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

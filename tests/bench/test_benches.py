@@ -1,0 +1,137 @@
+"""The benches measure what they say: on the CPU, at the bundled model's shapes."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from s1engine.bench import command, compare, kernel_speed, numerics, qualify
+from s1engine.bench.shapes import shape, step_bytes
+from s1engine.errors import RequestError
+from s1engine.ops.cpu_ops import CpuOps
+
+PLACE = kernel_speed.Place(shape("nano"), torch.float32, "cpu")
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    status = command.run(parser.parse_args(words))
+    return status, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_kernels_are_held_against_ceiling_and_baseline(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    plot = tmp_path / "roofline.png"
+    words = ("--kernels", "rms_norm,decode", "--shape", "nano", "--batch", "1,2", "--context", "70")
+    status, found = run(capsys, "kernels", *words, "--device", "cpu", "--plot", str(plot))
+    assert status == 0 and plot.read_bytes().startswith(b"\x89PNG")
+    assert [(row["kernel"], row["batch"]) for row in found["rows"]] == [
+        ("rms_norm", 1), ("rms_norm", 2), ("decode", 1), ("decode", 2),
+    ]  # fmt: skip
+    for row in found["rows"]:
+        assert row["speedup"] == pytest.approx(row["baseline_us"] / row["us"], rel=0.05)
+
+
+def test_an_unknown_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RequestError, match="'gemm' is unknown; there are rms_norm"):
+        run(capsys, "kernels", "--kernels", "gemm", "--device", "cpu")
+    with pytest.raises(RequestError, match="batch must be positive"):
+        run(capsys, "kernels", "--batch", "0", "--device", "cpu")
+
+
+@pytest.mark.parametrize("name", list(kernel_speed.KERNELS))
+def test_ours_and_the_baseline_do_the_same_work(name: str) -> None:
+    """Same shapes out; what an attention moves is its keys and values."""
+    work = kernel_speed.KERNELS[name](PLACE, CpuOps(), 2, 70)
+    ours, baseline = work.ours(), work.baseline()
+    assert isinstance(ours, Tensor) and isinstance(baseline, Tensor)
+    assert ours.numel() == baseline.numel() and work.nbytes > 0
+
+
+def test_a_step_reads_weights_and_cache() -> None:
+    model = shape("7B")
+    weights = step_bytes(model, 2, 0, 0)
+    assert weights == pytest.approx(14.14e9, rel=0.01)
+    assert step_bytes(model, 2, 3, 1000) - weights == 3 * 1000 * 57_344
+
+
+def test_the_qualification_runs_anywhere(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("--shapes", "nano", "--batch", "2", "--context", "64", "--steps", "8")
+    status, found = run(
+        capsys, "qualify", *words, "--minutes", "0.2", "--device", "cpu", "--out", str(tmp_path)
+    )
+    assert status == 0 and found["failures"] == []
+    assert found["engine"]["nano"]["equal"]["ahead_is_single"] is True
+    assert all(row["ok"] for row in found["numerics"].values())
+    saved = json.loads((tmp_path / "qualify.json").read_text())
+    assert set(saved) >= set(qualify.PHASES)
+    assert "## Numerics" in (tmp_path / "qualify.md").read_text()
+
+
+class Broken(CpuOps):
+    """Leaves its output as it was allocated."""
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        return torch.empty(len(gate_up), gate_up.shape[1] // 2)
+
+
+class Rough(CpuOps):
+    """Loses a thousandth."""
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        return super().silu_and_mul(gate_up) * 1.001
+
+
+@pytest.mark.parametrize("ops", [Broken(), Rough()])
+def test_wrong_operations_do_not_qualify(ops: CpuOps) -> None:
+    call = numerics.silu_call(PLACE, 7)
+    assert numerics.check(call, CpuOps(), torch.float32)["ok"]
+    assert not numerics.check(call, ops, torch.float32)["ok"]
+
+
+def test_a_failed_phase_stops_no_other(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(session: object) -> object:
+        raise ValueError("no such kernel")
+
+    monkeypatch.setattr(qualify, "PHASES", {"first": (0.1, fail), "second": (0.1, lambda s: 7)})
+    status, found = run(capsys, "qualify", "--device", "cpu", "--out", str(tmp_path))
+    assert status == 1 and found["second"] == 7
+    assert "first: Traceback" in found["failures"][0] and "no such kernel" in found["failures"][0]
+
+
+results = st.recursive(
+    st.floats(0.1, 100),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(results)
+def test_nothing_changed_between_a_result_and_itself(result: Any) -> None:
+    assert compare.changes(result, result, 0.0) == []
+
+
+def test_changes_are_found_by_what_they_measure(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, times in zip(paths, ((10.0, 5.0), (5.0, 5.1)), strict=True):
+        rows = [{"kernel": k, "us": us} for k, us in zip(("norm", "decode"), times, strict=True)]
+        path.write_text(json.dumps({"bench": "kernels", "rows": rows, "where": {"cores": 2}}))
+    _, found = run(capsys, "compare", *map(str, paths))
+    assert found["changed"] == [{"place": "rows[norm].us", "before": 10.0, "after": 5.0}]
+    paths[1].write_text('{"bench": "host"}')
+    with pytest.raises(RequestError, match="a result of host, not of kernels"):
+        run(capsys, "compare", *map(str, paths))
