@@ -42,7 +42,7 @@ def _graph_seconds(launches: Sequence[Launch], rounds: int) -> float:
         for i in range(LAUNCHES):
             launches[i % len(launches)]()
     graph.replay()
-    times = []
+    times: list[float] = []
     for _ in range(rounds):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()

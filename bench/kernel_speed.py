@@ -213,7 +213,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     limits = ceilings(device)
     batches, contexts = numbers("batch", args.batch), numbers("context", args.context)
     todo = list(cases(names, batches, contexts, at))
-    rows = [measure(*case[:1], at, *case[1:], limits) for case in tqdm(todo, unit="case")]
+    rows = [
+        measure(name, at, batch, context, limits)
+        for name, batch, context in tqdm(todo, unit="case")
+    ]
     print(table(rows), file=sys.stderr)
     if args.plot is not None:
         from s1engine.bench.roofline import draw

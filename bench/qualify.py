@@ -82,13 +82,16 @@ def check_numerics(session: Session) -> dict[str, Any]:
 def measure_kernels(session: Session) -> list[dict[str, Any]]:
     """Speeds; attention first, since it decides most."""
     names = sorted(kernel_speed.KERNELS, key=lambda name: name not in ("decode", "linear_o"))
-    rows = []
+    rows: list[dict[str, Any]] = []
+    limits = session.found["ceilings"]
     for name in session.shapes:
         at = Place(shape(name), session.dtype, session.device)
-        for case in kernel_speed.cases(names, session.batches, session.contexts, at):
+        for case, batch, context in kernel_speed.cases(
+            names, session.batches, session.contexts, at
+        ):
             if not session.in_time():
                 return rows
-            row = kernel_speed.measure(case[0], at, *case[1:], session.found["ceilings"])
+            row = kernel_speed.measure(case, at, batch, context, limits)
             rows.append({"shape": name, **row})
     return rows
 
@@ -197,7 +200,8 @@ def run_transformers(session: Session) -> dict[str, Any]:
         dtype=session.dtype,
     )
     with torch.device(session.device):
-        peer = Qwen2ForCausalLM(own).to(session.dtype).eval()
+        peer: Any = Qwen2ForCausalLM(own)
+    peer = peer.to(session.dtype).eval()
     options = GenerationConfig(
         max_new_tokens=session.steps, min_new_tokens=session.steps, do_sample=False, pad_token_id=0
     )

@@ -20,11 +20,9 @@ def draw(rows: Sequence[dict[str, Any]], limits: dict[str, Any], path: Path, tit
     ridge = peak / bandwidth
     ends = [0.05, ridge, max(20 * ridge, 100)]
     axes.plot(ends, [min(x * bandwidth, peak) / 1e12 for x in ends], color="black", lw=1.5)
-    above = {"textcoords": "offset points", "xytext": (0, 6)}
     middle = (ends[0] * ridge) ** 0.5
-    axes.annotate(f"{bandwidth / 1e9:,.0f} GB/s read ", (middle, middle * bandwidth / 1e12),
-                  ha="right", **above)  # fmt: skip
-    axes.annotate(f"{peak / 1e12:.3g} TFLOP/s", (ridge * 1.2, peak / 1e12), **above)
+    axes.text(middle, 1.2 * middle * bandwidth / 1e12, f"{bandwidth / 1e9:,.0f} GB/s ", ha="right")
+    axes.text(1.2 * ridge, 1.2 * peak / 1e12, f"{peak / 1e12:.3g} TFLOP/s")
     axes.set_ylim(top=5 * peak / 1e12)
     for i, name in enumerate(dict.fromkeys(row["kernel"] for row in rows)):
         own = [row for row in rows if row["kernel"] == name]
