@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
+from s1engine.kernels.overlap import release, wait
 
 # Rows of ``state`` [len(STATE), B] int32. The first eight are BudgetState; input and position
 # are the token just fed; phrase tokens pending stand at phrases[pending:pending + remaining].
@@ -125,7 +126,10 @@ def _budget_step_kernel(
     scratch_slot,
     BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    release(OVERLAP)
+    wait(OVERLAP)
     b = tl.arange(0, ROWS)
     live = b < rows
     s, p = state_ptr + b, params_ptr + b

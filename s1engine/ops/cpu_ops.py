@@ -12,12 +12,13 @@ from torch.nn import functional
 from s1engine._core import cpu
 from s1engine.ops import AttentionMetadata, SamplingMetadata, torch_sampling
 from s1engine.ops.torch_ops import TorchOps
+from s1engine.ops.unfused import Unfused
 
 # Numbered as in csrc/cpu/kernels.hpp.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-class CpuOps:
+class CpuOps(Unfused):
     """``Ops`` for float32, bfloat16 and float16 tensors in main memory; sums are in float32."""
 
     name: str = "cpu"

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from s1engine.ops import AttentionMetadata, SamplingMetadata, torch_sampling
+from s1engine.ops.unfused import Unfused
 
 
-class TorchOps:
+class TorchOps(Unfused):
     """``Ops`` by torch's own functions; softmax, norms and rotations are computed in float32."""
 
     name: str = "torch"

@@ -1,0 +1,69 @@
+"""The operations of ``Ops`` that span a whole part of a layer, put together from the single ones.
+
+This is what they mean. A device inherits it, and replaces what it does faster in one kernel; where
+that kernel does not fit it comes back to this.
+"""
+
+import torch
+from torch import Tensor
+
+from s1engine.ops import AttentionMetadata, Ops, SamplingMetadata
+
+
+class Unfused:
+    """To be inherited by classes that have the other operations of ``Ops``."""
+
+    def norm_qkv_rope_write(
+        self: Ops,
+        branch: Tensor | None,
+        residual: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None,
+        head_norms: tuple[Tensor, Tensor] | None,
+        cos_sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        x = _add_norm(self, branch, residual, norm, eps)
+        _, num_kv_heads, _, dim = k_cache.shape
+        qkv = self.linear(x, weight, bias).view(x.shape[0], -1, dim)
+        num_heads = qkv.shape[1] - 2 * num_kv_heads
+        q, k, v = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+        if head_norms is not None:
+            q = self.rms_norm(q, head_norms[0], eps)
+            k = self.rms_norm(k, head_norms[1], eps)
+        self.rope_write(q, k, v, cos_sin, k_cache, v_cache, meta)
+        return q
+
+    def linear_residual(
+        self: Ops, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
+    ) -> Tensor | None:
+        return self.linear(x, weight, bias)
+
+    def norm_gate_up(
+        self: Ops,
+        branch: Tensor | None,
+        residual: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+    ) -> Tensor:
+        x = _add_norm(self, branch, residual, norm, eps)
+        return self.silu_and_mul(self.linear(x, weight))
+
+    def norm_head_sample(
+        self: Ops, hidden: Tensor, norm: Tensor, eps: float, weight: Tensor, meta: SamplingMetadata
+    ) -> Tensor:
+        logits = self.linear(self.rms_norm(hidden, norm, eps), weight)
+        return self.sample(logits.to(torch.float32), meta)
+
+
+def _add_norm(
+    ops: Ops, branch: Tensor | None, residual: Tensor, norm: Tensor, eps: float
+) -> Tensor:
+    if branch is None:
+        return ops.rms_norm(residual, norm, eps)
+    return ops.add_rms_norm(branch, residual, norm, eps)
