@@ -92,7 +92,7 @@ def _caught() -> Iterator[list[Launched]]:
     """Kernels launched within are noted down, as on a device that overlaps them, but not run."""
     from triton.runtime.jit import JITFunction
 
-    from s1engine.kernels import config
+    from s1engine.kernels import overlap
 
     launched: list[Launched] = []
 
@@ -101,7 +101,7 @@ def _caught() -> Iterator[list[Launched]]:
         named |= {name: kwargs.pop(name) for name in kernel.arg_names if name in kwargs}
         launched.append(Launched(kernel, named, kwargs))
 
-    with patch.object(JITFunction, "run", note), patch.object(config, "overlap", lambda: True):
+    with patch.object(JITFunction, "run", note), patch.object(overlap, "available", lambda: True):
         yield launched
 
 

@@ -9,11 +9,7 @@ float32 (``itemsize`` 4) is there to be compared with, not to be fast: its produ
 tensor cores and take small tiles.
 """
 
-import os
-from functools import lru_cache
-
-import torch
-import triton
+from s1engine.kernels import overlap
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 BLOCK_SIZES = (16, 32, 64, 128, 256, 512, 1024)
@@ -22,14 +18,6 @@ MAX_FLOAT32 = (128, 16)  # head size and group that still fit into registers wit
 MAX_ROWS = 1024  # sequences of one extend step, whose starts a program reads at once
 SMS = 132  # of an H100 or H200
 MAX_SPLITS = 32  # beyond it the last program's reduction takes longer than the splits save
-
-
-@lru_cache
-def overlap() -> bool:
-    """Do kernels overlap (``kernels/overlap.py``)? S1ENGINE_OVERLAP=0 turns it off."""
-    if os.environ.get("S1ENGINE_OVERLAP") == "0" or triton.knobs.runtime.interpret:
-        return False
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
 
 
 class Launch:
@@ -46,8 +34,8 @@ class Launch:
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             "enable_fp_fusion": True,
-            "OVERLAP": overlap(),
-            **({"launch_pdl": True} if overlap() else {}),
+            "OVERLAP": overlap.available(),
+            **({"launch_pdl": True} if overlap.available() else {}),
         }
 
 
@@ -132,8 +120,8 @@ class Rows:
         }
 
 
-# Products that cuBLAS is left, as (tokens of ``linear``, n, k). Nothing is measured yet: that there
-# are none is what reports of other engines and the sizes of these matrices suggest.
+# Products left to cuBLAS, as (tokens padded as in ``linear``, n, k). Nothing here is measured yet;
+# that there are none is a guess from what others report of such kernels (Rows, splits: likewise).
 CUBLAS: frozenset[tuple[int, int, int]] = frozenset()
 
 

@@ -6,10 +6,13 @@ The wait is for all of the kernel before, so every program of every kernel waits
 otherwise a third kernel could overtake the first. Kernels of others, cuBLAS's say, never release
 early and are waited for as a whole.
 
-OVERLAP is False where there is no such thing (the interpreter, devices before sm_90) or it is
-turned off for debugging; see ``config.Launch``.
+OVERLAP is ``available()``, which every launch takes from ``config.Launch``.
 """
 
+import os
+from functools import lru_cache
+
+import torch
 import triton
 import triton.language as tl
 
@@ -36,3 +39,11 @@ def prefetch(pointers, OVERLAP: tl.constexpr):
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers],
             dtype=tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
+
+
+@lru_cache
+def available() -> bool:
+    """Not in the interpreter, not before sm_90; S1ENGINE_OVERLAP=0 turns it off for debugging."""
+    if os.environ.get("S1ENGINE_OVERLAP") == "0" or triton.knobs.runtime.interpret:
+        return False
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
