@@ -9,7 +9,6 @@ early and are waited for as a whole.
 OVERLAP is ``available()``, which every launch takes from ``config.Launch``.
 """
 
-import os
 from functools import lru_cache
 
 import torch
@@ -43,7 +42,7 @@ def prefetch(pointers, OVERLAP: tl.constexpr):
 
 @lru_cache
 def available() -> bool:
-    """Not in the interpreter, not before sm_90; S1ENGINE_OVERLAP=0 turns it off for debugging."""
-    if os.environ.get("S1ENGINE_OVERLAP") == "0" or triton.knobs.runtime.interpret:
+    """Not in the interpreter, not with TRITON_DEBUG=1, not on devices before sm_90."""
+    if triton.knobs.runtime.interpret or triton.knobs.runtime.debug:
         return False
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)

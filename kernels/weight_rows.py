@@ -62,28 +62,30 @@ def _on_cuda_cores(
     K: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_K: tl.constexpr,
     NORM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """A thread adds up the PIECE = 16 bytes of its load at once. Axes: row, token, lane, piece."""
+    """A thread multiplies the PIECE = 16 bytes that it loads at once: axes row, token, lane, piece.
+
+    Loaded as matrices and reshaped, since of more axes some compilers choose a poor order."""
     PIECE: tl.constexpr = 128 // w_ptr.dtype.element_ty.primitive_bitwidth
     LANES: tl.constexpr = BLOCK_K // PIECE
-    lane = tl.arange(0, LANES)[None, None, :, None] * PIECE
-    k = begin + lane + tl.arange(0, PIECE)[None, None, None, :]
-    w_at = w_ptr + row[:, None, None, None].to(tl.int64) * K + k
-    x_at = x_ptr + token[None, :, None, None] * x_stride + k
+    k = begin + tl.arange(0, BLOCK_K)[None, :]
+    w_at = w_ptr + row[:, None].to(tl.int64) * K + k
+    x_at = x_ptr + token[:, None] * x_stride + k
     acc = tl.zeros([ROWS, TOKENS, LANES], tl.float32)
     squares = tl.zeros([1, TOKENS, LANES], tl.float32)
     w = tl.load(w_at, mask=k < end, other=0.0, eviction_policy="evict_first")
     wait(OVERLAP)
     for first in range(0, end - begin, BLOCK_K):
         x = tl.load(x_at + first, mask=k + first < end, other=0.0).to(tl.float32)
+        x = tl.reshape(x, [1, TOKENS, LANES, PIECE])
         if NORM:
             squares += tl.sum(x * x, axis=3)
-            norm = tl.load(norm_ptr + k + first, mask=k + first < end, other=0.0)
-            x *= norm.to(tl.float32)
+            norm = tl.load(norm_ptr + k + first, mask=k + first < end, other=0.0).to(tl.float32)
+            x *= tl.reshape(norm, [1, 1, LANES, PIECE])
         following = first + BLOCK_K
         w_next = tl.load(
             w_at + following, mask=k + following < end, other=0.0, eviction_policy="evict_first"
         )
-        acc += tl.sum(w.to(tl.float32) * x, axis=3)
+        acc += tl.sum(tl.reshape(w.to(tl.float32), [ROWS, 1, LANES, PIECE]) * x, axis=3)
         w = w_next
     return tl.sum(acc, axis=2), tl.sum(squares, axis=2)
 
