@@ -27,7 +27,8 @@ class LayerWeights:
     input_norm: Tensor  # [H]
     qkv: Tensor  # [(Hq + 2 Hkv) D, H]
     qkv_bias: Tensor | None  # [(Hq + 2 Hkv) D]
-    head_norms: tuple[Tensor, Tensor] | None  # [D] each, of q and k
+    q_norm: Tensor | None  # [D]
+    k_norm: Tensor | None  # [D]
     o: Tensor  # [H, Hq D]
     o_bias: Tensor | None  # [H]
     post_norm: Tensor  # [H], after attention
@@ -86,7 +87,8 @@ class Decoder:
                 eps,
                 layer.qkv,
                 layer.qkv_bias,
-                layer.head_norms,
+                layer.q_norm,
+                layer.k_norm,
                 self.cos_sin,
                 *caches,
                 meta,

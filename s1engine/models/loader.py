@@ -116,15 +116,12 @@ def _layer(reader: _Reader, config: ModelConfig, index: int) -> LayerWeights:
     layer = f"model.layers.{index}."
     attention, mlp = layer + "self_attn.", layer + "mlp."
     qkv = [attention + name for name in ("q_proj", "k_proj", "v_proj")]
-    head_norms = None
-    if config.qk_norm:
-        q_norm, k_norm = (reader.take(attention + f"{name}_norm.weight") for name in "qk")
-        head_norms = q_norm, k_norm
     return LayerWeights(
         input_norm=reader.take(layer + "input_layernorm.weight"),
         qkv=reader.take(*(name + ".weight" for name in qkv)),
         qkv_bias=reader.take(*(name + ".bias" for name in qkv)) if config.qkv_bias else None,
-        head_norms=head_norms,
+        q_norm=reader.take(attention + "q_norm.weight") if config.qk_norm else None,
+        k_norm=reader.take(attention + "k_norm.weight") if config.qk_norm else None,
         o=reader.take(attention + "o_proj.weight"),
         o_bias=reader.take(attention + "o_proj.bias") if config.o_bias else None,
         post_norm=reader.take(layer + "post_attention_layernorm.weight"),

@@ -115,15 +115,16 @@ class Ops(Protocol):
         eps: float,
         weight: Tensor,
         bias: Tensor | None,
-        head_norms: tuple[Tensor, Tensor] | None,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
         cos_sin: Tensor,
         k_cache: Tensor,
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> Tensor:
         """All before attention -> q [T, Hq, D]: residual += branch, its rms_norm by ``norm`` [H],
-        times weight [(Hq + 2 Hkv) D, H], plus bias, the heads of q and k normed by
-        ``head_norms`` [D] each if there are any, then as rope_write."""
+        times weight [(Hq + 2 Hkv) D, H], plus bias, the heads of q and k normed by ``q_norm``
+        and ``k_norm`` [D] if there are any, then as rope_write."""
 
     def linear_residual(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor

@@ -74,7 +74,8 @@ class TritonOps(Unfused):
         eps: float,
         weight: Tensor,
         bias: Tensor | None,
-        head_norms: tuple[Tensor, Tensor] | None,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
         cos_sin: Tensor,
         k_cache: Tensor,
         v_cache: Tensor,
@@ -82,11 +83,11 @@ class TritonOps(Unfused):
     ) -> Tensor:
         if (
             branch is not None
-            or head_norms is not None
+            or q_norm is not None
             or not config.fused(residual.shape[0], *weight.shape)
         ):
             return super().norm_qkv_rope_write(
-                branch, residual, norm, eps, weight, bias, head_norms,
+                branch, residual, norm, eps, weight, bias, q_norm, k_norm,
                 cos_sin, k_cache, v_cache, meta,
             )  # fmt: skip
         return norm_qkv_rope_write(

@@ -21,7 +21,8 @@ class Unfused:
         eps: float,
         weight: Tensor,
         bias: Tensor | None,
-        head_norms: tuple[Tensor, Tensor] | None,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
         cos_sin: Tensor,
         k_cache: Tensor,
         v_cache: Tensor,
@@ -32,9 +33,9 @@ class Unfused:
         qkv = self.linear(x, weight, bias).view(x.shape[0], -1, dim)
         num_heads = qkv.shape[1] - 2 * num_kv_heads
         q, k, v = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
-        if head_norms is not None:
-            q = self.rms_norm(q, head_norms[0], eps)
-            k = self.rms_norm(k, head_norms[1], eps)
+        if q_norm is not None and k_norm is not None:
+            q = self.rms_norm(q, q_norm, eps)
+            k = self.rms_norm(k, k_norm, eps)
         self.rope_write(q, k, v, cos_sin, k_cache, v_cache, meta)
         return q
 

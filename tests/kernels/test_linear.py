@@ -42,7 +42,7 @@ def check(actual: Tensor, by_torch: Tensor, truth: Tensor, k: int) -> None:
     assert_as_good_as(actual, by_torch, truth, slack)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     tokens=TOKENS,
     n=st.sampled_from([1, 7, 65, 97]),
@@ -67,7 +67,7 @@ def test_linear(
     assert (out is old) == residual and not space[1].any()
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     tokens=TOKENS, f=st.sampled_from([1, 30, 65]), k=WIDTHS, dtype=DTYPES, seed=st.integers(0, 99)
 )
