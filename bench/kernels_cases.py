@@ -11,8 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from s1engine.kernels import config
 from s1engine.kernels.budget_step import FIELDS, budget_step
 from s1engine.kernels.extend import extend
+from s1engine.kernels.linear import linear
+from s1engine.kernels.norm_gate_up import norm_gate_up
+from s1engine.kernels.norm_head_sample import norm_head_sample
+from s1engine.kernels.norm_qkv_rope_write import norm_qkv_rope_write
 from s1engine.kernels.paged_decode import paged_decode, workspace_sizes
 from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.rope_write import rope_write
@@ -24,10 +29,11 @@ VOCAB = 151_665
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Launches one or more kernels; ``tensor_cores``: they are meant to use them."""
+    """Launches one or more kernels, the first meant to use tensor cores, to load weights early."""
 
     launch: Callable[[], object]
     tensor_cores: bool = False
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,41 @@ def _sample(filtered: bool, clean: bool, triggers: int) -> object:
     )
 
 
+def _workspace() -> tuple[Tensor, Tensor]:
+    floats, counters = config.WORKSPACE
+    return empty(floats, dtype=torch.float32), _index(counters)
+
+
+def _linear(tokens: int, n: int, k: int, dtype: torch.dtype) -> object:
+    x, weight, out = (empty(*shape, dtype=dtype) for shape in ((tokens, k), (n, k), (tokens, n)))
+    return linear(x, weight, None, _workspace(), out)
+
+
+def _norm_gate_up(tokens: int, f: int, k: int, dtype: torch.dtype) -> object:
+    x, norm, weight = (empty(*shape, dtype=dtype) for shape in ((tokens, k), (k,), (2 * f, k)))
+    return norm_gate_up(x, norm, 1e-6, weight, _workspace())
+
+
+def _norm_qkv(tokens: int, heads: Heads, k: int, dtype: torch.dtype) -> object:
+    n = (heads.q + 2 * heads.kv) * heads.dim
+    x, norm, weight = (empty(*shape, dtype=dtype) for shape in ((tokens, k), (k,), (n, k)))
+    cache, table = empty(64, heads.kv, 64, heads.dim, dtype=dtype), empty(4096, heads.dim)
+    return norm_qkv_rope_write(
+        x, norm, 1e-6, weight, empty(n, dtype=dtype), table.float(), cache, cache,
+        _index(tokens), _index(tokens, dtype=torch.int64), _workspace(),
+    )  # fmt: skip
+
+
+def _norm_head(tokens: int, k: int, dtype: torch.dtype, triggers: int = 0) -> object:
+    x, norm, weight = (empty(*shape, dtype=dtype) for shape in ((tokens, k), (k,), (VOCAB, k)))
+    wide = _index(tokens, dtype=torch.int64)
+    return norm_head_sample(
+        x, norm, 1e-6, weight, empty(tokens, dtype=torch.float32), wide, wide,
+        banned=_index(tokens) if triggers else None,
+        triggers=_index(triggers) if triggers else None,
+    )  # fmt: skip
+
+
 def _step(rows: int) -> None:
     budget_step(
         _index(rows, dtype=torch.int64),
@@ -190,9 +231,37 @@ def _row_cases() -> dict[str, Case]:
     return cases
 
 
+def _linear_cases() -> dict[str, Case]:
+    bf16, half, single = torch.bfloat16, torch.float16, torch.float32
+    small, seven = HEADS["0.5B"], HEADS["7B"]
+    launches: dict[str, Callable[[], object]] = {}
+    for t in (1, 4, 16, 64):
+        launches[f"linear 7B T={t}"] = partial(_linear, t, 3584, 3584, bf16)
+        launches[f"norm_qkv 7B T={t}"] = partial(_norm_qkv, t, seven, 3584, bf16)
+    for t in (1, 4, 16, 32, 64):
+        launches[f"norm_gate_up 7B T={t}"] = partial(_norm_gate_up, t, 18944, 3584, bf16)
+        launches[f"norm_head 7B T={t}"] = partial(_norm_head, t, 3584, bf16)
+    for t in (1, 16):
+        launches[f"linear 0.5B T={t}"] = partial(_linear, t, 896, 4864, bf16)
+        launches[f"norm_qkv 0.5B T={t}"] = partial(_norm_qkv, t, small, 896, bf16)
+    launches["norm_head 7B in a graph T=64"] = partial(_norm_head, 64, 3584, bf16, 3)
+    launches["norm_gate_up 7B fp16 T=64"] = partial(_norm_gate_up, 64, 18944, 3584, half)
+    cases = {
+        name: Case(launch, not name.endswith(("T=1", "T=4")), True)
+        for name, launch in launches.items()
+    }
+    for t in (4, 64):
+        cases[f"norm_qkv 7B fp32 T={t}"] = Case(
+            partial(_norm_qkv, t, seven, 3584, single), early=True
+        )
+        cases[f"norm_head 7B fp32 T={t}"] = Case(partial(_norm_head, t, 3584, single), early=True)
+    return cases
+
+
 CASES: dict[str, Case] = {
     **_attention_cases(),
     **_row_cases(),
+    **_linear_cases(),
     "sample": Case(lambda: _sample(filtered=False, clean=False, triggers=0)),
     "sample adjusted": Case(lambda: _sample(filtered=False, clean=True, triggers=0)),
     "sample filtered": Case(lambda: _sample(filtered=True, clean=False, triggers=0)),

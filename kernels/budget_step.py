@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
+from s1engine.kernels.overlap import release, wait
 
 # Rows of ``lanes`` [len(FIELDS), B] int32, as the scheduler writes them: the budget's state, with
 # the token just fed and the phrase tokens pending at phrases[pending:pending + remaining];
@@ -116,7 +117,10 @@ def _budget_step_kernel(
     scratch_slot,
     BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    release(OVERLAP)
+    wait(OVERLAP)
     b = tl.arange(0, ROWS)
     live = b < rows
     s = lane_ptr + b  # state

@@ -9,6 +9,8 @@ float32 (``itemsize`` 4) is there to be compared with, not to be fast: its produ
 tensor cores and take small tiles.
 """
 
+from s1engine.kernels import overlap
+
 HEAD_DIMS = (16, 32, 64, 128, 256)
 BLOCK_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 MAX_GROUP = 64  # query heads that share a KV head
@@ -26,11 +28,14 @@ class Launch:
         self.num_stages = num_stages
 
     def options(self) -> dict[str, int | bool]:
-        """As keyword arguments; the last is the default, but newer compilers warn without it."""
+        """As keyword arguments, the kernel's OVERLAP among them; newer compilers warn without
+        enable_fp_fusion, which is the default."""
         return {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             "enable_fp_fusion": True,
+            "OVERLAP": overlap.available(),
+            **({"launch_pdl": True} if overlap.available() else {}),
         }
 
 
@@ -45,6 +50,10 @@ class Attention:
 
 def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
 
 
 def rows_of(width: int) -> tuple[int, int, Launch]:
@@ -82,6 +91,79 @@ def extend(
     warps = 8 if block_m in (32, 128) or head_dim > 128 else 4  # at 32, four would spill
     block_n = min(block_size, 64 if head_dim <= 128 else 32)
     return Attention(block_m, block_n, Launch(num_warps=warps))
+
+
+MAX_VECTORS = 4  # rows of a step that the small linears multiply without tensor cores
+MAX_TOKENS = 64  # rows of a step for which weights are read once by the small linears
+WORKSPACE = (2 * SMS * 65 * 64, 4 * SMS)  # floats and counters that no launch exceeds
+
+
+class Rows:
+    """Tiles of a linear layer for few rows; a program owns ``rows`` rows of the weights."""
+
+    def __init__(self, rows: int, tokens: int, block_k: int, splits: int, launch: Launch) -> None:
+        self.rows = rows
+        self.tokens = tokens  # the rows of the step, padded
+        self.block_k = block_k
+        self.splits = splits  # parts of K
+        self.launch = launch
+
+    def options(self) -> dict[str, int | bool]:
+        """As keyword arguments of a launch."""
+        return {
+            "ROWS": self.rows,
+            "TOKENS": self.tokens,
+            "BLOCK_K": self.block_k,
+            "SPLITS": self.splits,
+            "DOT": self.tokens > MAX_VECTORS,
+            **self.launch.options(),
+        }
+
+
+# Products left to cuBLAS, as (tokens padded as in ``linear``, n, k). Nothing here is measured yet;
+# that there are none is a guess from what others report of such kernels (Rows, splits: likewise).
+CUBLAS: frozenset[tuple[int, int, int]] = frozenset()
+
+
+def fused(tokens: int, n: int, k: int) -> bool:
+    """Are weights [n, k] multiplied by the kernels built on ``weight_rows``, or by cuBLAS?"""
+    return 0 < tokens <= MAX_TOKENS and (_padded(tokens), n, k) not in CUBLAS
+
+
+def _padded(tokens: int) -> int:
+    """Tensor cores want 16 at least."""
+    return next_power_of_2(tokens) if tokens <= MAX_VECTORS else max(16, next_power_of_2(tokens))
+
+
+def linear(tokens: int, n: int, k: int, itemsize: int) -> Rows:
+    """Weights [n, k] times up to MAX_TOKENS vectors."""
+    assert 0 < tokens <= MAX_TOKENS
+    padded = _padded(tokens)
+    if tokens <= MAX_VECTORS:
+        block_k = min(1024 // itemsize, max(next_power_of_2(k), 64))
+        splits = _parts(cdiv(n, 8), cdiv(k, block_k), 4 * SMS)
+        return Rows(8, padded, block_k, splits, Launch(num_warps=2))
+    rows, block_k = (64, 128) if itemsize < 4 else (16, 32)
+    splits = _parts(cdiv(n, rows), cdiv(k, block_k), 2 * SMS)
+    return Rows(rows, padded, block_k, splits, Launch(num_warps=4, num_stages=4))
+
+
+def head(tokens: int, k: int, itemsize: int) -> Rows:
+    """The language model's head: so many rows that K is not split."""
+    tiles = linear(tokens, 4 * SMS * 64, k, itemsize)
+    if tokens <= MAX_VECTORS or itemsize == 4:
+        return tiles
+    warps = 4 if tokens <= 32 else 8  # at 64, four would spill
+    return Rows(128, tiles.tokens, tiles.block_k, 1, Launch(warps))
+
+
+BEST = Launch(num_warps=8)  # of the tiles of the head
+
+
+def _parts(tiles: int, blocks: int, programs: int) -> int:
+    """Parts of two blocks at least, none of them empty, that make up to ``programs`` programs."""
+    parts = max(min(programs // tiles, cdiv(blocks, 2), 8), 1)
+    return cdiv(blocks, cdiv(blocks, parts))
 
 
 SAMPLE_TILE = 1024  # logits a program of the first sampling pass looks at

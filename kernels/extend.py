@@ -17,6 +17,7 @@ from torch import Tensor
 
 from s1engine.kernels import config
 from s1engine.kernels.attend import LOG2E, LOWEST, attend_tile
+from s1engine.kernels.overlap import release, wait
 
 
 @triton.jit
@@ -47,7 +48,10 @@ def _extend_kernel(
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    release(OVERLAP)
+    wait(OVERLAP)
     QUERIES: tl.constexpr = M // GROUP
     program, head = tl.program_id(0), tl.program_id(1)
     b = _find_row(cu_ptr, program, rows, ROWS, QUERIES)

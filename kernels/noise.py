@@ -28,13 +28,25 @@ def minus_log_of_rest(u):
 
 
 @triton.jit
-def exponential_noise(seed, position, first, TILE: tl.constexpr):
-    """Exponentials of the token ids first .. first + TILE - 1, float32 [TILE]; first % 4 is 0."""
-    group = first // 4 + tl.arange(0, TILE // 4)
-    zero = tl.zeros([TILE // 4], tl.int32)
+def _exponentials(seed, position, group):
+    """Of the ids 4 group .. 4 group + 3, float32 [..., 4 G]; ``group`` int32 [..., G]."""
+    zero = group * 0
     low = zero + (position & 0xFFFFFFFF).to(tl.uint32).to(tl.int32, bitcast=True)
     high = zero + (position >> 32).to(tl.int32)
     w0, w1, w2, w3 = tl.philox(seed, group, low, high, zero)
-    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))  # [TILE], by token id
+    words = tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))  # by token id
     uniform = (words.to(tl.float32) + 0.5) * (1.0 / 4294967296.0)
     return minus_log_of_rest(tl.minimum(uniform, 1.0 - 1.0 / 16777216.0))
+
+
+@triton.jit
+def exponential_noise(seed, position, first, TILE: tl.constexpr):
+    """Exponentials of the token ids first .. first + TILE - 1, float32 [TILE]; first % 4 is 0."""
+    return _exponentials(seed, position, first // 4 + tl.arange(0, TILE // 4))
+
+
+@triton.jit
+def exponential_noise_of_rows(seed, position, first, ROWS: tl.constexpr, TILE: tl.constexpr):
+    """The same for several seeds and positions, [ROWS] each: float32 [ROWS, TILE]."""
+    group = tl.zeros([ROWS, TILE // 4], tl.int32) + first // 4 + tl.arange(0, TILE // 4)[None, :]
+    return _exponentials(seed[:, None], position[:, None], group)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from s1engine.kernels import config
 from s1engine.kernels.attend import LOG2E, LOWEST, attend_tile
+from s1engine.kernels.overlap import release, wait
 
 
 @triton.jit
@@ -106,7 +107,10 @@ def _paged_decode_kernel(
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    release(OVERLAP)
+    wait(OVERLAP)
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     pair = b * tl.num_programs(1) + head  # which row and KV head
     context = tl.load(context_ptr + b)

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
+from s1engine.kernels.overlap import release, wait
 
 
 @triton.jit
@@ -30,10 +31,14 @@ def _rms_norm_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    release(OVERLAP)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < DIM)[None, :]
+    weight = tl.load(weight_ptr + column, mask=column < DIM, other=0.0).to(tl.float32)
+    wait(OVERLAP)
     offset = (row // INNER).to(tl.int64) * outer_stride + (row % INNER) * inner_stride
     x = tl.load(x_ptr + offset[:, None] + column[None, :], mask=inside, other=0.0)
     if HAS_RESIDUAL:
@@ -43,7 +48,6 @@ def _rms_norm_kernel(
         tl.store(at, x, mask=inside)
     x = x.to(tl.float32)  # [ROWS, COLUMNS]
     scale = tl.rsqrt(tl.sum(x * x, axis=1) / DIM + eps)
-    weight = tl.load(weight_ptr + column, mask=column < DIM, other=0.0).to(tl.float32)
     out = x * scale[:, None] * weight[None, :]
     at = out_ptr + row.to(tl.int64)[:, None] * DIM + column[None, :]
     tl.store(at, out.to(out_ptr.dtype.element_ty), mask=inside)

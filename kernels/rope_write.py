@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
+from s1engine.kernels.overlap import release, wait
 
 
 @triton.jit
@@ -59,7 +60,10 @@ def _rope_write_kernel(
     DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HEADS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    release(OVERLAP)
+    wait(OVERLAP)
     Q_PARTS: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
     KV_PARTS: tl.constexpr = (NUM_KV_HEADS + HEADS - 1) // HEADS
     token = tl.program_id(0).to(tl.int64)

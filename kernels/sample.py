@@ -16,6 +16,7 @@ from torch import Tensor
 from s1engine.kernels import config
 from s1engine.kernels.filters import MIN_TEMPERATURE, draw_filtered, load_logits
 from s1engine.kernels.noise import exponential_noise
+from s1engine.kernels.overlap import release, wait
 
 
 @triton.jit
@@ -33,7 +34,10 @@ def _sample_tile_kernel(
     TILE: tl.constexpr,
     CLEAN: tl.constexpr,
     NUM_TRIGGERS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    release(OVERLAP)
+    wait(OVERLAP)
     row, tile = tl.program_id(0), tl.program_id(1)
     first = tile * TILE
     temperature = tl.load(temperature_ptr + row)
@@ -75,7 +79,10 @@ def _sample_row_kernel(
     CLEAN: tl.constexpr,
     FILTERED: tl.constexpr,
     NUM_TRIGGERS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    release(OVERLAP)
+    wait(OVERLAP)
     row = tl.program_id(0)
     tile = tl.arange(0, TILES)
     values = tl.load(value_ptr + row * tiles + tile, mask=tile < tiles, other=float("-inf"))

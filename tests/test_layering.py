@@ -31,7 +31,7 @@ ALLOWED = {
     "training": BASE | {"ops", "models", "runner", "engine", "eval"},
 }
 KERNELS_IMPORTER = "s1engine.ops.triton_ops"
-KERNELS_OUTSIDE = {"torch", "triton"}
+KERNELS_OUTSIDE = {"torch", "triton", "functools"}
 LAZY_EXPORTS = "s1engine"
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+(<[^>]+>|"[^"]+")', re.MULTILINE)

@@ -87,7 +87,11 @@ class RunState:
 
 
 class Ops(Protocol):
-    """What a device must offer. Arguments ``*_cache`` and ``residual`` are written in place."""
+    """What a device must offer. Arguments ``*_cache`` and ``residual`` are written in place.
+
+    ``residual`` [T, H] is the stream that runs through the layers, ``branch`` [T, H] what the
+    operation before left to be added to it, None if it added that itself; see ``linear_residual``.
+    """
 
     name: str
 
@@ -133,12 +137,57 @@ class Ops(Protocol):
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """gate_up [T, 2F] -> silu(gate_up[:, :F]) * gate_up[:, F:] -> [T, F]."""
 
+    def norm_qkv_rope_write(
+        self,
+        branch: Tensor | None,
+        residual: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        cos_sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        """All before attention -> q [T, Hq, D]: residual += branch, its rms_norm by ``norm`` [H],
+        times weight [(Hq + 2 Hkv) D, H], plus bias, the heads of q and k normed by ``q_norm``
+        and ``k_norm`` [D] if there are any, then as rope_write."""
+
+    def linear_residual(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
+    ) -> Tensor | None:
+        """residual += linear(x, weight, bias) and None; or that product, for the operation after
+        to add where it reads the residual anyway."""
+
+    def norm_gate_up(
+        self,
+        branch: Tensor | None,
+        residual: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+    ) -> Tensor:
+        """residual += branch, then silu_and_mul(linear(rms_norm(residual), weight)) -> [T, F]."""
+
     def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
         """logits [B, V] float32, which it may overwrite -> token ids [B] int64."""
 
-    def decide(self, logits: Tensor, run: RunState) -> None:
-        """Samples a token for every lane from logits [B, V] float32, with the triggers banned where
-        the lane says so, and takes it: budget, ring and the inputs of the next step."""
+    def decide(
+        self,
+        hidden: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+        run: RunState,
+        *,
+        filtered: bool,
+    ) -> None:
+        """Samples a token for every lane from linear(rms_norm(hidden [B, H]), weight [V, H]), with
+        the triggers banned where the lane says so, and takes it: budget, ring, and the inputs of
+        the next step. ``filtered``: some lane uses top_k, top_p or min_p."""
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-softmax of raw logits [B, V]: (of token_ids [B], top-k values [B, k], ids [B, k])."""

@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from s1engine._core import cpu
-from s1engine.ops import AttentionMetadata, RunState, SamplingMetadata, torch_sampling
-from s1engine.ops.torch_budget import budget_step, sampling_metadata
+from s1engine.ops import AttentionMetadata, SamplingMetadata, torch_sampling
 from s1engine.ops.torch_ops import TorchOps
+from s1engine.ops.unfused import Unfused
 
 # Numbered as in csrc/cpu/kernels.hpp.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-class CpuOps:
+class CpuOps(Unfused):
     """``Ops`` for float32, bfloat16 and float16 tensors in main memory; sums are in float32."""
 
     name: str = "cpu"
@@ -185,9 +185,6 @@ class CpuOps:
             plain,
         )
         return out
-
-    def decide(self, logits: Tensor, run: RunState) -> None:
-        budget_step(self.sample(logits, sampling_metadata(run)), run)
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         return self._torch.logprobs(logits, token_ids, k)

@@ -108,7 +108,7 @@ def _feed(run: RunState, ids: Tensor, keeps: Tensor) -> None:
     run.sample_positions.copy_(position + 1)
 
 
-def sampling_metadata(run: RunState) -> SamplingMetadata:
+def sampling_metadata(run: RunState, filtered: bool) -> SamplingMetadata:
     """How the lanes of a run sample their next token."""
     rows = run.lane("sample_banned").nonzero()[:, 0]
     triggers = run.triggers.long()
@@ -121,6 +121,6 @@ def sampling_metadata(run: RunState) -> SamplingMetadata:
         seeds=run.seeds,
         positions=run.sample_positions,
         all_greedy=not run.temperature.any(),
-        filtered=True,
+        filtered=filtered,
         banned=banned if len(rows) else None,
     )

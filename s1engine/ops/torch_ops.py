@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s1engine.ops import AttentionMetadata, RunState, SamplingMetadata, torch_sampling
-from s1engine.ops.torch_budget import budget_step, sampling_metadata
+from s1engine.ops import AttentionMetadata, SamplingMetadata, torch_sampling
+from s1engine.ops.unfused import Unfused
 
 
-class TorchOps:
+class TorchOps(Unfused):
     """``Ops`` by torch's own functions; softmax, norms and rotations are computed in float32."""
 
     name: str = "torch"
@@ -73,9 +73,6 @@ class TorchOps:
 
     def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
         return torch_sampling.sample(logits, meta)
-
-    def decide(self, logits: Tensor, run: RunState) -> None:
-        budget_step(self.sample(logits, sampling_metadata(run)), run)
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         logprobs = logits.float().log_softmax(dim=-1)

@@ -1,5 +1,7 @@
 """The operations on a CUDA device: the Triton kernels of ``kernels/``, and cuBLAS's products.
 
+Steps of few tokens run fused, five kernels a layer; which do follows from shapes alone.
+
 Refuses what the kernels do not cover, by name, and keeps the memory in which attention adds up its
 parts. The only module that imports ``s1engine.kernels``. Knows no model and no scheduler.
 """
@@ -14,6 +16,10 @@ from s1engine.errors import RequestError
 from s1engine.kernels import config
 from s1engine.kernels.budget_step import budget_step
 from s1engine.kernels.extend import extend
+from s1engine.kernels.linear import linear
+from s1engine.kernels.norm_gate_up import norm_gate_up
+from s1engine.kernels.norm_head_sample import norm_head_sample
+from s1engine.kernels.norm_qkv_rope_write import norm_qkv_rope_write
 from s1engine.kernels.paged_decode import paged_decode, workspace_sizes
 from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.rope_write import rope_write
@@ -21,11 +27,12 @@ from s1engine.kernels.sample import sample
 from s1engine.kernels.silu_and_mul import silu_and_mul
 from s1engine.ops import AttentionMetadata, RunState, SamplingMetadata, torch_sampling
 from s1engine.ops.torch_ops import TorchOps
+from s1engine.ops.unfused import Unfused
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-class TritonOps:
+class TritonOps(Unfused):
     """``Ops`` for float32, bfloat16 and float16 tensors on one device; sums are in float32."""
 
     name: str = "triton"
@@ -35,6 +42,7 @@ class TritonOps:
         self._outgrown: list[Tensor] = []  # kept: a captured graph may still write there
         self._parts: Tensor | None = None  # float32, partial results of decode attention
         self._arrived: Tensor | None = None  # int32, how many of them there are: zeros between
+        self._sums: tuple[Tensor, Tensor] | None = None  # the same two for the small linears
 
     def check_model(
         self,
@@ -48,7 +56,58 @@ class TritonOps:
         _check_covered(head_dim, num_heads, num_kv_heads, block_size, dtype)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return functional.linear(x, weight, bias)
+        if not config.fused(x.shape[0], *weight.shape):
+            return functional.linear(x, weight, bias)
+        return linear(x, weight, bias, self._split_sums(x.device))
+
+    def linear_residual(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
+    ) -> Tensor | None:
+        if not config.fused(x.shape[0], *weight.shape):
+            return super().linear_residual(x, weight, bias, residual)
+        linear(x, weight, bias, self._split_sums(x.device), residual)
+        return None
+
+    def norm_qkv_rope_write(
+        self,
+        branch: Tensor | None,
+        residual: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        cos_sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        if (
+            branch is not None
+            or q_norm is not None
+            or not config.fused(residual.shape[0], *weight.shape)
+        ):
+            return super().norm_qkv_rope_write(
+                branch, residual, norm, eps, weight, bias, q_norm, k_norm,
+                cos_sin, k_cache, v_cache, meta,
+            )  # fmt: skip
+        return norm_qkv_rope_write(
+            residual, norm, eps, weight, bias, cos_sin, k_cache, v_cache,
+            meta.positions, meta.slot_mapping, self._split_sums(residual.device),
+        )  # fmt: skip
+
+    def norm_gate_up(
+        self,
+        branch: Tensor | None,
+        residual: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+    ) -> Tensor:
+        if branch is not None or not config.fused(residual.shape[0], *weight.shape):
+            return super().norm_gate_up(branch, residual, norm, eps, weight)
+        return norm_gate_up(residual, norm, eps, weight, self._split_sums(residual.device))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return rms_norm(x, weight, eps)
@@ -122,20 +181,35 @@ class TritonOps:
             clean=clean,
         )
 
-    def decide(self, logits: Tensor, run: RunState) -> None:
-        sampled = sample(
-            logits,
-            run.temperature,
-            run.top_k,
-            run.top_p,
-            run.min_p,
-            run.seeds,
-            run.sample_positions,
-            filtered=True,  # a row that filters nothing skips it, so one graph serves both
-            clean=False,
-            banned=run.lane("sample_banned"),
-            triggers=run.triggers,
-        )
+    def decide(
+        self,
+        hidden: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+        run: RunState,
+        *,
+        filtered: bool,
+    ) -> None:
+        bans = {"banned": run.lane("sample_banned"), "triggers": run.triggers}
+        if not filtered and config.fused(hidden.shape[0], *weight.shape):
+            sampled = norm_head_sample(
+                hidden, norm, eps, weight, run.temperature, run.seeds, run.sample_positions, **bans
+            )
+        else:
+            logits = self.linear(self.rms_norm(hidden, norm, eps), weight).to(torch.float32)
+            sampled = sample(
+                logits,
+                run.temperature,
+                run.top_k,
+                run.top_p,
+                run.min_p,
+                run.seeds,
+                run.sample_positions,
+                filtered=filtered,
+                clean=False,
+                **bans,
+            )
         budget_step(
             sampled,
             run.lanes,
@@ -153,6 +227,14 @@ class TritonOps:
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         return self._torch.logprobs(logits, token_ids, k)
+
+    def _split_sums(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Memory for the small linears, enough for all: made in the first step, an eager one."""
+        if self._sums is None or self._sums[0].device != device:
+            floats, counters = config.WORKSPACE
+            parts = torch.empty(floats, dtype=torch.float32, device=device)
+            self._sums = parts, torch.zeros(counters, dtype=torch.int32, device=device)
+        return self._sums
 
     def _workspace(self, q: Tensor, num_kv_heads: int) -> tuple[Tensor, Tensor]:
         """Memory for decode attention. It grows when a step asks for more; a graph's own step has

@@ -24,7 +24,7 @@ from s1engine.errors import ModelError
 from s1engine.ops import RunState
 from s1engine.runner.lanes import Lanes, RunFormat
 
-Step = Callable[[RunState], None]
+Step = Callable[[RunState, bool], None]
 DEPTH = 2  # groups of steps under way at once: one computes while the host reads the other
 SMALL_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 BUCKET_STEP = 64  # beyond
@@ -51,7 +51,8 @@ class CudaGraphRunner:
     """Runs of up to ``max_steps`` steps a launch.
 
     Args:
-        step: one decode step, by the state alone; everything it launches must be capturable.
+        step: one decode step of a state, whose lanes filter or do not; everything it launches
+            must be capturable.
         max_num_seqs: largest batch.
         block_table: [max_num_seqs, max_blocks] int32 on the host, written by the scheduler.
         fmt: what all lanes share.
@@ -72,7 +73,7 @@ class CudaGraphRunner:
                         device=device)
             for size in sizes
         }  # fmt: skip
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         shape = (DEPTH, max_steps * sizes[-1])
         self._landing = torch.zeros(shape, dtype=torch.int32, pin_memory=on_device)
         self._flights: deque[_Flight] = deque()
@@ -100,9 +101,9 @@ class CudaGraphRunner:
         if on_device:  # only entries for later steps were added since the last copy
             self._table[:num_seqs].copy_(self._host_table[:num_seqs], non_blocking=True)
         state.tick.zero_()
-        graph = self._graphs.get(lanes.rows)
+        graph = self._graphs.get((lanes.rows, lanes.filtered))
         for _ in range(steps):
-            graph.replay() if graph is not None else self._step(state)
+            graph.replay() if graph is not None else self._step(state, lanes.filtered)
         size = steps * lanes.rows
         tokens = self._landing[self._launches % DEPTH, :size].view(steps, lanes.rows)
         tokens.copy_(state.ring[:steps], non_blocking=True)
@@ -125,7 +126,8 @@ class CudaGraphRunner:
         return np.ascontiguousarray(flight.tokens.numpy()[:, : flight.lanes])
 
     def capture(self, *, progress: bool) -> None:
-        """Captures the step for every bucket, the largest first, so that all share one pool.
+        """Captures the step for every bucket, with filters and without, the largest first, so that
+        all share one pool.
 
         Raises ModelError that names the kernel if a step cannot be run or captured.
         """
@@ -149,16 +151,17 @@ class CudaGraphRunner:
             ) from error
 
     def _warm_up(self, lanes: Lanes) -> None:
-        for _ in range(2):
-            self._step(lanes.state)
+        for filtered in (False, True):
+            self._step(lanes.state, filtered)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     def _capture(self, lanes: Lanes, pool: Any) -> None:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            self._step(lanes.state)
-        self._graphs[lanes.rows] = graph
+        for filtered in (False, True):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                self._step(lanes.state, filtered)
+            self._graphs[lanes.rows, filtered] = graph
 
 
 def _where(error: BaseException) -> str:

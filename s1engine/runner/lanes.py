@@ -36,6 +36,7 @@ class Lanes:
             return torch.zeros(shape, dtype=dtype, pin_memory=device != "cpu")
 
         self.rows = rows
+        self.filtered = False  # some lane uses top_k, top_p or min_p
         self._ints = make(len(_core.LANE_FIELDS) + 1, rows, dtype=torch.int32)  # and top_k
         self._longs = make(3, rows, dtype=torch.int64)  # slots, sample positions, seeds
         self._floats = make(3, rows, dtype=torch.float32)  # temperature, top_p, min_p

@@ -139,7 +139,7 @@ class ModelRunner:
         return self.sampler.sample(logits, inputs.rows, self.batch.core.num_banned > 0)
 
     @torch.inference_mode()
-    def decode_step(self, run: RunState) -> None:
+    def decode_step(self, run: RunState, filtered: bool) -> None:
         """One token for every lane of a run; reads and writes its buffers alone, waits for
         nothing, and launches the same kernels each time."""
         meta = AttentionMetadata(
@@ -151,7 +151,7 @@ class ModelRunner:
             max_seqlen_q=1,
         )
         hidden = self._decoder.forward(run.lane("input_ids"), self.kv_cache.layers, meta)
-        self.ops.decide(self._decoder.logits(hidden, self._vocab_limit), run)
+        self._decoder.decide(hidden, self._vocab_limit, run, filtered=filtered)
 
     def _activation_bytes(self, config: EngineConfig) -> int:
         """What the largest step allocates beside weights and cache, measured by taking it once."""

@@ -130,6 +130,7 @@ class Sampler:
         n = len(seats)
         for name in ("temperature", "top_k", "top_p", "min_p", "seeds"):
             getattr(lanes, name)[:n] = getattr(self, f"_{name}")[seats]
+        lanes.filtered = bool(self._filters[seats].any())
 
     def sample(self, logits: Tensor, rows: SampleRows, any_banned: bool) -> SamplerOutput:
         """Samples one token for each row of ``logits`` [n, V] float32."""

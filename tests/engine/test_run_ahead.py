@@ -151,7 +151,7 @@ def test_buckets_hold_every_batch_that_a_run_covers(max_num_seqs: int) -> None:
 def test_a_step_that_cannot_be_captured_is_named() -> None:
     from s1engine.ops.triton_ops import TritonOps
 
-    def step(run: object) -> None:
+    def step(run: object, filtered: bool) -> None:
         TritonOps().rms_norm(torch.zeros(2, 4), torch.zeros(3), 1e-6)
 
     runner = CudaGraphRunner(

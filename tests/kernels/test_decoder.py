@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from s1engine.config import BUNDLED_MODEL, EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.errors import RequestError
+from s1engine.kernels import config
 from s1engine.models import Decoder, ModelConfig, load_decoder
 from s1engine.ops import Ops, select_ops
 from s1engine.ops.torch_ops import TorchOps
@@ -20,6 +21,18 @@ from s1engine.outputs import CompletionOutput
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from tests.models.harness import Rows
 from tests.tiny_models import make_model
+
+
+@pytest.fixture(autouse=True)
+def tall_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer programs to interpret; every shape of tile has its own test."""
+    table = config.linear
+
+    def tall(tokens: int, n: int, k: int, itemsize: int) -> config.Rows:
+        tiles = table(tokens, n, k, itemsize)
+        return config.Rows(64, tiles.tokens, 64, min(tiles.splits, 2), tiles.launch)
+
+    monkeypatch.setattr(config, "linear", tall)
 
 
 def decoder(path: Path, ops: Ops) -> Decoder:
@@ -81,7 +94,9 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(monkeypatch: pytest.MonkeyPatch, path: Path, ops: Ops, run_ahead: int = 1) -> LLMEngine:
     """An engine short of memory and of tokens a step: it chunks and preempts."""
     monkeypatch.setattr("s1engine.runner.model_runner.select_ops", lambda device: ops)
-    monkeypatch.setattr("s1engine.kernels.config.SMS", 4)  # fewer programs to interpret
+    # Fewer programs to interpret: of the fused operations the one that writes the cache.
+    monkeypatch.setattr(config, "SMS", 4)
+    monkeypatch.setattr(config, "fused", lambda tokens, n, k: tokens <= 64 and n == 256)
     longest = 64
     token_bytes = 2 * 2 * 32 * 4  # K and V of 2 heads of size 32 in float32
     return LLMEngine(

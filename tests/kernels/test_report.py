@@ -21,6 +21,7 @@ FINE = Compiled(
     wgmma=0,
     mma=32,
     loads128=16,
+    early=4,
 )
 
 
@@ -39,16 +40,19 @@ def test_every_case_compiles_as_committed() -> None:
         ({"spills": 2}, "2 spills"),
         ({"shared": MAX_SHARED + 1}, "shared memory"),
         ({"mma": 0}, "no tensor-core"),
+        ({"early": -1}, "does not wait"),
+        ({"early": 0}, "before the wait"),
     ],
 )
 def test_what_must_not_be_is_seen(change: dict[str, int], problem: str) -> None:
-    assert FINE.problems(tensor_cores=True) == []
-    (found,) = replace(FINE, **change).problems(tensor_cores=True)  # type: ignore[arg-type]
+    assert FINE.problems(True, True) == []
+    (found,) = replace(FINE, **change).problems(True, True)  # type: ignore[arg-type]
     assert problem in found
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("registers", 97), ("shared", 70_001), ("mma", 31), ("loads128", 15)]
+    ("name", "value"),
+    [("registers", 97), ("shared", 70_001), ("mma", 31), ("loads128", 15), ("early", 3)],
 )
 def test_regressions_are_seen(name: str, value: int) -> None:
     committed = {"a": asdict(FINE)}

@@ -1,0 +1,92 @@
+"""A linear layer for the few rows of a decode step, with the addition to the residual in it.
+
+    out = x W^T + bias,  or in place  residual += x W^T + bias
+
+Summed in float32, rounded once. A program owns ROWS rows of W and one of SPLITS parts of K.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from s1engine.kernels import config
+from s1engine.kernels.overlap import release
+from s1engine.kernels.weight_rows import add_parts, check_rows, multiply_rows, part_of
+
+
+@triton.jit
+def _linear_kernel(
+    x_ptr,  # [T, K]
+    w_ptr,  # [N, K]
+    bias_ptr,  # [N]; not read unless HAS_BIAS
+    out_ptr,  # [T, N]; read too if HAS_RESIDUAL
+    part_ptr,
+    arrived_ptr,
+    tokens,
+    x_stride,
+    out_stride,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    DOT: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    release(OVERLAP)
+    tile, split = tl.program_id(0), tl.program_id(1)
+    row, token = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
+    first, end = part_of(split, K, BLOCK_K, SPLITS)
+    acc, squares = multiply_rows(
+        x_ptr, x_ptr, w_ptr, tl.minimum(row, N - 1), tl.minimum(token, tokens - 1), x_stride,
+        first, end, K, ROWS, TOKENS, BLOCK_K, False, DOT, OVERLAP,
+    )  # fmt: skip
+    acc, squares, last = add_parts(
+        acc, squares, part_ptr, arrived_ptr, tile, split, ROWS, TOKENS, SPLITS
+    )
+    if last:
+        inside = (row < N)[:, None] & (token < tokens)[None, :]
+        at = token[None, :].to(tl.int64) * out_stride + row[:, None]
+        if HAS_BIAS:
+            bias = tl.load(bias_ptr + row, mask=row < N, other=0.0).to(tl.float32)
+            acc += bias[:, None]
+        if HAS_RESIDUAL:
+            acc += tl.load(out_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    workspace: tuple[Tensor, Tensor],
+    residual: Tensor | None = None,
+) -> Tensor:
+    """x [T, K], weight [N, K], bias [N] -> a new [T, N], or ``residual`` [T, N] to which it adds.
+
+    ``workspace``: float32 and int32 (zeros, left zero), as large as config.WORKSPACE says.
+    """
+    tokens, k = check_rows(x, weight, bias=bias)
+    n = weight.shape[0]
+    out = x.new_empty((tokens, n)) if residual is None else residual
+    assert out.shape == (tokens, n) and out.dtype == x.dtype and out.stride(1) == 1
+    tiles = config.linear(tokens, n, k, x.element_size())
+    _linear_kernel[(config.cdiv(n, tiles.rows), tiles.splits)](
+        x,
+        weight,
+        x if bias is None else bias,
+        out,
+        *workspace,
+        tokens,
+        x.stride(0),
+        out.stride(0),
+        N=n,
+        K=k,
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        **tiles.options(),
+    )
+    return out

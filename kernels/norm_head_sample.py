@@ -1,0 +1,133 @@
+"""The end of a step: RMSNorm, the language model's head and the choice of a token, without logits.
+
+    logits = x / sqrt(mean(x^2) + eps) * norm W^T           (rounded to the type of x)
+    token  = argmax(logits)  or  argmax(logits / T - log(noise)),  as in ``sample``
+
+A program makes the logits of ROWS tokens for all rows of the step and keeps their best; a second
+kernel takes the best of the programs, of equal ones the first. Logits never reach memory, so this
+is for steps in which no row needs more of them than that: no filters, penalties, bias or
+log-probabilities. Triggers may be banned row by row, as the budget does inside a graph.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from s1engine.kernels import config
+from s1engine.kernels.filters import LOGIT_LIMIT, MIN_TEMPERATURE
+from s1engine.kernels.noise import exponential_noise_of_rows
+from s1engine.kernels.overlap import release, wait
+from s1engine.kernels.weight_rows import check_rows, multiply_rows
+
+
+@triton.jit
+def _head_tile_kernel(
+    x_ptr,  # [B, K]
+    norm_ptr,  # [K]
+    w_ptr,  # [size, K]
+    temperature_ptr,  # [B]
+    seed_ptr,  # [B] int64
+    position_ptr,  # [B] int64
+    banned_ptr,  # [B] int32; not read if there are no triggers
+    trigger_ptr,  # [NUM_TRIGGERS] int32
+    value_ptr,  # [B, tiles] float32: the best score of each tile
+    token_ptr,  # [B, tiles] int32: its id
+    rows,
+    size,
+    x_stride,
+    eps,
+    K: tl.constexpr,
+    NUM_TRIGGERS: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    DOT: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    release(OVERLAP)
+    tl.static_assert(SPLITS == 1)
+    tile, b = tl.program_id(0), tl.arange(0, TOKENS)
+    token = tile * ROWS + tl.arange(0, ROWS)
+    live = b < rows
+    acc, squares = multiply_rows(
+        x_ptr, norm_ptr, w_ptr, tl.minimum(token, size - 1), tl.minimum(b, rows - 1), x_stride,
+        0, K, K, ROWS, TOKENS, BLOCK_K, True, DOT, OVERLAP,
+    )  # fmt: skip
+    acc = tl.trans(acc * tl.rsqrt(squares / K + eps))  # [TOKENS, ROWS]
+    logits = acc.to(x_ptr.dtype.element_ty).to(tl.float32)
+    logits = tl.where(logits == logits, logits, -LOGIT_LIMIT)
+    logits = tl.minimum(tl.maximum(logits, -LOGIT_LIMIT), LOGIT_LIMIT)
+    logits = tl.where((token < size)[None, :], logits, float("-inf"))
+    if NUM_TRIGGERS > 0:
+        banned = (tl.load(banned_ptr + b, mask=live, other=0) != 0)[:, None]
+        for i in tl.static_range(NUM_TRIGGERS):
+            trigger = tl.load(trigger_ptr + i)
+            logits = tl.where(banned & (token == trigger)[None, :], float("-inf"), logits)
+    temperature = tl.load(temperature_ptr + b, mask=live, other=0.0)
+    drawn = temperature > 0
+    divisor = tl.where(drawn, tl.maximum(temperature, MIN_TEMPERATURE), 1.0)
+    score = tl.div_rn(logits, tl.broadcast_to(divisor[:, None], [TOKENS, ROWS])) + 0.0
+    if tl.max(drawn.to(tl.int32)) > 0:
+        seed = tl.load(seed_ptr + b, mask=live, other=0)
+        position = tl.load(position_ptr + b, mask=live, other=0)
+        noise = exponential_noise_of_rows(seed, position, tile * ROWS, TOKENS, ROWS)
+        score = tl.where(drawn[:, None], score - tl.log(noise), score)
+    value, index = tl.max(score, axis=1, return_indices=True)
+    at = b * tl.num_programs(0) + tile
+    tl.store(value_ptr + at, value, mask=live)
+    tl.store(token_ptr + at, tile * ROWS + index, mask=live)
+
+
+@triton.jit
+def _best_tile_kernel(
+    value_ptr,  # [B, tiles]
+    token_ptr,  # [B, tiles]
+    out_ptr,  # [B] int64
+    tiles,
+    TILES: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    release(OVERLAP)
+    wait(OVERLAP)
+    row, tile = tl.program_id(0), tl.arange(0, TILES)
+    values = tl.load(value_ptr + row * tiles + tile, mask=tile < tiles, other=float("-inf"))
+    _, best = tl.max(values, axis=0, return_indices=True)
+    tl.store(out_ptr + row, tl.load(token_ptr + row * tiles + best).to(tl.int64))
+
+
+def norm_head_sample(
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weight: Tensor,
+    temperature: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    *,
+    banned: Tensor | None = None,
+    triggers: Tensor | None = None,
+) -> Tensor:
+    """x [B, K], norm [K], weight [V, K] -> ids [B] int64; the rest as for ``sample``."""
+    rows, k = check_rows(x, weight, norm)
+    size = weight.shape[0]
+    assert temperature.shape == (rows,) and temperature.dtype == torch.float32
+    for column in (seeds, positions):
+        assert column.shape == (rows,) and column.dtype == torch.int64
+    assert (banned is None) == (triggers is None)
+    launch = config.head(rows, k, x.element_size())
+    tiles = config.cdiv(size, launch.rows)
+    values = torch.empty((rows, tiles), dtype=torch.float32, device=x.device)
+    tokens = torch.empty((rows, tiles), dtype=torch.int32, device=x.device)
+    out = torch.empty(rows, dtype=torch.int64, device=x.device)
+    ban = (tokens if banned is None else banned, tokens if triggers is None else triggers)
+    _head_tile_kernel[(tiles,)](
+        x, norm, weight, temperature, seeds, positions, *ban, values, tokens,
+        rows, size, x.stride(0), eps, K=k,
+        NUM_TRIGGERS=0 if triggers is None else len(triggers), **launch.options(),
+    )  # fmt: skip
+    _best_tile_kernel[(rows,)](
+        values, tokens, out, tiles, TILES=config.next_power_of_2(tiles), **config.BEST.options()
+    )
+    return out

@@ -1,0 +1,48 @@
+"""Programmatic dependent launch: a kernel starts while the one before it is still running.
+
+A kernel that calls ``release`` first lets the next one onto processors that fall idle; the next one
+may read weights and tables that nobody writes, and must ``wait`` before it touches anything else.
+The wait is for all of the kernel before, so every program of every kernel waits, needed or not:
+otherwise a third kernel could overtake the first. Kernels of others, cuBLAS's say, never release
+early and are waited for as a whole.
+
+OVERLAP is ``available()``, which every launch takes from ``config.Launch``.
+"""
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def release(OVERLAP: tl.constexpr):
+    """The next kernel may start."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait(OVERLAP: tl.constexpr):
+    """Until all that the kernels before have written is there."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def prefetch(pointers, OVERLAP: tl.constexpr):
+    """Brings the 128 bytes around each pointer into the L2 cache."""
+    if OVERLAP:
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@lru_cache
+def available() -> bool:
+    """Not in the interpreter, not with TRITON_DEBUG=1, not on devices before sm_90."""
+    if triton.knobs.runtime.interpret or triton.knobs.runtime.debug:
+        return False
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)

@@ -1,0 +1,78 @@
+"""The operations of ``Ops`` that span a whole part of a layer, put together from the single ones.
+
+This is what they mean. A device inherits it, and replaces what it does faster in one kernel; where
+that kernel does not fit it comes back to this.
+"""
+
+import torch
+from torch import Tensor
+
+from s1engine.ops import AttentionMetadata, Ops, RunState
+from s1engine.ops.torch_budget import budget_step, sampling_metadata
+
+
+class Unfused:
+    """To be inherited by classes that have the other operations of ``Ops``."""
+
+    def norm_qkv_rope_write(
+        self: Ops,
+        branch: Tensor | None,
+        residual: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        cos_sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        meta: AttentionMetadata,
+    ) -> Tensor:
+        x = _add_norm(self, branch, residual, norm, eps)
+        _, num_kv_heads, _, dim = k_cache.shape
+        qkv = self.linear(x, weight, bias).view(x.shape[0], -1, dim)
+        num_heads = qkv.shape[1] - 2 * num_kv_heads
+        q, k, v = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+        if q_norm is not None and k_norm is not None:
+            q = self.rms_norm(q, q_norm, eps)
+            k = self.rms_norm(k, k_norm, eps)
+        self.rope_write(q, k, v, cos_sin, k_cache, v_cache, meta)
+        return q
+
+    def linear_residual(
+        self: Ops, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
+    ) -> Tensor | None:
+        return self.linear(x, weight, bias)
+
+    def norm_gate_up(
+        self: Ops,
+        branch: Tensor | None,
+        residual: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+    ) -> Tensor:
+        x = _add_norm(self, branch, residual, norm, eps)
+        return self.silu_and_mul(self.linear(x, weight))
+
+    def decide(
+        self: Ops,
+        hidden: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Tensor,
+        run: RunState,
+        *,
+        filtered: bool,
+    ) -> None:
+        logits = self.linear(self.rms_norm(hidden, norm, eps), weight).to(torch.float32)
+        budget_step(self.sample(logits, sampling_metadata(run, filtered)), run)
+
+
+def _add_norm(
+    ops: Ops, branch: Tensor | None, residual: Tensor, norm: Tensor, eps: float
+) -> Tensor:
+    if branch is None:
+        return ops.rms_norm(residual, norm, eps)
+    return ops.add_rms_norm(branch, residual, norm, eps)

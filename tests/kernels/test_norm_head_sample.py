@@ -1,0 +1,114 @@
+"""Head and sampling in one: the tokens are those of the unfused way on the same logits.
+
+Inputs are such that every sum is exact in any order: +-1 with a mean square of 1, small integers as
+weights. So logits are equal bit by bit, and many of them to each other.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from s1engine.kernels.norm_head_sample import norm_head_sample
+from s1engine.ops import SamplingMetadata
+from s1engine.ops.torch_ops import TorchOps
+from s1engine.ops.triton_ops import TritonOps
+from s1engine.runner.lanes import Lanes, RunFormat
+from tests.ops.test_sampling import make_sampling
+
+TORCH = TorchOps()
+ROWS = st.sampled_from([1, 3, 4, 5, 20, 64])
+SIZES = st.sampled_from([1, 7, 97, 200])
+DTYPES = st.sampled_from([torch.float32, torch.float16])
+
+
+def case(rows: int, size: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """x [rows, 40], the norm's weight, and the head [size, 40]."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 2, (rows, 40), generator=generator) * 2 - 1
+    head = torch.randint(-1, 2, (size, 40), generator=generator)
+    return x.to(dtype), torch.ones(40, dtype=dtype), head.to(dtype)
+
+
+def run(x: Tensor, norm: Tensor, head: Tensor, meta: SamplingMetadata, **ban: Tensor) -> list[int]:
+    columns = (meta.temperature, meta.seeds, meta.positions)
+    return norm_head_sample(x, norm, 0.0, head, *columns, **ban).tolist()
+
+
+def unfused(x: Tensor, norm: Tensor, head: Tensor, meta: SamplingMetadata) -> list[int]:
+    logits = TORCH.linear(TORCH.rms_norm(x, norm, 0.0), head).float()
+    return TORCH.sample(logits, meta).tolist()
+
+
+@settings(max_examples=12)
+@given(rows=ROWS, size=SIZES, seed=st.integers(0, 999), dtype=DTYPES, greedy=st.booleans())
+def test_tokens(rows: int, size: int, seed: int, dtype: torch.dtype, greedy: bool) -> None:
+    x, norm, head = case(rows, size, seed, dtype)
+    temperatures = torch.tensor([0.0, 0.7, 3.0, 1e-9])[torch.arange(rows) % 4]
+    meta = make_sampling(
+        rows,
+        temperature=0.0 if greedy else temperatures,
+        seeds=seed - torch.arange(rows) * 2**40,
+        positions=torch.arange(rows) + 2**33 * (seed % 2),
+    )
+    assert run(x, norm, head, meta) == unfused(x, norm, head, meta)
+
+
+@pytest.mark.parametrize("rows", [2, 6])
+def test_what_is_no_number_is_never_the_best(rows: int) -> None:
+    x, norm, head = case(rows, 30, 0, torch.float32)
+    head[3:20] = math.nan
+    for temperature in (0.0, 1.0):
+        meta = make_sampling(rows, temperature=temperature, positions=torch.arange(rows))
+        got = run(x, norm, head, meta)
+        assert got == unfused(x, norm, head, meta)
+        assert not set(got) & set(range(3, 20))
+
+
+@pytest.mark.parametrize("rows", [4, 6])
+def test_triggers_are_banned_row_by_row(rows: int) -> None:
+    x, norm, head = case(rows, 90, 1, torch.float16)
+    x[:, :9] = 1
+    triggers = torch.tensor([3, 77], dtype=torch.int32)
+    head[triggers] = torch.arange(40).lt(9).half() * 30  # certain, if allowed
+    flags = (torch.arange(rows) < rows // 2).to(torch.int32)
+    meta = make_sampling(rows, temperature=[0.0, 1.0] * (rows // 2), positions=torch.arange(rows))
+    got = run(x, norm, head, meta, banned=flags, triggers=triggers)
+    logits = TORCH.linear(x, head).float()
+    logits[: rows // 2, triggers] = -math.inf
+    assert got[: rows // 2] == TORCH.sample(logits, meta).tolist()[: rows // 2]
+    assert set(got[rows // 2 :]) <= {3, 77}
+
+
+def lanes_of(rows: int, size: int) -> Lanes:
+    """Lanes that think and filter differently, all of which go on for a while."""
+    fmt = RunFormat((3, 7), np.zeros(size, np.uint8), block_size=4, scratch_slot=99)
+    table = torch.arange(rows * 9, dtype=torch.int32).view(rows, 9)
+    lanes = Lanes(rows, steps=2, fmt=fmt, block_table=table, device="cpu")
+    fields = {"finish": 0, "phase": 1, "max_thinking": 9, "max_len": 30, "num_waits": 9}
+    fields |= {"wait_len": 1, "natural_len": 1, "position": 5}
+    for name, value in fields.items():
+        lanes.state.lane(name).fill_(value)
+    lanes.state.lane("sample_banned").copy_(torch.arange(rows) % 2)
+    lanes.temperature[:] = np.arange(rows) % 3
+    lanes.top_k[:] = np.arange(rows) % 4
+    lanes.top_p[:] = 1
+    return lanes
+
+
+@pytest.mark.parametrize(("rows", "filtered"), [(5, False), (65, False), (5, True)])
+def test_lanes_decide_as_on_torch(rows: int, filtered: bool) -> None:
+    """65 lanes are too many for the fused kernel, filters are not its business."""
+    x, norm, head = case(rows, 50, 2, torch.float32)
+    ours, torchs = (lanes_of(rows, 50).state for _ in range(2))
+    for _ in range(2):
+        TritonOps().decide(x, norm, 0.0, head, ours, filtered=filtered)
+        TORCH.decide(x, norm, 0.0, head, torchs, filtered=filtered)
+    assert torch.equal(ours.ring, torchs.ring)
+    assert torch.equal(ours.lanes, torchs.lanes)
+    assert torch.equal(ours.slot_mapping, torchs.slot_mapping)
+    assert len(ours.ring.unique()) > 4
