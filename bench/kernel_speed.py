@@ -90,6 +90,49 @@ def _linear(at: Place, ops: Ops, tokens: int, context: int, *, rows: str) -> Wor
     )
 
 
+def _norm_gate_up(at: Place, ops: Ops, tokens: int, context: int) -> Work:
+    m = at.model
+    residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
+    weight = at.normal(2 * m.intermediate_size, m.hidden_size)
+    plain = TorchOps()
+    return Work(
+        lambda: ops.norm_gate_up(None, residual, norm, 1e-6, weight),
+        lambda: plain.norm_gate_up(None, residual, norm, 1e-6, weight),
+        weight.nbytes + residual.nbytes + tokens * m.intermediate_size * residual.itemsize,
+        2.0 * tokens * weight.numel(),
+    )
+
+
+def _norm_qkv(at: Place, ops: Ops, tokens: int, context: int) -> Work:
+    """Everything before attention; each token is the first of a sequence of its own."""
+    m, block = at.model, BLOCK_SIZES[at.device]
+    residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
+    weight = at.normal((m.num_heads + 2 * m.num_kv_heads) * m.head_dim, m.hidden_size)
+    k, v, table = _cache(at, tokens, 1, block)
+    meta = AttentionMetadata(
+        positions=at.ints([0] * tokens),
+        slot_mapping=table[:, 0].long() * block,
+        cu_seqlens_q=at.ints(range(tokens + 1)),
+        context_lens=at.ints([1] * tokens),
+        block_table=table,
+        max_seqlen_q=1,
+    )
+    cos_sin = torch.ones(1, m.head_dim, device=at.device)
+    plain = TorchOps()
+
+    def call(ops: Ops) -> Tensor:
+        return ops.norm_qkv_rope_write(
+            None, residual, norm, 1e-6, weight, None, None, None, cos_sin, k, v, meta
+        )
+
+    return Work(
+        lambda: call(ops),
+        lambda: call(plain),
+        weight.nbytes + residual.nbytes + tokens * weight.shape[0] * residual.itemsize,
+        2.0 * tokens * weight.numel(),
+    )
+
+
 def _cache(at: Place, rows: int, context: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
     """K, V and a block table whose blocks are shuffled, for so many sequences."""
     per_row = -(-context // block)
@@ -153,6 +196,8 @@ KERNELS: dict[str, Make] = {
     "silu_and_mul": _silu_and_mul,
     **{f"linear_{rows}": partial(_linear, rows=rows)
        for rows in ("qkv", "o", "gate_up", "down", "lm_head")},
+    "norm_qkv": _norm_qkv,
+    "norm_gate_up": _norm_gate_up,
     "decode": partial(_attention, new=1),
     "extend": partial(_attention, new=2048),
     "sample": _sample,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from s1engine.bench.kernel_speed import Place
+from s1engine.models.rope import cos_sin_table
 from s1engine.ops import AttentionMetadata, Ops
 from s1engine.ops.torch_ops import TorchOps
 
@@ -43,6 +44,54 @@ def silu_call(at: Place, tokens: int) -> Call:
     return lambda ops, cast: ops.silu_and_mul(cast(x))
 
 
+def gate_up_call(at: Place, tokens: int) -> Call:
+    m = at.model
+    residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
+    weight = at.normal(2 * m.intermediate_size, m.hidden_size) * m.hidden_size**-0.5
+    return lambda ops, cast: ops.norm_gate_up(None, cast(residual), cast(norm), 1e-6, cast(weight))
+
+
+def residual_call(at: Place, tokens: int) -> Call:
+    m = at.model
+    x, residual = at.normal(tokens, m.intermediate_size), at.normal(tokens, m.hidden_size)
+    weight = at.normal(m.hidden_size, m.intermediate_size) * m.intermediate_size**-0.5
+
+    def call(ops: Ops, cast: Callable[[Tensor], Tensor]) -> Tensor:
+        total = cast(residual)
+        branch = ops.linear_residual(cast(x), cast(weight), None, total)
+        return total if branch is None else total + branch
+
+    return call
+
+
+def qkv_call(at: Place, tokens: int, block: int) -> Call:
+    """Queries, keys and values, as they come out and as they stand in the cache."""
+    m = at.model
+    residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
+    rows = (m.num_heads + 2 * m.num_kv_heads) * m.head_dim
+    weight, bias = at.normal(rows, m.hidden_size) * m.hidden_size**-0.5, at.normal(rows)
+    size = (tokens // block + 1, m.num_kv_heads, block, m.head_dim)
+    meta = AttentionMetadata(
+        positions=at.ints(range(tokens)),
+        slot_mapping=at.ints(range(tokens), torch.int64),
+        cu_seqlens_q=at.ints([0, tokens]),
+        context_lens=at.ints([tokens]),
+        block_table=at.ints([list(range(size[0]))]),
+        max_seqlen_q=tokens,
+    )
+    cos_sin = cos_sin_table(m.head_dim, m.rope_theta, None, tokens).to(at.device)
+
+    def call(ops: Ops, cast: Callable[[Tensor], Tensor]) -> Tensor:
+        k, v = (cast(torch.zeros(size, dtype=at.dtype, device=at.device)) for _ in range(2))
+        q = ops.norm_qkv_rope_write(
+            None, cast(residual), cast(norm), 1e-6, cast(weight), cast(bias), None, None,
+            cos_sin, k, v, meta,
+        )  # fmt: skip
+        return torch.cat((q.flatten(), k.flatten(), v.flatten()))
+
+    return call
+
+
 def attention_call(at: Place, lens_q: list[int], contexts: list[int], block: int) -> Call:
     """Rows of ``lens_q`` new tokens at the ends of ``contexts``, over shuffled blocks."""
     m = at.model
@@ -67,6 +116,10 @@ def calls(at: Place, block: int) -> dict[str, Call]:
     """The cases by name, at corners of their shapes."""
     found = {f"add_rms_norm T={t}": norm_call(at, t) for t in (1, 7, 513)}
     found |= {f"silu_and_mul T={t}": silu_call(at, t) for t in (1, 65)}
+    for tokens in (1, 4, 5, 64, 65):
+        found[f"norm_gate_up T={tokens}"] = gate_up_call(at, tokens)
+        found[f"linear_residual T={tokens}"] = residual_call(at, tokens)
+        found[f"norm_qkv_rope_write T={tokens}"] = qkv_call(at, tokens, block)
     found |= {
         f"decode B={b}": attention_call(at, [1] * b, [CONTEXTS[i % 5] for i in range(b)], block)
         for b in (1, 5, 64)
