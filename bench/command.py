@@ -15,9 +15,15 @@ from typing import Any
 
 
 def _benches() -> dict[str, ModuleType]:
-    from s1engine.bench import budget, harness, host, throughput
+    from s1engine.bench import budget, harness, host, miniature, throughput
 
-    return {"host": host, "throughput": throughput, "budget": budget, "harness": harness}
+    return {
+        "host": host,
+        "throughput": throughput,
+        "budget": budget,
+        "harness": harness,
+        "miniature": miniature,
+    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
