@@ -5,6 +5,7 @@ memory is that of one GPU at the longest row the recipe allows, with FSDP2 as ``
 it up; every assumption is printed with the numbers. Units: bytes, and tokens T of a row.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,13 @@ def memory(config: SftConfig, architecture: Any, tokens: int, ranks: int) -> Mem
 
 def unit_sizes(architecture: Any) -> dict[str, int]:
     """Parameters of FSDP's units: a decoder layer, an untied head, and the rest."""
-    lm: Any = models.build(_PLAIN, architecture)
-    count = {"layer": _parameters(lm.model.layers[0])}
-    tied = architecture.tie_word_embeddings
-    count["head"] = 0 if tied else _parameters(lm.lm_head)
-    whole = _parameters(lm)
-    layers = sum(_parameters(layer) for layer in lm.model.layers)
-    return count | {"rest": whole - layers - count["head"]}
+    single = copy.deepcopy(architecture)
+    single.num_hidden_layers = 1
+    single.layer_types = ["full_attention"]
+    lm: Any = models.build(_PLAIN, single)
+    layer = _parameters(lm.model.layers[0])
+    head = 0 if architecture.tie_word_embeddings else _parameters(lm.lm_head)
+    return {"layer": layer, "head": head, "rest": _parameters(lm) - layer - head}
 
 
 _PLAIN = SftConfig(

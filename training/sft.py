@@ -10,6 +10,7 @@ that was killed goes on from its last checkpoint when it is started again.
 
 import argparse
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ from typing import Any
 
 import torch
 import yaml
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from s1engine.errors import ModelError, RequestError
 from s1engine.models.loader import resolve_model
@@ -174,7 +174,6 @@ def overrides(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-@record
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -189,9 +188,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             print(make_plan(config))
             return 0
-        print(train(config))
+        finished = train(config)
+        if os.environ.get("RANK", "0") == "0":
+            print(finished)
     except (RequestError, ModelError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        if rank == "0" or not isinstance(error, TrainingError):  # which all ranks raise alike
+            print(
+                f"error: {error}" if rank == "0" else f"error: rank {rank}: {error}",
+                file=sys.stderr,
+            )
         return 1
     return 0
 

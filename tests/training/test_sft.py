@@ -1,9 +1,12 @@
 """Whole runs: equal however the work is split, exact after a kill, and answered with afterwards."""
 
+import json
 import os
 import random
 import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,9 +16,12 @@ from safetensors.torch import load_file
 
 from s1engine import LLM, SamplingParams
 from s1engine.errors import RequestError
-from s1engine.training import sft
+from s1engine.training import checkpoint, samples, sft
+from s1engine.training import model as models
 from s1engine.training.config import SftConfig
 from s1engine.training.errors import TrainingError
+from s1engine.training.optimizer import make_optimizer
+from s1engine.training.ranks import joined
 from s1engine.training.rows import write_jsonl
 from tests.training.runs import (
     FORKS,
@@ -147,8 +153,6 @@ def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(folder: Path) -
 
 
 def train_with_little_disk(config: SftConfig) -> None:
-    from s1engine.training import checkpoint
-
     publish = checkpoint.Checkpoints._publish
 
     def then_little(self: checkpoint.Checkpoints, *args: object) -> None:
@@ -160,17 +164,57 @@ def train_with_little_disk(config: SftConfig) -> None:
         train_here(config)
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_rows(folder: Path) -> None:
-    from s1engine.training import model as models
+def test_a_rank_that_dies_ends_all_and_leaves_a_good_checkpoint(folder: Path) -> None:
+    config = recipe(folder, "torchrun", packing=False, batch_rows=3, epochs=500)
+    file = folder / "recipe.yaml"
+    file.write_text(json.dumps(config.to_json()))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "-m", "s1engine.training.sft", str(file),
+    ]  # fmt: skip
+    agent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    saved = checkpoint.Checkpoints(Path(config.out), None, {}, 1)  # type: ignore[arg-type]
+    while agent.poll() is None and saved.newest() is None:
+        time.sleep(0.05)
+    ranks = children(agent.pid)
+    assert sorted(ranks) == ["0", "1"]
+    os.kill(ranks["1"], signal.SIGKILL)
+    _, errors = agent.communicate()
+    assert agent.returncode != 0
+    assert "Signal 9 (SIGKILL)" in errors
+    assert not [rank for rank, pid in ranks.items() if Path(f"/proc/{pid}").exists()]
+    with joined(1) as alone:
+        data = samples.load(config, samples.load_tokenizer(config))
+        model = models.load(config, alone)
+        wanted = checkpoint.identity(config, data)
+        resumed = checkpoint.Checkpoints(Path(config.out), alone, wanted, 1).resume(
+            model, make_optimizer(model, config)
+        )
+    assert resumed >= 2
 
+
+def children(parent: int) -> dict[str, int]:
+    """Process ids of torchrun's ranks."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (path / "stat").read_text().rpartition(")")[2].split()
+            environment = (path / "environ").read_text().split("\0")
+        except OSError:
+            continue
+        ranks = [one.removeprefix("RANK=") for one in environment if one.startswith("RANK=")]
+        if int(fields[1]) == parent and ranks:
+            found[ranks[0]] = int(path.name)
+    return found
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_rows(folder: Path) -> None:
     config = recipe(folder, "nan", packing=False, batch_rows=3)
     original = models.SftModel.forward
 
     def poisoned(self: models.SftModel, row: models.PackedRow) -> torch.Tensor:
         bad = float("nan") if row.lengths == [target] else 1.0
         return original(self, row) * bad
-
-    from s1engine.training import samples
 
     sample = samples.load(config, samples.load_tokenizer(config)).samples[5]
     target = len(sample.ids)
