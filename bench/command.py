@@ -15,7 +15,7 @@ from typing import Any
 
 
 def _benches() -> dict[str, ModuleType]:
-    from s1engine.bench import budget, harness, host, miniature, throughput
+    from s1engine.bench import budget, harness, host, miniature, throughput, train
 
     return {
         "host": host,
@@ -23,6 +23,7 @@ def _benches() -> dict[str, ModuleType]:
         "budget": budget,
         "harness": harness,
         "miniature": miniature,
+        "train": train,
     }
 
 

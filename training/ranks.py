@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 
@@ -54,7 +53,7 @@ def joined(threads: int = 0) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     if threads and not cuda:
         torch.set_num_threads(threads)
-    store = None if "WORLD_SIZE" in os.environ else HashStore()
+    store = None if "WORLD_SIZE" in os.environ else dist.HashStore()  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     try:
