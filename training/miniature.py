@@ -13,10 +13,8 @@ what is reported.
 
 import argparse
 import json
-import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,27 +23,18 @@ from typing import Any
 from s1engine.config import BUNDLED_MODEL
 from s1engine.engine.llm import LLM
 from s1engine.errors import ModelError, RequestError
-from s1engine.eval.arithmetic import (
-    MAX_STEPS,
-    MIN_STEPS,
-    Question,
-    Step,
-    draw_steps,
-    generate,
-    is_held_out,
-    render,
-)
+from s1engine.eval.arithmetic import Question, generate
 from s1engine.eval.engine_backend import EngineBackend
 from s1engine.eval.grade import extract_answer
 from s1engine.eval.intervals import bootstrap_interval, paired_interval
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
-from s1engine.training import diversity, rows, sft
-from s1engine.training.arithmetic_traces import one_pass
+from s1engine.training import diversity, miniature_report, rows, sft
 from s1engine.training.ask import read_answers
 from s1engine.training.config import SftConfig
 from s1engine.training.curate import CHOSEN, Asked, Curation, Source, curate, with_trace
 from s1engine.training.errors import TrainingError
 from s1engine.training.funnel import Candidate, Funnel
+from s1engine.training.miniature_data import base_corpus, domain, pool
 
 BUDGETS = (0, 16, 32, 48, 64, 96, 128)
 WAITS = (1, 2)
@@ -70,32 +59,7 @@ class Sizes:
     threads: int = 0
 
 
-# --- the base model, the pool ---
-
-
-def chain(rng: random.Random) -> tuple[Step, ...]:
-    """A chain that is not held out."""
-    while True:
-        steps = draw_steps(rng, rng.randint(MIN_STEPS, MAX_STEPS))
-        if not is_held_out(render(steps)):
-            return steps
-
-
-def base_corpus(count: int, seed: int) -> list[rows.Json]:
-    """Half bare answers, a quarter of answers after an empty think block, a quarter of worked
-    solutions in plain text."""
-    rng = random.Random(f"base {seed}")
-    found: list[rows.Json] = []
-    for index in range(count):
-        steps = chain(rng)
-        question, answer = render(steps), f"Final Answer: {steps[-1].value}"
-        if index % 4 == 3:
-            lines = "".join(piece.text for piece in one_pass(steps, None, rng))
-            found.append({"text": f"{question}\n{lines}"})
-            continue
-        empty = "<|im_start|>think\n<|im_start|>answer\n" if index % 4 == 2 else ""
-        found.append({"question": question, "completion": empty + answer})
-    return found
+# --- models ---
 
 
 def make_base(sizes: Sizes, folder: Path, name: str, count: int) -> Path:
@@ -103,22 +67,6 @@ def make_base(sizes: Sizes, folder: Path, name: str, count: int) -> Path:
     data = folder / f"{name}.jsonl"
     rows.write_jsonl(data, base_corpus(count, sizes.seed))
     return _sft(sizes, folder / name, data, str(BUNDLED_MODEL), epochs=1, learning_rate=1e-3)
-
-
-def pool(sizes: Sizes) -> list[rows.Row]:
-    """Questions of all lengths, none held out."""
-    rng = random.Random(f"pool {sizes.seed}")
-    chains = [chain(rng) for _ in range(sizes.pool)]
-    return [rows.Row(render(c), {}, {"solution": str(c[-1].value)}) for c in chains]
-
-
-def domain(row: rows.Row) -> str:
-    """The operator that a chain has most of."""
-    counts = Counter(sign for sign in row.question if sign in "+-*")
-    most = max(counts.values(), default=0)
-    first = [sign for sign, count in counts.items() if count == most]
-    return {"+": "sums", "-": "differences", "*": "products"}[first[0]] if len(first) == 1 \
-        else "mixed"  # fmt: skip
 
 
 def _sft(sizes: Sizes, out: Path, data: Path, model: str, **fields: Any) -> Path:
@@ -141,7 +89,7 @@ def select(sizes: Sizes, folder: Path, bases: dict[str, Path]) -> dict[str, Path
     asked = generate(1_000 + sizes.seed, sizes.asked)
     plan = Curation(
         out=folder / "funnel",
-        sources=[Source("pool", pool(sizes))],
+        sources=[Source("pool", pool(sizes.pool, sizes.seed))],
         tests=[Source("held-out", [rows.Row(question.question) for question in asked])],
         teacher=Asked(EngineBackend(LLM(progress=False)), greedy),
         weak={
@@ -278,51 +226,6 @@ def _against(results: dict[str, list[rows.Json]]) -> rows.Json:
     return found
 
 
-def table(found: rows.Json) -> str:
-    """Markdown: a row for each way of asking, a column for each model."""
-    names = list(found["results"])
-    lines = ["| asked with | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for index, first in enumerate(found["results"][names[0]]):
-        cells = []
-        for name in names:
-            row = found["results"][name][index]
-            low, high = row["interval"]
-            cells.append(
-                f"{row['accuracy']:.1f} % ({low:.0f} to {high:.0f}), {row['thinking_tokens']:.0f}"
-            )
-        lines.append(f"| {first['run']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def draw(found: rows.Json, path: Path) -> None:
-    """Accuracy against mean thinking tokens, a line a model over the budgets, waits as crosses."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    canvas, axes = pyplot.subplots(figsize=(7.2, 4.4), layout="constrained")
-    for name, all_runs in found["results"].items():
-        forced = [row for row in all_runs if row["run"].startswith(("budget", "no limit"))]
-        line = axes.plot(
-            [row["thinking_tokens"] for row in forced], [row["accuracy"] for row in forced],
-            marker="o", ms=4, lw=1.5, label=name,
-        )  # fmt: skip
-        waits = [row for row in all_runs if "wait" in row["run"]]
-        axes.plot(
-            [row["thinking_tokens"] for row in waits], [row["accuracy"] for row in waits],
-            ls="", marker="x", ms=6, color=line[0].get_color(),
-        )  # fmt: skip
-    axes.set_xlabel("mean thinking tokens")
-    axes.set_ylabel("accuracy, %")
-    axes.set_ylim(0, 103)
-    axes.grid(color="#d8dce1", lw=0.6)
-    axes.legend(frameon=False, title="fine-tuned on")
-    axes.spines[["top", "right"]].set_visible(False)
-    canvas.savefig(path, dpi=160)
-    pyplot.close(canvas)
-
-
 def main() -> int:
     """Command line: every size is a flag."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -330,7 +233,7 @@ def main() -> int:
     add_arguments(parser)
     args = parser.parse_args()
     try:
-        report(run(sizes_of(args), args.out), args.out)
+        miniature_report.write(run(sizes_of(args), args.out), args.out)
     except (RequestError, ModelError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -349,13 +252,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def sizes_of(args: argparse.Namespace) -> Sizes:
     """What the flags said."""
     return Sizes(**{name: getattr(args, name) for name in Sizes.__slots__})
-
-
-def report(found: rows.Json, folder: Path) -> None:
-    """Writes miniature.json, miniature.md and miniature.png."""
-    (folder / "miniature.json").write_text(json.dumps(found, indent=1) + "\n")
-    (folder / "miniature.md").write_text(table(found))
-    draw(found, folder / "miniature.png")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from s1engine.errors import ModelError
+from s1engine.errors import ModelError, RequestError
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.loader import resolve_model
 from s1engine.training.config import SftConfig
@@ -138,14 +138,17 @@ def load(config: SftConfig, ranks: Ranks) -> SftModel:
     """The sharded model with its weights: random ones that follow from the seed, or read from
     ``config.model``, of which each rank keeps its shards only."""
     architecture = hf_config(config)
+    if config.offload == "state" and ranks.device.type == "cpu":
+        raise RequestError("offload: state needs a GPU to offload from", param="offload")
+    device = torch.device("cpu") if config.offload == "state" else ranks.device
     if config.model is None:
         torch.manual_seed(config.seed)
         lm = AutoModelForCausalLM.from_config(
             architecture, dtype=torch.float32, attn_implementation=PACKED
         )
-        return shard(SftModel(prepared(lm.to(ranks.device), config), config), config, ranks)
+        return shard(SftModel(prepared(lm.to(device), config), config), config, ranks)
     model = shard(SftModel(build(config, architecture), config), config, ranks)
-    model.to_empty(device="cpu" if config.offload == "state" else ranks.device)
+    model.to_empty(device=device)
     _fill(model.lm, Checkpoint(resolve_model(config.model)))
     decoder: Any = model.lm.model
     rotary = type(decoder.rotary_emb)  # its frequencies are no weights

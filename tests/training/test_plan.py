@@ -1,11 +1,13 @@
 """The plan's memory against tensors counted alive, op by op."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from s1engine.errors import RequestError
 from s1engine.training import model as models
 from s1engine.training import plan
 from s1engine.training.config import SftConfig
@@ -75,6 +77,12 @@ def test_memory_is_within_15_percent_of_what_is_alive(
     assert held.total == pytest.approx(counter.peak, rel=0.15), counter.at
     shards = held.weights + held.gradients + held.optimizer
     assert held.total - shards == pytest.approx(counter.peak - shards, rel=0.3), counter.at
+
+
+def test_offloading_the_state_of_a_cpu_is_refused(ranks: Ranks) -> None:
+    config = SftConfig.read(Path("s1_nano"), offload="state")
+    with pytest.raises(RequestError, match="offload"):
+        models.load(config, ranks)
 
 
 def test_offloaded_activations_change_no_gradient(ranks: Ranks) -> None:
