@@ -92,9 +92,9 @@ class Checkpoints:
         fails; what was published before stays."""
         final = self.folder / f"step-{step:08d}"
         partial = self.folder / f".{final.name}.partial"
-        self._together(lambda: self._prepare(partial))
-        self._together(lambda: self._write(partial, model, optimizer), partial)
-        self._together(lambda: self._publish(partial, final, step), partial)
+        self.together(lambda: self._prepare(partial))
+        self.together(lambda: self._write(partial, model, optimizer), partial)
+        self.together(lambda: self._publish(partial, final, step), partial)
         return final
 
     def _prepare(self, partial: Path) -> None:
@@ -121,7 +121,7 @@ class Checkpoints:
         for old in complete[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def _together(self, work: Callable[[], None], partial: Path | None = None) -> None:
+    def together(self, work: Callable[[], None], partial: Path | None = None) -> None:
         """Does ``work`` on every rank; if it fails on one, all raise and the partial one goes."""
         failure = None
         try:

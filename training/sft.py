@@ -11,6 +11,7 @@ that was killed goes on from its last checkpoint when it is started again.
 import argparse
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -127,12 +128,17 @@ def _train(config: SftConfig, ranks: Ranks, progress: bool) -> Path:
         print(f"data: {data.counts}, {data.num_tokens:,} tokens; {len(steps)} steps",
               file=sys.stderr)  # fmt: skip
     _loop(trainer, saved, start, progress)
-    finished = out / MODEL
+    finished, partial = out / MODEL, out / f".{MODEL}.partial"
     source = resolve_model(config.model) if config.model else None
-    models.export(model, config, source, finished, ranks.is_first)
-    if ranks.is_first:
-        tokenizer.save_pretrained(finished)
-    ranks.barrier()
+
+    def publish() -> None:
+        models.export(model, config, source, partial, ranks.is_first)
+        if ranks.is_first:
+            tokenizer.save_pretrained(partial)
+            shutil.rmtree(finished, ignore_errors=True)
+            partial.rename(finished)
+
+    saved.together(publish, partial)
     return finished
 
 
