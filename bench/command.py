@@ -22,6 +22,8 @@ BENCHES = {
     "kernels": "kernel_speed",
     "budget": "budget",
     "harness": "harness",
+    "train": "train",
+    "miniature": "miniature",
     "qualify": "qualify",
     "compare": "compare",
 }

@@ -26,7 +26,7 @@ ALLOWED = {
     "engine": BASE | {"ops", "models", "runner"},
     "server": BASE | {"engine"},
     "eval": BASE | {"engine"},
-    "bench": BASE | {"ops", "models", "runner", "engine", "server", "eval", "kernels"},
+    "bench": BASE | {"ops", "models", "runner", "engine", "server", "eval", "kernels", "training"},
     "cli": BASE | {"ops", "models", "runner", "engine", "server", "eval", "bench"},
     "training": BASE | {"ops", "models", "runner", "engine", "eval"},
 }

@@ -68,7 +68,7 @@ def test_every_sequence_equals_the_reference(
     assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
 
 
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(st.lists(specs(), min_size=2, max_size=4), spares, engines, aheads, st.data())
 def test_what_the_host_decides_meanwhile_counts_at_once(
     scenario: list[Spec],
@@ -102,12 +102,10 @@ def test_what_the_host_decides_meanwhile_counts_at_once(
         mock.scheduler.check_integrity()
     for seq_id, bound in bounds.items():
         assert mock.scheduler.take(seq_id)["thinking_tokens"] <= bound
-    untouched = [i for i in range(len(scenario)) if i not in {*victims.values(), *bounds}]
-    for seq_id in untouched:
-        out = mock.scheduler.take(seq_id)
+    touched = {*victims.values(), *(seq_id for seq_id, _ in limited.values())}
+    for seq_id in set(range(len(scenario))) - touched:
         wanted = scenario[seq_id].expected(model)[0]
-        assert out["thinking_tokens"] == 0 or out["thinking_tokens"] == wanted.thinking_tokens
-        assert out["end_reason"].name == wanted.end_reason
+        assert mock.scheduler.take(seq_id)["token_ids"] == wanted.token_ids
 
 
 @settings(max_examples=15)

@@ -1,0 +1,102 @@
+"""The plan's memory against tensors counted alive, op by op."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from s1engine.errors import RequestError
+from s1engine.training import model as models
+from s1engine.training import plan
+from s1engine.training.config import SftConfig
+from s1engine.training.optimizer import clip_gradients, make_optimizer
+from s1engine.training.packing import PackedRow
+from s1engine.training.ranks import Ranks, joined
+from s1engine.training.samples import Sample
+from tests.training.live_bytes import LiveBytes
+
+NAMES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "vocab_size", "tie_word_embeddings",
+)  # fmt: skip
+SHAPES: dict[str, tuple[Any, ...]] = {
+    "activations": (64, 176, 4, 4, 2, 500, True),
+    "weights": (128, 350, 3, 4, 2, 2000, False),
+    "deep": (64, 160, 8, 4, 4, 300, False),
+}
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with joined(1) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "checkpointing"),
+    [
+        ("activations", "float32", True),
+        ("activations", "float32", False),
+        ("activations", "bfloat16", True),
+        ("activations", "bfloat16", False),
+        ("weights", "float32", True),
+        ("deep", "bfloat16", True),
+    ],
+)
+def test_memory_is_within_15_percent_of_what_is_alive(
+    ranks: Ranks, shape: str, dtype: str, checkpointing: bool
+) -> None:
+    """At the second micro-batch of a step, when gradients are there already."""
+    tokens = 96 if shape == "weights" else 192
+    config = SftConfig.from_dict({
+        "data": ["-"], "out": "-", "tokenizer": "-", "block_size": tokens, "loss_chunk": 64,
+        "gradient_checkpointing": checkpointing, "compute_dtype": dtype,
+        "architecture": {"model_type": "qwen2", **dict(zip(NAMES, SHAPES[shape], strict=True))},
+    })  # fmt: skip
+    model = models.load(config, ranks)
+    optimizer = make_optimizer(model, config)
+    row = PackedRow.make([Sample(tuple(i % 100 for i in range(tokens)), 1, "")])
+
+    def step() -> None:
+        for _ in range(2):
+            model(row).backward()
+        clip_gradients(model, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # makes the optimizer's state
+    counter = LiveBytes()
+    counter.watch(*model.parameters())
+    counter.watch(*(t for state in optimizer.state.values() for t in state.values()))
+    with counter:
+        step()
+    architecture: Any = model.lm.config
+    held = plan.memory(config, architecture, tokens, 1)
+    assert held.total == pytest.approx(counter.peak, rel=0.15), counter.at
+    shards = held.weights + held.gradients + held.optimizer
+    assert held.total - shards == pytest.approx(counter.peak - shards, rel=0.3), counter.at
+
+
+def test_offloading_the_state_of_a_cpu_is_refused(ranks: Ranks) -> None:
+    config = SftConfig.read(Path("s1_nano"), offload="state")
+    with pytest.raises(RequestError, match="offload"):
+        models.load(config, ranks)
+
+
+def test_offloaded_activations_change_no_gradient(ranks: Ranks) -> None:
+    """Saved layer inputs wait on the host (here a copy of them), and what comes out is the same."""
+    architecture = {"model_type": "qwen2", **dict(zip(NAMES, SHAPES["deep"], strict=True))}
+    found = []
+    for offload in ("none", "activations"):
+        config = SftConfig.from_dict({
+            "data": ["-"], "out": "-", "tokenizer": "-", "block_size": 64, "offload": offload,
+            "compute_dtype": "float32", "architecture": architecture,
+        })  # fmt: skip
+        model = models.load(config, ranks)
+        model(PackedRow.make([Sample(tuple(range(64)), 1, "")])).backward()
+        found.append([p.grad.full_tensor() for p in model.parameters()])  # type: ignore
+        held = plan.memory(config, model.lm.config, 64, 1)
+        assert (held.host > 0) == (offload == "activations")
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -1,0 +1,212 @@
+"""The model to train: a transformers decoder with packed attention and the chunked loss, sharded.
+
+Weights are float32 shards (FSDP2, one unit a decoder layer); forward and backward run in the
+compute type, gradients are summed in float32.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+)
+
+from s1engine.errors import ModelError, RequestError
+from s1engine.models.checkpoint import Checkpoint
+from s1engine.models.loader import resolve_model
+from s1engine.training.config import SftConfig
+from s1engine.training.loss import linear_cross_entropy
+from s1engine.training.packing import PackedRow
+from s1engine.training.ranks import Ranks
+
+PACKED = "s1engine_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,  # [1, Hq, T, D]
+    key: Tensor,  # [1, Hkv, T, D]
+    value: Tensor,  # [1, Hkv, T, D]
+    attention_mask: None,
+    *,
+    lengths: list[int],  # sum T
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each sample of a row: [1, T, Hq, D]. One call a sample, so nothing
+    is spent on pairs of different samples, and no mask exists."""
+    parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    out = [
+        scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=True
+        )
+        for q, k, v in parts
+    ]
+    return torch.cat(out, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register(PACKED, packed_attention)
+AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
+
+
+class SftModel(nn.Module):
+    """A causal language model whose forward pass is the loss of a row."""
+
+    def __init__(self, lm: nn.Module, config: SftConfig) -> None:
+        super().__init__()
+        self.lm = lm
+        self._chunk = config.loss_chunk
+        self._offload = config.offload == "activations"
+
+    def forward(self, row: PackedRow) -> Tensor:
+        """Sum of the cross-entropy over the row's targets, float32."""
+        lm: Any = self.lm
+        pin = row.input_ids.is_cuda
+        with save_on_cpu(pin_memory=pin) if self._offload else nullcontext():
+            hidden = lm.model(
+                input_ids=row.input_ids,
+                position_ids=row.position_ids,
+                use_cache=False,
+                lengths=row.lengths,
+            ).last_hidden_state[0]  # [T, H]
+        hidden = hidden[row.loss_positions]
+        loss: Tensor = lm.lm_head.loss(hidden, row.loss_targets, self._chunk)
+        return loss
+
+
+def _head_loss(self: nn.Linear, hidden: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    return linear_cross_entropy(hidden, self.weight, targets, chunk)
+
+
+def hf_config(config: SftConfig) -> PretrainedConfig:
+    """The architecture, from the recipe or the model's directory, checked for what is supported."""
+    if config.architecture is not None:
+        fields = dict(config.architecture)
+        found = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    else:
+        assert config.model is not None
+        found = AutoConfig.from_pretrained(resolve_model(config.model))
+    kinds = set(getattr(found, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(found, "sliding_window", None):
+        raise ModelError("models with sliding-window attention cannot be trained")
+    limit = found.max_position_embeddings
+    if config.block_size > limit:
+        raise ModelError(f"block_size {config.block_size} exceeds the model's {limit} positions")
+    return found
+
+
+def build(config: SftConfig, architecture: PretrainedConfig) -> nn.Module:
+    """A transformers model without weights (on the meta device)."""
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(
+            architecture, dtype=torch.float32, attn_implementation=PACKED
+        )
+    return prepared(lm, config)
+
+
+def prepared(lm: Any, config: SftConfig) -> nn.Module:
+    """Gives the head its loss, switches checkpointing on, and the model to training."""
+    if config.gradient_checkpointing:
+        # transformers before 5.20 has the second name only
+        enable = getattr(lm, "activation_checkpointing_enable", None)
+        (enable or lm.gradient_checkpointing_enable)({"use_reentrant": False})
+    lm.lm_head.loss = MethodType(_head_loss, lm.lm_head)
+    lm.train()
+    return lm  # type: ignore[no-any-return]
+
+
+def load(config: SftConfig, ranks: Ranks) -> SftModel:
+    """The sharded model with its weights: random ones that follow from the seed, or read from
+    ``config.model``, of which each rank keeps its shards only."""
+    architecture = hf_config(config)
+    if config.offload == "state" and ranks.device.type == "cpu":
+        raise RequestError("offload: state needs a GPU to offload from", param="offload")
+    device = torch.device("cpu") if config.offload == "state" else ranks.device
+    if config.model is None:
+        torch.manual_seed(config.seed)
+        lm = AutoModelForCausalLM.from_config(
+            architecture, dtype=torch.float32, attn_implementation=PACKED
+        )
+        return shard(SftModel(prepared(lm.to(device), config), config), config, ranks)
+    model = shard(SftModel(build(config, architecture), config), config, ranks)
+    model.to_empty(device=device)
+    _fill(model.lm, Checkpoint(resolve_model(config.model)))
+    decoder: Any = model.lm.model
+    rotary = type(decoder.rotary_emb)  # its frequencies are no weights
+    decoder.rotary_emb = rotary(architecture).to(ranks.device)
+    return model
+
+
+def shard(model: SftModel, config: SftConfig, ranks: Ranks) -> SftModel:
+    """FSDP2: one unit a layer, one for an untied head, one for the rest. Gradients become sums over
+    the ranks divided by their number."""
+    lm: Any = model.lm
+    policy: dict[str, Any] = {
+        "mesh": ranks.mesh,
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=getattr(torch, config.compute_dtype), reduce_dtype=torch.float32
+        ),
+        "offload_policy": CPUOffloadPolicy() if config.offload == "state" else OffloadPolicy(),
+    }
+    for layer in lm.model.layers:
+        fully_shard(layer, **policy)
+    if not lm.config.tie_word_embeddings:
+        fully_shard(lm.lm_head, **policy)
+        register_fsdp_forward_method(lm.lm_head, "loss")
+    fully_shard(model, **policy)
+    return model
+
+
+@torch.no_grad()
+def _fill(lm: nn.Module, checkpoint: Checkpoint) -> None:
+    named = dict(lm.named_parameters())
+    checkpoint.check({name: tuple(p.shape) for name, p in named.items()}, {"lm_head.weight"})
+    for name, parameter in named.items():
+        assert isinstance(parameter, DTensor)
+        whole = checkpoint.read(name).float()
+        mine = distribute_tensor(
+            whole.to(parameter.device), parameter.device_mesh, parameter.placements,
+            src_data_rank=None,
+        )  # fmt: skip
+        parameter.copy_(mine)
+
+
+def export(model: SftModel, config: SftConfig, source: Path | None, out: Path, first: bool) -> None:
+    """Writes a Hugging Face directory in bfloat16, from the first rank; all ranks take part."""
+    from huggingface_hub import save_torch_state_dict
+
+    weights: dict[str, Tensor] = {}
+    for name, parameter in model.lm.named_parameters():
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        if first:
+            weights[name] = whole.detach().to(torch.bfloat16).cpu()
+    if not first:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    save_torch_state_dict(weights, out, max_shard_size="5GB")
+    described: Any = hf_config(config)
+    described.dtype = torch.bfloat16
+    described.architectures = [type(model.lm).__name__.removeprefix("FSDP")]
+    described.save_pretrained(out)
+    defaults = source / "generation_config.json" if source else None
+    if defaults is not None and defaults.exists():
+        (out / defaults.name).write_text(defaults.read_text())
