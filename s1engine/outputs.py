@@ -25,6 +25,14 @@ class ThinkingUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class RowLogprobs:
+    """Raw log-probabilities at one sampled position."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """Log-probability of one generated token under the model's raw distribution."""
 

@@ -2,22 +2,26 @@
 
 The scheduler marks every generated token with its region, so nothing is parsed here: thinking
 tokens become reasoning, answer tokens become text, delimiters become neither. A finished sample
-that was never streamed goes the same way in one push.
+that was never streamed goes the same way in one push. Where a record stands for several steps, its
+tokens come at once.
 """
 
 from dataclasses import dataclass
 
 from s1engine import _core
-from s1engine.outputs import Chunk, CompletionOutput, ThinkingUsage, TokenLogprob
-from s1engine.runner.sampler import RowLogprobs
+from s1engine.engine.progress import Progress
+from s1engine.outputs import (
+    Chunk,
+    CompletionOutput,
+    RowLogprobs,
+    ThinkingUsage,
+    TokenLogprob,
+)
 from s1engine.sampling_params import SamplingParams
 from s1engine.tokenizer import IncrementalDetokenizer, Tokenizer
 
-FINISHED = {
-    _core.FinishReason.STOP: "stop",
-    _core.FinishReason.LENGTH: "length",
-    _core.FinishReason.ABORT: "abort",
-}
+
+_REGION = _core.MARK_REGION
 
 
 class StopFinder:
@@ -61,10 +65,17 @@ class SampleStream:
     """Grows with ``push`` until the sample is finished; then ``output`` is the whole."""
 
     def __init__(
-        self, index: int, params: SamplingParams, tokenizer: Tokenizer, *, thinks: bool
+        self,
+        index: int,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        *,
+        thinks: bool,
+        logprobs: bool,
     ) -> None:
         self.index = index
         self.params = params
+        self._wants_logprobs = logprobs
         self.finish_reason: str | None = None
         self._thinks = thinks
         self._reasoning = IncrementalDetokenizer(tokenizer)
@@ -74,27 +85,26 @@ class SampleStream:
         self._token_ids: list[int] = []
         self._forced: list[int] = []
         self._logprobs: list[TokenLogprob] = []
-        self._state: _core.Progress | None = None
+        self._state: Progress | None = None
 
     @property
     def hit_stop_string(self) -> bool:
         """The text contains a stop string, so the sample must be ended."""
         return self._stops.found is not None
 
-    def push(self, progress: "_core.Progress", row: RowLogprobs | None = None) -> Chunk:
-        """Takes what ``Scheduler.take`` returned, with the log-probs of the sampled token."""
+    def push(self, progress: Progress) -> Chunk:
+        """Takes a record of this sequence."""
         self._state = progress
-        ids, marks = progress["token_ids"], progress["marks"]
+        ids, marks = progress.token_ids, progress.marks
         forced = [int(mark & _core.MARK_FORCED != 0) for mark in marks]
-        regions = [mark & _core.MARK_REGION for mark in marks]
-        think = [t for t, r in zip(ids, regions, strict=True) if r == _core.MARK_THINK]
-        answer = [t for t, r in zip(ids, regions, strict=True) if r == 0]
+        think = [t for t, m in zip(ids, marks, strict=True) if m & _REGION == _core.MARK_THINK]
+        answer = [t for t, m in zip(ids, marks, strict=True) if m & _REGION == 0]
         self._token_ids += ids
         self._forced += forced
-        logprobs = self._add_logprobs(ids, forced, row)
-        last = FINISHED.get(progress["finish_reason"])
+        logprobs = self._add_logprobs(ids, forced, progress.rows)
+        last = progress.finish_reason
         reasoning = self._reasoning.push(think)
-        if progress["phase"] != _core.Phase.THINKING or last:
+        if last or not progress.thinking:
             reasoning += self._reasoning.flush()
         text = self._answer.push(self._without_end(answer, last))
         text = self._strip(text + (self._answer.flush() if last else ""), self._all.text)
@@ -114,16 +124,17 @@ class SampleStream:
         return answer[:-1] if last == "stop" else answer
 
     def _add_logprobs(
-        self, ids: list[int], forced: list[int], row: RowLogprobs | None
+        self, ids: list[int], forced: list[int], rows: list[RowLogprobs]
     ) -> list[TokenLogprob] | None:
-        if self.params.logprobs is None:
+        if not self._wants_logprobs:
             return None
+        sampled = iter(rows)
         added = []
         for token, was_forced in zip(ids, forced, strict=True):
             if was_forced:
                 added.append(TokenLogprob(token, 0.0, (), True))
             else:
-                assert row is not None, "a step samples at most one token a sequence"
+                row = next(sampled)
                 added.append(TokenLogprob(token, row.logprob, row.top, False))
         self._logprobs += added
         return added
@@ -140,7 +151,7 @@ class SampleStream:
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason(),
             thinking=self._thinking(),
-            logprobs=None if self.params.logprobs is None else self._logprobs,
+            logprobs=self._logprobs if self._wants_logprobs else None,
         )
 
     def _stop_reason(self) -> str | int | None:
@@ -154,11 +165,10 @@ class SampleStream:
         if not self._thinks:
             return None
         assert self._state is not None
-        reason = self._state["end_reason"]
         return ThinkingUsage(
-            tokens=self._state["thinking_tokens"],
+            tokens=self._state.thinking_tokens,
             forced_tokens=sum(self._forced),
-            waits_used=self._state["waits_used"],
-            end_reason=None if reason == _core.EndReason.NONE else reason.name.lower(),
-            budget=self._state["max_thinking"],
+            waits_used=self._state.waits_used,
+            end_reason=self._state.end_reason,
+            budget=self._state.max_thinking,
         )

@@ -12,16 +12,9 @@ import torch
 from torch import Tensor
 
 from s1engine.ops import Ops, Penalties, SamplingMetadata
+from s1engine.outputs import RowLogprobs
 from s1engine.runner.input_batch import SampleRows
 from s1engine.sampling_params import SamplingParams
-
-
-@dataclass(frozen=True, slots=True)
-class RowLogprobs:
-    """Raw log-probabilities at one sampled position."""
-
-    logprob: float
-    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from starlette.responses import Response
 
 from s1engine import __version__
 from s1engine.engine import request as engine_request
-from s1engine.engine.async_engine import AsyncLLMEngine
+from s1engine.engine.served import ServedEngine
 from s1engine.errors import EngineDeadError, RequestError
 from s1engine.outputs import RequestOutput
 from s1engine.server import answers
@@ -47,7 +47,7 @@ PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
 
 
 def create_app(
-    engine: AsyncLLMEngine,
+    engine: ServedEngine,
     *,
     api_key: str | None = None,
     efforts: Mapping[str, int | None] = EFFORTS,
@@ -88,14 +88,15 @@ def create_app(
 class Server:
     """The handlers, over one engine."""
 
-    def __init__(self, engine: AsyncLLMEngine, efforts: Mapping[str, int | None]) -> None:
+    def __init__(self, engine: ServedEngine, efforts: Mapping[str, int | None]) -> None:
         self._engine = engine
         self._efforts = efforts
-        self._name = engine.engine.config.model_name
-        self._defaults = engine.engine.default_sampling()
-        self._tokenizer = engine.engine.tokenizer
+        self._compiler = engine.compiler
+        self._name = engine.config.model_name
+        self._defaults = engine.compiler.text.default_sampling()
+        self._tokenizer = engine.compiler.text.tokenizer
         self._started = int(time.time())
-        self._metrics = Metrics(engine.engine)
+        self._metrics = Metrics(self._name, engine.stats)
 
     # --- answering ---
 
@@ -139,7 +140,7 @@ class Server:
         prompts = body.prompts()
         names = [name] if len(prompts) == 1 else [f"{name}-{i}" for i in range(len(prompts))]
         return [
-            self._engine.engine.make_request(
+            self._compiler.compile(
                 prompt, params, request_id=own, stream=body.stream, **options
             )
             for prompt, own in zip(prompts, names, strict=True)
@@ -208,13 +209,13 @@ class Server:
         return JSONResponse(self._model())
 
     def _model(self) -> answers.Json:
-        reasoning = self._engine.engine.format
+        reasoning = self._compiler.text.format
         return {
             "id": self._name,
             "object": "model",
             "created": self._started,
             "owned_by": "s1engine",
-            "max_model_len": self._engine.engine.max_model_len,
+            "max_model_len": self._compiler.max_model_len,
             "reasoning_format": reasoning.name if reasoning else None,
         }
 
@@ -224,14 +225,14 @@ class Server:
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("give either prompt or messages", param="prompt")
         ids = await asyncio.to_thread(self._tokenize, body)
-        limit = self._engine.engine.max_model_len
+        limit = self._compiler.max_model_len
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": limit})
 
     def _tokenize(self, body: TokenizeRequest) -> list[int]:
         if body.prompt is not None:
             return self._tokenizer.encode(body.prompt)
         assert body.messages is not None
-        return self._engine.engine.chat_token_ids(body.messages, body.enable_thinking)
+        return self._compiler.chat_token_ids(body.messages, body.enable_thinking)
 
     async def detokenize(self, body: DetokenizeRequest) -> Response:
         """Text of ids, special tokens spelled out."""

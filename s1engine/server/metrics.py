@@ -5,12 +5,13 @@ Counters grow with each finished request; gauges are read from the scheduler whe
 for. Knows neither HTTP nor who asks.
 """
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from s1engine._core import SchedulerStats
-from s1engine.engine.llm_engine import LLMEngine
+from s1engine.engine.messages import EngineStats
 from s1engine.outputs import CompletionOutput, RequestOutput
 
 PREFIX = "s1engine"
@@ -20,12 +21,12 @@ SHARES = tuple(i / 10 for i in range(1, 11))
 
 
 class Metrics:
-    """Metrics of one engine."""
+    """Metrics of one engine; ``stats`` says where it stands."""
 
-    def __init__(self, engine: LLMEngine) -> None:
+    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Scheduler(engine))
-        self._labels = {"model_name": engine.config.model_name}
+        self._registry.register(_Engine(model_name, stats))
+        self._labels = {"model_name": model_name}
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
         self._generated = self._counter("generation_tokens", "Tokens generated, forced ones too.")
         self._success = self._counter("request_success", "Finished samples.", "finished_reason")
@@ -85,15 +86,16 @@ class Metrics:
         return Histogram(full, text, ("model_name",), registry=self._registry, buckets=buckets)
 
 
-class _Scheduler(Collector):
-    """The scheduler's state and its own counters."""
+class _Engine(Collector):
+    """The engine's state and its own counters."""
 
-    def __init__(self, engine: LLMEngine) -> None:
-        self._engine = engine
+    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
+        self._model_name = model_name
+        self._stats = stats
 
     def collect(self) -> list[GaugeMetricFamily | CounterMetricFamily]:
-        stats: SchedulerStats = self._engine.scheduler.stats()
-        used = 1 - stats.num_free_blocks / self._engine.runner.num_blocks
+        stats = self._stats()
+        used = 1 - stats.num_free_blocks / stats.num_blocks
         gauges = {
             "num_requests_running": (stats.num_running, "Sequences that run."),
             "num_requests_waiting": (stats.num_waiting, "Sequences that wait."),
@@ -106,7 +108,7 @@ class _Scheduler(Collector):
             "computed_tokens": (stats.num_computed_tokens, "Tokens that went through the model."),
         }
         families: list[GaugeMetricFamily | CounterMetricFamily] = []
-        model = [self._engine.config.model_name]
+        model = [self._model_name]
         for kind, values in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
             for name, (value, text) in values.items():
                 family = kind(f"{PREFIX}:{name}", text, labels=["model_name"])

@@ -23,7 +23,7 @@ def values(text: str) -> dict[tuple[str, ...], float]:
 
 
 def test_counters_follow_the_requests(llm: LLM) -> None:
-    metrics = Metrics(llm.engine)
+    metrics = Metrics("s1-nano", llm.engine.stats)
     chats = [[{"role": "user", "content": f"a={i} b=a+1 b?"}] for i in range(5)]
     budget = ThinkingBudget(max_tokens=20, num_waits=2, checkpoints=(4,))
     params = SamplingParams(temperature=0, max_tokens=100, thinking=budget)
