@@ -250,13 +250,15 @@ void bind_scheduler(py::module_& m) {
              const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
              int32_t max_thinking, const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
              int32_t loop_repeats) {
-            self.add(make_spec(id, prompt, max_len, priority, order, std::move(stop_tokens), watched, salt,
-                               budget, thinking_tokens, max_thinking, checkpoints, loop_repeats));
+            self.add(make_spec(id, prompt, max_len, priority, order, std::move(stop_tokens),
+                               watched, salt, budget, thinking_tokens, max_thinking, checkpoints,
+                               loop_repeats));
           },
           py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
-          py::arg("priority") = 0, py::arg("order") = 0, py::arg("stop_tokens") = std::vector<s1::TokenId>(),
-          py::arg("watched") = false, py::arg("salt") = py::bytes(std::string(16, '\0')),
-          py::arg("budget") = nullptr, py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
+          py::arg("priority") = 0, py::arg("order") = 0,
+          py::arg("stop_tokens") = std::vector<s1::TokenId>(), py::arg("watched") = false,
+          py::arg("salt") = py::bytes(std::string(16, '\0')), py::arg("budget") = nullptr,
+          py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
           py::arg("checkpoints") = std::vector<std::pair<int32_t, s1::SeqId>>(),
           py::arg("loop_repeats") = 0)
       .def("schedule", [](Scheduler& self, BoundBatch& b) { return self.schedule(b.batch); })

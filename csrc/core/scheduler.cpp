@@ -164,8 +164,7 @@ void Scheduler::plan_waiting() {
   while (!waiting_.empty() && tokens_left() > 0 && !free_seats_.empty()) {
     Sequence& sequence = **waiting_.begin();
     const int64_t headroom = running_.empty() ? 0 : reserved + growth_blocks(sequence);
-    if (headroom > blocks_.num_free() ||
-        !blocks_.admit(sequence, static_cast<int32_t>(headroom))) {
+    if (headroom > blocks_.num_free() || !blocks_.admit(sequence, static_cast<int32_t>(headroom))) {
       break;
     }
     reserved += blocks_to_come(sequence);
@@ -194,8 +193,8 @@ int32_t Scheduler::growth_blocks(const Sequence& sequence) const {
 
 // The same for one that runs and holds some already.
 int32_t Scheduler::blocks_to_come(const Sequence& sequence) const {
-  const int32_t missing = blocks_.blocks_for(sequence.num_tokens()) -
-                          static_cast<int32_t>(sequence.blocks.size());
+  const int32_t missing =
+      blocks_.blocks_for(sequence.num_tokens()) - static_cast<int32_t>(sequence.blocks.size());
   return growth_blocks(sequence) + std::max(missing, 0);
 }
 

@@ -7,8 +7,9 @@
 // A step takes, within the token budget: first every running sequence with one pending token, then
 // running ones with more (in chunks), then waiting ones in order of (priority, order, arrival), as
 // long as blocks are left for a share of what the running ones may still add (their budgets bound
-// it; scheduler.cpp says how the share adapts). When blocks run out, the running sequence that comes last in that order gives all of its up and waits
-// again; what it had computed is computed anew, or found in the prefix cache.
+// it; scheduler.cpp says how the share adapts). When blocks run out, the running sequence that
+// comes last in that order gives all of its up and waits again; what it had computed is computed
+// anew, or found in the prefix cache.
 
 #pragma once
 

@@ -101,7 +101,7 @@ def _load(channel: Channel, config: EngineConfig, progress: bool) -> LLMEngine |
 
 
 def _serve(channel: Channel, engine: LLMEngine, waiting: list[messages.ToEngine]) -> None:
-    next_beat = time.monotonic()
+    next_beat, rests = time.monotonic(), True
     while True:
         for message in waiting:
             _obey(engine, message)
@@ -109,11 +109,12 @@ def _serve(channel: Channel, engine: LLMEngine, waiting: list[messages.ToEngine]
         if step is not None:
             channel.send(messages.Tokens(step))
         now = time.monotonic()
-        if now >= next_beat:
+        rested, rests = rests, not engine.has_unfinished
+        if now >= next_beat or rests > rested:
             channel.send(messages.Beat(engine.stats()))
             next_beat = now + BEAT_S
         busy = engine.has_unfinished and not channel.congested
-        waiting = channel.receive(0 if busy else next_beat - now)
+        waiting = channel.receive(0 if busy else max(next_beat - now, 0))
 
 
 def _obey(engine: LLMEngine, message: messages.ToEngine) -> None:

@@ -170,7 +170,8 @@ class LLMEngine:
             if not sample.finished:
                 self.scheduler.finish(sample.sequence, _core.FinishReason.ABORT)
         now = time.monotonic()
-        output = group.reader and self._read_to_the_end(group, group.reader, now)
+        reader = group.reader
+        output = None if reader is None else self._read_to_the_end(group, reader, now)
         self._remove(group)
         return output
 

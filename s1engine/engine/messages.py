@@ -81,7 +81,7 @@ class Tokens(msgspec.Struct, tag=True):
 
 
 class Beat(msgspec.Struct, tag=True):
-    """A sign of life, every second at least while no step takes longer."""
+    """A sign of life, every second (or step, if longer) and when the last request is done."""
 
     stats: EngineStats
 

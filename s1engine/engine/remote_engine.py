@@ -30,7 +30,8 @@ READ_BYTES = 2**18
 
 
 class RemoteLLMEngine:
-    """What AsyncLLMEngine is, with the engine in another process.
+    """What AsyncLLMEngine is, with the engine in another process. ``on_failure`` is called when
+    that ends by itself.
 
     The constructor starts the process and waits until the model is loaded. Raises ModelError or
     RequestError as LLMEngine does, EngineDeadError if the process ends before.
@@ -50,6 +51,7 @@ class RemoteLLMEngine:
         self._numbers: dict[str, int] = {}
         self._transport: asyncio.WriteTransport | None = None
         self._failure: EngineDeadError | None = None
+        self._closing = False
         self.on_failure: Callable[[], None] = lambda: None
         try:
             located = replace(config, model=str(path), served_model_name=config.model_name)
@@ -110,7 +112,7 @@ class RemoteLLMEngine:
 
     async def shutdown(self) -> None:
         """Ends the process after its present step; open streams end with EngineDeadError."""
-        self.on_failure = lambda: None
+        self._closing = True
         if self._transport is not None:
             self._transport.close()
         try:
@@ -122,7 +124,7 @@ class RemoteLLMEngine:
     async def run(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         """Yields chunks and checkpoints if the request streams, then its output. Closing the
         generator aborts. Raises EngineDeadError."""
-        if self._failure is not None:
+        if self._failure is not None or self._closing:
             raise EngineDeadError("the engine is not running") from self._failure
         stream = _Stream(Assembly(request, self.compiler.text.tokenizer))
         self._streams[request.number] = stream
@@ -180,10 +182,12 @@ class RemoteLLMEngine:
         """Nothing more will come."""
         if self._failure is not None:
             return
-        self._failure = EngineDeadError(message)
+        failure = EngineDeadError(message)
         for stream in self._streams.values():
-            stream.fail(self._failure)
-        self.on_failure()
+            stream.fail(failure)
+        if not self._closing:
+            self._failure = failure
+            self.on_failure()
 
 
 class _Receiver(asyncio.Protocol):

@@ -20,7 +20,6 @@ from s1engine.outputs import (
 from s1engine.sampling_params import SamplingParams
 from s1engine.tokenizer import IncrementalDetokenizer, Tokenizer
 
-
 _REGION = _core.MARK_REGION
 
 

@@ -126,6 +126,10 @@ class HttpFields(GenerationFields):
     return_token_ids: Annotated[
         bool, Field(description="Add token_ids and the 0/1 mask of forced ones to each choice")
     ] = False
+    timeout: Annotated[
+        float | None,
+        Field(gt=0, description="Seconds that the request may take, queueing included"),
+    ] = None
     user: str | None = None
     metadata: dict[str, str] | None = None
 
