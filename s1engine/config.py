@@ -52,6 +52,9 @@ class EngineConfig:
     """Path of a Jinja file that replaces the model's own chat template."""
     reasoning_format: str = "auto"
     """``s1``, ``think-tag``, ``none``, or detected from tokenizer and template."""
+    overload_thinking_floor: int | None = None
+    """While requests wait, thinking of those that run is cut towards this many tokens, the further
+    the more wait (all the way at ``max_num_seqs``). None: never."""
     seed: int = 0
     """Seed of requests that bring none."""
 
@@ -64,6 +67,8 @@ class EngineConfig:
         check_int("max_num_seqs", self.max_num_seqs, 1, 4096)
         check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1, 2**20)
         check_int("block_size", self.block_size, 1, 1024)
+        if self.overload_thinking_floor is not None:
+            check_int("overload_thinking_floor", self.overload_thinking_floor, 0, 2**24)
         check_int("seed", self.seed, 0, 2**63 - 1)
         if self.block_size & (self.block_size - 1):
             raise RequestError("block_size must be a power of two", param="block_size")

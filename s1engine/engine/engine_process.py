@@ -5,6 +5,7 @@ takes requests from the socket and puts each step's tokens there in one frame; i
 waits for nobody. It ends when the other end does.
 """
 
+import contextlib
 import logging
 import select
 import signal
@@ -133,10 +134,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     connection = socket.socket(fileno=int(sys.argv[1]))
-    try:
+    with contextlib.suppress(ConnectionError):  # the server has left, and its requests with it
         run(Channel(connection))
-    except ConnectionError:
-        pass  # the server has left, and its requests with it
 
 
 if __name__ == "__main__":

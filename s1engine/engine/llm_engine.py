@@ -244,6 +244,8 @@ class LLMEngine:
             self._seat(self._samples[sequence], began)
         if batch.core.num_rows == 0:
             return None
+        if self.config.overload_thinking_floor is not None:
+            self._relieve(self.config.overload_thinking_floor)
         sampled = self.runner.execute()
         self.scheduler.update(sampled.token_ids)
         self.runner.sampler.observe(*self.scheduler.appended)
@@ -254,6 +256,19 @@ class LLMEngine:
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
             name = heapq.heappop(self._deadlines)[1]
             self._limit(name, THINKING_NOW, _core.EndReason.DEADLINE)
+
+    def _relieve(self, floor: int) -> None:
+        """Cuts budgets as far as requests wait that this step had no room for."""
+        pressure = min(self.scheduler.stats().num_waiting / self.config.max_num_seqs, 1.0)
+        if pressure == 0:
+            return
+        for name, group in self._groups.items():
+            plan = group.request.thinking
+            if plan is not None:
+                excess = plan.max_thinking - max(floor, plan.min_thinking)
+                maximum = plan.max_thinking - int(pressure * max(excess, 0))
+                if maximum < (group.limit[0] if group.limit else plan.max_thinking):
+                    self._limit(name, maximum, _core.EndReason.OVERLOAD)
 
     def _seat(self, sample: Sample, now: float) -> None:
         request = sample.group.request
