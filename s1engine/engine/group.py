@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from s1engine import _core
 from s1engine.engine.assembly import Assembly
+from s1engine.engine.guide import Guide
 from s1engine.engine.request import Request
 
 
@@ -22,6 +23,8 @@ class Sample:
     seed: int
     begun: bool = False  # has it a token?
     finished: bool = False
+    answers: bool = False  # does it think no more?
+    guide: Guide | None = None
 
 
 @dataclass(slots=True, eq=False)

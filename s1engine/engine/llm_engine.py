@@ -17,9 +17,10 @@ from s1engine import _core
 from s1engine.config import EngineConfig
 from s1engine.engine.assembly import Assembly, StreamEvent
 from s1engine.engine.group import Group, Sample, sample_seed
+from s1engine.engine.guide import Guide
 from s1engine.engine.messages import EngineStats
 from s1engine.engine.model_text import ModelText
-from s1engine.engine.progress import StepTokens, child_number, read_progress, sequence_id
+from s1engine.engine.progress import Progress, StepTokens, child_number, read_progress, sequence_id
 from s1engine.engine.request import Prompt, Request, RequestCompiler, ThinkingPlan
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import RequestOutput
@@ -86,6 +87,7 @@ class LLMEngine:
         self._forked: list[int] = []  # children that no step has told of
         self._events: list[Event] = []
         self._num_readers = 0
+        self._guided: dict[int, Sample] = {}  # samples with a grammar, by sequence
 
     def default_sampling(self) -> dict[str, Any]:
         """Sampling fields that the model directory sets; greedy if it sets ``do_sample`` false."""
@@ -114,7 +116,8 @@ class LLMEngine:
         plan = request.thinking
         sequence = sequence_id(request.number, index)
         sample = Sample(group, sequence, sample_seed(group.seed, index))
-        self._samples[sequence] = sample
+        sample.answers = plan is None or plan.max_thinking <= plan.thought
+        self._enter(sample)
         group.samples.append(sample)
         maximum = plan.max_thinking if plan else 0
         checkpoints = enumerate(plan.checkpoints if plan else (), start=1)
@@ -137,6 +140,13 @@ class LLMEngine:
         if group.limit is not None:
             self._limit_samples(group, *group.limit)
 
+    def _enter(self, sample: Sample) -> None:
+        self._samples[sample.sequence] = sample
+        grammar = sample.group.request.params.grammar
+        if grammar is not None:
+            sample.guide = self.compiler.guides.start(grammar)
+            self._guided[sample.sequence] = sample
+
     def _budget(self, plan: ThinkingPlan) -> _core.BudgetParams:
         assert self._core_format is not None
         return _core.BudgetParams(
@@ -152,8 +162,9 @@ class LLMEngine:
         """Children that the scheduler forked off become samples of their own."""
         for child, parent in self.scheduler.forked:
             sample = self._samples[parent]
-            self._samples[child] = Sample(sample.group, child, sample.seed)
-            sample.group.children.append(self._samples[child])
+            forked = Sample(sample.group, child, sample.seed, answers=True)
+            self._enter(forked)
+            sample.group.children.append(forked)
             self._forked.append(child)
             if sample.group.reader is not None:
                 sample.group.reader.fork(child)
@@ -186,6 +197,7 @@ class LLMEngine:
         for sample in group.all_samples():
             self.scheduler.remove(sample.sequence)
             del self._samples[sample.sequence]
+            self._guided.pop(sample.sequence, None)
         del self._groups[group.request.request_id]
         self._num_readers -= group.reader is not None
 
@@ -246,6 +258,7 @@ class LLMEngine:
             return None
         if self.config.overload_thinking_floor is not None:
             self._relieve(self.config.overload_thinking_floor)
+        self.runner.sampler.masks = self._masks() if self._guided else {}
         sampled = self.runner.execute()
         self.scheduler.update(sampled.token_ids)
         self.runner.sampler.observe(*self.scheduler.appended)
@@ -256,6 +269,14 @@ class LLMEngine:
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
             name = heapq.heappop(self._deadlines)[1]
             self._limit(name, THINKING_NOW, _core.EndReason.DEADLINE)
+
+    def _masks(self) -> dict[int, np.ndarray]:
+        """By seat, what the answers may go on with that follow a grammar."""
+        return {
+            self.scheduler.seat(sample.sequence): sample.guide.mask()
+            for sample in self._guided.values()
+            if sample.guide and sample.answers and not sample.finished
+        }
 
     def _relieve(self, floor: int) -> None:
         """Cuts budgets as far as requests wait that this step had no room for."""
@@ -309,7 +330,7 @@ class LLMEngine:
             self._add_sample(group)
         child = child_number(sample.sequence) != 0
         shown = not child and (request.stream or request.params.logprobs is not None)
-        if not (shown or request.params.stop):
+        if not (shown or request.params.stop or sample.guide):
             self.scheduler.unwatch(sample.sequence)
 
     def _read(self, step: StepTokens) -> list[int]:
@@ -323,6 +344,8 @@ class LLMEngine:
             events = reader.push(progress, step.ended)
             if self._texts:
                 self._events += [(reader.request.request_id, event) for event in events]
+            if sample.guide is not None:
+                self._guide(sample, sample.guide, progress)
             if reader.stream(sample.sequence).finish_reason and not sample.finished:
                 self.scheduler.finish(sample.sequence, _core.FinishReason.STOP)
                 sample.finished = True
@@ -330,6 +353,13 @@ class LLMEngine:
             if sample.finished:
                 self._leave_early(reader, sample)
         return stopped
+
+    def _guide(self, sample: Sample, guide: Guide, progress: Progress) -> None:
+        """Moves a guide on by what the sequence sampled as its answer (mark 0)."""
+        sample.answers = not progress.thinking
+        if not sample.finished:
+            pairs = zip(progress.token_ids, progress.marks, strict=True)
+            guide.take([token for token, mark in pairs if mark == 0])
 
     def _leave_early(self, reader: Assembly, sample: Sample) -> None:
         """If the checkpoints of a sample agree for long enough, it has thought enough."""

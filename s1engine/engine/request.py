@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from s1engine.config import DEFAULT_ANSWER_RESERVE, check_int, check_unicode
+from s1engine.engine.guide import GuideMaker
 from s1engine.engine.model_text import ModelText
 from s1engine.errors import RequestError
 from s1engine.reasoning import find_open_thinking
@@ -62,7 +63,9 @@ class Request:
     def reads_itself(self) -> bool:
         """Does its own text decide when it ends?"""
         budget = self.params.thinking
-        return bool(self.params.stop) or (budget is not None and budget.early_exit is not None)
+        if self.params.stop or self.params.grammar is not None:
+            return True
+        return budget is not None and budget.early_exit is not None
 
     @property
     def deadline(self) -> float | None:
@@ -85,6 +88,7 @@ class RequestCompiler:
         self.max_model_len = max_model_len
         self._tokenizer = text.tokenizer
         self._reasoning = text.format
+        self.guides = GuideMaker(text)
 
     def compile(
         self,
@@ -109,6 +113,8 @@ class RequestCompiler:
         param = "messages" if chat else "prompt"
         ids = self._encode(prompt, chat, enable_thinking, template_kwargs)
         self._check_ids(params)
+        if params.grammar is not None:
+            self.guides.check(params.grammar)
         thought = self._open_thinking(ids, params, chat, enable_thinking)
         room = self.max_model_len - len(ids)
         if room < 1:
@@ -227,7 +233,8 @@ class RequestCompiler:
     ) -> ThinkingPlan:
         assert self._reasoning is not None
         budget = params.thinking or ThinkingBudget()
-        forced_end = self._reasoning.forced_end(budget.final_text)
+        bare = params.grammar is not None and budget.final_text is None
+        forced_end = self._reasoning.forced_end("" if bare else budget.final_text)
         end_len = max(
             len(self._reasoning.newline) + len(forced_end), len(self._reasoning.natural_end)
         )

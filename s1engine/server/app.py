@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -22,6 +23,7 @@ from s1engine.errors import EngineDeadError, RequestError
 from s1engine.server.admission import MAX_QUEUED, Admission, NotAdmitted
 from s1engine.server.answers import Json, error_object
 from s1engine.server.generation import Generation, TimedOut, unknown_model
+from s1engine.server.messages_api import MessagesAnswers, MessagesRequest
 from s1engine.server.metrics import Metrics
 from s1engine.server.middleware import ApiKey, BodyLimit, RequestId
 from s1engine.server.openai_answers import ChatAnswers, CompletionAnswers
@@ -32,6 +34,7 @@ from s1engine.server.protocol import (
     TokenizeRequest,
     first_error,
 )
+from s1engine.server.responses_api import ResponsesAnswers, ResponsesRequest
 from s1engine.server.thinking import EFFORTS
 
 CLIENT_CLOSED_REQUEST = 499  # nobody is there to read it; it is for the log
@@ -66,6 +69,8 @@ def create_app(
     server = Server(engine, admission, efforts, timeout)
     app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"])
     app.add_api_route("/v1/completions", server.complete, methods=["POST"])
+    app.add_api_route("/v1/messages", server.message, methods=["POST"])
+    app.add_api_route("/v1/responses", server.respond, methods=["POST"])
     app.add_api_route("/v1/models", server.models, methods=["GET"])
     app.add_api_route("/v1/models/{name:path}", server.model, methods=["GET"])
     app.add_api_route("/v1/requests/{name}/end_thinking", server.end_thinking, methods=["POST"])
@@ -115,6 +120,15 @@ class Server:
         """Continues one prompt or several."""
         shape = functools.partial(CompletionAnswers, tokenizer=self._tokenizer, body=body)
         return await self._generation.answer(body, http, "cmpl-", shape)
+
+    async def message(self, body: MessagesRequest, http: Request) -> Response:
+        """Answers a conversation in Anthropic's shape."""
+        return await self._generation.answer(body.chat(), http, "msg_", MessagesAnswers)
+
+    async def respond(self, body: ResponsesRequest, http: Request) -> Response:
+        """Answers in the shape of OpenAI's responses."""
+        shape = functools.partial(ResponsesAnswers, body=body)
+        return await self._generation.answer(body.chat(), http, "resp_", shape)
 
     async def end_thinking(self, name: str) -> Response:
         """Tells a live request, by the id in its answer, to stop thinking and answer now."""
@@ -230,6 +244,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     app.add_exception_handler(RequestError, refused)
     app.add_exception_handler(RequestValidationError, malformed)
+    app.add_exception_handler(ValidationError, malformed)
     app.add_exception_handler(HTTPException, by_status)
     app.add_exception_handler(NotAdmitted, later)
     app.add_exception_handler(TimedOut, late)

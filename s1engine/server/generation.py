@@ -20,7 +20,7 @@ from s1engine.engine.request import Request
 from s1engine.engine.served import ServedEngine
 from s1engine.errors import EngineDeadError, RequestError
 from s1engine.outputs import RequestOutput
-from s1engine.server.admission import Admission, Ticket
+from s1engine.server.admission import Admission, NotAdmitted, Ticket
 from s1engine.server.answers import Answers, Head
 from s1engine.server.metrics import Metrics
 from s1engine.server.protocol import ChatRequest, CompletionRequest
@@ -103,7 +103,11 @@ class Generation:
         client = http.scope.get("state", {}).get("client", NO_CLIENT)
         samples = sum(request.params.n for request in requests)
         tokens = sum(len(request.prompt) for request in requests)
-        ticket = self._admission.enter(client, samples, tokens)
+        try:
+            ticket = self._admission.enter(client, samples, tokens)
+        except NotAdmitted as refused:
+            self._metrics.refuse(refused.code)
+            raise
         for request in requests:
             request.order = ticket.start
         return ticket

@@ -36,6 +36,13 @@ class Metrics:
         self._per_token = self._histogram(
             "request_time_per_output_token_seconds", "After the first token.", SECONDS
         )
+        self._prefill = self._histogram("request_prefill_time_seconds", "To a token.", SECONDS)
+        self._decode = self._histogram("request_decode_time_seconds", "After it.", SECONDS)
+        self._inference = self._histogram("request_inference_time_seconds", "Both.", SECONDS)
+        self._prompt = self._histogram("request_prompt_tokens", "Of a request.", TOKENS)
+        self._output = self._histogram("request_generation_tokens", "Of a sample.", TOKENS)
+        self._n = self._histogram("request_params_n", "Samples asked for.", TOKENS)
+        self._refused = self._counter("requests_refused", "Requests not let in.", "code")
         self._thinking = self._histogram("request_thinking_tokens", "Of a sample.", TOKENS)
         self._used = self._histogram(
             "thinking_budget_utilization", "Thinking tokens over the effective budget.", SHARES
@@ -53,14 +60,24 @@ class Metrics:
         self._ttft.labels(**labels).observe(timing.ttft_s)
         self._e2e.labels(**labels).observe(timing.total_s)
         self._queue.labels(**labels).observe(timing.queue_s)
+        self._prefill.labels(**labels).observe(timing.ttft_s - timing.queue_s)
+        self._decode.labels(**labels).observe(timing.total_s - timing.ttft_s)
+        self._inference.labels(**labels).observe(timing.total_s - timing.queue_s)
+        self._prompt.labels(**labels).observe(output.usage.prompt_tokens)
+        self._n.labels(**labels).observe(len(output.outputs))
         longest = max(len(sample.token_ids) for sample in output.outputs)
         if longest > 1:
             per_token = (timing.total_s - timing.ttft_s) / (longest - 1)
             self._per_token.labels(**labels).observe(per_token)
         self._checkpoints.labels(**labels).inc(len(output.checkpoints))
         for sample in output.outputs:
+            self._output.labels(**labels).observe(len(sample.token_ids))
             self._success.labels(**labels, finished_reason=sample.finish_reason).inc()
             self._observe_thinking(sample)
+
+    def refuse(self, code: str) -> None:
+        """Takes a request into account that was not let in."""
+        self._refused.labels(**self._labels, code=code).inc()
 
     def _observe_thinking(self, sample: CompletionOutput) -> None:
         used, labels = sample.thinking, self._labels
