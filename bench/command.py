@@ -15,9 +15,16 @@ from typing import Any
 
 
 def _benches() -> dict[str, ModuleType]:
-    from s1engine.bench import budget, harness, host, throughput
+    from s1engine.bench import budget, harness, host, http_cost, serve, throughput
 
-    return {"host": host, "throughput": throughput, "budget": budget, "harness": harness}
+    return {
+        "host": host,
+        "throughput": throughput,
+        "budget": budget,
+        "harness": harness,
+        "http": http_cost,
+        "serve": serve,
+    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

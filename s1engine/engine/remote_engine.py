@@ -2,7 +2,8 @@
 
 Here requests become integers and tokens become text; there is the model. A stream whose reader is
 slow holds at most what its sequences have generated: what comes in meanwhile is joined and read as
-one, so a slow reader gets fewer and larger chunks, and nobody else waits for it.
+one, so a slow reader gets fewer and larger chunks, and nobody else waits for it. The same happens
+to all where making and sending their text takes this process too much of its time (REST).
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from s1engine.outputs import RequestOutput
 STUCK_S = 60.0  # without a sign of life
 END_S = 10.0  # for the process to end by itself
 READ_BYTES = 2**18
+REST = 2.0  # pause between two rounds of text, as a multiple of what the first took
 
 
 class RemoteLLMEngine:
@@ -52,6 +54,7 @@ class RemoteLLMEngine:
         self._transport: asyncio.WriteTransport | None = None
         self._failure: EngineDeadError | None = None
         self._closing = False
+        self._pacer = _Pacer()
         self.on_failure: Callable[[], None] = lambda: None
         try:
             located = replace(config, model=str(path), served_model_name=config.model_name)
@@ -176,7 +179,10 @@ class RemoteLLMEngine:
                 stream.assembly.fork(child)
         for progress in step.progress():
             if (stream := self._streams.get(request_number(progress.sequence))) is not None:
-                stream.add(progress, step.ended)
+                if stream.add(progress, step.ended):
+                    stream.wake()
+                else:
+                    self._pacer.add(stream)
 
     def fail(self, message: str) -> None:
         """Nothing more will come."""
@@ -201,6 +207,38 @@ class _Receiver(asyncio.Protocol):
         self._engine.fail("the engine's process has ended")
 
 
+class _Pacer:
+    """Wakes the readers of streams in rounds, and rests between two as long as REST says."""
+
+    def __init__(self) -> None:
+        self._news: set[_Stream] = set()
+        self._next = 0.0
+        self._planned = False
+
+    def add(self, stream: "_Stream") -> None:
+        """Has its reader woken in the next round."""
+        self._news.add(stream)
+        if not self._planned:
+            self._planned = True
+            asyncio.get_running_loop().call_at(self._next, self._round)
+
+    def _round(self) -> None:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        for stream in self._news:
+            stream.wake()
+        self._news.clear()
+        loop.call_soon(self._rest, begin)  # after all that was woken
+
+    def _rest(self, begin: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._next = loop.time() + REST * (loop.time() - begin)
+        self._planned = False
+        if self._news:
+            self._planned = True
+            loop.call_at(self._next, self._round)
+
+
 class _Stream:
     """Records of one request between the socket and whoever reads its events."""
 
@@ -208,22 +246,26 @@ class _Stream:
         self.assembly = assembly
         self._pending: dict[int, Progress] = {}  # by sequence
         self._now = 0.0
+        self._begun = False
         self._failure: EngineDeadError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def add(self, progress: Progress, now: float) -> None:
+    def add(self, progress: Progress, now: float) -> bool:
+        """True for a beginning or an end, which should not wait."""
         self.assembly.begin(now)
         self._now = now
         known = self._pending.setdefault(progress.sequence, progress)
         if known is not progress:
             known.absorb(progress)
-        self._wake()
+        urgent = not self._begun or progress.finish_reason is not None
+        self._begun = True
+        return urgent
 
     def fail(self, failure: EngineDeadError) -> None:
         self._failure = failure
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
