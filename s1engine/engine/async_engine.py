@@ -15,8 +15,9 @@ from typing import Any
 
 from s1engine.config import EngineConfig
 from s1engine.engine.assembly import StreamEvent
-from s1engine.engine.llm_engine import Event, LLMEngine
+from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.messages import EngineStats
+from s1engine.engine.readers import Event
 from s1engine.engine.request import Prompt, Request, RequestCompiler
 from s1engine.errors import EngineDeadError
 from s1engine.outputs import RequestOutput

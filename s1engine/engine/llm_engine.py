@@ -11,24 +11,21 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from s1engine import _core
 from s1engine.config import EngineConfig
-from s1engine.engine.assembly import Assembly, StreamEvent
+from s1engine.engine.core_budgets import CoreBudgets
 from s1engine.engine.group import Group, Sample, sample_seed
-from s1engine.engine.guide import Guide
 from s1engine.engine.messages import EngineStats
 from s1engine.engine.model_text import ModelText
-from s1engine.engine.progress import Progress, StepTokens, child_number, read_progress, sequence_id
-from s1engine.engine.request import Prompt, Request, RequestCompiler, ThinkingPlan
+from s1engine.engine.progress import StepTokens, child_number, sequence_id
+from s1engine.engine.readers import Event, Readers
+from s1engine.engine.request import Prompt, Request, RequestCompiler
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import RequestOutput
 from s1engine.runner.model_runner import ModelRunner, Runner
 from s1engine.runner.sampler import SamplerOutput
 from s1engine.sampling_params import SamplingParams
 
-Event = tuple[str, StreamEvent]
 THINKING_NOW = 0  # a maximum that ends thinking at the next token
 
 
@@ -78,16 +75,15 @@ class LLMEngine:
             enable_prefix_caching=config.enable_prefix_caching,
         )
         self.compiler = RequestCompiler(text, self.max_model_len)
-        self._core_format = _core_format(text)
-        self._texts = texts
+        self._budgets = CoreBudgets(text)
         self._random = random.Random(config.seed)
         self._groups: dict[str, Group] = {}
         self._samples: dict[int, Sample] = {}  # by sequence
         self._deadlines: list[tuple[float, str]] = []  # heap
         self._forked: list[int] = []  # children that no step has told of
-        self._events: list[Event] = []
-        self._num_readers = 0
-        self._guided: dict[int, Sample] = {}  # samples with a grammar, by sequence
+        self._readers = Readers(
+            self.scheduler, self._samples, self.tokenizer, self.compiler.guides, texts=texts
+        )
 
     def default_sampling(self) -> dict[str, Any]:
         """Sampling fields that the model directory sets; greedy if it sets ``do_sample`` false."""
@@ -103,9 +99,8 @@ class LLMEngine:
         """Queues a request; its first sample now, the others when they can share its prompt."""
         assert request.request_id not in self._groups, "request id is taken"
         seed = request.params.seed
-        reader = Assembly(request, self.tokenizer) if self._texts or request.reads_itself else None
-        self._num_readers += reader is not None
-        group = Group(request, self._random.getrandbits(63) if seed is None else seed, reader)
+        seed = self._random.getrandbits(63) if seed is None else seed
+        group = Group(request, seed, self._readers.open(request))
         self._groups[request.request_id] = group
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, request.request_id))
@@ -130,7 +125,7 @@ class LLMEngine:
             stop_tokens=request.stop_tokens,
             watched=True,
             salt=request.salt,
-            budget=self._budget(plan) if plan else None,
+            budget=self._budgets.of(plan),
             thinking_tokens=plan.thought if plan else -1,
             max_thinking=maximum,
             checkpoints=[(b, sequence + child) for child, b in checkpoints if b < maximum],
@@ -142,21 +137,7 @@ class LLMEngine:
 
     def _enter(self, sample: Sample) -> None:
         self._samples[sample.sequence] = sample
-        grammar = sample.group.request.params.grammar
-        if grammar is not None:
-            sample.guide = self.compiler.guides.start(grammar)
-            self._guided[sample.sequence] = sample
-
-    def _budget(self, plan: ThinkingPlan) -> _core.BudgetParams:
-        assert self._core_format is not None
-        return _core.BudgetParams(
-            format=self._core_format,
-            wait=plan.wait,
-            forced_end=plan.forced_end,
-            delimiter_len=plan.delimiter_len,
-            min_thinking=plan.min_thinking,
-            num_waits=plan.num_waits,
-        )
+        self._readers.enter(sample)
 
     def _adopt(self) -> None:
         """Children that the scheduler forked off become samples of their own."""
@@ -180,26 +161,16 @@ class LLMEngine:
         for sample in group.all_samples():
             if not sample.finished:
                 self.scheduler.finish(sample.sequence, _core.FinishReason.ABORT)
-        now = time.monotonic()
-        reader = group.reader
-        output = None if reader is None else self._read_to_the_end(group, reader, now)
+        output = self._readers.read_to_the_end(group, time.monotonic())
         self._remove(group)
         return output
-
-    def _read_to_the_end(self, group: Group, reader: Assembly, now: float) -> RequestOutput:
-        for sample in group.all_samples():
-            if not sample.finished:
-                for progress in read_progress(self.scheduler.take_record(sample.sequence)):
-                    reader.push(progress, now)
-        return reader.output(now)
 
     def _remove(self, group: Group) -> None:
         for sample in group.all_samples():
             self.scheduler.remove(sample.sequence)
             del self._samples[sample.sequence]
-            self._guided.pop(sample.sequence, None)
         del self._groups[group.request.request_id]
-        self._num_readers -= group.reader is not None
+        self._readers.close(group)
 
     def end_thinking(self, request_id: str) -> bool:
         """Tells a live request to answer now. False if there is no such request."""
@@ -243,8 +214,7 @@ class LLMEngine:
         """Computes one step. Returns chunks and checkpoints of streaming requests, and outputs of
         finished ones."""
         self.step_tokens()
-        events, self._events = self._events, []
-        return events
+        return self._readers.take_events()
 
     def step_tokens(self) -> StepTokens | None:
         """The same, but returns its tokens; None if there was nothing to compute."""
@@ -258,7 +228,7 @@ class LLMEngine:
             return None
         if self.config.overload_thinking_floor is not None:
             self._relieve(self.config.overload_thinking_floor)
-        self.runner.sampler.masks = self._masks() if self._guided else {}
+        self.runner.sampler.masks = self._readers.masks()
         sampled = self.runner.execute()
         self.scheduler.update(sampled.token_ids)
         self.runner.sampler.observe(*self.scheduler.appended)
@@ -269,14 +239,6 @@ class LLMEngine:
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
             name = heapq.heappop(self._deadlines)[1]
             self._limit(name, THINKING_NOW, _core.EndReason.DEADLINE)
-
-    def _masks(self) -> dict[int, np.ndarray]:
-        """By seat, what the answers may go on with that follow a grammar."""
-        return {
-            self.scheduler.seat(sample.sequence): sample.guide.mask()
-            for sample in self._guided.values()
-            if sample.guide and sample.answers and not sample.finished
-        }
 
     def _relieve(self, floor: int) -> None:
         """Cuts budgets as far as requests wait that this step had no room for."""
@@ -316,7 +278,7 @@ class LLMEngine:
             sample = self._samples[sequence]
             if not sample.begun:
                 self._begin(sample)
-        ended = [*self.scheduler.ended, *self._read(step)]
+        ended = [*self.scheduler.ended, *self._readers.read(step)]
         for group in {self._samples[sequence].group for sequence in ended}:
             if group.finished:
                 self._remove(group)
@@ -332,55 +294,3 @@ class LLMEngine:
         shown = not child and (request.stream or request.params.logprobs is not None)
         if not (shown or request.params.stop or sample.guide):
             self.scheduler.unwatch(sample.sequence)
-
-    def _read(self, step: StepTokens) -> list[int]:
-        """Makes text of what is read here. Returns the sequences that a stop string ended."""
-        stopped: list[int] = []
-        for progress in step.progress() if self._num_readers else ():
-            sample = self._samples[progress.sequence]
-            reader = sample.group.reader
-            if reader is None:
-                continue
-            events = reader.push(progress, step.ended)
-            if self._texts:
-                self._events += [(reader.request.request_id, event) for event in events]
-            if sample.guide is not None:
-                self._guide(sample, sample.guide, progress)
-            if reader.stream(sample.sequence).finish_reason and not sample.finished:
-                self.scheduler.finish(sample.sequence, _core.FinishReason.STOP)
-                sample.finished = True
-                stopped.append(sample.sequence)
-            if sample.finished:
-                self._leave_early(reader, sample)
-        return stopped
-
-    def _guide(self, sample: Sample, guide: Guide, progress: Progress) -> None:
-        """Moves a guide on by what the sequence sampled as its answer (mark 0)."""
-        sample.answers = not progress.thinking
-        if not sample.finished:
-            pairs = zip(progress.token_ids, progress.marks, strict=True)
-            guide.take([token for token, mark in pairs if mark == 0])
-
-    def _leave_early(self, reader: Assembly, sample: Sample) -> None:
-        """If the checkpoints of a sample agree for long enough, it has thought enough."""
-        budget = reader.request.params.thinking
-        if budget is None or budget.early_exit is None or not child_number(sample.sequence):
-            return
-        if reader.agrees(sample.sequence, budget.early_exit):
-            parent = sample.sequence - child_number(sample.sequence)
-            self.scheduler.limit_thinking(parent, budget.min_tokens, _core.EndReason.CONVERGED)
-
-
-def _core_format(text: ModelText) -> _core.BudgetFormat | None:
-    reasoning, tokenizer = text.format, text.tokenizer
-    if reasoning is None:
-        return None
-    flags = np.zeros(tokenizer.num_tokens, np.uint8)
-    flags[tokenizer.newline_ids] = 1
-    return _core.BudgetFormat(
-        triggers=list(reasoning.triggers),
-        natural_end=list(reasoning.natural_end),
-        newline=list(reasoning.newline),
-        newline_always=reasoning.newline_always,
-        ends_in_newline=flags,
-    )

@@ -85,8 +85,8 @@ class StepTokens:
         """The records, each with its log-probabilities."""
         for progress in read_progress(self.records):
             row = self.logprobs.get(progress.seat) if self.logprobs else None
-            if row is not None:
-                progress.rows.append(row)
+            if row is not None and not all(mark & _core.MARK_FORCED for mark in progress.marks):
+                progress.rows.append(row)  # else what was sampled gave way to what was forced
             yield progress
 
 
