@@ -57,6 +57,11 @@ class Progress:
     marks: bytes
     rows: list[RowLogprobs] = field(default_factory=list)  # of the sampled tokens, if asked for
 
+    @property
+    def sampled(self) -> bool:
+        """Was nothing of it forced?"""
+        return not any(mark & _core.MARK_FORCED for mark in self.marks)
+
     def absorb(self, later: "Progress") -> None:
         """Adds what the same sequence gained next."""
         self.thinking_tokens = later.thinking_tokens

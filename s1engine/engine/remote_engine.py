@@ -3,10 +3,12 @@
 Here requests become integers and tokens become text; there is the model. A stream whose reader is
 slow holds at most what its sequences have generated: what comes in meanwhile is joined and read as
 one, so a slow reader gets fewer and larger chunks, and nobody else waits for it. The same happens
-to all where making and sending their text takes this process too much of its time (REST).
+to all where making and sending their text takes this process too much of its time (REST). Steps
+with forced tokens stay chunks of their own.
 """
 
 import asyncio
+import itertools
 import socket
 import subprocess
 import sys
@@ -244,7 +246,7 @@ class _Stream:
 
     def __init__(self, assembly: Assembly) -> None:
         self.assembly = assembly
-        self._pending: dict[int, Progress] = {}  # by sequence
+        self._pending: dict[int, list[Progress]] = {}  # by sequence
         self._now = 0.0
         self._begun = False
         self._failure: EngineDeadError | None = None
@@ -254,9 +256,11 @@ class _Stream:
         """True for a beginning or an end, which should not wait."""
         self.assembly.begin(now)
         self._now = now
-        known = self._pending.setdefault(progress.sequence, progress)
-        if known is not progress:
-            known.absorb(progress)
+        known = self._pending.setdefault(progress.sequence, [])
+        if known and known[-1].sampled and progress.sampled:
+            known[-1].absorb(progress)
+        else:
+            known.append(progress)
         urgent = not self._begun or progress.finish_reason is not None
         self._begun = True
         return urgent
@@ -277,4 +281,5 @@ class _Stream:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         pending, self._pending = self._pending, {}
-        return [e for progress in pending.values() for e in self.assembly.push(progress, self._now)]
+        records = itertools.chain.from_iterable(pending.values())
+        return [e for progress in records for e in self.assembly.push(progress, self._now)]
