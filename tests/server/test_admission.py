@@ -1,12 +1,14 @@
 """The door: never more inside than there are places, and clients share what the engine gives."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from s1engine.server.admission import Admission, NotAdmitted, Ticket
+from s1engine.server.middleware import ApiKey
 
 
 @given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6), st.booleans())))
@@ -89,3 +91,23 @@ def test_draining_ends_with_its_time() -> None:
         assert not await door.drain(0.01)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("header", [b"authorization", b"x-api-key"])
+@pytest.mark.parametrize(("key", "client"), [("one", "0"), ("two", "1"), ("", None), ("on", None)])
+def test_a_key_says_which_client_it_is(header: bytes, key: str, client: str | None) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["state"]["client"])
+
+    async def send(message: Any) -> None:
+        seen.append(message.get("status"))
+
+    async def main() -> None:
+        value = (b"Bearer " if header == b"authorization" else b"") + key.encode()
+        scope = {"type": "http", "path": "/v1/models", "headers": [(header, value)]}
+        await ApiKey(app, ["one", "two"])(scope, send, send)  # type: ignore[arg-type]
+
+    asyncio.run(main())
+    assert seen[0] == (client if client is not None else 401)
