@@ -8,8 +8,8 @@ namespace s1 {
 namespace {
 
 // Of what running sequences may still add, admission keeps a share free. It doubles in a step that
-// preempts and shrinks a little with each sequence that ends, so that in the long run at most one
-// step in 44 ends of sequences preempts, however far the sequences stay below their bounds.
+// preempts and shrinks a little with each sequence that ends: it takes 44 ends to undo one
+// doubling.
 constexpr double kFirstReserve = 0.25;
 constexpr double kReserveGrowth = 2.0;
 constexpr double kReserveDecay = 63.0 / 64.0;

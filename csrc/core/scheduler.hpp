@@ -34,7 +34,7 @@ struct SchedulerConfig {
   int32_t max_num_batched_tokens = 0;  // tokens of a step, at least max_num_seqs
   bool enable_prefix_caching = true;
   double min_reserve = 0.05;  // least share of what runs may still add that admission keeps free;
-                              // 1: no sequence is ever preempted for a later one's sake
+                              // 1: none is preempted while answers stay usual
 };
 
 // Counters since the start, and the present state.

@@ -38,6 +38,7 @@ class Ticket:
     samples: int
     start: int  # order of the scheduler
     charged: int  # tokens
+    used: int | None = None  # tokens, once all is generated
     finished: bool = False
 
 
@@ -90,13 +91,13 @@ class Admission:
         """The request has its first token: nobody who comes now starts before it."""
         self._now = max(self._now, ticket.start)
 
-    def leave(self, ticket: Ticket, used_tokens: int | None = None) -> None:
-        """Gives a place back, once; ``used_tokens`` sets right what the client was charged."""
+    def leave(self, ticket: Ticket) -> None:
+        """Gives a place back, once; ``ticket.used`` sets right what the client was charged."""
         if ticket.finished:
             return
         ticket.finished = True
-        if used_tokens is not None:
-            self._clocks[ticket.client] += used_tokens - ticket.charged
+        if ticket.used is not None:
+            self._clocks[ticket.client] += ticket.used - ticket.charged
         self._tickets[ticket.client] -= 1
         if not self._tickets[ticket.client]:  # an idle client keeps no claim, and no debt either
             del self._tickets[ticket.client], self._clocks[ticket.client]

@@ -133,7 +133,7 @@ class Generation:
                     self._metrics.observe(event)
                     used += event.usage.prompt_tokens + event.usage.completion_tokens
                 yield i, event
-        self._admission.leave(ticket, used)
+        ticket.used = used
 
     async def _finish(
         self, requests: Sequence[Request], ticket: Ticket, seconds: float | None
