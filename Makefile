@@ -3,6 +3,7 @@
 #
 #   make serve    server with the bundled model; ARGS="..." goes to `s1engine serve`
 #   make test     whole test suite; ARGS="..." goes to pytest
+#   make soak     clients of every kind at a short server, SOAK_SECONDS=300
 #   make lint     ruff, mypy, clang-format, codespell; changes nothing
 #   make format   writes what ruff and clang-format would have
 #   make sanitize the C++ core under address and undefined-behaviour sanitizers
@@ -20,7 +21,7 @@ TORCH_INDEX ?=
 
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
-.PHONY: serve test lint format sanitize kernels-report bench clean check
+.PHONY: serve test soak lint format sanitize kernels-report bench clean check
 
 bin := $(abspath $(VENV))/bin
 stamps := $(VENV)/stamps
@@ -35,6 +36,9 @@ serve: $(stamps)/build
 
 test: $(stamps)/build $(stamps)/dev
 	$(bin)/python -m pytest $(ARGS)
+
+soak: $(stamps)/build $(stamps)/dev
+	SOAK_SECONDS=$${SOAK_SECONDS:-300} $(bin)/python -m pytest --timeout 0 -s tests/server/test_soak.py
 
 lint: $(stamps)/dev
 	$(bin)/ruff check .

@@ -22,6 +22,8 @@ BENCHES = {
     "kernels": "kernel_speed",
     "budget": "budget",
     "harness": "harness",
+    "http": "http_cost",
+    "serve": "serve",
     "train": "train",
     "miniature": "miniature",
     "qualify": "qualify",

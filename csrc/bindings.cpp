@@ -95,8 +95,9 @@ s1::Salt salt_from(const py::bytes& bytes) {
   return salt;
 }
 
-// What a sequence has produced since the last look, and where it stands; a copy.
-py::dict take_progress(s1::Scheduler& scheduler, s1::SeqId id) {
+// The same as a record (core/progress.hpp), for people: what a sequence has produced since the last
+// look, and where it stands.
+py::dict take(s1::Scheduler& scheduler, s1::SeqId id) {
   s1::Sequence& s = scheduler.get(id);
   const auto first = static_cast<size_t>(s.num_taken);
   s.num_taken = s.num_generated();
@@ -140,7 +141,8 @@ void bind_enums(py::module_& m) {
       .value("LOOP", s1::EndReason::kLoop)
       .value("CONVERGED", s1::EndReason::kConverged)
       .value("LENGTH", s1::EndReason::kLength)
-      .value("ABORT", s1::EndReason::kAbort);
+      .value("ABORT", s1::EndReason::kAbort)
+      .value("OVERLOAD", s1::EndReason::kOverload);
   py::enum_<s1::FinishReason>(m, "FinishReason")
       .value("NONE", s1::FinishReason::kNone)
       .value("STOP", s1::FinishReason::kStop)
@@ -238,7 +240,7 @@ void bind_stats(py::module_& m) {
 }
 
 s1::SequenceSpec make_spec(s1::SeqId id, const IntArray& prompt, int32_t max_len, int32_t priority,
-                           std::vector<s1::TokenId> stop_tokens, bool watched,
+                           int64_t order, std::vector<s1::TokenId> stop_tokens, bool watched,
                            const py::bytes& salt, const s1::BudgetParams* budget,
                            int32_t thinking_tokens, int32_t max_thinking,
                            const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
@@ -249,6 +251,7 @@ s1::SequenceSpec make_spec(s1::SeqId id, const IntArray& prompt, int32_t max_len
           .prompt = {prompt.data(), prompt.data() + prompt.size()},
           .max_len = max_len,
           .priority = priority,
+          .order = order,
           .stop_tokens = std::move(stop_tokens),
           .watched = watched,
           .salt = salt_from(salt),
@@ -263,27 +266,31 @@ void bind_scheduler(py::module_& m) {
   using s1::Scheduler;
   py::class_<Scheduler>(m, "Scheduler")
       .def(py::init([](int32_t num_blocks, int32_t block_size, int32_t max_num_seqs,
-                       int32_t max_num_batched_tokens, bool enable_prefix_caching) {
+                       int32_t max_num_batched_tokens, bool enable_prefix_caching,
+                       double min_reserve) {
              return std::make_unique<Scheduler>(
                  s1::SchedulerConfig{num_blocks, block_size, max_num_seqs, max_num_batched_tokens,
-                                     enable_prefix_caching});
+                                     enable_prefix_caching, min_reserve});
            }),
            py::kw_only(), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_num_seqs"),
-           py::arg("max_num_batched_tokens"), py::arg("enable_prefix_caching") = true)
+           py::arg("max_num_batched_tokens"), py::arg("enable_prefix_caching") = true,
+           py::arg("min_reserve") = s1::SchedulerConfig{}.min_reserve)
       .def(
           "add",
           [](Scheduler& self, s1::SeqId id, const IntArray& prompt, int32_t max_len,
-             int32_t priority, std::vector<s1::TokenId> stop_tokens, bool watched,
+             int32_t priority, int64_t order, std::vector<s1::TokenId> stop_tokens, bool watched,
              const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
              int32_t max_thinking, const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
              int32_t loop_repeats) {
-            self.add(make_spec(id, prompt, max_len, priority, std::move(stop_tokens), watched, salt,
-                               budget, thinking_tokens, max_thinking, checkpoints, loop_repeats));
+            self.add(make_spec(id, prompt, max_len, priority, order, std::move(stop_tokens),
+                               watched, salt, budget, thinking_tokens, max_thinking, checkpoints,
+                               loop_repeats));
           },
           py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
-          py::arg("priority") = 0, py::arg("stop_tokens") = std::vector<s1::TokenId>(),
-          py::arg("watched") = false, py::arg("salt") = py::bytes(std::string(16, '\0')),
-          py::arg("budget") = nullptr, py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
+          py::arg("priority") = 0, py::arg("order") = 0,
+          py::arg("stop_tokens") = std::vector<s1::TokenId>(), py::arg("watched") = false,
+          py::arg("salt") = py::bytes(std::string(16, '\0')), py::arg("budget") = nullptr,
+          py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
           py::arg("checkpoints") = std::vector<std::pair<int32_t, s1::SeqId>>(),
           py::arg("loop_repeats") = 0)
       .def("schedule", [](Scheduler& self, BoundBatch& b) { return self.schedule(b.batch); })
@@ -307,6 +314,7 @@ void bind_scheduler(py::module_& m) {
            })
       .def_property_readonly("run_steps", &Scheduler::run_steps)
       .def_property_readonly("progressed", &Scheduler::progressed)
+      .def_property_readonly("ended", &Scheduler::ended)
       .def_property_readonly("forked", &Scheduler::forked)
       .def_property_readonly(
           "appended",
@@ -320,7 +328,14 @@ void bind_scheduler(py::module_& m) {
       .def("limit_thinking", &Scheduler::limit_thinking)
       .def("unwatch", &Scheduler::unwatch)
       .def("remove", &Scheduler::remove)
-      .def("take", &take_progress)
+      .def("take", &take)
+      .def("take_progressed", [](Scheduler& self) { return py::bytes(self.take_progressed()); })
+      .def("take_record",
+           [](Scheduler& self, s1::SeqId id) {
+             std::string record;
+             s1::take_progress(self.get(id), s1::kNoSeat, record);
+             return py::bytes(record);
+           })
       .def("tokens", [](Scheduler& self, s1::SeqId id) { return self.get(id).tokens; })
       .def("seat", [](Scheduler& self, s1::SeqId id) { return self.get(id).seat; })
       .def("num_computed", [](Scheduler& self, s1::SeqId id) { return self.get(id).num_computed; })

@@ -56,6 +56,9 @@ class EngineConfig:
     """Path of a Jinja file that replaces the model's own chat template."""
     reasoning_format: str = "auto"
     """``s1``, ``think-tag``, ``none``, or detected from tokenizer and template."""
+    overload_thinking_floor: int | None = None
+    """While requests wait, thinking of those that run is cut towards this many tokens, the further
+    the more wait (all the way at ``max_num_seqs``). None: never."""
     seed: int = 0
     """Seed of requests that bring none."""
 
@@ -71,6 +74,8 @@ class EngineConfig:
             check_int("block_size", self.block_size, 1, 1024)
         if self.run_ahead is not None:
             check_int("run_ahead", self.run_ahead, 1, 64)
+        if self.overload_thinking_floor is not None:
+            check_int("overload_thinking_floor", self.overload_thinking_floor, 0, 2**24)
         check_int("seed", self.seed, 0, 2**63 - 1)
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise RequestError("block_size must be a power of two", param="block_size")

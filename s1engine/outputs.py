@@ -19,9 +19,18 @@ class ThinkingUsage:
     waits_used: int
     """Times that the wait text replaced an end of the model."""
     end_reason: str | None
-    """natural, budget, deadline, client, loop, converged, length, abort; None while thinking."""
+    """natural, budget, deadline, client, overload, loop, converged, length, abort; None while it
+    thinks."""
     budget: int
     """The effective maximum, after max_tokens, context and answer reserve were respected."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLogprobs:
+    """Raw log-probabilities at one sampled position."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)

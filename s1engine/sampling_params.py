@@ -15,6 +15,7 @@ MAX_STOP = 16
 MAX_STOP_CHARS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_FORCED_CHARS = 4096
+MAX_GRAMMAR_CHARS = 2**16
 MAX_WAITS = 1024
 MAX_CHECKPOINTS = 64
 MAX_TOKENS = 2**24
@@ -121,6 +122,8 @@ class SamplingParams:
     """Noise is a function of (seed, sample index, position) alone. None: drawn by the engine."""
     logprobs: int | None = None
     """Report the log-probability of each token, and of the k likeliest (0: of none besides)."""
+    grammar: str | None = None
+    """Grammar (llguidance's) that the answer, not the thinking, keeps to."""
     thinking: ThinkingBudget | None = None
     """None: think as the model does, up to the effective budget."""
 
@@ -136,6 +139,10 @@ class SamplingParams:
         check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _optional_int("seed", self.seed, -(2**63), 2**64 - 1)
         _optional_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.grammar is not None and len(self.grammar) > MAX_GRAMMAR_CHARS:
+            raise RequestError(
+                f"the grammar has more than {MAX_GRAMMAR_CHARS} characters", param="response_format"
+            )
         self._check_stops()
         self._check_logit_bias()
 

@@ -108,6 +108,10 @@ class Tokenizer:
         """Text of ``ids``; broken characters become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
+    def to_json(self) -> str:
+        """The whole tokenizer, in the format of ``tokenizer.json``."""
+        return self._backend.to_str()
+
     def id_of(self, token: str) -> int | None:
         """Id of ``token`` if it is one token wherever it stands; else None."""
         found = self._backend.token_to_id(token)

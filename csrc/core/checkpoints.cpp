@@ -46,6 +46,7 @@ void Scheduler::fork(const Sequence& parent, const Checkpoint& checkpoint, const
   auto child = std::make_unique<Sequence>();
   child->id = checkpoint.id;
   child->priority = parent.priority;
+  child->order = parent.order;
   child->arrival = parent.arrival;
   child->tokens = parent.tokens;
   child->marks = parent.marks;

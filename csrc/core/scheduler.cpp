@@ -1,10 +1,18 @@
 #include "scheduler.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 namespace s1 {
 
 namespace {
+
+// Of what running sequences may still add, admission keeps a share free. It doubles in a step that
+// preempts and shrinks a little with each sequence that ends: it takes 44 ends to undo one
+// doubling.
+constexpr double kFirstReserve = 0.25;
+constexpr double kReserveGrowth = 2.0;
+constexpr double kReserveDecay = 63.0 / 64.0;
 
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
@@ -13,7 +21,10 @@ void require(bool condition, const char* message) {
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerConfig& config)
-    : config_(config), blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching) {
+    : config_(config),
+      reserve_(std::max(config.min_reserve, kFirstReserve)),
+      blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching) {
+  require(config.min_reserve >= 0 && config.min_reserve <= 1, "min_reserve must be in [0, 1]");
   require(config.max_num_seqs > 0, "max_num_seqs must be positive");
   require(config.max_num_batched_tokens >= config.max_num_seqs,
           "max_num_batched_tokens must be at least max_num_seqs");
@@ -30,6 +41,7 @@ void Scheduler::add(const SequenceSpec& spec) {
   auto sequence = std::make_unique<Sequence>();
   sequence->id = spec.id;
   sequence->priority = spec.priority;
+  sequence->order = spec.order;
   sequence->arrival = next_arrival_++;
   sequence->tokens.reserve(static_cast<size_t>(spec.max_len));
   sequence->tokens = spec.prompt;
@@ -100,6 +112,7 @@ void Scheduler::end(Sequence& sequence, FinishReason reason) {
     waiting_.erase(&sequence);
   }
   sequence.finish_reason = reason;
+  reserve_ = std::max(reserve_ * kReserveDecay, config_.min_reserve);
   if (sequence.thinking.phase == Phase::kThinking) {
     sequence.thinking.end_reason =
         reason == FinishReason::kLength ? EndReason::kLength : EndReason::kAbort;
@@ -158,11 +171,16 @@ void Scheduler::plan_running() {
 }
 
 void Scheduler::plan_waiting() {
-  // Free blocks kept for the growth of what runs, so that admission does not cause preemption.
-  const auto headroom = [&] { return static_cast<int32_t>(running_.size() + 1) / 2; };
-  while (!waiting_.empty() && !preempted_ && tokens_left() > 0 && !free_seats_.empty()) {
+  if (waiting_.empty() || preempted_) return;
+  int64_t reserved = 0;
+  for (const Sequence* sequence : running_) reserved += blocks_to_come(*sequence);
+  while (!waiting_.empty() && tokens_left() > 0 && !free_seats_.empty()) {
     Sequence& sequence = **waiting_.begin();
-    if (!blocks_.admit(sequence, running_.empty() ? 0 : headroom())) break;
+    const int64_t headroom = running_.empty() ? 0 : reserved + growth_blocks(sequence);
+    if (headroom > blocks_.num_free() || !blocks_.admit(sequence, static_cast<int32_t>(headroom))) {
+      break;
+    }
+    reserved += blocks_to_come(sequence);
     waiting_.erase(waiting_.begin());
     sequence.seat = free_seats_.back();
     free_seats_.pop_back();
@@ -177,6 +195,20 @@ void Scheduler::plan_waiting() {
     }
     plan(sequence);
   }
+}
+
+// Blocks that admission keeps free for the growth of a sequence: `reserve_` of what it may add.
+int32_t Scheduler::growth_blocks(const Sequence& sequence) const {
+  const auto growth = static_cast<int32_t>(std::ceil(reserve_ * sequence.growth()));
+  return blocks_.blocks_for(sequence.num_tokens() + growth) -
+         blocks_.blocks_for(sequence.num_tokens());
+}
+
+// The same for one that runs and holds some already.
+int32_t Scheduler::blocks_to_come(const Sequence& sequence) const {
+  const int32_t missing =
+      blocks_.blocks_for(sequence.num_tokens()) - static_cast<int32_t>(sequence.blocks.size());
+  return growth_blocks(sequence) + std::max(missing, 0);
 }
 
 // Blocks for `num_tokens` tokens, taken from whoever comes last; false if that is the sequence.
@@ -198,6 +230,7 @@ void Scheduler::preempt(Sequence& victim) {
   }
   stop_running(victim);
   waiting_.insert(&victim);
+  if (!preempted_) reserve_ = std::min(reserve_ * kReserveGrowth, 1.0);
   preempted_ = true;
   ++stats_.num_preemptions;
 }
@@ -271,6 +304,7 @@ void Scheduler::update(std::span<const int64_t> sampled) {
 void Scheduler::clear_news_of_step() {
   progressed_.clear();
   forked_.clear();
+  ended_.clear();
   appended_seats_.clear();
   appended_tokens_.clear();
 }
@@ -281,6 +315,7 @@ void Scheduler::report(const Sequence& sequence, int32_t seat, int32_t num_token
   if (sequence.finished() || (sequence.watched && gained)) {
     progressed_.emplace_back(sequence.id, seat);
   }
+  if (sequence.finished()) ended_.push_back(sequence.id);
 }
 
 size_t Scheduler::num_samples() const {
@@ -341,6 +376,12 @@ void Scheduler::watch_for_loop(Sequence& sequence) {
 }
 
 /* === looking on === */
+
+std::string Scheduler::take_progressed() {
+  std::string records;
+  for (const auto& [id, seat] : progressed_) take_progress(get(id), seat, records);
+  return records;
+}
 
 SchedulerStats Scheduler::stats() const {
   SchedulerStats stats = stats_;

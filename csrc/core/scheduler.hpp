@@ -6,20 +6,24 @@
 // nothing of models, devices or texts.
 //
 // A step takes, within the token budget: first every running sequence with one pending token, then
-// running ones with more (in chunks), then waiting ones in order of (priority, arrival). When
-// blocks run out, the running sequence that comes last in that order gives all of its up and waits
-// again; what it had computed is computed anew, or found in the prefix cache.
+// running ones with more (in chunks), then waiting ones in order of (priority, order, arrival), as
+// long as blocks are left for a share of what the running ones may still add (their budgets bound
+// it; scheduler.cpp says how the share adapts). When blocks run out, the running sequence that
+// comes last in that order gives all of its up and waits again; what it had computed is computed
+// anew, or found in the prefix cache.
 
 #pragma once
 
 #include <memory>
 #include <set>
 #include <span>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "batch.hpp"
 #include "block_manager.hpp"
+#include "progress.hpp"
 #include "run.hpp"
 #include "sequence.hpp"
 
@@ -31,6 +35,8 @@ struct SchedulerConfig {
   int32_t max_num_seqs = 0;            // rows of a step, and seats
   int32_t max_num_batched_tokens = 0;  // tokens of a step, at least max_num_seqs
   bool enable_prefix_caching = true;
+  double min_reserve = 0.05;  // least share of what runs may still add that admission keeps free;
+                              // 1: none is preempted while answers stay usual
 };
 
 // Counters since the start, and the present state.
@@ -85,6 +91,10 @@ class Scheduler {
   // Sequences that the last update ended, and watched ones that it gave tokens, with the seats that
   // they had in the step. Ended ones wait for remove().
   const std::vector<std::pair<SeqId, int32_t>>& progressed() const { return progressed_; }
+  // Those among them that the update ended.
+  const std::vector<SeqId>& ended() const { return ended_; }
+  // Records (progress.hpp) of all progressed ones.
+  std::string take_progressed();
   // Children that the last add() or update() forked off, each with its parent's id. They wait to be
   // scheduled like any sequence; the prefix cache gives them what their parent has computed.
   const std::vector<std::pair<SeqId, SeqId>>& forked() const { return forked_; }
@@ -126,6 +136,8 @@ class Scheduler {
   void plan(Sequence& sequence);
   void plan_running();
   void plan_waiting();
+  int32_t growth_blocks(const Sequence& sequence) const;
+  int32_t blocks_to_come(const Sequence& sequence) const;
   bool make_room(Sequence& sequence, int32_t num_tokens);
   void preempt(Sequence& victim);
   void stop_running(Sequence& sequence);
@@ -152,6 +164,7 @@ class Scheduler {
   void end(Sequence& sequence, FinishReason reason);
 
   SchedulerConfig config_;
+  double reserve_;
   BlockManager blocks_;
   std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;
   std::set<Sequence*, Precedes> waiting_;
@@ -171,6 +184,7 @@ class Scheduler {
   std::vector<std::unique_ptr<Sequence>> removed_in_step_;
   std::vector<SeqId> seated_;
   std::vector<std::pair<SeqId, int32_t>> progressed_;
+  std::vector<SeqId> ended_;
   std::vector<std::pair<SeqId, SeqId>> forked_;
   std::vector<int32_t> appended_seats_;
   std::vector<TokenId> appended_tokens_;

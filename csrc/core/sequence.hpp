@@ -9,6 +9,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -17,6 +18,9 @@
 #include "types.hpp"
 
 namespace s1 {
+
+// Tokens with which admission reckons for the answer of a sequence that thinks.
+constexpr int32_t kUsualAnswer = 1024;
 
 // A smaller maximum, at which a child of the sequence is forced to answer while it thinks on.
 struct Checkpoint {
@@ -30,6 +34,7 @@ struct SequenceSpec {
   std::vector<TokenId> prompt;
   int32_t max_len = 0;               // prompt and output together
   int32_t priority = 0;              // lower runs first
+  int64_t order = 0;                 // lower runs first among those of one priority
   std::vector<TokenId> stop_tokens;  // end the answer when sampled
   bool watched = false;              // report every step with new tokens, not only the end
   Salt salt{};
@@ -43,7 +48,8 @@ struct SequenceSpec {
 struct Sequence {
   SeqId id = 0;
   int32_t priority = 0;
-  int64_t arrival = 0;          // order of add(), breaks ties of priority; a child has its parent's
+  int64_t order = 0;
+  int64_t arrival = 0;          // counts add(), breaks ties of order; a child has its parent's
   std::vector<TokenId> tokens;  // prompt, then generated
   std::vector<uint8_t> marks;   // Mark of each generated token
   std::vector<TokenId> stop_tokens;
@@ -70,11 +76,19 @@ struct Sequence {
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_pending() const { return num_tokens() - num_computed; }
   int32_t num_generated() const { return num_tokens() - prompt_len; }
+  // Tokens that it may still add: as many as its budget leaves to think, and an answer.
+  int32_t growth() const {
+    const int32_t room = max_len - num_tokens();
+    if (thinking.phase != Phase::kThinking) return room;
+    const int32_t left = thinking.max_thinking - thinking.thinking_tokens;
+    return std::min(room, std::max(left, 0) + kUsualAnswer);
+  }
   bool finished() const { return finish_reason != FinishReason::kNone; }
 
   // Runs before `other`?
   bool precedes(const Sequence& other) const {
     if (priority != other.priority) return priority < other.priority;
+    if (order != other.order) return order < other.order;
     return arrival != other.arrival ? arrival < other.arrival : id < other.id;
   }
 

@@ -33,7 +33,8 @@ enum class EndReason : uint8_t {
   kLoop,
   kConverged,
   kLength,
-  kAbort
+  kAbort,
+  kOverload
 };
 
 enum class FinishReason : uint8_t { kNone, kStop, kLength, kAbort };

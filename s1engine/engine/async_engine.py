@@ -14,15 +14,17 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from s1engine.config import EngineConfig
-from s1engine.engine.llm_engine import Event, LLMEngine
-from s1engine.engine.request import Prompt, Request
+from s1engine.engine.assembly import StreamEvent
+from s1engine.engine.llm_engine import LLMEngine
+from s1engine.engine.messages import EngineStats
+from s1engine.engine.readers import Event
+from s1engine.engine.request import Prompt, Request, RequestCompiler
 from s1engine.errors import EngineDeadError
-from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
+from s1engine.outputs import RequestOutput
 from s1engine.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
-StreamEvent = Chunk | CheckpointOutput | RequestOutput
 Command = Callable[[], object]
 
 
@@ -45,6 +47,20 @@ class AsyncLLMEngine:
         """Starts the stepping thread, once."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+
+    @property
+    def config(self) -> EngineConfig:
+        """What the engine was started with."""
+        return self.engine.config
+
+    @property
+    def compiler(self) -> RequestCompiler:
+        """Makes requests."""
+        return self.engine.compiler
+
+    def stats(self) -> EngineStats:
+        """Where the engine stands."""
+        return self.engine.stats()
 
     @property
     def healthy(self) -> bool:

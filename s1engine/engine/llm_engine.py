@@ -6,7 +6,6 @@ from anywhere.
 """
 
 import heapq
-import itertools
 import random
 import time
 from dataclasses import replace
@@ -14,21 +13,20 @@ from typing import Any
 
 from s1engine import _core
 from s1engine.config import EngineConfig
+from s1engine.engine.core_budgets import CoreBudgets
 from s1engine.engine.group import Group, Sample, sample_seed
+from s1engine.engine.messages import EngineStats
+from s1engine.engine.model_text import ModelText
+from s1engine.engine.progress import StepTokens, child_number, sequence_id
+from s1engine.engine.readers import Event, Readers
 from s1engine.engine.request import Prompt, Request, RequestCompiler
-from s1engine.engine.sample_stream import SampleStream
-from s1engine.models.config import ModelConfig
 from s1engine.models.loader import resolve_model
-from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
-from s1engine.reasoning import detect_format
+from s1engine.outputs import RequestOutput, RowLogprobs
 from s1engine.runner.cuda_graph import CudaGraphRunner
 from s1engine.runner.device import resolve_config
 from s1engine.runner.model_runner import ModelRunner, Runner
-from s1engine.runner.sampler import RowLogprobs
 from s1engine.sampling_params import SamplingParams
-from s1engine.tokenizer import Tokenizer
 
-Event = tuple[str, Chunk | CheckpointOutput | RequestOutput]
 THINKING_NOW = 0  # a maximum that ends thinking at the next token
 MAX_RIDE = 8  # tokens of a phrase that are fed one a step in a run, rather than as one extend
 
@@ -40,6 +38,8 @@ class LLMEngine:
         config: what to load and how much of it to run at once.
         progress: show a bar while weights load.
         runner: what computes the steps; None: a ModelRunner with the model's weights.
+        texts: make the text of every request here, so that ``step`` returns events. If false, only
+            of requests whose own text decides when they end; ``step_tokens`` has all tokens.
 
     Raises:
         ModelError: the model directory is missing, damaged or not supported.
@@ -47,21 +47,24 @@ class LLMEngine:
     """
 
     def __init__(
-        self, config: EngineConfig, *, progress: bool = False, runner: Runner | None = None
+        self,
+        config: EngineConfig,
+        *,
+        progress: bool = False,
+        runner: Runner | None = None,
+        texts: bool = True,
     ) -> None:
         path = resolve_model(config.model)
+        text = ModelText.load(config, path)
         self.config = config = resolve_config(config)
-        self.model_config = ModelConfig.from_dir(path)
-        self.tokenizer = Tokenizer.from_dir(path, config.chat_template)
-        self.format = detect_format(
-            self.tokenizer, self.model_config.eos_token_ids, config.reasoning_format
-        )
-        vocab_limit = min(self.tokenizer.num_tokens, self.model_config.vocab_size)
+        self.model_config = text.config
+        self.tokenizer = text.tokenizer
+        self.format = text.format
         self.runner: Runner = runner or ModelRunner(
             config,
             self.model_config,
             path,
-            vocab_limit=vocab_limit,
+            vocab_limit=text.vocab_limit,
             triggers=self.format.triggers if self.format else (),
             newlines=self.tokenizer.newlines,
             progress=progress,
@@ -75,32 +78,24 @@ class LLMEngine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
         )
-        self._compiler = RequestCompiler(
-            self.tokenizer,
-            self.format,
-            self.model_config,
-            vocab_limit=vocab_limit,
-            max_model_len=self.max_model_len,
-        )
+        self.compiler = RequestCompiler(text, self.max_model_len)
+        self._budgets = CoreBudgets(text)
         self._random = random.Random(config.seed)
-        self._next_id = itertools.count()
         self._groups: dict[str, Group] = {}
-        self._sequences: dict[int, Sample] = {}
+        self._samples: dict[int, Sample] = {}  # by sequence
         self._deadlines: list[tuple[float, str]] = []  # heap
+        self._forked: list[int] = []  # children that no step has told of
+        self._readers = Readers(
+            self.scheduler, self._samples, self.tokenizer, self.compiler.guides, texts=texts
+        )
 
     def default_sampling(self) -> dict[str, Any]:
         """Sampling fields that the model directory sets; greedy if it sets ``do_sample`` false."""
-        return dict(self.model_config.generation_defaults)
+        return self.compiler.text.default_sampling()
 
     def make_request(self, prompt: Prompt, params: SamplingParams, **options: Any) -> Request:
         """Validates a request (see RequestCompiler.compile). Raises RequestError."""
-        return self._compiler.compile(prompt, params, **options)
-
-    def chat_token_ids(
-        self, messages: list[dict[str, Any]], enable_thinking: bool | None = None
-    ) -> list[int]:
-        """A chat as it would be computed: rendered, thinking opened. Raises RequestError."""
-        return self._compiler.chat_token_ids(messages, enable_thinking)
+        return self.compiler.compile(prompt, params, **options)
 
     # --- requests come and go ---
 
@@ -108,7 +103,8 @@ class LLMEngine:
         """Queues a request; its first sample now, the others when they can share its prompt."""
         assert request.request_id not in self._groups, "request id is taken"
         seed = request.params.seed
-        group = Group(request, self._random.getrandbits(63) if seed is None else seed)
+        seed = self._random.getrandbits(63) if seed is None else seed
+        group = Group(request, seed, self._readers.open(request))
         self._groups[request.request_id] = group
         if request.deadline is not None:
             heapq.heappush(self._deadlines, (request.deadline, request.request_id))
@@ -117,52 +113,50 @@ class LLMEngine:
     def _add_sample(self, group: Group) -> None:
         request, index = group.request, len(group.samples)
         plan = request.thinking
-        seed = sample_seed(group.seed, index)
-        sample = self._make_sample(group, next(self._next_id), index, seed, request.params)
-        maximum = plan.max_thinking if plan else 0
-        for budget in plan.checkpoints if plan else ():
-            sample.awaited[next(self._next_id)] = budget
+        sequence = sequence_id(request.number, index)
+        sample = Sample(group, sequence, sample_seed(group.seed, index))
+        sample.answers = plan is None or plan.max_thinking <= plan.thought
+        self._enter(sample)
         group.samples.append(sample)
+        maximum = plan.max_thinking if plan else 0
+        checkpoints = enumerate(plan.checkpoints if plan else (), start=1)
         self.scheduler.add(
-            sample.sequence,
+            sequence,
             request.prompt,
             max_len=request.max_len,
             priority=request.priority,
+            order=request.order,
             stop_tokens=request.stop_tokens,
             watched=True,
             salt=request.salt,
-            budget=plan.params if plan else None,
+            budget=self._budgets.of(plan),
             thinking_tokens=plan.thought if plan else -1,
             max_thinking=maximum,
-            checkpoints=[(b, child) for child, b in sample.awaited.items() if b < maximum],
+            checkpoints=[(b, sequence + child) for child, b in checkpoints if b < maximum],
             loop_repeats=plan.loop_repeats if plan else 0,
         )
         self._adopt()
         if group.limit is not None:
-            self._limit_samples(group, THINKING_NOW, group.limit)
+            self._limit_samples(group, *group.limit)
 
-    def _make_sample(
-        self, group: Group, sequence: int, index: int, seed: int, params: SamplingParams
-    ) -> Sample:
-        thinks = group.request.thinking is not None
-        stream = SampleStream(index, params, self.tokenizer, thinks=thinks)
-        sample = self._sequences[sequence] = Sample(group, sequence, stream, seed)
-        return sample
+    def _enter(self, sample: Sample) -> None:
+        self._samples[sample.sequence] = sample
+        self._readers.enter(sample)
 
     def _adopt(self) -> None:
-        """Children that the scheduler forked off become samples of their own; log-probabilities
-        are of tokens that a sequence sampled itself, so children have none."""
+        """Children that the scheduler forked off become samples of their own."""
         for child, parent in self.scheduler.forked:
-            sample = self._sequences[parent]
-            params = replace(sample.stream.params, logprobs=None)
-            index = sample.stream.index
-            forked = self._make_sample(sample.group, child, index, sample.seed, params)
-            forked.budget = sample.awaited.pop(child)
-            sample.children.append(forked)
+            sample = self._samples[parent]
+            forked = Sample(sample.group, child, sample.seed, answers=True)
+            self._enter(forked)
+            sample.group.children.append(forked)
+            self._forked.append(child)
+            if sample.group.reader is not None:
+                sample.group.reader.fork(child)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request at once and frees its blocks. Returns what it has so far; None if there
-        is no such request."""
+        is no such request, or its text is not made here."""
         group = self._groups.get(request_id)
         if group is None:
             return None
@@ -171,19 +165,27 @@ class LLMEngine:
         for sample in group.all_samples():
             if not sample.finished:
                 self.scheduler.finish(sample.sequence, _core.FinishReason.ABORT)
-                self._push(sample)
-        return self._finish(group)
+        output = self._readers.read_to_the_end(group, time.monotonic())
+        self._remove(group)
+        return output
+
+    def _remove(self, group: Group) -> None:
+        for sample in group.all_samples():
+            self.scheduler.remove(sample.sequence)
+            del self._samples[sample.sequence]
+        del self._groups[group.request.request_id]
+        self._readers.close(group)
 
     def end_thinking(self, request_id: str) -> bool:
         """Tells a live request to answer now. False if there is no such request."""
-        return self._limit(request_id, _core.EndReason.CLIENT)
+        return self._limit(request_id, THINKING_NOW, _core.EndReason.CLIENT)
 
-    def _limit(self, request_id: str, reason: _core.EndReason) -> bool:
+    def _limit(self, request_id: str, maximum: int, reason: _core.EndReason) -> bool:
         group = self._groups.get(request_id)
         if group is None:
             return False
-        group.limit = reason
-        self._limit_samples(group, THINKING_NOW, reason)
+        group.limit = (maximum, reason)
+        self._limit_samples(group, maximum, reason)
         return True
 
     def _limit_samples(self, group: Group, maximum: int, reason: _core.EndReason) -> None:
@@ -195,34 +197,61 @@ class LLMEngine:
         """Is there anything to step for?"""
         return bool(self._groups)
 
+    def stats(self) -> EngineStats:
+        """Where the engine stands."""
+        stats = self.scheduler.stats()
+        return EngineStats(
+            num_blocks=self.runner.num_blocks,
+            num_free_blocks=stats.num_free_blocks,
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            num_preemptions=stats.num_preemptions,
+            num_computed_tokens=stats.num_computed_tokens,
+            num_sampled_tokens=stats.num_sampled_tokens,
+            prefix_queries=stats.prefix_queries,
+            prefix_hits=stats.prefix_hits,
+        )
+
     # --- stepping ---
 
     def step(self) -> list[Event]:
         """Computes one step, or follows the device through several. Returns chunks and checkpoints
         of streaming requests, and outputs of finished ones."""
+        self.step_tokens()
+        return self._readers.take_events()
+
+    def step_tokens(self) -> StepTokens | None:
+        """The same, but returns its tokens; None if there was nothing to compute."""
         self._enforce_deadlines()
         ahead = self.runner.ahead
+        began = time.monotonic()
         if ahead is not None and ahead.in_flight:
-            return self._follow(ahead)
+            return self._follow(ahead, began, [])
         batch = self.runner.batch
-        for sequence in self.scheduler.schedule(batch.core):
-            self._seat(self._sequences[sequence])
+        seated = self.scheduler.schedule(batch.core)
+        for sequence in seated:
+            self._seat(self._samples[sequence], began)
         if batch.core.num_rows == 0:
-            return []
+            return None
+        if self.config.overload_thinking_floor is not None:
+            self._relieve(self.config.overload_thinking_floor)
+        self.runner.sampler.masks = self._readers.masks()
         if ahead is not None and self._begin_run(ahead):
-            return self._follow(ahead)
+            return self._follow(ahead, began, seated)
         sampled = self.runner.execute()
         self.scheduler.update(sampled.token_ids)
         self.runner.sampler.observe(*self.scheduler.appended)
         self._adopt()
-        return self._collect(sampled.logprobs)
+        return self._collect(began, seated, sampled.logprobs)
 
     def _begin_run(self, ahead: CudaGraphRunner) -> bool:
         """Hands the planned step and those after it to the device, if it can decide them all."""
         batch, sampler = self.runner.batch, self.runner.sampler
         seats = batch.seats
         lanes = ahead.lanes(batch.core.num_rows)
-        if lanes is None or len(seats) < batch.core.num_rows or sampler.needs_host(seats):
+        if lanes is None or len(seats) < batch.core.num_rows:
+            return False
+        if self._readers.guide or sampler.needs_host(seats):
             return False
         steps = self.scheduler.begin_run(
             batch.core, lanes.core, steps=ahead.max_steps, max_pending=MAX_RIDE
@@ -232,95 +261,73 @@ class LLMEngine:
             ahead.begin(lanes, len(seats), steps)
         return steps > 0
 
-    def _follow(self, ahead: CudaGraphRunner) -> list[Event]:
+    def _follow(self, ahead: CudaGraphRunner, began: float, seated: list[int]) -> StepTokens:
         """Launches the next steps of the run, then takes what the steps before have sampled."""
         steps = self.scheduler.extend_run(self.runner.batch.core, ahead.max_steps)
         if steps:
             ahead.launch(steps)
         self.scheduler.replay(ahead.collect())
         self._adopt()
-        return self._collect({})
+        return self._collect(began, seated, {})
 
     def _enforce_deadlines(self) -> None:
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
-            self._limit(heapq.heappop(self._deadlines)[1], _core.EndReason.DEADLINE)
+            name = heapq.heappop(self._deadlines)[1]
+            self._limit(name, THINKING_NOW, _core.EndReason.DEADLINE)
 
-    def _seat(self, sample: Sample) -> None:
-        group = sample.group
-        group.scheduled_at = group.scheduled_at or time.monotonic()
+    def _relieve(self, floor: int) -> None:
+        """Cuts budgets as far as requests wait that this step had no room for."""
+        pressure = min(self.scheduler.stats().num_waiting / self.config.max_num_seqs, 1.0)
+        if pressure == 0:
+            return
+        for name, group in self._groups.items():
+            plan = group.request.thinking
+            if plan is not None:
+                excess = plan.max_thinking - max(floor, plan.min_thinking)
+                maximum = plan.max_thinking - int(pressure * max(excess, 0))
+                if maximum < (group.limit[0] if group.limit else plan.max_thinking):
+                    self._limit(name, maximum, _core.EndReason.OVERLOAD)
+
+    def _seat(self, sample: Sample, now: float) -> None:
+        request = sample.group.request
+        if sample.group.reader is not None:
+            sample.group.reader.seat(now)
+        child = child_number(sample.sequence) != 0
         self.runner.sampler.seat(
             self.scheduler.seat(sample.sequence),
-            sample.stream.params,
+            replace(request.params, logprobs=None) if child else request.params,
             sample.seed,
             self.scheduler.tokens(sample.sequence),
-            len(group.request.prompt),
+            len(request.prompt),
         )
 
-    def _collect(self, logprobs: dict[int, RowLogprobs]) -> list[Event]:
-        events: list[Event] = []
-        for sequence, seat in self.scheduler.progressed:
-            sample = self._sequences[sequence]
-            group = sample.group
-            name, streams = group.request.request_id, group.request.stream
-            chunk = self._push(sample, logprobs.get(seat))
-            self._first_token(sample)
-            if streams and sample.budget is None:
-                events.append((name, chunk))
-            if not sample.finished:
-                continue
-            checkpoints = self._finish_sample(sample)
-            if streams:
-                events += [(name, checkpoint) for checkpoint in checkpoints]
+    def _collect(
+        self, began: float, seated: list[int], logprobs: dict[int, RowLogprobs]
+    ) -> StepTokens:
+        """Takes the tokens of the step, and gives up the sequences that are done."""
+        now = time.monotonic()
+        records = self.scheduler.take_progressed()
+        step = StepTokens(began, now, seated, self._forked, records, logprobs)
+        self._forked = []
+        for sequence in self.scheduler.ended:
+            self._samples[sequence].finished = True
+        for sequence, _ in self.scheduler.progressed:
+            sample = self._samples[sequence]
+            if not sample.begun:
+                self._begin(sample)
+        ended = [*self.scheduler.ended, *self._readers.read(step)]
+        for group in {self._samples[sequence].group for sequence in ended}:
             if group.finished:
-                events.append((name, self._finish(group)))
-        return events
+                self._remove(group)
+        return step
 
-    def _first_token(self, sample: Sample) -> None:
+    def _begin(self, sample: Sample) -> None:
         """Now the prompt is cached, so further samples find it; and few need watching on."""
-        group = sample.group
-        if group.first_token_at is None:
-            group.first_token_at = time.monotonic()
-            while not group.complete:
-                self._add_sample(group)
-        params = sample.stream.params
-        shown = group.request.stream and sample.budget is None
-        if not (shown or params.stop or params.logprobs is not None):
+        sample.begun = True
+        group, request = sample.group, sample.group.request
+        while not group.complete:
+            self._add_sample(group)
+        child = child_number(sample.sequence) != 0
+        shown = not child and (request.stream or request.params.logprobs is not None)
+        if not (shown or request.params.stop or sample.guide):
             self.scheduler.unwatch(sample.sequence)
-
-    def _push(self, sample: Sample, row: RowLogprobs | None = None) -> Chunk:
-        """Hands what a sequence gained to its stream, and ends it on a stop string."""
-        progress = self.scheduler.take(sample.sequence)
-        if sample.group.cached_tokens is None:
-            sample.group.cached_tokens = progress["num_cached"]
-        chunk = sample.stream.push(progress, row)
-        if sample.stream.hit_stop_string:
-            self.scheduler.finish(sample.sequence, _core.FinishReason.STOP)
-        return chunk
-
-    def _finish_sample(self, sample: Sample) -> list[CheckpointOutput]:
-        """The checkpoints that are answered by the end of ``sample``; if they agree for long
-        enough, its parent has thought enough."""
-        if sample.budget is None:
-            return sample.shared_checkpoints()
-        budget = sample.group.request.params.thinking
-        parent = sample.group.samples[sample.stream.index]
-        assert budget is not None
-        if budget.early_exit is not None and parent.agrees(budget.early_exit):
-            reason = _core.EndReason.CONVERGED
-            self.scheduler.limit_thinking(parent.sequence, budget.min_tokens, reason)
-        return [CheckpointOutput(sample.budget, sample.stream.output())]
-
-    def _finish(self, group: Group) -> RequestOutput:
-        request = group.request
-        for sample in group.all_samples():
-            self.scheduler.remove(sample.sequence)
-            del self._sequences[sample.sequence]
-        del self._groups[request.request_id]
-        return RequestOutput(
-            request_id=request.request_id,
-            prompt_token_ids=request.prompt.tolist(),
-            outputs=[sample.stream.output() for sample in group.samples],
-            usage=group.usage(),
-            timing=group.timing(time.monotonic()),
-            checkpoints=[c for sample in group.samples for c in sample.checkpoints()],
-        )

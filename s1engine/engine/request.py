@@ -5,6 +5,7 @@ integers are left. Pure: compiling changes no state, so any thread may do it.
 """
 
 import hashlib
+import itertools
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -12,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from s1engine import _core
 from s1engine.config import DEFAULT_ANSWER_RESERVE, check_int, check_unicode
+from s1engine.engine.guide import GuideMaker
+from s1engine.engine.model_text import ModelText
 from s1engine.errors import RequestError
-from s1engine.models.config import ModelConfig
-from s1engine.reasoning import ReasoningFormat, find_open_thinking
+from s1engine.reasoning import find_open_thinking
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
-from s1engine.tokenizer import Tokenizer
 
 MAX_SALT_CHARS = 1024
+_numbers = itertools.count()
 MAX_NORMALIZED_CHARS = 4  # characters of a text that normalisation may make one
 
 Prompt = str | list[int] | list[dict[str, Any]]
@@ -30,7 +31,11 @@ Prompt = str | list[int] | list[dict[str, Any]]
 class ThinkingPlan:
     """A thinking budget in token ids, fitted into what the request and the context leave."""
 
-    params: _core.BudgetParams
+    wait: list[int]  # replaces an ignored end
+    forced_end: list[int]
+    delimiter_len: int  # leading tokens of forced_end that are delimiter
+    min_thinking: int
+    num_waits: int
     thought: int  # thinking tokens that already stand in the prompt
     max_thinking: int  # effective maximum, those included
     checkpoints: tuple[int, ...]
@@ -42,6 +47,7 @@ class Request:
     """A validated request, ready for the scheduler."""
 
     request_id: str
+    number: int  # no other request that this process compiles has it
     prompt: np.ndarray  # [prompt_len] int32, thinking opened
     params: SamplingParams
     max_len: int  # prompt and output together
@@ -50,7 +56,16 @@ class Request:
     stream: bool
     priority: int
     salt: bytes  # 16 bytes
+    order: int = 0  # lower runs first among those of one priority
     arrival: float = field(default_factory=time.monotonic)
+
+    @property
+    def reads_itself(self) -> bool:
+        """Does its own text decide when it ends?"""
+        budget = self.params.thinking
+        if self.params.stop or self.params.grammar is not None:
+            return True
+        return budget is not None and budget.early_exit is not None
 
     @property
     def deadline(self) -> float | None:
@@ -65,25 +80,15 @@ class RequestCompiler:
     """Compiles requests for one model.
 
     Args:
-        vocab_limit: ids below it may be sampled; ids of a prompt may go up to the embedding's rows.
         max_model_len: prompt and output together, tokens.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        reasoning: ReasoningFormat | None,
-        model: ModelConfig,
-        *,
-        vocab_limit: int,
-        max_model_len: int,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._reasoning = reasoning
-        self._model = model
-        self._vocab_limit = vocab_limit
-        self._max_model_len = max_model_len
-        self._format = _core_format(reasoning, tokenizer) if reasoning else None
+    def __init__(self, text: ModelText, max_model_len: int) -> None:
+        self.text = text
+        self.max_model_len = max_model_len
+        self._tokenizer = text.tokenizer
+        self._reasoning = text.format
+        self.guides = GuideMaker(text)
 
     def compile(
         self,
@@ -108,17 +113,20 @@ class RequestCompiler:
         param = "messages" if chat else "prompt"
         ids = self._encode(prompt, chat, enable_thinking, template_kwargs)
         self._check_ids(params)
+        if params.grammar is not None:
+            self.guides.check(params.grammar)
         thought = self._open_thinking(ids, params, chat, enable_thinking)
-        room = self._max_model_len - len(ids)
+        room = self.max_model_len - len(ids)
         if room < 1:
             raise self._too_long(param, f"{len(ids)} tokens")
         max_len = len(ids) + min(params.max_tokens or room, room)
         thinking = None if thought is None else self._plan(params, thought, len(ids), max_len)
         stops = [*params.stop_token_ids]
         if not params.ignore_eos:
-            stops += self._model.eos_token_ids
+            stops += self.text.config.eos_token_ids
         return Request(
             request_id=request_id or uuid.uuid4().hex,
+            number=next(_numbers),
             prompt=np.array(ids, np.int32),
             params=params,
             max_len=max_len,
@@ -159,20 +167,20 @@ class RequestCompiler:
     def _check_text(self, text: str, param: str) -> None:
         """Refuses a text that is not Unicode, or cannot fit, before the work of tokenising it."""
         check_unicode(param, text)
-        most = self._max_model_len * self._tokenizer.max_token_chars * MAX_NORMALIZED_CHARS
+        most = self.max_model_len * self._tokenizer.max_token_chars * MAX_NORMALIZED_CHARS
         if len(text) > most:
             raise self._too_long(param, f"{len(text)} characters")
 
     def _too_long(self, param: str, size: str) -> RequestError:
         return RequestError(
             f"{param} has {size}; with at least one token of output it exceeds the context of "
-            f"{self._max_model_len}",
+            f"{self.max_model_len}",
             param=param,
             code="context_length_exceeded",
         )
 
     def _check_prompt_ids(self, prompt: object) -> list[int]:
-        limit = self._model.vocab_size
+        limit = self.text.config.vocab_size
         if not isinstance(prompt, list):
             raise RequestError("prompt must be text, token ids or messages", param="prompt")
         for token in prompt:
@@ -186,9 +194,9 @@ class RequestCompiler:
         fields = {"stop_token_ids": params.stop_token_ids, "logit_bias": tuple(params.logit_bias)}
         for name, ids in fields.items():
             for token in ids:
-                if token >= self._vocab_limit:
+                if token >= self.text.vocab_limit:
                     raise RequestError(
-                        f"{name}: {token} is outside the vocabulary of {self._vocab_limit}",
+                        f"{name}: {token} is outside the vocabulary of {self.text.vocab_limit}",
                         param=name,
                     )
 
@@ -223,9 +231,10 @@ class RequestCompiler:
     def _plan(
         self, params: SamplingParams, thought: int, prompt_len: int, max_len: int
     ) -> ThinkingPlan:
-        assert self._reasoning is not None and self._format is not None
+        assert self._reasoning is not None
         budget = params.thinking or ThinkingBudget()
-        forced_end = self._reasoning.forced_end(budget.final_text)
+        bare = params.grammar is not None and budget.final_text is None
+        forced_end = self._reasoning.forced_end("" if bare else budget.final_text)
         end_len = max(
             len(self._reasoning.newline) + len(forced_end), len(self._reasoning.natural_end)
         )
@@ -241,14 +250,11 @@ class RequestCompiler:
         if budget.max_tokens is not None:
             maximum = min(maximum, budget.max_tokens)
         return ThinkingPlan(
-            params=_core.BudgetParams(
-                format=self._format,
-                wait=self._tokenizer.encode(budget.wait_text),
-                forced_end=list(forced_end),
-                delimiter_len=_delimiter_len(forced_end, self._reasoning.natural_end),
-                min_thinking=budget.min_tokens,
-                num_waits=budget.num_waits,
-            ),
+            wait=self._tokenizer.encode(budget.wait_text),
+            forced_end=list(forced_end),
+            delimiter_len=_delimiter_len(forced_end, self._reasoning.natural_end),
+            min_thinking=budget.min_tokens,
+            num_waits=budget.num_waits,
             thought=thought,
             max_thinking=maximum,
             checkpoints=budget.checkpoints,
@@ -268,13 +274,3 @@ def _delimiter_len(forced_end: tuple[int, ...], natural_end: tuple[int, ...]) ->
     """Leading tokens of a forced end that are the delimiter; the rest opens the answer."""
     n = len(natural_end)
     return n if forced_end[:n] == natural_end else len(forced_end)
-
-
-def _core_format(reasoning: ReasoningFormat, tokenizer: Tokenizer) -> _core.BudgetFormat:
-    return _core.BudgetFormat(
-        triggers=list(reasoning.triggers),
-        natural_end=list(reasoning.natural_end),
-        newline=list(reasoning.newline),
-        newline_always=reasoning.newline_always,
-        ends_in_newline=tokenizer.newlines,
-    )

@@ -2,22 +2,25 @@
 
 The scheduler marks every generated token with its region, so nothing is parsed here: thinking
 tokens become reasoning, answer tokens become text, delimiters become neither. A finished sample
-that was never streamed goes the same way in one push.
+that was never streamed goes the same way in one push. Where a record stands for several steps, its
+tokens come at once.
 """
 
 from dataclasses import dataclass
 
 from s1engine import _core
-from s1engine.outputs import Chunk, CompletionOutput, ThinkingUsage, TokenLogprob
-from s1engine.runner.sampler import RowLogprobs
+from s1engine.engine.progress import Progress
+from s1engine.outputs import (
+    Chunk,
+    CompletionOutput,
+    RowLogprobs,
+    ThinkingUsage,
+    TokenLogprob,
+)
 from s1engine.sampling_params import SamplingParams
 from s1engine.tokenizer import IncrementalDetokenizer, Tokenizer
 
-FINISHED = {
-    _core.FinishReason.STOP: "stop",
-    _core.FinishReason.LENGTH: "length",
-    _core.FinishReason.ABORT: "abort",
-}
+_REGION = _core.MARK_REGION
 
 
 class StopFinder:
@@ -61,10 +64,17 @@ class SampleStream:
     """Grows with ``push`` until the sample is finished; then ``output`` is the whole."""
 
     def __init__(
-        self, index: int, params: SamplingParams, tokenizer: Tokenizer, *, thinks: bool
+        self,
+        index: int,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        *,
+        thinks: bool,
+        logprobs: bool,
     ) -> None:
         self.index = index
         self.params = params
+        self._wants_logprobs = logprobs
         self.finish_reason: str | None = None
         self._thinks = thinks
         self._reasoning = IncrementalDetokenizer(tokenizer)
@@ -75,34 +85,34 @@ class SampleStream:
         self._token_ids: list[int] = []
         self._forced: list[int] = []
         self._logprobs: list[TokenLogprob] = []
-        self._state: _core.Progress | None = None
+        self._state: Progress | None = None
 
     @property
     def hit_stop_string(self) -> bool:
         """The text contains a stop string, so the sample must be ended."""
         return self._stops.found is not None
 
-    def push(self, progress: "_core.Progress", row: RowLogprobs | None = None) -> Chunk:
-        """Takes what ``Scheduler.take`` returned, with the log-probs of the sampled token."""
+    def push(self, progress: Progress) -> Chunk:
+        """Takes a record of this sequence."""
         self._state = progress
-        ids, marks = progress["token_ids"], progress["marks"]
-        regions = [mark & _core.MARK_REGION for mark in marks]
-        last = FINISHED.get(progress["finish_reason"])
+        ids, marks = progress.token_ids, progress.marks
+        regions = [mark & _REGION for mark in marks]
+        last = progress.finish_reason
         reasoning = self._push_reasoning(progress, last)
         text, used = self._push_answer(ids, regions, last)
         ids = ids[:used]
         forced = [int(mark & _core.MARK_FORCED != 0) for mark in marks[:used]]
         self._token_ids += ids
         self._forced += forced
-        logprobs = self._add_logprobs(ids, forced, row)
+        logprobs = self._add_logprobs(ids, forced, progress.rows)
         self.finish_reason = "stop" if self.hit_stop_string else last
         return Chunk(self.index, text, reasoning, ids, forced, logprobs, self.finish_reason)
 
-    def _push_reasoning(self, progress: "_core.Progress", last: str | None) -> str:
-        pairs = zip(progress["token_ids"], progress["marks"], strict=True)
-        think = [t for t, mark in pairs if mark & _core.MARK_REGION == _core.MARK_THINK]
+    def _push_reasoning(self, progress: Progress, last: str | None) -> str:
+        pairs = zip(progress.token_ids, progress.marks, strict=True)
+        think = [t for t, mark in pairs if mark & _REGION == _core.MARK_THINK]
         text = self._reasoning.push(think)
-        if progress["phase"] != _core.Phase.THINKING or last:
+        if last or not progress.thinking:
             text += self._reasoning.flush()
         if not self._all.reasoning:
             text = text.lstrip("\n")
@@ -131,16 +141,17 @@ class SampleStream:
         self._all.text += self._stops.push(text, last=last)
 
     def _add_logprobs(
-        self, ids: list[int], forced: list[int], row: RowLogprobs | None
+        self, ids: list[int], forced: list[int], rows: list[RowLogprobs]
     ) -> list[TokenLogprob] | None:
-        if self.params.logprobs is None:
+        if not self._wants_logprobs:
             return None
+        sampled = iter(rows)
         added = []
         for token, was_forced in zip(ids, forced, strict=True):
             if was_forced:
                 added.append(TokenLogprob(token, 0.0, (), True))
             else:
-                assert row is not None, "a step samples at most one token a sequence"
+                row = next(sampled)
                 added.append(TokenLogprob(token, row.logprob, row.top, False))
         self._logprobs += added
         return added
@@ -157,7 +168,7 @@ class SampleStream:
             finish_reason=self.finish_reason,
             stop_reason=self._stop_reason(),
             thinking=self._thinking(),
-            logprobs=None if self.params.logprobs is None else self._logprobs,
+            logprobs=self._logprobs if self._wants_logprobs else None,
         )
 
     def _stop_reason(self) -> str | int | None:
@@ -171,11 +182,10 @@ class SampleStream:
         if not self._thinks:
             return None
         assert self._state is not None
-        reason = self._state["end_reason"]
         return ThinkingUsage(
-            tokens=self._state["thinking_tokens"],
+            tokens=self._state.thinking_tokens,
             forced_tokens=sum(self._forced),
-            waits_used=self._state["waits_used"],
-            end_reason=None if reason == _core.EndReason.NONE else reason.name.lower(),
-            budget=self._state["max_thinking"],
+            waits_used=self._state.waits_used,
+            end_reason=self._state.end_reason,
+            budget=self._state.max_thinking,
         )

@@ -12,17 +12,10 @@ import torch
 from torch import Tensor
 
 from s1engine.ops import Ops, Penalties, SamplingMetadata
+from s1engine.outputs import RowLogprobs
 from s1engine.runner.input_batch import SampleRows
 from s1engine.runner.lanes import Lanes
 from s1engine.sampling_params import SamplingParams
-
-
-@dataclass(frozen=True, slots=True)
-class RowLogprobs:
-    """Raw log-probabilities at one sampled position."""
-
-    logprob: float
-    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +67,8 @@ class Sampler:
         self._in_prompt: Tensor | None = None  # [max_num_seqs, V] bool, made on first use
         self._output_counts: Tensor | None = None  # [max_num_seqs, V] int32
         self._gathered: _Gathered | None = None
+        self.masks: dict[int, np.ndarray] = {}
+        """[V] bool by seat: ids that may be sampled in the next step. Seats not named are free."""
 
     def seat(
         self, seat: int, params: SamplingParams, seed: int, tokens: list[int], prompt_len: int
@@ -140,9 +135,11 @@ class Sampler:
             metadata = replace(metadata, banned=self._gather_banned(rows))
         if gathered.penalised:
             metadata = replace(metadata, penalties=self._gather_penalties(rows.seats))
+        raw = logits.clone() if gathered.logprobs else logits
+        if self.masks:
+            self._mask(logits, rows.seats)
         if not gathered.logprobs:
             return SamplerOutput(self._ops.sample(logits, metadata).cpu().numpy(), {})
-        raw = logits.clone()
         ids = self._ops.sample(logits, metadata)
         return SamplerOutput(ids.cpu().numpy(), self._logprobs(raw, ids, rows.seats))
 
@@ -212,6 +209,13 @@ class Sampler:
             in_prompt=prompt,
             output_counts=counts,
         )
+
+    def _mask(self, logits: Tensor, seats: np.ndarray) -> None:
+        masked = [row for row, seat in enumerate(seats.tolist()) if seat in self.masks]
+        if masked:
+            allowed = self._tensor(np.stack([self.masks[int(seats[row])] for row in masked]))
+            index = self._tensor(np.array(masked))
+            logits[index] = logits[index].masked_fill(~allowed, float("-inf"))
 
     def _logprobs(self, raw: Tensor, ids: Tensor, seats: np.ndarray) -> dict[int, RowLogprobs]:
         asked = self._num_logprobs[seats]

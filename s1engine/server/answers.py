@@ -1,23 +1,22 @@
-"""Finished outputs and chunks in the shape of OpenAI's objects. Plain data in, plain data out.
+"""What an answer over HTTP is, whichever API was asked: an object, or a stream of events.
 
-Thinking stands in ``reasoning`` and, for older clients, ``reasoning_content``, apart from the
-answer; what is ours beyond OpenAI's schema stands in ``usage.thinking`` and ``choices[].thinking``.
+Plain data in, plain data out; each API's shape has a file of its own.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from s1engine.outputs import (
     CheckpointOutput,
     Chunk,
-    CompletionOutput,
     RequestOutput,
     ThinkingUsage,
-    TokenLogprob,
     Usage,
 )
-from s1engine.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 
@@ -63,161 +62,55 @@ def thinking_total(samples: Sequence[ThinkingUsage | None]) -> Json:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What names an answer."""
+
+    id: str
+    created: int
+    model: str
+
+
 class Answers(ABC):
-    """Objects of one route for one request.
+    """How the answer to one HTTP request looks, whole or as events of a stream.
 
     Args:
-        token_ids: add ids and the mask of forced ones to each choice.
+        head: id, time and model, as they stand in every object.
+        samples: choices of each prompt.
     """
 
-    kind: str
-
-    def __init__(self, tokenizer: Tokenizer, *, token_ids: bool) -> None:
-        self._tokenizer = tokenizer
-        self._token_ids = token_ids
+    def __init__(self, head: Head, samples: int) -> None:
+        self.head = head
+        self._samples = samples
 
     @abstractmethod
-    def choice(self, index: int, sample: CompletionOutput) -> Json:
-        """A finished sample."""
+    def whole(self, outputs: Sequence[RequestOutput]) -> Json:
+        """The object that answers a request without a stream; an output for each prompt."""
+
+    def begin(self) -> Iterable[bytes]:
+        """Events before anything was generated."""
+        return ()
 
     @abstractmethod
-    def delta(self, index: int, chunk: Chunk) -> Json:
-        """What a sample gained in a step."""
+    def event(self, prompt: int, event: Chunk | CheckpointOutput) -> Iterable[bytes]:
+        """Events for what is new of the prompt at this index."""
 
-    def event(self, first: int, event: Chunk | CheckpointOutput) -> Json:
-        """What is new in an event of a stream; ``first`` is the index of its prompt's first
-        choice. A checkpoint comes without choices, as usage does."""
-        if isinstance(event, Chunk):
-            return {"choices": [self.delta(first + event.index, event)]}
-        return {"choices": [], "checkpoint": self.checkpoint(first, event)}
+    @abstractmethod
+    def end(self, outputs: Sequence[RequestOutput]) -> Iterable[bytes]:
+        """Events after everything was generated; ``outputs`` in any order."""
 
-    def checkpoint(self, first: int, checkpoint: CheckpointOutput) -> Json:
-        """The answer of a choice at a smaller budget."""
-        sample = checkpoint.output
-        return {
-            "index": first + sample.index,
-            "budget": checkpoint.budget,
-            "text": sample.text,
-            "completion_tokens": len(sample.token_ids),
-            "finish_reason": sample.finish_reason,
-            "thinking": thinking_total([sample.thinking]),
-            **(_tokens(sample) if self._token_ids else {}),
-        }
+    def failed(self, message: str, code: str) -> Iterable[bytes]:
+        """Events that end a stream which cannot go on."""
+        return (sse(error_object(message, "server_error", code=code)), DONE)
 
 
-class ChatAnswers(Answers):
-    """Objects of ``/v1/chat/completions`` for one request."""
-
-    kind = "chat.completion"
-
-    def __init__(self, tokenizer: Tokenizer, *, token_ids: bool) -> None:
-        super().__init__(tokenizer, token_ids=token_ids)
-        self._begun: set[int] = set()  # choices whose first chunk is out
-
-    def choice(self, index: int, sample: CompletionOutput) -> Json:
-        message = {
-            "role": "assistant",
-            "content": sample.text,
-            "reasoning": sample.reasoning,
-            "reasoning_content": sample.reasoning,
-        }
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": self._logprobs(sample.logprobs),
-            "finish_reason": sample.finish_reason,
-            "stop_reason": sample.stop_reason,
-            "thinking": thinking_total([sample.thinking]) if sample.thinking else None,
-            **(_tokens(sample) if self._token_ids else {}),
-        }
-
-    def delta(self, index: int, chunk: Chunk) -> Json:
-        delta: Json = {} if index in self._begun else {"role": "assistant"}
-        self._begun.add(index)
-        if chunk.reasoning:
-            delta |= {"reasoning": chunk.reasoning, "reasoning_content": chunk.reasoning}
-        if chunk.text or "role" in delta:
-            delta["content"] = chunk.text
-        return {
-            "index": index,
-            "delta": delta,
-            "logprobs": self._logprobs(chunk.logprobs),
-            "finish_reason": chunk.finish_reason,
-            **(_tokens(chunk) if self._token_ids else {}),
-        }
-
-    def _logprobs(self, entries: list[TokenLogprob] | None) -> Json | None:
-        if entries is None:
-            return None
-        return {"content": [self._entry(entry) for entry in entries]}
-
-    def _entry(self, entry: TokenLogprob) -> Json:
-        top = [self._token(token, logprob) for token, logprob in entry.top]
-        own = self._token(entry.token_id, entry.logprob)
-        return {**own, "top_logprobs": top, "forced": entry.forced}
-
-    def _token(self, token: int, logprob: float) -> Json:
-        data = self._tokenizer.token_bytes(token)
-        return {"token": data.decode(errors="replace"), "bytes": list(data), "logprob": logprob}
+def sse(value: Json, name: str | None = None) -> bytes:
+    """A server-sent event."""
+    start = b"data: " if name is None else f"event: {name}\ndata: ".encode()
+    return b"".join((start, msgspec.json.encode(value), b"\n\n"))
 
 
-class CompletionAnswers(Answers):
-    """Objects of ``/v1/completions`` for one request."""
-
-    kind = "text_completion"
-
-    def __init__(self, tokenizer: Tokenizer, *, token_ids: bool) -> None:
-        super().__init__(tokenizer, token_ids=token_ids)
-        self._offsets: dict[int, int] = {}  # characters of each choice's tokens so far
-
-    def choice(self, index: int, sample: CompletionOutput) -> Json:
-        return {
-            "index": index,
-            "text": sample.text,
-            "reasoning": sample.reasoning,
-            "logprobs": self._logprobs(index, sample.logprobs),
-            "finish_reason": sample.finish_reason,
-            "stop_reason": sample.stop_reason,
-            "thinking": thinking_total([sample.thinking]) if sample.thinking else None,
-            **(_tokens(sample) if self._token_ids else {}),
-        }
-
-    def delta(self, index: int, chunk: Chunk) -> Json:
-        return {
-            "index": index,
-            "text": chunk.text,
-            **({"reasoning": chunk.reasoning} if chunk.reasoning else {}),
-            "logprobs": self._logprobs(index, chunk.logprobs),
-            "finish_reason": chunk.finish_reason,
-            **(_tokens(chunk) if self._token_ids else {}),
-        }
-
-    def _logprobs(self, index: int, entries: list[TokenLogprob] | None) -> Json | None:
-        if entries is None:
-            return None
-        texts = [self._text(entry.token_id) for entry in entries]
-        offset = self._offsets.get(index, 0)
-        offsets = []
-        for text in texts:
-            offsets.append(offset)
-            offset += len(text)
-        self._offsets[index] = offset
-        return {
-            "tokens": texts,
-            "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [
-                {self._text(token): logprob for token, logprob in entry.top} for entry in entries
-            ],
-            "text_offset": offsets,
-            "forced": [int(entry.forced) for entry in entries],
-        }
-
-    def _text(self, token: int) -> str:
-        return self._tokenizer.token_bytes(token).decode(errors="replace")
-
-
-def _tokens(source: CompletionOutput | Chunk) -> Json:
-    return {"token_ids": source.token_ids, "forced": source.forced}
+DONE = b"data: [DONE]\n\n"
 
 
 def error_object(

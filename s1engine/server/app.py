@@ -1,16 +1,10 @@
-"""The routes: from a checked body to the engine, and back as one object or as a stream of events.
-
-A request is compiled before its answer begins, so whatever is wrong with it is an HTTP status; what
-goes wrong later is an event in the stream. Compiling (tokenising above all) happens in a thread:
-nothing here may hold up the loop on which everybody's tokens travel.
-"""
+"""The routes: which body each takes, and how errors look, whoever raised them."""
 
 import asyncio
 import contextlib
-import json
+import functools
 import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +12,21 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from s1engine import __version__
-from s1engine.engine import request as engine_request
-from s1engine.engine.async_engine import AsyncLLMEngine
+from s1engine.engine.served import ServedEngine
 from s1engine.errors import EngineDeadError, RequestError
-from s1engine.outputs import RequestOutput
-from s1engine.server import answers
+from s1engine.server.admission import MAX_QUEUED, Admission, NotAdmitted
+from s1engine.server.answers import Json, error_object
+from s1engine.server.generation import Generation, TimedOut, unknown_model
+from s1engine.server.messages_api import MessagesAnswers, MessagesRequest
 from s1engine.server.metrics import Metrics
-from s1engine.server.middleware import ApiKey, BodyLimit
+from s1engine.server.middleware import ApiKey, BodyLimit, RequestId
+from s1engine.server.openai_answers import ChatAnswers, CompletionAnswers
 from s1engine.server.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -37,27 +34,30 @@ from s1engine.server.protocol import (
     TokenizeRequest,
     first_error,
 )
-from s1engine.server.streaming import EventStream, merge, unless_disconnected
+from s1engine.server.responses_api import ResponsesAnswers, ResponsesRequest
 from s1engine.server.thinking import EFFORTS
 
-Body = ChatRequest | CompletionRequest
 CLIENT_CLOSED_REQUEST = 499  # nobody is there to read it; it is for the log
-DONE = b"[DONE]"
 PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
 
 
 def create_app(
-    engine: AsyncLLMEngine,
+    engine: ServedEngine,
     *,
-    api_key: str | None = None,
+    admission: Admission | None = None,
+    api_keys: Sequence[str] = (),
     efforts: Mapping[str, int | None] = EFFORTS,
+    timeout: float | None = None,
 ) -> FastAPI:
     """The ASGI application; it starts and shuts down ``engine``.
 
     Args:
-        api_key: what clients must bring as a bearer token; None: nothing.
+        admission: who may come in; None: as many as run at once, and MAX_QUEUED.
+        api_keys: one of them must be brought as a bearer token; none: nothing is asked for.
         efforts: thinking tokens of each ``reasoning_effort``.
+        timeout: seconds that a request may take if it does not say so itself; None: for ever.
     """
+    admission = admission or Admission(engine.config.max_num_seqs + MAX_QUEUED)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -66,9 +66,11 @@ def create_app(
         await engine.shutdown()
 
     app = FastAPI(title="s1engine", version=__version__, lifespan=lifespan)
-    server = Server(engine, efforts)
+    server = Server(engine, admission, efforts, timeout)
     app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"])
     app.add_api_route("/v1/completions", server.complete, methods=["POST"])
+    app.add_api_route("/v1/messages", server.message, methods=["POST"])
+    app.add_api_route("/v1/responses", server.respond, methods=["POST"])
     app.add_api_route("/v1/models", server.models, methods=["GET"])
     app.add_api_route("/v1/models/{name:path}", server.model, methods=["GET"])
     app.add_api_route("/v1/requests/{name}/end_thinking", server.end_thinking, methods=["POST"])
@@ -80,107 +82,53 @@ def create_app(
     app.add_api_route("/metrics", server.metrics, methods=["GET"])
     _add_error_handlers(app)
     app.add_middleware(BodyLimit)
-    if api_key is not None:
-        app.add_middleware(ApiKey, key=api_key)
+    if api_keys:
+        app.add_middleware(ApiKey, keys=api_keys)
+    app.add_middleware(RequestId)
     return app
 
 
 class Server:
     """The handlers, over one engine."""
 
-    def __init__(self, engine: AsyncLLMEngine, efforts: Mapping[str, int | None]) -> None:
+    def __init__(
+        self,
+        engine: ServedEngine,
+        admission: Admission,
+        efforts: Mapping[str, int | None],
+        timeout: float | None,
+    ) -> None:
         self._engine = engine
-        self._efforts = efforts
-        self._name = engine.engine.config.model_name
-        self._defaults = engine.engine.default_sampling()
-        self._tokenizer = engine.engine.tokenizer
+        self._admission = admission
+        self._compiler = engine.compiler
+        self._name = engine.config.model_name
+        self._tokenizer = engine.compiler.text.tokenizer
         self._started = int(time.time())
-        self._metrics = Metrics(engine.engine)
+        self._metrics = Metrics(self._name, engine.stats)
+        self._generation = Generation(
+            engine, admission, self._metrics, efforts=efforts, timeout=timeout
+        )
 
     # --- answering ---
 
     async def chat(self, body: ChatRequest, http: Request) -> Response:
         """Answers a conversation."""
-        shape = answers.ChatAnswers(self._tokenizer, token_ids=body.return_token_ids)
-        return await self._answer(body, http, shape, "chatcmpl")
+        shape = functools.partial(ChatAnswers, tokenizer=self._tokenizer, body=body)
+        return await self._generation.answer(body, http, "chatcmpl-", shape)
 
     async def complete(self, body: CompletionRequest, http: Request) -> Response:
         """Continues one prompt or several."""
-        shape = answers.CompletionAnswers(self._tokenizer, token_ids=body.return_token_ids)
-        return await self._answer(body, http, shape, "cmpl")
+        shape = functools.partial(CompletionAnswers, tokenizer=self._tokenizer, body=body)
+        return await self._generation.answer(body, http, "cmpl-", shape)
 
-    async def _answer(
-        self, body: Body, http: Request, shape: answers.Answers, prefix: str
-    ) -> Response:
-        self._check_model(body.model)
-        name = f"{prefix}-{uuid.uuid4().hex}"
-        requests = await asyncio.to_thread(self._compile, body, name)
-        head = {"id": name, "created": int(time.time()), "model": self._name}
-        if body.stream:
-            return EventStream(self._events(body, requests, head, shape))
-        outputs = await unless_disconnected(http.receive, self._finish(requests))
-        choices = [
-            shape.choice(i * len(output.outputs) + sample.index, sample)
-            for i, output in enumerate(outputs)
-            for sample in output.outputs
-        ]
-        answer = {**head, "object": shape.kind, "choices": choices, "usage": answers.usage(outputs)}
-        checkpoints = [
-            shape.checkpoint(i * len(output.outputs), checkpoint)
-            for i, output in enumerate(outputs)
-            for checkpoint in output.checkpoints
-        ]
-        return JSONResponse(answer | ({"checkpoints": checkpoints} if checkpoints else {}))
+    async def message(self, body: MessagesRequest, http: Request) -> Response:
+        """Answers a conversation in Anthropic's shape."""
+        return await self._generation.answer(body.chat(), http, "msg_", MessagesAnswers)
 
-    def _compile(self, body: Body, name: str) -> list[engine_request.Request]:
-        """One engine request a prompt; ``name/i`` for all but a single one."""
-        params = body.sampling_params(self._defaults, self._efforts)
-        options = body.options(self._efforts)
-        prompts = body.prompts()
-        names = [name] if len(prompts) == 1 else [f"{name}-{i}" for i in range(len(prompts))]
-        return [
-            self._engine.engine.make_request(
-                prompt, params, request_id=own, stream=body.stream, **options
-            )
-            for prompt, own in zip(prompts, names, strict=True)
-        ]
-
-    async def _finish(self, requests: list[engine_request.Request]) -> list[RequestOutput]:
-        outputs: dict[int, RequestOutput] = {}
-        streams = [self._engine.run(request) for request in requests]
-        async with contextlib.aclosing(merge(streams)) as events:
-            async for i, event in events:
-                if isinstance(event, RequestOutput):
-                    self._metrics.observe(event)
-                    outputs[i] = event
-        return [outputs[i] for i in range(len(requests))]
-
-    async def _events(
-        self,
-        body: Body,
-        requests: list[engine_request.Request],
-        head: answers.Json,
-        shape: answers.Answers,
-    ) -> AsyncGenerator[bytes, None]:
-        """Payloads of a stream: a chunk for each step of each sample, usage if asked, the end."""
-        kind = {"object": f"{shape.kind}.chunk" if shape.kind == "chat.completion" else shape.kind}
-        head = {**head, **kind}
-        finished: list[RequestOutput] = []
-        n = requests[0].params.n
-        try:
-            streams = [self._engine.run(request) for request in requests]
-            async with contextlib.aclosing(merge(streams)) as events:
-                async for i, event in events:
-                    if isinstance(event, RequestOutput):
-                        self._metrics.observe(event)
-                        finished.append(event)
-                    else:
-                        yield _json({**head, **shape.event(i * n, event)})
-            if body.includes_usage:
-                yield _json({**head, "choices": [], "usage": answers.usage(finished)})
-        except EngineDeadError as error:
-            yield _json(answers.error_object(str(error), "server_error", code="engine_dead"))
-        yield DONE
+    async def respond(self, body: ResponsesRequest, http: Request) -> Response:
+        """Answers in the shape of OpenAI's responses."""
+        shape = functools.partial(ResponsesAnswers, body=body)
+        return await self._generation.answer(body.chat(), http, "resp_", shape)
 
     async def end_thinking(self, name: str) -> Response:
         """Tells a live request, by the id in its answer, to stop thinking and answer now."""
@@ -192,11 +140,7 @@ class Server:
 
     def _check_model(self, model: str | None) -> None:
         if model is not None and model != self._name:
-            raise RequestError(
-                f"the model {model!r} does not exist; this server has {self._name!r}",
-                param="model",
-                code="model_not_found",
-            )
+            raise unknown_model(model, self._name)
 
     async def models(self) -> Response:
         """The one model that is served."""
@@ -207,14 +151,14 @@ class Server:
         self._check_model(name)
         return JSONResponse(self._model())
 
-    def _model(self) -> answers.Json:
-        reasoning = self._engine.engine.format
+    def _model(self) -> Json:
+        reasoning = self._compiler.text.format
         return {
             "id": self._name,
             "object": "model",
             "created": self._started,
             "owned_by": "s1engine",
-            "max_model_len": self._engine.engine.max_model_len,
+            "max_model_len": self._compiler.max_model_len,
             "reasoning_format": reasoning.name if reasoning else None,
         }
 
@@ -224,14 +168,14 @@ class Server:
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("give either prompt or messages", param="prompt")
         ids = await asyncio.to_thread(self._tokenize, body)
-        limit = self._engine.engine.max_model_len
+        limit = self._compiler.max_model_len
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": limit})
 
     def _tokenize(self, body: TokenizeRequest) -> list[int]:
         if body.prompt is not None:
             return self._tokenizer.encode(body.prompt)
         assert body.messages is not None
-        return self._engine.engine.chat_token_ids(body.messages, body.enable_thinking)
+        return self._compiler.chat_token_ids(body.messages, body.enable_thinking)
 
     async def detokenize(self, body: DetokenizeRequest) -> Response:
         """Text of ids, special tokens spelled out."""
@@ -243,8 +187,9 @@ class Server:
         return JSONResponse({"prompt": text})
 
     async def health(self) -> Response:
-        """200 while the engine can step, 503 once it cannot."""
-        return Response(status_code=200 if self._engine.healthy else 503)
+        """200 while the engine can step and the server takes requests, else 503."""
+        ready = self._engine.healthy and not self._admission.draining
+        return Response(status_code=200 if ready else 503)
 
     async def metrics(self) -> Response:
         """Counters and gauges for Prometheus."""
@@ -259,14 +204,10 @@ class Server:
         return JSONResponse({"version": __version__})
 
 
-def _json(value: answers.Json) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
 def _error(
     status: int, message: str, kind: str, param: str | None = None, code: str | None = None
 ) -> JSONResponse:
-    return JSONResponse(answers.error_object(message, kind, param, code), status_code=status)
+    return JSONResponse(error_object(message, kind, param, code), status_code=status)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -284,6 +225,14 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def by_status(_: Request, error: Any) -> Response:
         return _error(error.status_code, str(error.detail), kind)
 
+    async def later(_: Request, error: Any) -> Response:
+        answer = _error(error.status, str(error), "overloaded_error", code=error.code)
+        answer.headers["retry-after"] = str(error.retry_after)
+        return answer
+
+    async def late(_: Request, error: Any) -> Response:
+        return _error(504, str(error), "server_error", code="request_timeout")
+
     async def dead(_: Request, error: Any) -> Response:
         return _error(503, str(error), "server_error", code="engine_dead")
 
@@ -295,7 +244,10 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     app.add_exception_handler(RequestError, refused)
     app.add_exception_handler(RequestValidationError, malformed)
+    app.add_exception_handler(ValidationError, malformed)
     app.add_exception_handler(HTTPException, by_status)
+    app.add_exception_handler(NotAdmitted, later)
+    app.add_exception_handler(TimedOut, late)
     app.add_exception_handler(EngineDeadError, dead)
     app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(Exception, broken)

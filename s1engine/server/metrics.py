@@ -5,12 +5,13 @@ Counters grow with each finished request; gauges are read from the scheduler whe
 for. Knows neither HTTP nor who asks.
 """
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from s1engine._core import SchedulerStats
-from s1engine.engine.llm_engine import LLMEngine
+from s1engine.engine.messages import EngineStats
 from s1engine.outputs import CompletionOutput, RequestOutput
 
 PREFIX = "s1engine"
@@ -20,12 +21,12 @@ SHARES = tuple(i / 10 for i in range(1, 11))
 
 
 class Metrics:
-    """Metrics of one engine."""
+    """Metrics of one engine; ``stats`` says where it stands."""
 
-    def __init__(self, engine: LLMEngine) -> None:
+    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Scheduler(engine))
-        self._labels = {"model_name": engine.config.model_name}
+        self._registry.register(_Engine(model_name, stats))
+        self._labels = {"model_name": model_name}
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
         self._generated = self._counter("generation_tokens", "Tokens generated, forced ones too.")
         self._success = self._counter("request_success", "Finished samples.", "finished_reason")
@@ -35,6 +36,13 @@ class Metrics:
         self._per_token = self._histogram(
             "request_time_per_output_token_seconds", "After the first token.", SECONDS
         )
+        self._prefill = self._histogram("request_prefill_time_seconds", "To a token.", SECONDS)
+        self._decode = self._histogram("request_decode_time_seconds", "After it.", SECONDS)
+        self._inference = self._histogram("request_inference_time_seconds", "Both.", SECONDS)
+        self._prompt = self._histogram("request_prompt_tokens", "Of a request.", TOKENS)
+        self._output = self._histogram("request_generation_tokens", "Of a sample.", TOKENS)
+        self._n = self._histogram("request_params_n", "Samples asked for.", TOKENS)
+        self._refused = self._counter("requests_refused", "Requests not let in.", "code")
         self._thinking = self._histogram("request_thinking_tokens", "Of a sample.", TOKENS)
         self._used = self._histogram(
             "thinking_budget_utilization", "Thinking tokens over the effective budget.", SHARES
@@ -52,14 +60,24 @@ class Metrics:
         self._ttft.labels(**labels).observe(timing.ttft_s)
         self._e2e.labels(**labels).observe(timing.total_s)
         self._queue.labels(**labels).observe(timing.queue_s)
+        self._prefill.labels(**labels).observe(timing.ttft_s - timing.queue_s)
+        self._decode.labels(**labels).observe(timing.total_s - timing.ttft_s)
+        self._inference.labels(**labels).observe(timing.total_s - timing.queue_s)
+        self._prompt.labels(**labels).observe(output.usage.prompt_tokens)
+        self._n.labels(**labels).observe(len(output.outputs))
         longest = max(len(sample.token_ids) for sample in output.outputs)
         if longest > 1:
             per_token = (timing.total_s - timing.ttft_s) / (longest - 1)
             self._per_token.labels(**labels).observe(per_token)
         self._checkpoints.labels(**labels).inc(len(output.checkpoints))
         for sample in output.outputs:
+            self._output.labels(**labels).observe(len(sample.token_ids))
             self._success.labels(**labels, finished_reason=sample.finish_reason).inc()
             self._observe_thinking(sample)
+
+    def refuse(self, code: str) -> None:
+        """Takes a request into account that was not let in."""
+        self._refused.labels(**self._labels, code=code).inc()
 
     def _observe_thinking(self, sample: CompletionOutput) -> None:
         used, labels = sample.thinking, self._labels
@@ -85,15 +103,16 @@ class Metrics:
         return Histogram(full, text, ("model_name",), registry=self._registry, buckets=buckets)
 
 
-class _Scheduler(Collector):
-    """The scheduler's state and its own counters."""
+class _Engine(Collector):
+    """The engine's state and its own counters."""
 
-    def __init__(self, engine: LLMEngine) -> None:
-        self._engine = engine
+    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
+        self._model_name = model_name
+        self._stats = stats
 
     def collect(self) -> list[GaugeMetricFamily | CounterMetricFamily]:
-        stats: SchedulerStats = self._engine.scheduler.stats()
-        used = 1 - stats.num_free_blocks / self._engine.runner.num_blocks
+        stats = self._stats()
+        used = 1 - stats.num_free_blocks / stats.num_blocks
         gauges = {
             "num_requests_running": (stats.num_running, "Sequences that run."),
             "num_requests_waiting": (stats.num_waiting, "Sequences that wait."),
@@ -106,7 +125,7 @@ class _Scheduler(Collector):
             "computed_tokens": (stats.num_computed_tokens, "Tokens that went through the model."),
         }
         families: list[GaugeMetricFamily | CounterMetricFamily] = []
-        model = [self._engine.config.model_name]
+        model = [self._model_name]
         for kind, values in ((GaugeMetricFamily, gauges), (CounterMetricFamily, counters)):
             for name, (value, text) in values.items():
                 family = kind(f"{PREFIX}:{name}", text, labels=["model_name"])

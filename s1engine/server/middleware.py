@@ -2,30 +2,70 @@
 
 import hmac
 import json
+import re
+import uuid
+from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from s1engine.server.answers import error_object
 
+REQUEST_ID = b"x-request-id"
+REQUEST_ID_FORM = re.compile(rb"[!-~]{1,128}")
 MAX_BODY_BYTES = 32 * 2**20
 OPEN_PATHS = ("/health", "/")  # the page holds no secrets, and asks for the key itself
 
 
 class ApiKey:
-    """Lets a request pass only with ``Authorization: Bearer KEY``, OPEN_PATHS always."""
+    """Lets a request pass only with ``Authorization: Bearer KEY`` or ``X-Api-Key: KEY``, OPEN_PATHS
+    always. Which key it was stands in the scope's state as ``client``."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
-        self._expected = f"Bearer {key}".encode()
+        self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
+            client = self._client(dict(scope["headers"]))
+            if client is None:
                 message = "the API key is missing or wrong"
                 await refuse(send, 401, message, "authentication_error", "invalid_api_key")
                 return
+            scope.setdefault("state", {})["client"] = client
         await self._app(scope, receive, send)
+
+    def _client(self, headers: dict[bytes, bytes]) -> str | None:
+        """Number of the key that was brought, in a time that does not depend on it."""
+        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+        given = given or headers.get(b"x-api-key", b"")
+        found = None
+        for number, key in enumerate(self._keys):
+            if hmac.compare_digest(given, key):
+                found = str(number)
+        return found
+
+
+class RequestId:
+    """Echoes ``X-Request-Id``, or makes one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        name = dict(scope["headers"]).get(REQUEST_ID, b"")
+        if not REQUEST_ID_FORM.fullmatch(name):
+            name = uuid.uuid4().hex.encode()
+        scope.setdefault("state", {})["request_id"] = name.decode()
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (REQUEST_ID, name)]
+            await send(message)
+
+        await self._app(scope, receive, named)
 
 
 class BodyLimit:

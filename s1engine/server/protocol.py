@@ -14,6 +14,7 @@ from s1engine.config import check_int
 from s1engine.engine.request import Prompt
 from s1engine.errors import RequestError
 from s1engine.sampling_params import MAX_LOGPROBS, SamplingParams
+from s1engine.server.structured import ResponseFormat, StructuredOutputs, grammar_of
 from s1engine.server.thinking import EFFORTS, STRICT, ThinkingFields, agreed
 
 MAX_PROMPTS = 256
@@ -29,7 +30,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (None, True, False),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "prediction": (None,),
@@ -65,6 +65,8 @@ class GenerationFields(ThinkingFields):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     priority: Annotated[int, Field(description="Lower runs first")] = 0
     cache_salt: Annotated[
         str | None, Field(description="Requests share cached prefixes only with the same salt")
@@ -104,6 +106,7 @@ class GenerationFields(ThinkingFields):
         fields["logit_bias"] = _token_bias(self.logit_bias or {})
         fields["logprobs"] = self.asked_logprobs()
         fields["max_tokens"] = self.asked_max_tokens()
+        fields["grammar"] = grammar_of(self.response_format, self.structured_outputs)
         fields["thinking"], _ = self.thinking_asked(efforts)
         return SamplingParams(**fields)
 
@@ -126,6 +129,10 @@ class HttpFields(GenerationFields):
     return_token_ids: Annotated[
         bool, Field(description="Add token_ids and the 0/1 mask of forced ones to each choice")
     ] = False
+    timeout: Annotated[
+        float | None,
+        Field(gt=0, description="Seconds that the request may take, queueing included"),
+    ] = None
     user: str | None = None
     metadata: dict[str, str] | None = None
 

@@ -6,7 +6,7 @@ is closed, whether or not anything was sent yet.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -14,6 +14,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
+
+SEND_TIMEOUT_S = 60.0  # for a client to take anything at all
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -40,53 +42,64 @@ class EventStream(StreamingResponse):
     """A response of server-sent events.
 
     Args:
-        events: payloads, each sent as ``data: ...``; closed when the client leaves.
+        events: what is sent; closed when the client leaves, or takes nothing for SEND_TIMEOUT_S.
+        done: called in the end, whatever happened.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], done: Callable[[], None]) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._events = events
+        self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with contextlib.suppress(ClientDisconnect, OSError):
-            await unless_disconnected(receive, self._send_all(send))
+        try:
+            with contextlib.suppress(ClientDisconnect, OSError):  # TimeoutError is an OSError
+                await unless_disconnected(receive, self._send_all(send))
+        finally:
+            self._done()
 
     async def _send_all(self, send: Send) -> None:
         begin = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         async with contextlib.aclosing(self._events):
             await send(begin)
-            async for payload in self._events:
-                body = b"data: " + payload + b"\n\n"
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+            async for body in self._events:
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
-    """Items of several streams as they come, each with the index of its stream. The first error
-    ends them all; so does closing the generator."""
-    items: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue()
+    """Items of several streams as they come, each with the index of its stream; taken from the
+    streams no faster than they are wanted. The first error ends them all; so does closing the
+    generator."""
+    if len(streams) == 1:
+        async with contextlib.aclosing(streams[0]):
+            async for item in streams[0]:
+                yield 0, item
+        return
+    items: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue(1)
 
     async def pump(index: int, stream: AsyncGenerator[T, None]) -> None:
         try:
             async with contextlib.aclosing(stream):
                 async for item in stream:
-                    items.put_nowait((index, item))
-            items.put_nowait(None)
+                    await items.put((index, item))
+            await items.put(None)
         except Exception as error:
-            items.put_nowait(error)
+            await items.put(error)
 
     tasks = [asyncio.ensure_future(pump(i, stream)) for i, stream in enumerate(streams)]
     left = len(tasks)
     try:
         while left:
-            item = await items.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
+            found = await items.get()
+            if isinstance(found, BaseException):
+                raise found
+            if found is None:
                 left -= 1
             else:
-                yield item
+                yield found
     finally:
         for task in tasks:
             task.cancel()

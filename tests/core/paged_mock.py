@@ -43,6 +43,7 @@ class PagedMock:
         max_num_seqs: int = 8,
         max_num_batched_tokens: int = 16,
         enable_prefix_caching: bool = True,
+        min_reserve: float = 0.05,
         triggers: Iterable[int] = (),
     ) -> None:
         self.scheduler = _core.Scheduler(
@@ -51,6 +52,7 @@ class PagedMock:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             enable_prefix_caching=enable_prefix_caching,
+            min_reserve=min_reserve,
         )
         self.block_size = block_size
         self.triggers = frozenset(triggers)

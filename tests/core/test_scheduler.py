@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import event, given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from s1engine import _core
+from s1engine.engine.progress import Progress, read_progress
 from tests.core import reference
 from tests.core.paged_mock import EOS, VOCAB, PagedMock, hashed_model
 
@@ -398,3 +399,93 @@ def test_buffers_of_the_wrong_kind_are_refused_by_name() -> None:
     buffers = {**mock.buffers, "positions": np.zeros(1, np.int32)}
     with pytest.raises(ValueError, match="positions"):
         _core.ScheduledBatch(buffers, max_tokens=16, max_rows=8, max_blocks=64)
+
+
+def bounded(scenario: list[Spec], data: st.DataObject) -> None:
+    """Orders that the caller gives, as fairness does."""
+    for spec in scenario:
+        spec.extra["order"] = data.draw(st.integers(0, 3))
+
+
+@given(st.lists(specs(), min_size=2, max_size=8), spares, engines, st.integers(0, 99), st.data())
+def test_with_all_growth_reserved_nobody_is_preempted(
+    scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int, data: st.DataObject
+) -> None:
+    """Unless the sequence in whose favour it happens precedes: it may come later and take."""
+    model = hashed_model(seed, favourites=(TRIGGER, EOS))
+    mock = make_mock(scenario, spare, engine | {"min_reserve": 1.0})
+    for spec in scenario:
+        spec.arrival = spec.priority = 0
+    bounded(scenario, data)
+    play(mock, model, scenario)
+    assert mock.scheduler.stats().num_preemptions == 0
+    for seq_id, spec in enumerate(scenario):
+        assert mock.scheduler.take(seq_id)["token_ids"] == spec.expected(model)[0].token_ids
+
+
+@settings(max_examples=15)
+@given(st.integers(12, 40), st.integers(4, 12))
+def test_long_thinking_causes_no_storm_of_preemptions(num_seqs: int, longest: int) -> None:
+    """All think up to their budget, the worst case: those that were let in before the scheduler
+    learnt it give up their blocks at most once, and nobody does afterwards."""
+    mock = PagedMock(
+        triggers=(TRIGGER, EOS),
+        num_blocks=4 * longest,
+        block_size=4,
+        max_num_seqs=32,
+        max_num_batched_tokens=64,
+        enable_prefix_caching=False,
+    )
+    budget = reference.Budget(4 * longest - 12, 4 * longest - 12, 0, (), (TRIGGER,))
+    for seq_id in range(num_seqs):
+        Spec([5, 6 + seq_id % 9], 2, FORMATS[0], budget).add_to(mock.scheduler, seq_id)
+    mock.step(lambda ids: [7])
+    first = mock.scheduler.stats().num_running
+    mock.run(lambda ids: [7])
+    stats = mock.scheduler.stats()
+    event(f"preemptions: {stats.num_preemptions} of {first}")
+    assert stats.num_preemptions <= first
+
+
+@given(st.permutations(range(6)))
+def test_order_decides_before_arrival(order: list[int]) -> None:
+    mock = PagedMock(num_blocks=64, block_size=4, max_num_seqs=1)
+    for seq_id, place in enumerate(order):
+        Spec([5, 6], 2, FORMATS[0], None, extra={"order": place}).add_to(mock.scheduler, seq_id)
+    seated = []
+    while mock.scheduler.has_unfinished():
+        seated += mock.scheduler.schedule(mock.batch)
+        mock.scheduler.update(mock.forward(hashed_model(3)))
+    assert [order[seq_id] for seq_id in seated] == sorted(order)
+
+
+@given(st.lists(specs(), min_size=1, max_size=4), engines, st.integers(0, 99))
+def test_records_say_what_take_says(
+    scenario: list[Spec], engine: dict[str, Any], seed: int
+) -> None:
+    """The bytes of every step, joined, are what a second scheduler tells sequence by sequence."""
+    model = hashed_model(seed, favourites=(TRIGGER, EOS))
+    told, asked = (make_mock(scenario, 2, engine) for _ in range(2))
+    got: dict[int, Progress] = {}
+    for seq_id, spec in enumerate(scenario):
+        spec.extra["watched"] = True
+        spec.add_to(told.scheduler, seq_id)
+        spec.add_to(asked.scheduler, seq_id)
+    while told.scheduler.has_unfinished():
+        told.step(model)
+        for progress in read_progress(told.scheduler.take_progressed()):
+            if progress.sequence in got:
+                got[progress.sequence].absorb(progress)
+            else:
+                got[progress.sequence] = progress
+    asked.run(model)
+    for seq_id in range(len(scenario)):
+        wanted, found = asked.scheduler.take(seq_id), got[seq_id]
+        assert found.token_ids == wanted["token_ids"]
+        assert list(found.marks) == wanted["marks"]
+        assert found.thinking == (wanted["phase"].name == "THINKING")
+        assert (found.finish_reason or "none").upper() == wanted["finish_reason"].name
+        assert (found.end_reason or "none").upper() == wanted["end_reason"].name
+        assert found.thinking_tokens == wanted["thinking_tokens"]
+        assert found.max_thinking == wanted["max_thinking"]
+        assert found.waits_used == wanted["waits_used"]

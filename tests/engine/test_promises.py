@@ -73,7 +73,7 @@ def test_batched_preempted_and_cached_equal_alone_and_cold(
 
 def test_the_tight_engine_really_preempts(tight: LLM) -> None:
     before = tight.engine.scheduler.stats().num_preemptions
-    tight.chat([chat(i) for i in range(4)], greedy(num_waits=1), progress=False)
+    tight.chat([chat(i) for i in range(6)], greedy(min_tokens=190), progress=False)
     assert tight.engine.scheduler.stats().num_preemptions > before
 
 

@@ -1,10 +1,14 @@
 """Metrics: counters follow what requests took, and the text is what Prometheus reads."""
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from s1engine import server
 from s1engine.engine.llm import LLM
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from s1engine.server.metrics import Metrics
@@ -23,7 +27,7 @@ def values(text: str) -> dict[tuple[str, ...], float]:
 
 
 def test_counters_follow_the_requests(llm: LLM) -> None:
-    metrics = Metrics(llm.engine)
+    metrics = Metrics("s1-nano", llm.engine.stats)
     chats = [[{"role": "user", "content": f"a={i} b=a+1 b?"}] for i in range(5)]
     budget = ThinkingBudget(max_tokens=20, num_waits=2, checkpoints=(4,))
     params = SamplingParams(temperature=0, max_tokens=100, thinking=budget)
@@ -61,3 +65,15 @@ def test_the_server_shows_them(served: Served) -> None:
         body = {"messages": [{"role": "user", "content": "a=1 a?"}], "n": 2, "stream": stream}
         assert served.http.post("/v1/chat/completions", json=body).status_code == 200
     assert finished() == before + 4
+
+
+def test_the_dashboard_asks_only_for_what_there_is(llm: LLM) -> None:
+    board = json.loads((Path(server.__file__).parent / "grafana.json").read_text())
+    metrics = Metrics("s1-nano", llm.engine.stats)
+    metrics.refuse("queue_full")
+    metrics.observe(llm.chat([{"role": "user", "content": "a=1 a?"}], progress=False)[0])
+    families = text_string_to_metric_families(metrics.render().decode())
+    known = {sample.name for family in families for sample in family.samples}
+    asked = re.findall(r"s1engine:\w+", json.dumps(board))
+    assert len(asked) > 20 and set(asked) <= known
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])

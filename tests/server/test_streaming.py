@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect
 
+from s1engine.server import streaming
 from s1engine.server.streaming import EventStream, merge, unless_disconnected
 
 
@@ -56,8 +57,10 @@ class Source:
 def test_a_stream_is_sent_whole() -> None:
     async def main() -> None:
         client, source = Client(), Source(b"1", b"2", endless=False)
-        await EventStream(source.events())({"type": "http"}, client.receive, client.send)
-        assert client.body == b"data: 1\n\ndata: 2\n\n" and source.closed
+        done: list[bool] = []
+        stream = EventStream(source.events(), lambda: done.append(source.closed))
+        await stream({"type": "http"}, client.receive, client.send)
+        assert client.body == b"12" and done == [True]
         assert client.sent[0]["status"] == 200
         assert dict(client.sent[0]["headers"])[b"content-type"].startswith(b"text/event-stream")
         assert client.sent[-1]["more_body"] is False
@@ -69,9 +72,28 @@ def test_a_stream_is_sent_whole() -> None:
 def test_a_stream_ends_when_the_client_leaves(leave_after: int) -> None:
     async def main() -> None:
         client, source = Client(leave_after), Source(b"1", b"2", endless=True)
-        stream = EventStream(source.events())
+        done: list[bool] = []
+        stream = EventStream(source.events(), lambda: done.append(source.closed))
         await asyncio.wait_for(stream({"type": "http"}, client.receive, client.send), 5)
-        assert source.closed and len(client.sent) >= leave_after
+        assert done == [True] and len(client.sent) >= leave_after
+
+    asyncio.run(main())
+
+
+def test_a_client_that_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "SEND_TIMEOUT_S", 0.01)
+
+    async def main() -> None:
+        client, source = Client(), Source(b"1", b"2", endless=True)
+        done: list[bool] = []
+
+        async def send(message: Any) -> None:
+            if message.get("body"):
+                await asyncio.Event().wait()
+
+        stream = EventStream(source.events(), lambda: done.append(source.closed))
+        await asyncio.wait_for(stream({"type": "http"}, client.receive, send), 5)
+        assert done == [True]
 
     asyncio.run(main())
 
@@ -120,6 +142,24 @@ def test_merged_streams_keep_their_own_order() -> None:
         async for i, item in merge([count(3), count(0), count(5)]):
             got[i].append(item)
         assert got == {0: [0, 1, 2], 1: [], 2: [0, 1, 2, 3, 4]}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_streams_are_read_no_faster_than_they_are_wanted(others: int) -> None:
+    taken = 0
+
+    async def eager() -> AsyncGenerator[int, None]:
+        nonlocal taken
+        for taken in range(1, 100):
+            yield taken
+
+    async def main() -> None:
+        async with contextlib.aclosing(merge([eager(), *map(count, [0] * others)])) as merged:
+            await anext(merged)
+            await asyncio.sleep(0.01)
+            assert taken <= 3
 
     asyncio.run(main())
 

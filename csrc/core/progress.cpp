@@ -1,0 +1,40 @@
+#include "progress.hpp"
+
+#include <algorithm>
+#include <bit>
+
+namespace s1 {
+
+static_assert(std::endian::native == std::endian::little, "records are little-endian");
+
+namespace {
+
+template <typename T>
+void put(std::string& out, const T* values, size_t count) {
+  out.append(reinterpret_cast<const char*>(values), count * sizeof(T));
+}
+
+}  // namespace
+
+void take_progress(Sequence& sequence, int32_t seat, std::string& out) {
+  const auto first = static_cast<size_t>(sequence.num_taken);
+  const auto count = static_cast<size_t>(sequence.num_generated()) - first;
+  sequence.num_taken = sequence.num_generated();
+  const BudgetState& thinking = sequence.thinking;
+  const int32_t numbers[] = {seat,
+                             static_cast<int32_t>(count),
+                             thinking.thinking_tokens,
+                             thinking.max_thinking,
+                             thinking.waits_used,
+                             std::max(sequence.num_cached, 0)};
+  const uint8_t states[] = {static_cast<uint8_t>(thinking.phase),
+                            static_cast<uint8_t>(sequence.finish_reason),
+                            static_cast<uint8_t>(thinking.end_reason)};
+  put(out, &sequence.id, 1);
+  put(out, numbers, std::size(numbers));
+  put(out, states, std::size(states));
+  put(out, sequence.tokens.data() + sequence.prompt_len + first, count);
+  put(out, sequence.marks.data() + first, count);
+}
+
+}  // namespace s1

@@ -1,0 +1,24 @@
+// What sequences gained since somebody last looked, as bytes that may leave the process.
+//
+// One record a sequence, little-endian, without padding; whoever makes text of it needs nothing
+// else from here:
+//
+//   int64   id
+//   int32   seat (in the step), number of tokens k, thinking tokens, effective maximum,
+//           waits used, prompt tokens found in the cache
+//   uint8   phase, finish reason, end reason
+//   int32   token ids [k]
+//   uint8   marks [k]
+
+#pragma once
+
+#include <string>
+
+#include "sequence.hpp"
+
+namespace s1 {
+
+// Appends the record of `sequence`, whose generated tokens then count as taken.
+void take_progress(Sequence& sequence, int32_t seat, std::string& out);
+
+}  // namespace s1

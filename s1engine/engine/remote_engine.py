@@ -1,0 +1,285 @@
+"""An engine in a process of its own, behind ``await``.
+
+Here requests become integers and tokens become text; there is the model. A stream whose reader is
+slow holds at most what its sequences have generated: what comes in meanwhile is joined and read as
+one, so a slow reader gets fewer and larger chunks, and nobody else waits for it. The same happens
+to all where making and sending their text takes this process too much of its time (REST). Steps
+with forced tokens stay chunks of their own.
+"""
+
+import asyncio
+import itertools
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+
+from s1engine.config import EngineConfig
+from s1engine.engine import messages
+from s1engine.engine.assembly import Assembly, StreamEvent
+from s1engine.engine.messages import EngineStats
+from s1engine.engine.model_text import ModelText
+from s1engine.engine.progress import Progress, StepTokens, request_number
+from s1engine.engine.request import Request, RequestCompiler
+from s1engine.errors import EngineDeadError, ModelError, RequestError
+from s1engine.models.loader import resolve_model
+from s1engine.outputs import RequestOutput
+
+STUCK_S = 60.0  # without a sign of life
+END_S = 10.0  # for the process to end by itself
+READ_BYTES = 2**18
+REST = 2.0  # pause between two rounds of text, as a multiple of what the first took
+
+
+class RemoteLLMEngine:
+    """What AsyncLLMEngine is, with the engine in another process. ``on_failure`` is called when
+    that ends by itself.
+
+    The constructor starts the process and waits until the model is loaded. Raises ModelError or
+    RequestError as LLMEngine does, EngineDeadError if the process ends before.
+    """
+
+    def __init__(self, config: EngineConfig, *, progress: bool = False) -> None:
+        self.config = config
+        path = resolve_model(config.model)
+        self._socket, theirs = socket.socketpair()
+        module = "s1engine.engine.engine_process"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, str(theirs.fileno())], pass_fds=[theirs.fileno()]
+        )
+        theirs.close()
+        self._reader = messages.FrameReader()
+        self._streams: dict[int, _Stream] = {}  # by number of the request
+        self._numbers: dict[str, int] = {}
+        self._transport: asyncio.WriteTransport | None = None
+        self._failure: EngineDeadError | None = None
+        self._closing = False
+        self._pacer = _Pacer()
+        self.on_failure: Callable[[], None] = lambda: None
+        try:
+            located = replace(config, model=str(path), served_model_name=config.model_name)
+            self._socket.sendall(messages.frame(messages.Start(located, progress)))
+            text = ModelText.load(config, path)
+            ready = self._wait_until_ready()
+        except BaseException:
+            self._socket.close()
+            self._process.kill()
+            self._process.wait()
+            raise
+        self.compiler = RequestCompiler(text, ready.max_model_len)
+        self._stats = ready.stats
+        self._last_sign = time.monotonic()
+
+    def _wait_until_ready(self) -> messages.Ready:
+        bodies: list[bytes] = []
+        while not bodies:
+            data = self._socket.recv(READ_BYTES)
+            if not data:
+                raise EngineDeadError(f"the engine could not start ({self._process.wait()})")
+            bodies = self._reader.feed(data)
+        first, *rest = [messages.from_engine.decode(body) for body in bodies]
+        assert not any(isinstance(message, messages.Tokens) for message in rest)
+        if isinstance(first, messages.Ready):
+            return first
+        assert isinstance(first, messages.Refused)
+        if first.of_model:
+            raise ModelError(first.message)
+        raise RequestError(first.message, param=first.param)
+
+    async def start(self) -> None:
+        """Begins to listen, once."""
+        loop = asyncio.get_running_loop()
+        self._socket.setblocking(False)
+        self._transport, _ = await loop.create_unix_connection(
+            lambda: _Receiver(self), sock=self._socket
+        )
+
+    @property
+    def healthy(self) -> bool:
+        """Does the engine step, or could it?"""
+        return self._failure is None and time.monotonic() - self._last_sign < STUCK_S
+
+    @property
+    def failure(self) -> EngineDeadError | None:
+        """What ended the engine, if it was not ``shutdown``."""
+        return self._failure
+
+    @property
+    def pid(self) -> int:
+        """Process id of the engine."""
+        return self._process.pid
+
+    def stats(self) -> EngineStats:
+        """As of a second ago or less."""
+        return self._stats
+
+    async def shutdown(self) -> None:
+        """Ends the process after its present step; open streams end with EngineDeadError."""
+        self._closing = True
+        if self._transport is not None:
+            self._transport.close()
+        try:
+            await asyncio.to_thread(self._process.wait, END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+
+    async def run(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
+        """Yields chunks and checkpoints if the request streams, then its output. Closing the
+        generator aborts. Raises EngineDeadError."""
+        if self._failure is not None or self._closing:
+            raise EngineDeadError("the engine is not running") from self._failure
+        stream = _Stream(Assembly(request, self.compiler.text.tokenizer))
+        self._streams[request.number] = stream
+        self._numbers[request.request_id] = request.number
+        self._send(messages.Add(request))
+        finished = False
+        try:
+            while not finished:
+                for event in await stream.events():
+                    finished = isinstance(event, RequestOutput)
+                    yield event
+        finally:
+            del self._streams[request.number], self._numbers[request.request_id]
+            if not finished:
+                self._send(messages.Abort(request.request_id))
+
+    def end_thinking(self, request_id: str) -> bool:
+        """Tells a live request to answer now. False if there is no such request."""
+        if request_id not in self._numbers:
+            return False
+        self._send(messages.EndThinking(request_id))
+        return True
+
+    def _send(self, message: messages.ToEngine) -> None:
+        assert self._transport is not None, "not started"
+        if not self._transport.is_closing():
+            self._transport.write(messages.frame(message))
+
+    # --- what comes from the engine ---
+
+    def receive(self, data: bytes) -> None:
+        """Bytes from the engine's process."""
+        self._last_sign = time.monotonic()
+        for body in self._reader.feed(data):
+            match messages.from_engine.decode(body):
+                case messages.Tokens(step):
+                    self._deliver(step)
+                case messages.Beat(stats):
+                    self._stats = stats
+                case messages.Died(message):
+                    self.fail(f"the engine failed: {message}")
+
+    def _deliver(self, step: StepTokens) -> None:
+        for sequence in step.seated:
+            if (stream := self._streams.get(request_number(sequence))) is not None:
+                stream.assembly.seat(step.began)
+        for child in step.forked:
+            if (stream := self._streams.get(request_number(child))) is not None:
+                stream.assembly.fork(child)
+        for progress in step.progress():
+            if (stream := self._streams.get(request_number(progress.sequence))) is not None:
+                if stream.add(progress, step.ended):
+                    stream.wake()
+                else:
+                    self._pacer.add(stream)
+
+    def fail(self, message: str) -> None:
+        """Nothing more will come."""
+        if self._failure is not None:
+            return
+        failure = EngineDeadError(message)
+        for stream in self._streams.values():
+            stream.fail(failure)
+        if not self._closing:
+            self._failure = failure
+            self.on_failure()
+
+
+class _Receiver(asyncio.Protocol):
+    def __init__(self, engine: RemoteLLMEngine) -> None:
+        self._engine = engine
+
+    def data_received(self, data: bytes) -> None:
+        self._engine.receive(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._engine.fail("the engine's process has ended")
+
+
+class _Pacer:
+    """Wakes the readers of streams in rounds, and rests between two as long as REST says."""
+
+    def __init__(self) -> None:
+        self._news: set[_Stream] = set()
+        self._next = 0.0
+        self._planned = False
+
+    def add(self, stream: "_Stream") -> None:
+        """Has its reader woken in the next round."""
+        self._news.add(stream)
+        if not self._planned:
+            self._planned = True
+            asyncio.get_running_loop().call_at(self._next, self._round)
+
+    def _round(self) -> None:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        for stream in self._news:
+            stream.wake()
+        self._news.clear()
+        loop.call_soon(self._rest, begin)  # after all that was woken
+
+    def _rest(self, begin: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._next = loop.time() + REST * (loop.time() - begin)
+        self._planned = False
+        if self._news:
+            self._planned = True
+            loop.call_at(self._next, self._round)
+
+
+class _Stream:
+    """Records of one request between the socket and whoever reads its events."""
+
+    def __init__(self, assembly: Assembly) -> None:
+        self.assembly = assembly
+        self._pending: dict[int, list[Progress]] = {}  # by sequence
+        self._now = 0.0
+        self._begun = False
+        self._failure: EngineDeadError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def add(self, progress: Progress, now: float) -> bool:
+        """True for a beginning or an end, which should not wait."""
+        self.assembly.begin(now)
+        self._now = now
+        known = self._pending.setdefault(progress.sequence, [])
+        if known and known[-1].sampled and progress.sampled:
+            known[-1].absorb(progress)
+        else:
+            known.append(progress)
+        urgent = not self._begun or progress.finish_reason is not None
+        self._begun = True
+        return urgent
+
+    def fail(self, failure: EngineDeadError) -> None:
+        self._failure = failure
+        self.wake()
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def events(self) -> list[StreamEvent]:
+        """What has come since the last call; waits for it."""
+        while not self._pending:
+            if self._failure is not None:
+                raise EngineDeadError("the engine has stopped") from self._failure
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        pending, self._pending = self._pending, {}
+        records = itertools.chain.from_iterable(pending.values())
+        return [e for progress in records for e in self.assembly.push(progress, self._now)]

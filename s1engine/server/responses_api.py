@@ -1,0 +1,226 @@
+"""``POST /v1/responses``: OpenAI's newer body as a chat, and its answer as output items.
+
+Nothing is stored, so ``previous_response_id`` is refused. Thinking is an item ``reasoning`` with
+its full text; our own thinking fields may stand beside ``reasoning.effort``.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from s1engine.errors import RequestError
+from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
+from s1engine.server.answers import Answers, Head, Json, sse, thinking_total
+from s1engine.server.protocol import ChatRequest
+from s1engine.server.thinking import ThinkingFields
+
+TEXT_PARTS = ("input_text", "output_text", "text")
+
+
+class ResponsesRequest(ThinkingFields):
+    """Body of ``POST /v1/responses``."""
+
+    model: str | None = None
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    stream: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    timeout: Annotated[float | None, Field(gt=0)] = None
+    text: dict[str, Any] | None = None
+    store: bool | None = None
+    truncation: Literal["disabled"] | None = None
+    include: list[str] | None = None
+    tools: Annotated[list[Any] | None, Field(max_length=0)] = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    previous_response_id: None = None
+    background: Literal[False] | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+
+    def chat(self) -> ChatRequest:
+        """The same as a chat. Raises RequestError."""
+        items = [{"role": "user", "content": self.input}]
+        if not isinstance(self.input, str):
+            items = [_turn(item) for item in self.input if item.get("type") != "reasoning"]
+        if self.instructions is not None:
+            items.insert(0, {"role": "system", "content": self.instructions})
+        same = {*ThinkingFields.model_fields, "model", "stream", "temperature", "top_p", "seed"}
+        fields = self.model_dump(include={*same, "timeout", "metadata"}, exclude_none=True)
+        fields |= {"messages": items, "max_tokens": self.max_output_tokens}
+        return ChatRequest.model_validate(fields | _response_format(self.text))
+
+
+def _response_format(text: dict[str, Any] | None) -> Json:
+    """``text.format`` is what a chat calls ``response_format``, one level flatter."""
+    form = (text or {}).get("format")
+    if form is None:
+        return {}
+    if isinstance(form, dict) and form.get("type") == "json_schema":
+        inner = {name: value for name, value in form.items() if name != "type"}
+        return {"response_format": {"type": "json_schema", "json_schema": inner}}
+    return {"response_format": form}
+
+
+def _turn(item: dict[str, Any]) -> dict[str, Any]:
+    content = item.get("content")
+    if item.get("type", "message") != "message" or not isinstance(content, str | list):
+        raise RequestError("input: only messages of text are supported", param="input")
+    if isinstance(content, list):
+        content = "".join(_part(part) for part in content)
+    role = "system" if item.get("role") == "developer" else item.get("role")
+    return {"role": role, "content": content}
+
+
+def _part(part: Any) -> str:
+    text = part.get("text") if isinstance(part, dict) else None
+    if not isinstance(text, str) or part.get("type") not in TEXT_PARTS:
+        raise RequestError("input: only parts of text are supported", param="input")
+    return text
+
+
+class ResponsesAnswers(Answers):
+    """A response, or the events of one.
+
+    Args:
+        body: the request, of which the answer repeats some fields.
+    """
+
+    def __init__(self, head: Head, samples: int, body: ResponsesRequest) -> None:
+        super().__init__(head, samples)
+        self._body = body
+        self._number = 0
+        self._items: list[Json] = []
+        self._grown = ""  # text of the last item, while it is open
+        self._is_open = False
+
+    def whole(self, outputs: Sequence[RequestOutput]) -> Json:
+        (output,) = outputs
+        (sample,) = output.outputs
+        items = [self._item(0, "reasoning", sample.reasoning)] if sample.reasoning else []
+        items.append(self._item(len(items), "message", sample.text))
+        return self._response(items, output)
+
+    def _response(self, items: list[Json], output: RequestOutput | None) -> Json:
+        body = self._body
+        cut = output is not None and output.outputs[0].finish_reason == "length"
+        status = "in_progress" if output is None else "incomplete" if cut else "completed"
+        return {
+            "id": self.head.id,
+            "object": "response",
+            "created_at": self.head.created,
+            "completed_at": int(time.time()) if output else None,
+            "status": status,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "error": None,
+            "model": self.head.model,
+            "instructions": body.instructions,
+            "output": items,
+            "usage": None if output is None else _usage(output),
+            "max_output_tokens": body.max_output_tokens,
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "text": body.text or {"format": {"type": "text"}},
+            "tools": [],
+            "tool_choice": "none",
+            "parallel_tool_calls": False,
+            "previous_response_id": None,
+            "store": False,
+            "metadata": body.metadata or {},
+        }
+
+    def _item(self, index: int, kind: str, text: str, status: str = "completed") -> Json:
+        prefix = "rs" if kind == "reasoning" else "msg"
+        item: Json = {"id": f"{prefix}_{self.head.id}_{index}", "type": kind, "status": status}
+        if kind == "reasoning":
+            return item | {"summary": [], "content": [_part_of(kind, text)] if text else []}
+        return item | {"role": "assistant", "content": [_part_of(kind, text)] if text else []}
+
+    # --- events ---
+
+    def begin(self) -> Iterable[bytes]:
+        yield self._event("response.created", response=self._response([], None))
+        yield self._event("response.in_progress", response=self._response([], None))
+
+    def event(self, prompt: int, event: Chunk | CheckpointOutput) -> Iterable[bytes]:
+        """Checkpoints, for which this shape has no place, come with the usage."""
+        if not isinstance(event, Chunk):
+            return
+        if event.reasoning:
+            yield from self._grow("reasoning", "response.reasoning_text.delta", event.reasoning)
+        if event.text:
+            yield from self._grow("message", "response.output_text.delta", event.text)
+
+    def _grow(self, kind: str, name: str, text: str) -> Iterable[bytes]:
+        if not self._is_open or self._items[-1]["type"] != kind:
+            yield from self._close()
+            yield from self._begin_item(kind)
+        self._grown += text
+        yield self._event(name, **self._place(), delta=text, **_logprobs(kind))
+
+    def _place(self) -> Json:
+        item = self._items[-1]
+        return {"item_id": item["id"], "output_index": len(self._items) - 1, "content_index": 0}
+
+    def _begin_item(self, kind: str) -> Iterable[bytes]:
+        index = len(self._items)
+        self._items.append(self._item(index, kind, "", "in_progress"))
+        self._is_open, self._grown = True, ""
+        added = self._items[-1]
+        yield self._event("response.output_item.added", output_index=index, item=added)
+        part = _part_of(kind, "")
+        yield self._event("response.content_part.added", **self._place(), part=part)
+
+    def _close(self) -> Iterable[bytes]:
+        if not self._is_open:
+            return
+        kind, index, text = self._items[-1]["type"], len(self._items) - 1, self._grown
+        name = "reasoning_text" if kind == "reasoning" else "output_text"
+        place = self._place()
+        yield self._event(f"response.{name}.done", **place, text=text, **_logprobs(kind))
+        part = _part_of(kind, text)
+        yield self._event("response.content_part.done", **place, part=part)
+        self._items[-1] = self._item(index, kind, text)
+        done = self._items[-1]
+        yield self._event("response.output_item.done", output_index=index, item=done)
+        self._is_open = False
+
+    def end(self, outputs: Sequence[RequestOutput]) -> Iterable[bytes]:
+        yield from self._close()
+        response = self._response(self._items, outputs[0])
+        yield self._event(f"response.{response['status']}", response=response)
+
+    def failed(self, message: str, code: str) -> Iterable[bytes]:
+        yield self._event("error", message=message, code=code, param=None)
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        self._number += 1
+        return sse({"type": kind, "sequence_number": self._number - 1, **fields}, kind)
+
+
+def _logprobs(kind: str) -> Json:
+    return {"logprobs": []} if kind == "message" else {}
+
+
+def _part_of(kind: str, text: str) -> Json:
+    if kind == "reasoning":
+        return {"type": "reasoning_text", "text": text}
+    return {"type": "output_text", "text": text, "annotations": []}
+
+
+def _usage(output: RequestOutput) -> Json:
+    usage = output.usage
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "thinking": thinking_total([sample.thinking for sample in output.outputs]),
+        "checkpoints": [checkpoint.to_json() for checkpoint in output.checkpoints],
+    }

@@ -1,0 +1,80 @@
+"""What shape an answer must have, as requests say it, made into one grammar.
+
+OpenAI's ``response_format``, and vLLM's ``structured_outputs`` for what that cannot say.
+"""
+
+import json
+from typing import Any, Literal
+
+from llguidance import LLMatcher
+from pydantic import BaseModel, Field
+
+from s1engine.errors import RequestError
+from s1engine.server.thinking import STRICT
+
+# A model that may write blanks anywhere can write nothing else for ever.
+COMPACT: Any = {"whitespace_flexible": False}
+
+
+class JsonSchema(BaseModel):
+    """``response_format.json_schema``."""
+
+    model_config = STRICT
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """``response_format``."""
+
+    model_config = STRICT
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """``structured_outputs``: one of its fields."""
+
+    model_config = STRICT
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = Field(default=None, min_length=1, max_length=1024)
+
+
+def grammar_of(form: ResponseFormat | None, outputs: StructuredOutputs | None) -> str | None:
+    """The grammar that a request asks for, None if it asks for none. Raises RequestError."""
+    found: list[str] = []
+    if form is not None and form.type == "json_object":
+        found.append(_from_schema({"type": "object"}, "response_format"))
+    elif form is not None and form.type == "json_schema":
+        if form.json_schema is None or form.json_schema.schema_ is None:
+            raise RequestError(
+                "response_format: json_schema.schema is missing", param="json_schema"
+            )
+        found.append(_from_schema(form.json_schema.schema_, "response_format"))
+    if outputs is not None:
+        if outputs.json_ is not None:
+            found.append(_from_schema(outputs.json_, "structured_outputs"))
+        if outputs.regex is not None:
+            found.append(LLMatcher.grammar_from_regex(outputs.regex))
+        if outputs.choice is not None:
+            choices = " | ".join(json.dumps(choice) for choice in outputs.choice)
+            found.append(LLMatcher.grammar_from_lark(f"start: {choices}"))
+        if not found:
+            raise RequestError("structured_outputs is empty", param="structured_outputs")
+    if len(found) > 1:
+        raise RequestError("ask for one structure only", param="structured_outputs")
+    return found[0] if found else None
+
+
+def _from_schema(schema: dict[str, Any] | str, param: str) -> str:
+    text = schema if isinstance(schema, str) else json.dumps(schema)
+    try:
+        return LLMatcher.grammar_from_json_schema(text, overrides=COMPACT)
+    except Exception as error:  # llguidance has no types of its own
+        raise RequestError(f"{param}: the schema is not usable: {error}", param=param) from error

@@ -1,0 +1,119 @@
+"""Frames between the processes: however the bytes are cut, the messages come out as they went in,
+and what is no message is refused."""
+
+import copy
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s1engine.engine import messages
+from s1engine.engine.assembly import Assembly
+from s1engine.engine.llm import LLM
+from s1engine.engine.progress import (
+    Progress,
+    child_number,
+    request_number,
+    sample_index,
+    sequence_id,
+)
+from s1engine.sampling_params import SamplingParams, ThinkingBudget
+
+CHAT = [{"role": "user", "content": "a=3 b=a+4 c=b*2 c?"}]
+
+params = st.builds(
+    SamplingParams,
+    n=st.integers(1, 128),
+    temperature=st.floats(0, 2),
+    seed=st.none() | st.integers(-(2**63), 2**64 - 1),
+    logit_bias=st.dictionaries(st.integers(0, 50), st.floats(-100, 100), max_size=3),
+    stop=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), max_size=3).map(
+        tuple
+    ),
+    logprobs=st.none() | st.integers(0, 20),
+    thinking=st.none()
+    | st.builds(ThinkingBudget, max_tokens=st.integers(0, 500), num_waits=st.integers(0, 5)),
+)
+
+
+@settings(max_examples=30)
+@given(st.lists(params, min_size=1, max_size=4), st.data())
+def test_messages_arrive_as_they_were_sent(
+    llm: LLM, asked: list[SamplingParams], data: st.DataObject
+) -> None:
+    sent = [llm.engine.make_request(CHAT, one, cache_salt="x") for one in asked]
+    stream = b"".join(messages.frame(messages.Add(request)) for request in sent)
+    reader, bodies = messages.FrameReader(), []
+    while stream:
+        size = data.draw(st.integers(1, len(stream)))
+        bodies += reader.feed(stream[:size])
+        stream = stream[size:]
+    assert len(bodies) == len(sent)
+    for request, body in zip(sent, bodies, strict=True):
+        message = messages.to_engine.decode(body)
+        assert isinstance(message, messages.Add)
+        got = message.request
+        assert np.array_equal(got.prompt, request.prompt) and got.prompt.dtype == np.int32
+        for name in type(request).__slots__:
+            if name != "prompt":
+                assert getattr(got, name) == getattr(request, name), name
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused_or_waits_for_more(noise: bytes) -> None:
+    try:
+        for body in messages.FrameReader().feed(noise):
+            messages.to_engine.decode(body)
+    except (ConnectionError, msgspec.DecodeError):
+        pass
+
+
+def test_an_absurd_length_is_refused() -> None:
+    with pytest.raises(ConnectionError):
+        messages.FrameReader().feed(b"\xff\xff\xff\xff")
+
+
+@given(st.integers(0, 2**48), st.integers(0, 127), st.integers(0, 64))
+def test_a_sequence_id_says_what_the_sequence_is(number: int, index: int, child: int) -> None:
+    sequence = sequence_id(number, index, child)
+    assert 0 <= sequence < 2**63
+    assert request_number(sequence) == number
+    assert sample_index(sequence) == index
+    assert child_number(sequence) == child
+
+
+def test_absorbing_joins_what_was_generated() -> None:
+    def record(tokens: list[int], finish: str | None) -> Progress:
+        return Progress(1, 0, len(tokens), 9, 0, 0, True, finish, None, tokens, bytes(len(tokens)))
+
+    joined = record([1, 2], None)
+    joined.absorb(record([3], "stop"))
+    assert joined.token_ids == [1, 2, 3] and len(joined.marks) == 3
+    assert joined.finish_reason == "stop" and joined.thinking_tokens == 1
+
+
+@pytest.mark.parametrize("waits", [0, 2])
+def test_joined_records_read_like_single_ones(llm: LLM, waits: int) -> None:
+    """All steps of a request in one record: text, marks and log-probabilities as step by step."""
+    thinking = ThinkingBudget(num_waits=waits)
+    asked = SamplingParams(temperature=1, seed=1, max_tokens=120, logprobs=2, thinking=thinking)
+    request = llm.engine.make_request(CHAT, asked, stream=True)
+    llm.engine.add_request(request)
+    step_by_step, at_once = (Assembly(request, llm.engine.tokenizer) for _ in range(2))
+    joined: Progress | None = None
+    outputs = []
+    while llm.engine.has_unfinished:
+        step = llm.engine.step_tokens()
+        for progress in step.progress() if step else ():
+            outputs += step_by_step.push(copy.deepcopy(progress), 0.0)
+            if joined is None:
+                joined = progress
+            else:
+                joined.absorb(progress)
+    llm.engine.step()
+    assert joined is not None
+    assert at_once.push(joined, 0.0)[-1] == outputs[-1]
+    samples = outputs[-1].outputs  # type: ignore[union-attr]
+    assert samples[0].thinking.end_reason == "natural" and len(samples[0].logprobs) > 20

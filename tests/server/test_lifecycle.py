@@ -1,0 +1,113 @@
+"""How a served process ends: in order when told to, and loudly when its engine is killed."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.server.conftest import start_server
+
+CHAT = "/v1/chat/completions"
+LONG = {
+    "messages": [{"role": "user", "content": "a=1 b=a+1 b?"}],
+    "min_thinking_tokens": 1800,
+    "wait_text": "",
+    "stream": True,
+}
+SHORT = {**LONG, "min_thinking_tokens": 0}
+
+
+@contextlib.contextmanager
+def serving(*flags: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    process, url, _ = start_server("--dtype", "float32", *flags)
+    try:
+        with httpx.Client(base_url=url, timeout=60) as client:
+            yield process, client
+    finally:
+        process.kill()
+        process.wait()
+
+
+def engine_of(process: subprocess.Popen[str]) -> int:
+    """The server's one child."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (child,) = [int(pid) for pid in children]
+    return child
+
+
+class Stream:
+    """A stream that is read by a thread of its own; ``begun`` once it has its first event."""
+
+    def __init__(self, client: httpx.Client, body: dict[str, Any]) -> None:
+        self.events: list[Any] = []
+        self.begun = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(client, body))
+        self._thread.start()
+        assert self.begun.wait(60)
+
+    def _read(self, client: httpx.Client, body: dict[str, Any]) -> None:
+        with (
+            contextlib.suppress(httpx.HTTPError),  # the server may be killed
+            client.stream("POST", CHAT, json=body) as answer,
+        ):
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    self.events.append(json.loads(line.removeprefix("data: ")))
+                    self.begun.set()
+
+    def join(self) -> list[Any]:
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        return self.events
+
+
+def health(client: httpx.Client) -> int:
+    return client.get("/health").status_code
+
+
+def test_a_killed_engine_is_unhealthy_at_once_and_ends_the_server() -> None:
+    with serving() as (process, client):
+        stream = Stream(client, LONG)
+        assert health(client) == 200
+        os.kill(engine_of(process), signal.SIGKILL)
+        assert stream.join()[-1]["error"]["code"] == "engine_dead"
+        assert health(client) == 503
+        refused = client.post(CHAT, json=SHORT)
+        assert refused.status_code == 503 and refused.json()["error"]["code"] == "engine_dead"
+        assert process.wait(60) == 1
+
+
+def test_sigterm_lets_the_open_request_end_and_nobody_in() -> None:
+    with serving("--shutdown-timeout", "120") as (process, client):
+        engine = engine_of(process)
+        stream = Stream(client, LONG)
+        process.send_signal(signal.SIGTERM)
+        while health(client) == 200:
+            time.sleep(0.01)
+        refused = client.post(CHAT, json=SHORT)
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
+        assert refused.json()["error"]["code"] == "shutting_down"
+        events = stream.join()
+        assert events[-1]["choices"][0]["finish_reason"] in ("stop", "length")
+        assert process.wait(60) == 0
+        assert not Path(f"/proc/{engine}").exists()
+
+
+def test_a_server_that_is_killed_leaves_no_engine_behind() -> None:
+    with serving("--shutdown-timeout", "0") as (process, client):
+        engine = engine_of(process)
+        Stream(client, LONG)
+        process.kill()
+        for _ in range(6000):
+            if not Path(f"/proc/{engine}").exists():
+                return
+            time.sleep(0.01)
+        raise AssertionError("the engine is still there")
