@@ -33,7 +33,8 @@ def decode(
     steps: int,
     thinks: bool,
 ) -> dict[str, Any]:
-    """One batch: median seconds of a step, over groups of steps; prefill seconds of all prompts."""
+    """One batch: seconds of a step, mean and median over groups of steps; of the prefill of all
+    prompts; and wall time over time on the device, above 1 where the device waits for the host."""
     engine = BareEngine(config, model, decoder)
     generator = torch.Generator().manual_seed(0)
     for seed in range(batch):
@@ -46,6 +47,8 @@ def decode(
     warm = 0
     while warm < WARM_UP_STEPS:
         warm += engine.step()
+    ahead = engine.runner.ahead
+    on_device = ahead.device_seconds if ahead else 0.0
     done, times, all_begin = 0, [], time.perf_counter()
     while done < steps:
         begin = time.perf_counter()
@@ -53,11 +56,13 @@ def decode(
         times.append((time.perf_counter() - begin) / max(taken, 1))
         done += taken
     seconds = (time.perf_counter() - all_begin) / done
+    on_device = (ahead.device_seconds if ahead else 0.0) - on_device
     return {
         "prefill_s": prefill,
         "step_s": seconds,
         "median_step_s": statistics.median(times),
         "tokens_per_s": batch / seconds,
+        "wall_over_device": done * seconds / on_device if on_device else None,
     }
 
 
@@ -88,7 +93,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         rows.append(
             {
                 "batch": batch,
-                **{name: round(value, 6) for name, value in row.items()},
+                **{name: value and round(value, 6) for name, value in row.items()},
                 "share_of_read": round(nbytes / limits["read_bytes_per_s"] / row["step_s"], 3),
                 "budgets_on_off": round(row["tokens_per_s"] / plain["tokens_per_s"], 4),
             }

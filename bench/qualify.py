@@ -185,10 +185,41 @@ def _compare(session: Session, model: ModelConfig, decoder: Decoder) -> dict[str
 
 
 def run_transformers(session: Session) -> dict[str, Any]:
-    """Tokens per second of transformers' generate on the first shape, at the same batch sizes."""
+    """Tokens per second of transformers on the first shape, at the same batch sizes: its plain
+    ``generate`` and, on CUDA, its continuous batching."""
+    model = shape(session.shapes[0])
+    peer, options = _peer(session, model)
+    rows: dict[str, Any] = {}
+    for batch in session.batches:
+        if not session.in_time():
+            break
+        ids = torch.randint(10, model.vocab_size, (batch, PROMPT), device=session.device)
+        ways = {
+            "generate": lambda ids=ids: peer.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=options
+            )
+        }
+        if session.device == "cuda":
+            ways["generate_batch"] = lambda ids=ids: peer.generate_batch(
+                ids.tolist(), generation_config=options
+            )
+        rows[str(batch)] = {
+            name: batch * session.steps / _seconds(way) for name, way in ways.items()
+        }
+    return {"shape": session.shapes[0], "tokens_per_s": rows}
+
+
+def _seconds(way: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        way()
+    return time.perf_counter() - begin
+
+
+def _peer(session: Session, model: ModelConfig) -> tuple[Any, Any]:
+    """A random model of transformers of that shape, and how it shall generate."""
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-    model = shape(session.shapes[0])
     own = Qwen2Config(
         vocab_size=model.vocab_size,
         hidden_size=model.hidden_size,
@@ -201,21 +232,10 @@ def run_transformers(session: Session) -> dict[str, Any]:
     )
     with torch.device(session.device):
         peer: Any = Qwen2ForCausalLM(own)
-    peer = peer.to(session.dtype).eval()
     options = GenerationConfig(
         max_new_tokens=session.steps, min_new_tokens=session.steps, do_sample=False, pad_token_id=0
     )
-    rows: dict[str, Any] = {}
-    for batch in session.batches:
-        if not session.in_time():
-            break
-        ids = torch.randint(10, model.vocab_size, (batch, PROMPT), device=session.device)
-        mask = torch.ones_like(ids)
-        begin = time.perf_counter()
-        with torch.inference_mode():
-            peer.generate(ids, attention_mask=mask, generation_config=options)
-        rows[str(batch)] = {"tokens_per_s": batch * session.steps / (time.perf_counter() - begin)}
-    return {"shape": session.shapes[0], "generate": rows}
+    return peer.to(session.dtype).eval(), options
 
 
 PHASES: dict[str, tuple[float, Callable[[Session], Any]]] = {  # share of the time, what to do

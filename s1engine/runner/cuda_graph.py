@@ -44,6 +44,7 @@ class _Flight:
 
     tokens: Tensor  # [steps, rows] int32 on the host, pinned
     lanes: int  # that the scheduler knows of
+    began: torch.cuda.Event | None
     landed: torch.cuda.Event | None
 
 
@@ -78,6 +79,8 @@ class CudaGraphRunner:
         self._landing = torch.zeros(shape, dtype=torch.int32, pin_memory=on_device)
         self._flights: deque[_Flight] = deque()
         self._launches = 0
+        self.device_seconds = 0.0
+        """What the groups collected so far took on the device; 0 without CUDA."""
         self._current: tuple[Lanes, int] | None = None  # of the run under way
 
     def lanes(self, num_seqs: int) -> Lanes | None:
@@ -98,6 +101,7 @@ class CudaGraphRunner:
         assert 0 < steps <= self.max_steps
         lanes, num_seqs = self._current
         state, on_device = lanes.state, self._table is not self._host_table
+        began = _now() if on_device else None
         if on_device:  # only entries for later steps were added since the last copy
             self._table[:num_seqs].copy_(self._host_table[:num_seqs], non_blocking=True)
         state.tick.zero_()
@@ -107,10 +111,8 @@ class CudaGraphRunner:
         size = steps * lanes.rows
         tokens = self._landing[self._launches % DEPTH, :size].view(steps, lanes.rows)
         tokens.copy_(state.ring[:steps], non_blocking=True)
-        landed = torch.cuda.Event() if on_device else None
-        if landed is not None:
-            landed.record()
-        self._flights.append(_Flight(tokens, num_seqs, landed))
+        landed = _now() if on_device else None
+        self._flights.append(_Flight(tokens, num_seqs, began, landed))
         self._launches += 1
 
     @property
@@ -121,8 +123,9 @@ class CudaGraphRunner:
     def collect(self) -> np.ndarray:
         """Waits for the oldest group. Returns its ids [steps, sequences] int32."""
         flight = self._flights.popleft()
-        if flight.landed is not None:
+        if flight.began is not None and flight.landed is not None:
             flight.landed.synchronize()
+            self.device_seconds += flight.began.elapsed_time(flight.landed) / 1e3
         return np.ascontiguousarray(flight.tokens.numpy()[:, : flight.lanes])
 
     def capture(self, *, progress: bool) -> None:
@@ -162,6 +165,13 @@ class CudaGraphRunner:
             with torch.cuda.graph(graph, pool=pool):
                 self._step(lanes.state, filtered)
             self._graphs[lanes.rows, filtered] = graph
+
+
+def _now() -> torch.cuda.Event:
+    """An event at this place of the stream."""
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _where(error: BaseException) -> str:
