@@ -35,7 +35,7 @@ serve: $(stamps)/build
 	$(bin)/s1engine serve $(ARGS)
 
 test: $(stamps)/build $(stamps)/dev
-	$(bin)/python -m pytest $(ARGS)
+	$(bin)/python -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
 soak: $(stamps)/build $(stamps)/dev
 	SOAK_SECONDS=$${SOAK_SECONDS:-300} $(bin)/python -m pytest --timeout 0 -s tests/server/test_soak.py

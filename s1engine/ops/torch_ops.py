@@ -13,7 +13,8 @@ from s1engine.ops.unfused import Unfused
 
 
 class TorchOps(Unfused):
-    """``Ops`` by torch's own functions; softmax, norms and rotations are computed in float32."""
+    """``Ops`` by torch's own functions; softmax, norms and rotations are computed in float32 at
+    least."""
 
     name: str = "torch"
 
@@ -32,7 +33,7 @@ class TorchOps(Unfused):
         return functional.linear(x, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return functional.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
+        return functional.rms_norm(_wide(x), weight.shape, _wide(weight), eps).to(x.dtype)
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self.rms_norm(residual.add_(x), weight, eps)
@@ -84,26 +85,31 @@ class TorchOps(Unfused):
         return chosen, values[:, :k], ids[:, :k]
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In float32, or float64 if that is what it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Turn each pair (x[i], x[i + D/2]) by its angle, in place, rounding once."""
-    first, second = x.float().chunk(2, dim=-1)
+    first, second = _wide(x).chunk(2, dim=-1)
     x.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
 
 
 def _gather(cache: Tensor, block_table: Tensor, context: int) -> Tensor:
-    """A row's context out of a cache [num_blocks, Hkv, S, D]: float32 [Hkv, context, D]."""
+    """A row's context out of a cache [num_blocks, Hkv, S, D]: [Hkv, context, D], wide."""
     used = -(-context // cache.shape[2])
     blocks = cache[block_table[:used]]  # [used, Hkv, S, D]
-    return blocks.transpose(0, 1).flatten(1, 2)[:, :context].float()
+    return _wide(blocks.transpose(0, 1).flatten(1, 2)[:, :context])
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Attention of the last n tokens of a context: q [n, Hq, D] -> float32 [n, Hq, D]."""
+    """Attention of the last n tokens of a context: q [n, Hq, D] -> [n, Hq, D], wide."""
     count, context = q.shape[0], keys.shape[1]
     at = torch.arange(context, device=q.device)
     mask = at <= at[context - count :, None]  # [n, context]
     heads = functional.scaled_dot_product_attention(
-        q.float().transpose(0, 1)[None],
+        _wide(q).transpose(0, 1)[None],
         keys[None],
         values[None],
         attn_mask=mask,
