@@ -8,201 +8,20 @@ matrix speed; its baseline the same operation of torch on the same buffers, for 
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 
-from s1engine.bench.device_time import Launch, ceilings, copies, seconds
+from s1engine.bench.device_time import ceilings, copies, seconds
+from s1engine.bench.kernel_work import CONTEXT_MATTERS, KERNELS, Place
 from s1engine.bench.shapes import NAMES, shape
 from s1engine.errors import RequestError
-from s1engine.models.config import ModelConfig
-from s1engine.ops import AttentionMetadata, Ops, SamplingMetadata, select_ops
-from s1engine.ops.torch_ops import TorchOps
-from s1engine.runner.device import BLOCK_SIZES, resolve_device, resolve_dtype
+from s1engine.ops import select_ops
+from s1engine.runner.device import resolve_device, resolve_dtype
 
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where and in which type to measure."""
-
-    model: ModelConfig
-    dtype: torch.dtype
-    device: str
-
-    def normal(self, *size: int) -> Tensor:
-        return torch.randn(size, device=self.device).to(self.dtype)
-
-    def ints(self, values: Any, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.as_tensor(values, dtype=dtype, device=self.device)
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One launch of an operation: ours, torch's, and what it must move and compute at least."""
-
-    ours: Launch
-    baseline: Launch
-    nbytes: float
-    flops: float = 0
-
-
-Make = Callable[[Place, Ops, int, int], Work]
-
-
-def _rms_norm(at: Place, ops: Ops, tokens: int, context: int) -> Work:
-    x, residual = (at.normal(tokens, at.model.hidden_size) for _ in range(2))
-    weight = at.normal(at.model.hidden_size)
-    plain = TorchOps()
-    return Work(
-        lambda: ops.add_rms_norm(x, residual, weight, 1e-6),
-        lambda: plain.add_rms_norm(x, residual, weight, 1e-6),
-        4 * x.nbytes,
-    )
-
-
-def _silu_and_mul(at: Place, ops: Ops, tokens: int, context: int) -> Work:
-    x = at.normal(tokens, 2 * at.model.intermediate_size)
-    return Work(lambda: ops.silu_and_mul(x), lambda: TorchOps().silu_and_mul(x), 1.5 * x.nbytes)
-
-
-def _linear(at: Place, ops: Ops, tokens: int, context: int, *, rows: str) -> Work:
-    m = at.model
-    n, k = {
-        "qkv": ((m.num_heads + 2 * m.num_kv_heads) * m.head_dim, m.hidden_size),
-        "o": (m.hidden_size, m.num_heads * m.head_dim),
-        "gate_up": (2 * m.intermediate_size, m.hidden_size),
-        "down": (m.hidden_size, m.intermediate_size),
-        "lm_head": (m.vocab_size, m.hidden_size),
-    }[rows]
-    x, weight = at.normal(tokens, k), at.normal(n, k)
-    return Work(
-        lambda: ops.linear(x, weight),
-        lambda: functional.linear(x, weight),
-        weight.nbytes + x.nbytes + tokens * n * x.itemsize,
-        2.0 * tokens * n * k,
-    )
-
-
-def _norm_gate_up(at: Place, ops: Ops, tokens: int, context: int) -> Work:
-    m = at.model
-    residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
-    weight = at.normal(2 * m.intermediate_size, m.hidden_size)
-    plain = TorchOps()
-    return Work(
-        lambda: ops.norm_gate_up(None, residual, norm, 1e-6, weight),
-        lambda: plain.norm_gate_up(None, residual, norm, 1e-6, weight),
-        weight.nbytes + residual.nbytes + tokens * m.intermediate_size * residual.itemsize,
-        2.0 * tokens * weight.numel(),
-    )
-
-
-def _norm_qkv(at: Place, ops: Ops, tokens: int, context: int) -> Work:
-    """Everything before attention; each token is the first of a sequence of its own."""
-    m, block = at.model, BLOCK_SIZES[at.device]
-    residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
-    weight = at.normal((m.num_heads + 2 * m.num_kv_heads) * m.head_dim, m.hidden_size)
-    k, v, table = _cache(at, tokens, 1, block)
-    meta = AttentionMetadata(
-        positions=at.ints([0] * tokens),
-        slot_mapping=table[:, 0].long() * block,
-        cu_seqlens_q=at.ints(range(tokens + 1)),
-        context_lens=at.ints([1] * tokens),
-        block_table=table,
-        max_seqlen_q=1,
-    )
-    cos_sin = torch.ones(1, m.head_dim, device=at.device)
-    plain = TorchOps()
-
-    def call(ops: Ops) -> Tensor:
-        return ops.norm_qkv_rope_write(
-            None, residual, norm, 1e-6, weight, None, None, None, cos_sin, k, v, meta
-        )
-
-    return Work(
-        lambda: call(ops),
-        lambda: call(plain),
-        weight.nbytes + residual.nbytes + tokens * weight.shape[0] * residual.itemsize,
-        2.0 * tokens * weight.numel(),
-    )
-
-
-def _cache(at: Place, rows: int, context: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """K, V and a block table whose blocks are shuffled, for so many sequences."""
-    per_row = -(-context // block)
-    size = (rows * per_row, at.model.num_kv_heads, block, at.model.head_dim)
-    table = torch.randperm(rows * per_row, device=at.device).view(rows, per_row).to(torch.int32)
-    spare = torch.zeros((rows, 1), dtype=torch.int32, device=at.device)
-    return at.normal(*size), at.normal(*size), torch.cat((table, spare), dim=1)
-
-
-def _attention(at: Place, ops: Ops, rows: int, context: int, *, new: int) -> Work:
-    """``new`` tokens a row at the end of ``context``: 1 is decode."""
-    m, block = at.model, BLOCK_SIZES[at.device]
-    new = min(new, context)
-    k, v, table = _cache(at, rows, context, block)
-    q = at.normal(rows * new, m.num_heads, m.head_dim)
-    positions = torch.arange(context - new, context).repeat(rows)
-    meta = AttentionMetadata(
-        positions=at.ints(positions),
-        slot_mapping=at.ints(positions, torch.int64),
-        cu_seqlens_q=at.ints(torch.arange(rows + 1) * new),
-        context_lens=at.ints([context] * rows),
-        block_table=table,
-        max_seqlen_q=new,
-    )
-    keys, values = (at.normal(rows, m.num_kv_heads, context, m.head_dim) for _ in range(2))
-    queries = at.normal(rows, m.num_heads, new, m.head_dim)
-    mask = None if new == 1 else torch.ones(new, context, device=at.device).tril(context - new) > 0
-    pairs = new * (context - (new - 1) / 2)
-    return Work(
-        lambda: ops.paged_attention(q, k, v, m.head_dim**-0.5, meta),
-        lambda: functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, enable_gqa=True
-        ),
-        2 * keys.nbytes + 2 * q.nbytes,
-        4.0 * rows * m.num_heads * m.head_dim * pairs,
-    )
-
-
-def _sample(at: Place, ops: Ops, rows: int, context: int) -> Work:
-    logits = torch.randn(rows, at.model.vocab_size, device=at.device)
-    ones = torch.ones(rows, device=at.device)
-    meta = SamplingMetadata(
-        temperature=ones,
-        top_k=at.ints([0] * rows),
-        top_p=ones,
-        min_p=0 * ones,
-        seeds=at.ints(range(rows), torch.int64),
-        positions=at.ints(range(rows), torch.int64),
-        all_greedy=False,
-        filtered=False,
-    )
-    return Work(
-        lambda: ops.sample(logits, meta),
-        lambda: torch.multinomial(logits.softmax(-1), 1),
-        logits.nbytes,
-    )
-
-
-KERNELS: dict[str, Make] = {
-    "rms_norm": _rms_norm,
-    "silu_and_mul": _silu_and_mul,
-    **{f"linear_{rows}": partial(_linear, rows=rows)
-       for rows in ("qkv", "o", "gate_up", "down", "lm_head")},
-    "norm_qkv": _norm_qkv,
-    "norm_gate_up": _norm_gate_up,
-    "decode": partial(_attention, new=1),
-    "extend": partial(_attention, new=2048),
-    "sample": _sample,
-}  # fmt: skip
-CONTEXT_MATTERS = ("decode", "extend")
 MAX_BYTES = 16 * 2**30  # of one case's operands
 
 

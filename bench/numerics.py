@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s1engine.bench.kernel_speed import Place
+from s1engine.bench.kernel_work import Place
 from s1engine.models.rope import cos_sin_table
 from s1engine.ops import AttentionMetadata, Ops
 from s1engine.ops.torch_ops import TorchOps

@@ -21,8 +21,10 @@ import torch
 from s1engine.bench import kernel_speed, latency, numerics
 from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
 from s1engine.bench.device_time import ceilings
-from s1engine.bench.kernel_speed import Place, numbers
+from s1engine.bench.kernel_speed import numbers
+from s1engine.bench.kernel_work import KERNELS, Place
 from s1engine.bench.shapes import NAMES, shape, step_bytes
+from s1engine.bench.transformers_peer import peer_of
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
@@ -81,7 +83,7 @@ def check_numerics(session: Session) -> dict[str, Any]:
 
 def measure_kernels(session: Session) -> list[dict[str, Any]]:
     """Speeds; attention first, since it decides most."""
-    names = sorted(kernel_speed.KERNELS, key=lambda name: name not in ("decode", "linear_o"))
+    names = sorted(KERNELS, key=lambda name: name not in ("decode", "linear_o"))
     rows: list[dict[str, Any]] = []
     limits = session.found["ceilings"]
     for name in session.shapes:
@@ -188,7 +190,7 @@ def run_transformers(session: Session) -> dict[str, Any]:
     """Tokens per second of transformers on the first shape, at the same batch sizes: its plain
     ``generate`` and, on CUDA, its continuous batching."""
     model = shape(session.shapes[0])
-    peer, options = _peer(session, model)
+    peer, options = peer_of(model, session.dtype, session.device, session.steps)
     rows: dict[str, Any] = {}
     for batch in session.batches:
         if not session.in_time():
@@ -214,28 +216,6 @@ def _seconds(way: Callable[[], object]) -> float:
     with torch.inference_mode():
         way()
     return time.perf_counter() - begin
-
-
-def _peer(session: Session, model: ModelConfig) -> tuple[Any, Any]:
-    """A random model of transformers of that shape, and how it shall generate."""
-    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
-
-    own = Qwen2Config(
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.intermediate_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_heads,
-        num_key_value_heads=model.num_kv_heads,
-        tie_word_embeddings=model.tie_word_embeddings,
-        dtype=session.dtype,
-    )
-    with torch.device(session.device):
-        peer: Any = Qwen2ForCausalLM(own)
-    options = GenerationConfig(
-        max_new_tokens=session.steps, min_new_tokens=session.steps, do_sample=False, pad_token_id=0
-    )
-    return peer.to(session.dtype).eval(), options
 
 
 PHASES: dict[str, tuple[float, Callable[[Session], Any]]] = {  # share of the time, what to do

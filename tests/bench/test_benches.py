@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from s1engine.bench import command, compare, kernel_speed, numerics, qualify
+from s1engine.bench import command, compare, numerics, qualify
+from s1engine.bench.kernel_work import KERNELS, Place
 from s1engine.bench.shapes import shape, step_bytes
 from s1engine.errors import RequestError
 from s1engine.ops.cpu_ops import CpuOps
 
-PLACE = kernel_speed.Place(shape("nano"), torch.float32, "cpu")
+PLACE = Place(shape("nano"), torch.float32, "cpu")
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
@@ -47,10 +48,10 @@ def test_an_unknown_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         run(capsys, "kernels", "--batch", "0", "--device", "cpu")
 
 
-@pytest.mark.parametrize("name", list(kernel_speed.KERNELS))
+@pytest.mark.parametrize("name", list(KERNELS))
 def test_ours_and_the_baseline_do_the_same_work(name: str) -> None:
     """Same shapes out; what an attention moves is its keys and values."""
-    work = kernel_speed.KERNELS[name](PLACE, CpuOps(), 2, 70)
+    work = KERNELS[name](PLACE, CpuOps(), 2, 70)
     ours, baseline = work.ours(), work.baseline()
     assert isinstance(ours, Tensor) and isinstance(baseline, Tensor)
     assert ours.numel() == baseline.numel() and work.nbytes > 0

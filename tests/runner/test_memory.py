@@ -60,5 +60,5 @@ def test_sizes_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_device_is_said_in_one_line() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a device")
-    with pytest.raises(RequestError, match="^device cuda: no CUDA device is available$"):
+    with pytest.raises(RequestError, match=r"^device cuda: no CUDA device is available$"):
         resolve_config(EngineConfig(device="cuda"))
