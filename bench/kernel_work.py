@@ -151,12 +151,15 @@ def _attention(at: Place, ops: Ops, rows: int, context: int, *, new: int) -> Wor
     )
     keys, values = (at.normal(rows, m.num_kv_heads, context, m.head_dim) for _ in range(2))
     queries = at.normal(rows, m.num_heads, new, m.head_dim)
-    mask = None if new == 1 else torch.ones(new, context, device=at.device).tril(context - new) > 0
+    whole = 1 < new == context
+    mask = None
+    if 1 < new < context:
+        mask = torch.ones(new, context, device=at.device).tril(context - new) > 0
     pairs = new * (context - (new - 1) / 2)
     return Work(
         lambda: ops.paged_attention(q, k, v, m.head_dim**-0.5, meta),
         lambda: functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, enable_gqa=True
+            queries, keys, values, attn_mask=mask, is_causal=whole, enable_gqa=True
         ),
         2 * keys.nbytes + 2 * q.nbytes,
         4.0 * rows * m.num_heads * m.head_dim * pairs,
