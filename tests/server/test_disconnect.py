@@ -56,7 +56,7 @@ def test_a_client_that_leaves_frees_its_blocks(stream: bool, n: int) -> None:
             asking.cancel()
             await until(lambda: not engine.engine.has_unfinished)
             assert engine.engine.scheduler.stats().num_free_blocks == free
-            assert engine.engine.scheduler.stats().num_sampled_tokens < 1500
+            assert engine.engine.scheduler.stats().num_sampled_tokens < 1500 * n
             engine.engine.scheduler.check_integrity()
             assert (await client.get("/health")).status_code == 200
 
