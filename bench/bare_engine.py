@@ -10,7 +10,7 @@ import numpy as np
 
 from s1engine import _core
 from s1engine.config import EngineConfig
-from s1engine.engine.llm_engine import MAX_RIDE
+from s1engine.engine.run_ahead import begin_run, follow
 from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import random_decoder
@@ -99,35 +99,16 @@ class BareEngine:
     def step(self) -> int:
         """One step, or as many as the device took. Returns how many."""
         ahead, core = self.runner.ahead, self.runner.batch.core
-        if ahead is None or not ahead.in_flight:
-            for name in self.scheduler.schedule(core):
-                self._seat(name)
-            if core.num_rows == 0:
-                return 0
-            if ahead is None or not self._begin_run():
-                self.scheduler.update(self.runner.execute().token_ids)
-                return 1
-        assert ahead is not None
-        steps = self.scheduler.extend_run(core, ahead.max_steps)
-        if steps:
-            ahead.launch(steps)
-        tokens = ahead.collect()
-        self.scheduler.replay(tokens)
-        return len(tokens)
-
-    def _begin_run(self) -> bool:
-        ahead, batch = self.runner.ahead, self.runner.batch
-        assert ahead is not None
-        lanes = ahead.lanes(batch.core.num_rows)
-        if lanes is None or len(batch.seats) < batch.core.num_rows:
-            return False
-        steps = self.scheduler.begin_run(
-            batch.core, lanes.core, steps=ahead.max_steps, max_pending=MAX_RIDE
-        )
-        if steps:
-            self.runner.sampler.write(lanes, batch.seats)
-            ahead.begin(lanes, len(batch.seats), steps)
-        return steps > 0
+        if ahead is not None and ahead.in_flight:
+            return follow(self.scheduler, self.runner)
+        for name in self.scheduler.schedule(core):
+            self._seat(name)
+        if core.num_rows == 0:
+            return 0
+        if begin_run(self.scheduler, self.runner):
+            return follow(self.scheduler, self.runner)
+        self.scheduler.update(self.runner.execute().token_ids)
+        return 1
 
     def _seat(self, name: int) -> None:
         job = self._jobs[name]

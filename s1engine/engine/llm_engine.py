@@ -20,15 +20,14 @@ from s1engine.engine.model_text import ModelText
 from s1engine.engine.progress import StepTokens, child_number, sequence_id
 from s1engine.engine.readers import Event, Readers
 from s1engine.engine.request import Prompt, Request, RequestCompiler
+from s1engine.engine.run_ahead import begin_run, follow
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
-from s1engine.runner.cuda_graph import CudaGraphRunner
 from s1engine.runner.device import resolve_config
 from s1engine.runner.model_runner import ModelRunner, Runner
 from s1engine.sampling_params import SamplingParams
 
 THINKING_NOW = 0  # a maximum that ends thinking at the next token
-MAX_RIDE = 8  # tokens of a phrase that are fed one a step in a run, rather than as one extend
 
 
 class LLMEngine:
@@ -226,7 +225,7 @@ class LLMEngine:
         ahead = self.runner.ahead
         began = time.monotonic()
         if ahead is not None and ahead.in_flight:
-            return self._follow(ahead, began, [])
+            return self._follow(began, [])
         batch = self.runner.batch
         seated = self.scheduler.schedule(batch.core)
         for sequence in seated:
@@ -236,37 +235,16 @@ class LLMEngine:
         if self.config.overload_thinking_floor is not None:
             self._relieve(self.config.overload_thinking_floor)
         self.runner.sampler.masks = self._readers.masks()
-        if ahead is not None and self._begin_run(ahead):
-            return self._follow(ahead, began, seated)
+        if not self._readers.guide and begin_run(self.scheduler, self.runner):
+            return self._follow(began, seated)
         sampled = self.runner.execute()
         self.scheduler.update(sampled.token_ids)
         self.runner.sampler.observe(*self.scheduler.appended)
         self._adopt()
         return self._collect(began, seated, sampled.logprobs)
 
-    def _begin_run(self, ahead: CudaGraphRunner) -> bool:
-        """Hands the planned step and those after it to the device, if it can decide them all."""
-        batch, sampler = self.runner.batch, self.runner.sampler
-        seats = batch.seats
-        lanes = ahead.lanes(batch.core.num_rows)
-        if lanes is None or len(seats) < batch.core.num_rows:
-            return False
-        if self._readers.guide or sampler.needs_host(seats):
-            return False
-        steps = self.scheduler.begin_run(
-            batch.core, lanes.core, steps=ahead.max_steps, max_pending=MAX_RIDE
-        )
-        if steps:
-            sampler.write(lanes, seats)
-            ahead.begin(lanes, len(seats), steps)
-        return steps > 0
-
-    def _follow(self, ahead: CudaGraphRunner, began: float, seated: list[int]) -> StepTokens:
-        """Launches the next steps of the run, then takes what the steps before have sampled."""
-        steps = self.scheduler.extend_run(self.runner.batch.core, ahead.max_steps)
-        if steps:
-            ahead.launch(steps)
-        self.scheduler.replay(ahead.collect())
+    def _follow(self, began: float, seated: list[int]) -> StepTokens:
+        follow(self.scheduler, self.runner)
         self._adopt()
         return self._collect(began, seated, {})
 

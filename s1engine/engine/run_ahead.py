@@ -1,0 +1,39 @@
+"""Letting the device run ahead: a planned decode step becomes a run, and the host follows it.
+
+Between scheduler and runner, which know nothing of each other; who asks for the tokens, and what
+becomes of them, is up to the engine.
+"""
+
+from s1engine import _core
+from s1engine.runner.model_runner import Runner
+
+MAX_RIDE = 8  # tokens of a phrase that are fed one a step in a run, rather than as one extend
+
+
+def begin_run(scheduler: _core.Scheduler, runner: Runner) -> bool:
+    """Hands the planned step and those after it to the device, if it can decide them all."""
+    ahead, batch, sampler = runner.ahead, runner.batch, runner.sampler
+    seats = batch.seats
+    lanes = ahead.lanes(batch.core.num_rows) if ahead is not None else None
+    if ahead is None or lanes is None or len(seats) < batch.core.num_rows:
+        return False
+    if sampler.needs_host(seats):
+        return False
+    steps = scheduler.begin_run(batch.core, lanes.core, steps=ahead.max_steps, max_pending=MAX_RIDE)
+    if steps:
+        sampler.write(lanes, seats)
+        ahead.begin(lanes, len(seats), steps)
+    return steps > 0
+
+
+def follow(scheduler: _core.Scheduler, runner: Runner) -> int:
+    """Launches the next steps of the run under way, then replays what the steps before have
+    sampled. Returns how many these were."""
+    ahead = runner.ahead
+    assert ahead is not None and ahead.in_flight
+    steps = scheduler.extend_run(runner.batch.core, ahead.max_steps)
+    if steps:
+        ahead.launch(steps)
+    tokens = ahead.collect()
+    scheduler.replay(tokens)
+    return len(tokens)
