@@ -12,17 +12,18 @@ from s1engine import _core
 from tests.core import reference
 from tests.core.device_mock import DeviceMock
 from tests.core.paged_mock import EOS, PagedMock, hashed_model
-from tests.core.test_scheduler import (
-    CHILD,
+from tests.core.scenarios import (
     FORMATS,
     NEWLINES,
     TRIGGER,
     Spec,
+    check_equals_reference,
     engines,
     play,
     spares,
     specs,
 )
+from tests.core.test_scheduler import CHILD
 
 aheads = st.fixed_dictionaries(
     {
@@ -41,17 +42,6 @@ def make_device(
     return DeviceMock(
         triggers=(TRIGGER, EOS), newlines=NEWLINES, num_blocks=longest + spare, **engine, **ahead
     )
-
-
-def check_equals_reference(mock: PagedMock, model: reference.Model, scenario: list[Spec]) -> None:
-    for seq_id, spec in enumerate(scenario):
-        result, finish = spec.expected(model)
-        out = mock.scheduler.take(seq_id)
-        assert out["token_ids"] == result.token_ids
-        assert [int(m & _core.MARK_FORCED > 0) for m in out["marks"]] == result.forced
-        assert out["waits_used"] == result.waits_used
-        assert out["end_reason"].name == result.end_reason
-        assert out["finish_reason"].name == finish
 
 
 @settings(max_examples=40)

@@ -1,7 +1,7 @@
 """The scheduler on a mock model: whatever the batching, preemption, chunking and caching, every
 sequence comes out as the slow reference says, and no block is lost."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,149 +12,19 @@ from hypothesis import strategies as st
 from s1engine import _core
 from s1engine.engine.progress import Progress, read_progress
 from tests.core import reference
-from tests.core.paged_mock import EOS, VOCAB, PagedMock, hashed_model
-
-TRIGGER = 2
-NEWLINES = frozenset({3, 4})
-FORMATS = [
-    reference.Format(frozenset({TRIGGER, EOS}), (TRIGGER, 7), (3,), False, NEWLINES),
-    reference.Format(frozenset({TRIGGER, EOS}), (TRIGGER,), (3, 4), True, NEWLINES),
-]
-
-
-def core_format(fmt: reference.Format) -> _core.BudgetFormat:
-    flags = np.zeros(VOCAB, np.uint8)
-    flags[list(fmt.newlines)] = 1
-    return _core.BudgetFormat(
-        triggers=sorted(fmt.triggers),
-        natural_end=list(fmt.natural_end),
-        newline=list(fmt.newline),
-        newline_always=fmt.newline_always,
-        ends_in_newline=flags,
-    )
-
-
-@dataclass
-class Spec:
-    """One sequence of a scenario; ``budget`` None: it does not think."""
-
-    prompt: list[int]
-    max_answer: int
-    fmt: reference.Format
-    budget: reference.Budget | None
-    thought: int = 0
-    priority: int = 0
-    salt: int = 0
-    arrival: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def max_len(self) -> int:
-        room = 0
-        if self.budget is not None:
-            end = len(self.fmt.newline) + len(self.budget.forced_end)
-            thinking = max(self.budget.max_thinking - self.thought, 0)
-            room = thinking + max(end, len(self.fmt.natural_end))
-        return len(self.prompt) + room + self.max_answer
-
-    def expected(
-        self, model: reference.Model, max_len: int | None = None
-    ) -> tuple[reference.Result, str]:
-        """What the slow reference makes of it, and why it finishes."""
-        result = reference.Result([], [], 0, 0, "NONE")
-        if self.budget is not None:
-            result = reference.think(model, self.prompt, self.fmt, self.budget, self.thought)
-        room = (max_len or self.max_len) - len(self.prompt) - len(result.token_ids)
-        prefix = self.prompt + result.token_ids
-        tokens, finish = reference.answer(model, prefix, frozenset({EOS}), room)
-        result.token_ids.extend(tokens)
-        result.forced.extend([0] * len(tokens))
-        return result, finish
-
-    def add_to(self, scheduler: _core.Scheduler, seq_id: int) -> None:
-        kwargs: dict[str, Any] = dict(self.extra)
-        if self.budget is not None:
-            kwargs["budget"] = _core.BudgetParams(
-                format=core_format(self.fmt),
-                wait=list(self.budget.wait),
-                forced_end=list(self.budget.forced_end),
-                delimiter_len=1,
-                min_thinking=self.budget.min_thinking,
-                num_waits=self.budget.num_waits,
-            )
-            kwargs["thinking_tokens"] = self.thought
-            kwargs["max_thinking"] = self.budget.max_thinking
-        scheduler.add(
-            seq_id,
-            np.array(self.prompt, np.int32),
-            max_len=self.max_len,
-            priority=self.priority,
-            stop_tokens=[EOS],
-            salt=bytes([self.salt] * 16),
-            **kwargs,
-        )
-
-
-tokens = st.integers(3, VOCAB - 1)
-
-
-@st.composite
-def budgets(draw: st.DrawFn) -> reference.Budget:
-    maximum = draw(st.integers(0, 20))
-    return reference.Budget(
-        max_thinking=maximum,
-        min_thinking=draw(st.integers(0, maximum)),
-        num_waits=draw(st.integers(0, 3)),
-        wait=tuple(draw(st.lists(tokens, max_size=3))),
-        forced_end=(TRIGGER, *draw(st.lists(tokens, max_size=3))),
-    )
-
-
-@st.composite
-def specs(draw: st.DrawFn) -> Spec:
-    stem = draw(st.sampled_from([[], [5, 6, 7, 8, 9, 5, 6, 7], [5, 6, 7, 8, 9]]))
-    return Spec(
-        prompt=stem + draw(st.lists(tokens, min_size=1, max_size=20)),
-        max_answer=draw(st.integers(1, 12)),
-        fmt=draw(st.sampled_from(FORMATS)),
-        budget=draw(st.none() | budgets()),
-        thought=0,
-        priority=draw(st.integers(0, 2)),
-        salt=draw(st.integers(0, 1)),
-        arrival=draw(st.integers(0, 6)),
-    )
-
-
-engines = st.fixed_dictionaries(
-    {
-        "block_size": st.sampled_from([1, 4, 8]),
-        "max_num_seqs": st.integers(1, 6),
-        "max_num_batched_tokens": st.sampled_from([6, 9, 64]),
-        "enable_prefix_caching": st.booleans(),
-    }
+from tests.core.paged_mock import EOS, PagedMock, hashed_model
+from tests.core.scenarios import (
+    FORMATS,
+    TRIGGER,
+    Spec,
+    budgets,
+    check_equals_reference,
+    engines,
+    make_mock,
+    play,
+    spares,
+    specs,
 )
-
-
-def make_mock(scenario: list[Spec], spare: int, engine: dict[str, Any]) -> PagedMock:
-    """A cache that holds the longest sequence and ``spare`` blocks more: preemption is likely."""
-    longest = max(-(-spec.max_len // engine["block_size"]) for spec in scenario)
-    return PagedMock(triggers=(TRIGGER, EOS), num_blocks=longest + spare, **engine)
-
-
-def play(mock: PagedMock, model: reference.Model, scenario: list[Spec]) -> None:
-    """Adds each sequence at the step of its arrival and runs until nothing is left."""
-    waiting = dict(enumerate(scenario))
-    for step in range(100_000):
-        for seq_id in [i for i, s in waiting.items() if s.arrival <= step]:
-            waiting.pop(seq_id).add_to(mock.scheduler, seq_id)
-        if not waiting and not mock.scheduler.has_unfinished():
-            return
-        mock.step(model)
-        mock.scheduler.check_integrity()
-    raise AssertionError("the scheduler does not come to an end")
-
-
-spares = st.integers(0, 8)
 
 
 @given(st.lists(specs(), min_size=1, max_size=6), spares, engines, st.integers(0, 99))
@@ -166,17 +36,7 @@ def test_every_sequence_equals_the_reference(
     play(mock, model, scenario)
     event(f"preempted: {mock.scheduler.stats().num_preemptions > 0}")
     event(f"prefix hits: {mock.scheduler.stats().prefix_hits > 0}")
-    for seq_id, spec in enumerate(scenario):
-        result, finish = spec.expected(model)
-        out = mock.scheduler.take(seq_id)
-        assert out["token_ids"] == result.token_ids
-        assert [int(m & _core.MARK_FORCED > 0) for m in out["marks"]] == result.forced
-        assert out["waits_used"] == result.waits_used
-        assert out["end_reason"].name == result.end_reason
-        assert out["finish_reason"].name == finish
-        if spec.budget is not None:
-            assert out["thinking_tokens"] == result.thinking_tokens
-            assert spec.budget.min_thinking <= out["thinking_tokens"] <= spec.budget.max_thinking
+    check_equals_reference(mock, model, scenario)
     assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
 
 
