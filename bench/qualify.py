@@ -38,7 +38,7 @@ PROMPT = 512
 
 
 @dataclass(slots=True)
-class Session:
+class Shared:
     """What all phases share: where to measure, what was found, and the clock."""
 
     device: str
@@ -66,105 +66,103 @@ class Session:
         return BLOCK_SIZES[self.device]
 
 
-def check_numerics(session: Session) -> dict[str, Any]:
+def check_numerics(shared: Shared) -> dict[str, Any]:
     """All operations at the shapes of every model, smallest first."""
-    ops = select_ops(session.device)
+    ops = select_ops(shared.device)
     rows: dict[str, Any] = {}
-    for name in session.shapes:
-        at = Place(shape(name), session.dtype, session.device)
-        for case, call in numerics.calls(at, session.block_size).items():
-            if not session.in_time():
+    for name in shared.shapes:
+        at = Place(shape(name), shared.dtype, shared.device)
+        for case, call in numerics.calls(at, shared.block_size).items():
+            if not shared.in_time():
                 return rows
-            rows[f"{name} {case}"] = row = numerics.check(call, ops, session.dtype)
+            rows[f"{name} {case}"] = row = numerics.check(call, ops, shared.dtype)
             if not row["ok"]:
-                session.failures.append(f"numerics: {name} {case}: {row}")
+                shared.failures.append(f"numerics: {name} {case}: {row}")
     return rows
 
 
-def measure_kernels(session: Session) -> list[dict[str, Any]]:
+def measure_kernels(shared: Shared) -> list[dict[str, Any]]:
     """Speeds; attention first, since it decides most."""
     names = sorted(KERNELS, key=lambda name: name not in ("decode", "linear_o"))
     rows: list[dict[str, Any]] = []
-    limits = session.found["ceilings"]
-    for name in session.shapes:
-        at = Place(shape(name), session.dtype, session.device)
-        for case, batch, context in kernel_speed.cases(
-            names, session.batches, session.contexts, at
-        ):
-            if not session.in_time():
+    limits = shared.found["ceilings"]
+    for name in shared.shapes:
+        at = Place(shape(name), shared.dtype, shared.device)
+        for case, batch, context in kernel_speed.cases(names, shared.batches, shared.contexts, at):
+            if not shared.in_time():
                 return rows
             try:
                 row = kernel_speed.measure(case, at, batch, context, limits)
             except Exception as error:  # one kernel, or a baseline without memory
                 what = f"{name} {case} batch {batch} context {context}"
-                session.failures.append(f"kernels: {what}: {error}")
+                shared.failures.append(f"kernels: {what}: {error}")
                 continue
             rows.append({"shape": name, **row})
     return rows
 
 
-def run_engines(session: Session) -> dict[str, Any]:
+def run_engines(shared: Shared) -> dict[str, Any]:
     """Same tokens however they are computed, then how fast, for every shape that fits."""
     rows: dict[str, Any] = {}
-    for name in session.shapes:
+    for name in shared.shapes:
         model = shape(name)
-        if not session.in_time():
+        if not shared.in_time():
             rows[name] = {"skipped": "no time left"}
-        elif not _fits(model, session):
+        elif not _fits(model, shared):
             rows[name] = {"skipped": "the weights do not fit"}
         else:
-            rows[name] = _run_engine(session, model)
-            session.found["engine"] = rows
-            session.save()
+            rows[name] = _run_engine(shared, model)
+            shared.found["engine"] = rows
+            shared.save()
     return rows
 
 
-def _fits(model: ModelConfig, session: Session) -> bool:
-    if session.device != "cuda":
+def _fits(model: ModelConfig, shared: Shared) -> bool:
+    if shared.device != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info()
-    return model.num_parameters * session.dtype.itemsize < 0.85 * free
+    return model.num_parameters * shared.dtype.itemsize < 0.85 * free
 
 
-def _config(session: Session, **options: Any) -> EngineConfig:
-    most = max(session.batches)
+def _config(shared: Shared, **options: Any) -> EngineConfig:
+    most = max(shared.batches)
     return EngineConfig(
-        device=session.device,
-        dtype=str(session.dtype).removeprefix("torch."),
+        device=shared.device,
+        dtype=str(shared.dtype).removeprefix("torch."),
         max_num_seqs=most,
         max_num_batched_tokens=max(2048, most),
-        max_model_len=PROMPT + session.steps + 256,
+        max_model_len=PROMPT + shared.steps + 256,
         enable_prefix_caching=False,
         **options,
     )
 
 
-def _run_engine(session: Session, model: ModelConfig) -> dict[str, Any]:
-    config = _config(session)
+def _run_engine(shared: Shared, model: ModelConfig) -> dict[str, Any]:
+    config = _config(shared)
     decoder = make_decoder(model, config)
-    found: dict[str, Any] = {"equal": _compare(session, model, decoder), "rows": []}
+    found: dict[str, Any] = {"equal": _compare(shared, model, decoder), "rows": []}
     if found["equal"]["ahead_is_single"] is False:
-        session.failures.append(f"engine: run-ahead and single steps differ: {found['equal']}")
-    for batch in session.batches:
-        if not session.in_time():
+        shared.failures.append(f"engine: run-ahead and single steps differ: {found['equal']}")
+    for batch in shared.batches:
+        if not shared.in_time():
             break
-        sizes = {"batch": batch, "prompt": PROMPT, "steps": session.steps}
+        sizes = {"batch": batch, "prompt": PROMPT, "steps": shared.steps}
         plain = latency.decode(config, model, decoder, thinks=False, **sizes)
         row = latency.decode(config, model, decoder, thinks=True, **sizes)
-        nbytes = step_bytes(model, decoder.dtype.itemsize, batch, PROMPT + session.steps // 2)
-        read = session.found["ceilings"]["read_bytes_per_s"]
+        nbytes = step_bytes(model, decoder.dtype.itemsize, batch, PROMPT + shared.steps // 2)
+        read = shared.found["ceilings"]["read_bytes_per_s"]
         row["share_of_read"] = nbytes / read / row["step_s"]
         row["budgets_on_off"] = row["tokens_per_s"] / plain["tokens_per_s"]
         found["rows"].append({"batch": batch, **row})
     return found
 
 
-def _compare(session: Session, model: ModelConfig, decoder: Decoder) -> dict[str, Any]:
+def _compare(shared: Shared, model: ModelConfig, decoder: Decoder) -> dict[str, Any]:
     """Greedy tokens of a few sequences with budgets: run ahead, step by step, and on torch."""
 
     def tokens(ops: Ops | None, **options: Any) -> list[list[int]]:
         own = decoder if ops is None else Decoder(model, decoder.weights, ops)
-        engine = BareEngine(_config(session, **options), model, own)
+        engine = BareEngine(_config(shared, **options), model, own)
         generator = torch.Generator().manual_seed(1)
         names = [
             engine.add(
@@ -191,29 +189,29 @@ def _compare(session: Session, model: ModelConfig, decoder: Decoder) -> dict[str
     }
 
 
-def run_transformers(session: Session) -> dict[str, Any]:
+def run_transformers(shared: Shared) -> dict[str, Any]:
     """Tokens per second of transformers on the first shape, at the same batch sizes: its plain
     ``generate`` and, on CUDA, its continuous batching."""
-    model = shape(session.shapes[0])
-    peer, options = peer_of(model, session.dtype, session.device, session.steps)
+    model = shape(shared.shapes[0])
+    peer, options = peer_of(model, shared.dtype, shared.device, shared.steps)
     rows: dict[str, Any] = {}
-    for batch in session.batches:
-        if not session.in_time():
+    for batch in shared.batches:
+        if not shared.in_time():
             break
-        ids = torch.randint(10, model.vocab_size, (batch, PROMPT), device=session.device)
+        ids = torch.randint(10, model.vocab_size, (batch, PROMPT), device=shared.device)
         ways = {
             "generate": lambda ids=ids: peer.generate(
                 ids, attention_mask=torch.ones_like(ids), generation_config=options
             )
         }
-        if session.device == "cuda":
+        if shared.device == "cuda":
             ways["generate_batch"] = lambda ids=ids: peer.generate_batch(
                 ids.tolist(), generation_config=options
             )
         rows[str(batch)] = {
-            name: batch * session.steps / _seconds(way) for name, way in ways.items()
+            name: batch * shared.steps / _seconds(way) for name, way in ways.items()
         }
-    return {"shape": session.shapes[0], "tokens_per_s": rows}
+    return {"shape": shared.shapes[0], "tokens_per_s": rows}
 
 
 def _seconds(way: Callable[[], object]) -> float:
@@ -223,8 +221,8 @@ def _seconds(way: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-PHASES: dict[str, tuple[float, Callable[[Session], Any]]] = {  # share of the time, what to do
-    "ceilings": (0.05, lambda session: ceilings(session.device)),
+PHASES: dict[str, tuple[float, Callable[[Shared], Any]]] = {  # share of the time, what to do
+    "ceilings": (0.05, lambda shared: ceilings(shared.device)),
     "numerics": (0.15, check_numerics),
     "kernels": (0.25, measure_kernels),
     "engine": (0.40, run_engines),
@@ -235,7 +233,7 @@ PHASES: dict[str, tuple[float, Callable[[Session], Any]]] = {  # share of the ti
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """All phases; a phase that fails is a failure of its own and stops no other."""
     device = resolve_device(args.device)
-    session = Session(
+    shared = Shared(
         device=device,
         dtype=resolve_dtype(args.dtype, device, torch.bfloat16),
         shapes=args.shapes.split(","),
@@ -244,25 +242,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         steps=args.steps,
         out=args.out,
     )
-    for name in session.shapes:
+    for name in shared.shapes:
         if name not in NAMES:
             raise RequestError(f"shapes: {name!r} is none of {', '.join(NAMES)}", param="shapes")
     for name, (share, phase) in PHASES.items():
         begin = time.monotonic()
-        session.ends = begin + share * 60 * args.minutes
+        shared.ends = begin + share * 60 * args.minutes
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
-            session.found[name] = phase(session)
+            shared.found[name] = phase(shared)
         except Exception:
-            session.failures.append(f"{name}: {traceback.format_exc()}")
+            shared.failures.append(f"{name}: {traceback.format_exc()}")
         if device == "cuda":
             torch.cuda.empty_cache()
         took = time.monotonic() - begin
-        session.found.setdefault("seconds", {})[name] = round(took, 1)
+        shared.found.setdefault("seconds", {})[name] = round(took, 1)
         print(f"{name}: {took:.1f} s", file=sys.stderr, flush=True)
-        session.save()
-    print((session.out / "qualify.md").read_text(), file=sys.stderr)
-    return {**session.found, "failures": session.failures}
+        shared.save()
+    print((shared.out / "qualify.md").read_text(), file=sys.stderr)
+    return {**shared.found, "failures": shared.failures}
 
 
 def report(found: dict[str, Any], failures: list[str]) -> str:

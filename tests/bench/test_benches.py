@@ -104,7 +104,7 @@ def test_wrong_operations_do_not_qualify(ops: CpuOps) -> None:
 def test_a_failed_phase_stops_no_other(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(session: object) -> object:
+    def fail(shared: object) -> object:
         raise ValueError("no such kernel")
 
     monkeypatch.setattr(qualify, "PHASES", {"first": (0.1, fail), "second": (0.1, lambda s: 7)})
