@@ -287,6 +287,8 @@ class LLMEngine:
         records = self.scheduler.take_progressed()
         step = StepTokens(began, now, seated, self._forked, records, logprobs)
         self._forked = []
+        if not records:  # nobody ended, and nobody watches
+            return step
         for sequence in self.scheduler.ended:
             self._samples[sequence].finished = True
         for sequence, _ in self.scheduler.progressed:

@@ -13,11 +13,10 @@ MAX_RIDE = 8  # tokens of a phrase that are fed one a step in a run, rather than
 def begin_run(scheduler: _core.Scheduler, runner: Runner) -> bool:
     """Hands the planned step and those after it to the device, if it can decide them all."""
     ahead, batch, sampler = runner.ahead, runner.batch, runner.sampler
-    seats = batch.seats
-    lanes = ahead.lanes(batch.core.num_rows) if ahead is not None else None
-    if ahead is None or lanes is None or len(seats) < batch.core.num_rows:
+    if ahead is None or batch.core.num_samples < batch.core.num_rows:
         return False
-    if sampler.needs_host(seats):
+    lanes, seats = ahead.lanes(batch.core.num_rows), batch.seats
+    if lanes is None or sampler.needs_host(seats):
         return False
     steps = scheduler.begin_run(batch.core, lanes.core, steps=ahead.max_steps, max_pending=MAX_RIDE)
     if steps:
