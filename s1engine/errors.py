@@ -25,3 +25,7 @@ class ModelError(ValueError):
 
 class EngineDeadError(RuntimeError):
     """The engine's step failed, so no further request can be served by this engine."""
+
+
+class RequestFailedError(RuntimeError):
+    """The engine could not go on with this one request; no other is concerned."""

@@ -19,13 +19,14 @@ from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.messages import EngineStats
 from s1engine.engine.readers import Event
 from s1engine.engine.request import Prompt, Request, RequestCompiler
-from s1engine.errors import EngineDeadError
+from s1engine.errors import EngineDeadError, RequestFailedError
 from s1engine.outputs import RequestOutput
 from s1engine.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
 Command = Callable[[], object]
+_Queue = asyncio.Queue[StreamEvent | RequestFailedError | None]
 
 
 class AsyncLLMEngine:
@@ -38,7 +39,7 @@ class AsyncLLMEngine:
     def __init__(self, config: EngineConfig, *, progress: bool = False) -> None:
         self.engine = LLMEngine(config, progress=progress)
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._streams: dict[str, asyncio.Queue[StreamEvent | None]] = {}
+        self._streams: dict[str, _Queue] = {}
         self._thread = threading.Thread(target=self._run, name="s1engine-step", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
@@ -85,7 +86,7 @@ class AsyncLLMEngine:
         generator aborts.
 
         ``options`` go to ``LLMEngine.make_request``. Raises RequestError before the first event,
-        EngineDeadError if the engine fails.
+        EngineDeadError if the engine fails, RequestFailedError if it fails with this one alone.
         """
         request = self.engine.make_request(prompt, params, stream=stream, **options)
         async with contextlib.aclosing(self.run(request)) as events:
@@ -94,7 +95,7 @@ class AsyncLLMEngine:
 
     async def run(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         """``generate`` for a request that is compiled already."""
-        events: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
+        events: _Queue = asyncio.Queue()
         if not self.healthy:
             raise EngineDeadError("the engine is not running") from self._failure
         assert request.request_id not in self._streams, "request id is taken"
@@ -106,7 +107,9 @@ class AsyncLLMEngine:
                 event = await events.get()
                 if event is None:
                     raise EngineDeadError("the engine has stopped") from self._failure
-                finished = isinstance(event, RequestOutput)
+                finished = isinstance(event, RequestOutput | RequestFailedError)
+                if isinstance(event, RequestFailedError):
+                    raise event
                 yield event
         finally:
             self._streams.pop(request.request_id, None)

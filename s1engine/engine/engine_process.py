@@ -109,6 +109,8 @@ def _serve(channel: Channel, engine: LLMEngine, waiting: list[messages.ToEngine]
         step = None if channel.congested else engine.step_tokens()
         if step is not None:
             channel.send(messages.Tokens(step))
+        for request, failure in engine.take_failures():
+            channel.send(messages.Failed(request.number, str(failure)))
         now = time.monotonic()
         rested, rests = rests, not engine.has_unfinished
         if now >= next_beat or rests > rested:

@@ -6,6 +6,7 @@ model nor text.
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from s1engine import _core
@@ -33,7 +34,8 @@ class Group:
 
     request: Request
     seed: int
-    reader: Assembly | None  # makes its text, where somebody in this process wants it
+    reader: Assembly | None = None  # makes its text, where somebody in this process wants it
+    guide: "Future[Guide] | None" = None  # what each answer begins with
     limit: tuple[int, _core.EndReason] | None = None  # lowered maximum of the thinking, and why
     samples: list[Sample] = field(default_factory=list)
     children: list[Sample] = field(default_factory=list)

@@ -1,49 +1,61 @@
 """Answers that keep to a grammar: which tokens may come next, from the first one of the answer on.
 
 Thinking is free, and so is what the engine forces; a guide sees the sampled tokens of the answer
-alone. Grammars are llguidance's, checked before a request is let in.
+alone. Grammars are llguidance's. They are compiled in a thread, so that no step waits for one, and
+only after ``check`` has found that they can be.
 """
 
+import contextlib
+import copy
+import os
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
+from s1engine.engine.grammar_check import GrammarCheck
+from s1engine.engine.grammar_process import LIMITS, NICE
 from s1engine.engine.model_text import ModelText
-from s1engine.errors import RequestError
 
-# What a grammar costs, the whole step waits for: a quarter of a second to begin with, at worst,
-# then some milliseconds a token.
-LIMITS = LLParserLimits(initial_lexer_fuel=100_000, step_lexer_fuel=20_000, max_lexer_states=20_000)
+MAX_KEPT = 64  # grammars, compiled
 
 
 class Guide:
-    """The state of one answer."""
+    """The state of one answer. The first mask, by far the costliest, is computed at once."""
 
-    def __init__(self, tokenizer: LLTokenizer, grammar: str, text: ModelText) -> None:
-        self._matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
-        self._vocab_limit = text.vocab_limit
-        self._ends = list(text.config.eos_token_ids)
+    def __init__(self, matcher: LLMatcher, text: ModelText) -> None:
+        self._matcher = matcher
+        self._text = text
+        self._first: NDArray[np.bool_] | None = None
+        self._first = self.mask()
 
-    @property
-    def error(self) -> str:
-        """What ended the guidance, in one line; empty while it goes on."""
-        return " ".join(str(self._matcher.get_error() or "").split())
+    def copy(self) -> "Guide":
+        """Another answer at the same place."""
+        other = copy.copy(self)
+        other._matcher = self._matcher.deep_copy()
+        return other
 
     def mask(self) -> NDArray[np.bool_]:
         """[V] true for ids that may come next; ends of text where the answer may end, and them
         alone where the grammar outgrew llguidance's limits."""
+        if self._first is not None:
+            return self._first
+        limit = self._text.vocab_limit
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            mask = np.zeros(self._vocab_limit, np.bool_)
-            mask[self._ends] = True
+            mask = np.zeros(limit, np.bool_)
+            mask[list(self._text.config.eos_token_ids)] = True
             return mask
-        return np.unpackbits(bits, bitorder="little")[: self._vocab_limit].astype(np.bool_)
+        return np.unpackbits(bits, bitorder="little")[:limit].astype(np.bool_)
 
     def take(self, tokens: Sequence[int]) -> None:
         """The answer went on with these."""
         if tokens and not self._matcher.is_stopped():
+            self._first = None
             self._matcher.consume_tokens(list(tokens))
 
 
@@ -53,23 +65,36 @@ class GuideMaker:
     def __init__(self, text: ModelText) -> None:
         self._text = text
         self._tokenizer: LLTokenizer | None = None  # a second for a large vocabulary
+        self._check = GrammarCheck(text)
+        self._worker = ThreadPoolExecutor(1, "s1engine-grammar", initializer=_be_nice)
+        self._kept: OrderedDict[str, Future[Guide]] = OrderedDict()
 
-    def _loaded(self) -> LLTokenizer:
+    def check(self, grammar: str) -> None:
+        """Raises RequestError if ``grammar`` cannot be followed, or is too costly to. Any thread
+        may call it."""
+        self._check.check(grammar)
+
+    def prepare(self, grammar: str) -> "Future[Guide]":
+        """A guide at the beginning of its answer, to be copied for each; it is compiled in a thread
+        that lets others run. From one thread only."""
+        found = self._kept.pop(grammar, None) or self._worker.submit(self._compile, grammar)
+        self._kept[grammar] = found
+        if len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
+        return found
+
+    def _compile(self, grammar: str) -> Guide:
         if self._tokenizer is None:
             self._tokenizer = LLTokenizer(
                 self._text.tokenizer.to_json(),
                 n_vocab=self._text.vocab_limit,
                 eos_token=list(self._text.config.eos_token_ids),
             )
-        return self._tokenizer
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+        return Guide(matcher, self._text)
 
-    def check(self, grammar: str) -> None:
-        """Raises RequestError if ``grammar`` cannot be followed, or is too costly to."""
-        guide = self.start(grammar)
-        guide.mask()
-        if guide.error:
-            raise RequestError(f"the grammar is not usable: {guide.error}", param="response_format")
 
-    def start(self, grammar: str) -> Guide:
-        """A guide at the beginning of its answer."""
-        return Guide(self._loaded(), grammar, self._text)
+def _be_nice() -> None:
+    """This thread runs when the others let it."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.request import Prompt, Request
-from s1engine.errors import RequestError
+from s1engine.errors import RequestError, RequestFailedError
 from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
 from s1engine.sampling_params import SamplingParams
 
@@ -84,12 +84,15 @@ class LLM:
         try:
             while self.engine.has_unfinished:
                 for _, event in self.engine.step():
+                    if isinstance(event, RequestFailedError):
+                        raise event
                     yield event
         finally:
             self.engine.abort(request.request_id)
 
     def run(self, requests: list[Request], *, progress: bool = True) -> list[RequestOutput]:
-        """Answers requests of ``LLMEngine.make_request``, all of them concurrently."""
+        """Answers requests of ``LLMEngine.make_request``, all of them concurrently. Raises
+        RequestFailedError if one fails by a fault of the engine."""
         done: dict[str, RequestOutput] = {}
         for request in requests:
             self.engine.add_request(request)
@@ -98,6 +101,8 @@ class LLM:
             try:
                 while self.engine.has_unfinished:
                     for request_id, event in self.engine.step():
+                        if isinstance(event, RequestFailedError):
+                            raise event
                         if isinstance(event, RequestOutput):
                             done[request_id] = event
                             bar.update()

@@ -14,13 +14,16 @@ from typing import Any
 from s1engine import _core
 from s1engine.config import EngineConfig
 from s1engine.engine.core_budgets import CoreBudgets
+from s1engine.engine.failures import Failures
 from s1engine.engine.group import Group, Sample, sample_seed
 from s1engine.engine.messages import EngineStats
 from s1engine.engine.model_text import ModelText
+from s1engine.engine.preparation import Preparation
 from s1engine.engine.progress import StepTokens, child_number, sequence_id
 from s1engine.engine.readers import Event, Readers
 from s1engine.engine.request import Prompt, Request, RequestCompiler
 from s1engine.engine.run_ahead import begin_run, follow
+from s1engine.errors import RequestFailedError
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
 from s1engine.runner.device import resolve_config
@@ -84,8 +87,10 @@ class LLMEngine:
         self._samples: dict[int, Sample] = {}  # by sequence
         self._deadlines: list[tuple[float, str]] = []  # heap
         self._forked: list[int] = []  # children that no step has told of
+        self._failures = Failures()
+        self._preparation = Preparation(self.compiler.guides)
         self._readers = Readers(
-            self.scheduler, self._samples, self.tokenizer, self.compiler.guides, texts=texts
+            self.scheduler, self._samples, self.tokenizer, self._failures.fail, texts=texts
         )
 
     def default_sampling(self) -> dict[str, Any]:
@@ -99,15 +104,23 @@ class LLMEngine:
     # --- requests come and go ---
 
     def add_request(self, request: Request) -> None:
-        """Queues a request; its first sample now, the others when they can share its prompt."""
-        assert request.request_id not in self._groups, "request id is taken"
+        """Queues a request; its first sample now (once its grammar is compiled, if it has one), the
+        others when they can share its prompt. If that fails, it fails alone: ``take_failures``."""
+        if request.request_id in self._groups:
+            self._failures.tell(request, ValueError("request id is taken"))
+            return
         seed = request.params.seed
         seed = self._random.getrandbits(63) if seed is None else seed
-        group = Group(request, seed, self._readers.open(request))
-        self._groups[request.request_id] = group
-        if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.request_id))
-        self._add_sample(group)
+        group = self._groups[request.request_id] = Group(request, seed)
+        with self._failures.alone(group):
+            group.reader = self._readers.open(request)
+            if request.deadline is not None:
+                heapq.heappush(self._deadlines, (request.deadline, request.request_id))
+            if request.params.grammar is not None:
+                self._preparation.enter(group, request.params.grammar)
+            else:
+                self._add_sample(group)
+        self._drop_failing()
 
     def _add_sample(self, group: Group) -> None:
         request, index = group.request, len(group.samples)
@@ -115,26 +128,28 @@ class LLMEngine:
         sequence = sequence_id(request.number, index)
         sample = Sample(group, sequence, sample_seed(group.seed, index))
         sample.answers = plan is None or plan.max_thinking <= plan.thought
-        self._enter(sample)
         group.samples.append(sample)
+        self._enter(sample)
         maximum = plan.max_thinking if plan else 0
         checkpoints = enumerate(plan.checkpoints if plan else (), start=1)
-        self.scheduler.add(
-            sequence,
-            request.prompt,
-            max_len=request.max_len,
-            priority=request.priority,
-            order=request.order,
-            stop_tokens=request.stop_tokens,
-            watched=True,
-            salt=request.salt,
-            budget=self._budgets.of(plan),
-            thinking_tokens=plan.thought if plan else -1,
-            max_thinking=maximum,
-            checkpoints=[(b, sequence + child) for child, b in checkpoints if b < maximum],
-            loop_repeats=plan.loop_repeats if plan else 0,
-        )
-        self._adopt()
+        try:
+            self.scheduler.add(
+                sequence,
+                request.prompt,
+                max_len=request.max_len,
+                priority=request.priority,
+                order=request.order,
+                stop_tokens=request.stop_tokens,
+                watched=True,
+                salt=request.salt,
+                budget=self._budgets.of(plan),
+                thinking_tokens=plan.thought if plan else -1,
+                max_thinking=maximum,
+                checkpoints=[(b, sequence + child) for child, b in checkpoints if b < maximum],
+                loop_repeats=plan.loop_repeats if plan else 0,
+            )
+        finally:  # a child may have come off before it failed
+            self._adopt()
         if group.limit is not None:
             self._limit_samples(group, *group.limit)
 
@@ -145,10 +160,12 @@ class LLMEngine:
     def _adopt(self) -> None:
         """Children that the scheduler forked off become samples of their own."""
         for child, parent in self.scheduler.forked:
-            sample = self._samples[parent]
+            sample = self._samples.get(parent)
+            if sample is None or child in self._samples:
+                continue  # of an earlier call
             forked = Sample(sample.group, child, sample.seed, answers=True)
-            self._enter(forked)
             sample.group.children.append(forked)
+            self._enter(forked)
             self._forked.append(child)
             if sample.group.reader is not None:
                 sample.group.reader.fork(child)
@@ -159,19 +176,38 @@ class LLMEngine:
         group = self._groups.get(request_id)
         if group is None:
             return None
-        while not group.complete:
-            self._add_sample(group)
+        output = None
+        if not self._preparation.leave(group):
+            with self._failures.alone(group):
+                while group.reader is not None and not group.complete:
+                    self._add_sample(group)
+                self._finish(group)
+                output = self._readers.read_to_the_end(group, time.monotonic())
+        self._finish(group)
+        self._remove(group)
+        return output
+
+    def _finish(self, group: Group) -> None:
         for sample in group.all_samples():
             if not sample.finished:
                 self.scheduler.finish(sample.sequence, _core.FinishReason.ABORT)
-        output = self._readers.read_to_the_end(group, time.monotonic())
-        self._remove(group)
-        return output
+
+    def _drop_failing(self) -> None:
+        """Requests that failed are gone. Between steps, or at the end of one."""
+        for group in self._failures.take_failing():
+            if self._groups.get(group.request.request_id) is group:
+                self._preparation.leave(group)
+                self._finish(group)
+                self._remove(group)
+
+    def take_failures(self) -> list[tuple[Request, RequestFailedError]]:
+        """Requests that failed alone since the last call; ``step`` tells of them too."""
+        return self._failures.take()
 
     def _remove(self, group: Group) -> None:
         for sample in group.all_samples():
             self.scheduler.remove(sample.sequence)
-            del self._samples[sample.sequence]
+            self._samples.pop(sample.sequence, None)
         del self._groups[group.request.request_id]
         self._readers.close(group)
 
@@ -194,7 +230,7 @@ class LLMEngine:
     @property
     def has_unfinished(self) -> bool:
         """Is there anything to step for?"""
-        return bool(self._groups)
+        return bool(self._groups or self._failures)
 
     def stats(self) -> EngineStats:
         """Where the engine stands."""
@@ -215,13 +251,27 @@ class LLMEngine:
 
     def step(self) -> list[Event]:
         """Computes one step, or follows the device through several. Returns chunks and checkpoints
-        of streaming requests, and outputs of finished ones."""
+        of streaming requests, outputs of finished ones, and errors of those that failed alone."""
         self.step_tokens()
-        return self._readers.take_events()
+        failures = [(request.request_id, error) for request, error in self.take_failures()]
+        return [*self._readers.take_events(), *failures]
 
     def step_tokens(self) -> StepTokens | None:
         """The same, but returns its tokens; None if there was nothing to compute."""
         self._enforce_deadlines()
+        self._admit_prepared()
+        step = self._step()
+        self._drop_failing()
+        return step
+
+    def _admit_prepared(self) -> None:
+        """Requests whose grammar is compiled begin."""
+        idle = len(self._preparation) == len(self._groups)
+        for group in self._preparation.ready(patient=idle):
+            with self._failures.alone(group):
+                self._add_sample(group)
+
+    def _step(self) -> StepTokens | None:
         ahead = self.runner.ahead
         began = time.monotonic()
         if ahead is not None and ahead.in_flight:
@@ -229,7 +279,9 @@ class LLMEngine:
         batch = self.runner.batch
         seated = self.scheduler.schedule(batch.core)
         for sequence in seated:
-            self._seat(self._samples[sequence], began)
+            sample = self._samples[sequence]
+            with self._failures.alone(sample.group):
+                self._seat(sample, began)
         if batch.core.num_rows == 0:
             return None
         if self.config.overload_thinking_floor is not None:
@@ -294,7 +346,8 @@ class LLMEngine:
         for sequence, _ in self.scheduler.progressed:
             sample = self._samples[sequence]
             if not sample.begun:
-                self._begin(sample)
+                with self._failures.alone(sample.group):
+                    self._begin(sample)
         ended = [*self.scheduler.ended, *self._readers.read(step)]
         for group in {self._samples[sequence].group for sequence in ended}:
             if group.finished:

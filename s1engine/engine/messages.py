@@ -80,6 +80,13 @@ class Tokens(msgspec.Struct, tag=True):
     step: StepTokens
 
 
+class Failed(msgspec.Struct, tag=True):
+    """The engine could not go on with this request."""
+
+    number: int
+    message: str
+
+
 class Beat(msgspec.Struct, tag=True):
     """A sign of life, every second (or step, if longer) and when the last request is done."""
 
@@ -93,7 +100,7 @@ class Died(msgspec.Struct, tag=True):
 
 
 ToEngine = Start | Add | Abort | EndThinking
-FromEngine = Ready | Refused | Tokens | Beat | Died
+FromEngine = Ready | Refused | Tokens | Failed | Beat | Died
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ at checkpoints that agree end the thinking: such requests are read here step by 
 makes text of them for the user.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from s1engine import _core
 from s1engine.engine.assembly import Assembly, StreamEvent
 from s1engine.engine.group import Group, Sample
-from s1engine.engine.guide import Guide, GuideMaker
+from s1engine.engine.guide import Guide
 from s1engine.engine.progress import Progress, StepTokens, child_number, read_progress
 from s1engine.engine.request import Request
+from s1engine.errors import RequestFailedError
 from s1engine.outputs import RequestOutput
 from s1engine.tokenizer import Tokenizer
 
-Event = tuple[str, StreamEvent]
+Event = tuple[str, StreamEvent | RequestFailedError]
 
 
 class Readers:
@@ -27,6 +28,7 @@ class Readers:
 
     Args:
         samples: live ones, by sequence.
+        fail: told of a request that cannot be read, and why; the others go on.
         texts: read every request, and keep its events.
     """
 
@@ -35,14 +37,14 @@ class Readers:
         scheduler: _core.Scheduler,
         samples: Mapping[int, Sample],
         tokenizer: Tokenizer,
-        guides: GuideMaker,
+        fail: Callable[[Group, Exception], None],
         *,
         texts: bool,
     ) -> None:
         self._scheduler = scheduler
         self._samples = samples
         self._tokenizer = tokenizer
-        self._guides = guides
+        self._fail = fail
         self._texts = texts
         self._open = 0
         self._guided: dict[int, Sample] = {}  # samples with a grammar, by sequence
@@ -57,9 +59,8 @@ class Readers:
 
     def enter(self, sample: Sample) -> None:
         """A sample begins."""
-        grammar = sample.group.request.params.grammar
-        if grammar is not None:
-            sample.guide = self._guides.start(grammar)
+        if sample.group.guide is not None:
+            sample.guide = sample.group.guide.result().copy()
             self._guided[sample.sequence] = sample
 
     def close(self, group: Group) -> None:
@@ -80,11 +81,14 @@ class Readers:
 
     def masks(self) -> dict[int, NDArray[np.bool_]]:
         """By seat, what the answers may go on with that follow a grammar."""
-        return {
-            self._scheduler.seat(sample.sequence): sample.guide.mask()
-            for sample in self._guided.values()
-            if sample.guide and sample.answers and not sample.finished
-        }
+        found = {}
+        for sample in self._guided.values():
+            if sample.guide and sample.answers and not sample.finished:
+                try:
+                    found[self._scheduler.seat(sample.sequence)] = sample.guide.mask()
+                except Exception as error:
+                    self._fail(sample.group, error)
+        return found
 
     def read(self, step: StepTokens) -> list[int]:
         """Reads a step. Returns the sequences that a stop string ended."""
@@ -94,17 +98,26 @@ class Readers:
             reader = sample.group.reader
             if reader is None:
                 continue
-            events = reader.push(progress, step.ended)
-            if self._texts:
-                self._events += [(reader.request.request_id, event) for event in events]
-            if sample.guide is not None:
-                self._guide(sample, sample.guide, progress)
-            if reader.stream(sample.sequence).finish_reason and not sample.finished:
-                self._scheduler.finish(sample.sequence, _core.FinishReason.STOP)
-                sample.finished = True
-                stopped.append(sample.sequence)
-            if sample.finished:
-                self._leave_early(reader, sample)
+            try:
+                if self._read(reader, sample, progress, step.ended):
+                    stopped.append(sample.sequence)
+            except Exception as error:
+                self._fail(sample.group, error)
+        return stopped
+
+    def _read(self, reader: Assembly, sample: Sample, progress: Progress, now: float) -> bool:
+        """Reads one record. Did its text end the sequence?"""
+        events = reader.push(progress, now)
+        if self._texts:
+            self._events += [(reader.request.request_id, event) for event in events]
+        if sample.guide is not None:
+            self._guide(sample, sample.guide, progress)
+        stopped = bool(reader.stream(sample.sequence).finish_reason) and not sample.finished
+        if stopped:
+            self._scheduler.finish(sample.sequence, _core.FinishReason.STOP)
+            sample.finished = True
+        if sample.finished:
+            self._leave_early(reader, sample)
         return stopped
 
     def _guide(self, sample: Sample, guide: Guide, progress: Progress) -> None:

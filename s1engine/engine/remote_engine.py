@@ -23,10 +23,11 @@ from s1engine.engine.messages import EngineStats
 from s1engine.engine.model_text import ModelText
 from s1engine.engine.progress import Progress, StepTokens, request_number
 from s1engine.engine.request import Request, RequestCompiler
-from s1engine.errors import EngineDeadError, ModelError, RequestError
+from s1engine.errors import EngineDeadError, ModelError, RequestError, RequestFailedError
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import RequestOutput
 
+PROCESS = "s1engine.engine.engine_process"
 STUCK_S = 60.0  # without a sign of life
 END_S = 10.0  # for the process to end by itself
 READ_BYTES = 2**18
@@ -45,9 +46,8 @@ class RemoteLLMEngine:
         self.config = config
         path = resolve_model(config.model)
         self._socket, theirs = socket.socketpair()
-        module = "s1engine.engine.engine_process"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            [sys.executable, "-m", PROCESS, str(theirs.fileno())], pass_fds=[theirs.fileno()]
         )
         theirs.close()
         self._reader = messages.FrameReader()
@@ -128,7 +128,7 @@ class RemoteLLMEngine:
 
     async def run(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         """Yields chunks and checkpoints if the request streams, then its output. Closing the
-        generator aborts. Raises EngineDeadError."""
+        generator aborts. Raises EngineDeadError, RequestFailedError."""
         if self._failure is not None or self._closing:
             raise EngineDeadError("the engine is not running") from self._failure
         stream = _Stream(Assembly(request, self.compiler.text.tokenizer))
@@ -167,6 +167,9 @@ class RemoteLLMEngine:
             match messages.from_engine.decode(body):
                 case messages.Tokens(step):
                     self._deliver(step)
+                case messages.Failed(number, message):
+                    if (stream := self._streams.get(number)) is not None:
+                        stream.fail(RequestFailedError(message))
                 case messages.Beat(stats):
                     self._stats = stats
                 case messages.Died(message):
@@ -249,7 +252,7 @@ class _Stream:
         self._pending: dict[int, list[Progress]] = {}  # by sequence
         self._now = 0.0
         self._begun = False
-        self._failure: EngineDeadError | None = None
+        self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def add(self, progress: Progress, now: float) -> bool:
@@ -265,7 +268,7 @@ class _Stream:
         self._begun = True
         return urgent
 
-    def fail(self, failure: EngineDeadError) -> None:
+    def fail(self, failure: Exception) -> None:
         self._failure = failure
         self.wake()
 
@@ -276,6 +279,8 @@ class _Stream:
     async def events(self) -> list[StreamEvent]:
         """What has come since the last call; waits for it."""
         while not self._pending:
+            if isinstance(self._failure, RequestFailedError):
+                raise self._failure
             if self._failure is not None:
                 raise EngineDeadError("the engine has stopped") from self._failure
             self._waiter = asyncio.get_running_loop().create_future()

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from s1engine.engine.llm import LLM
-from s1engine.errors import RequestError
+from s1engine.errors import RequestError, RequestFailedError
 from s1engine.eval.backend import Ask, Reply, Sample, Segment
 from s1engine.outputs import CompletionOutput, RequestOutput
 
@@ -51,6 +51,8 @@ class EngineBackend:
                 for request_id, event in self._engine.step() if self._live else ():
                     if isinstance(event, RequestOutput):
                         yield self._reply(self._live.pop(request_id), event)
+                    elif isinstance(event, RequestFailedError):
+                        yield Reply(self._live.pop(request_id), (), 0.0, str(event))
         finally:  # an interrupt must not leave sequences behind
             for request_id in self._live:
                 self._engine.abort(request_id)

@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from s1engine import __version__
 from s1engine.engine.served import ServedEngine
-from s1engine.errors import EngineDeadError, RequestError
+from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.server.admission import MAX_QUEUED, Admission, NotAdmitted
 from s1engine.server.answers import Json, error_object
 from s1engine.server.generation import Generation, TimedOut, unknown_model
@@ -236,6 +236,9 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def dead(_: Request, error: Any) -> Response:
         return _error(503, str(error), "server_error", code="engine_dead")
 
+    async def failed(_: Request, error: Any) -> Response:
+        return _error(500, str(error), "server_error", code="request_failed")
+
     async def left(_: Request, error: Any) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
@@ -249,5 +252,6 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(NotAdmitted, later)
     app.add_exception_handler(TimedOut, late)
     app.add_exception_handler(EngineDeadError, dead)
+    app.add_exception_handler(RequestFailedError, failed)
     app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(Exception, broken)

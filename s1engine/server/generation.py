@@ -10,6 +10,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from starlette.responses import Response
 
 from s1engine.engine.request import Request
 from s1engine.engine.served import ServedEngine
-from s1engine.errors import EngineDeadError, RequestError
+from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.outputs import RequestOutput
 from s1engine.server.admission import Admission, NotAdmitted, Ticket
 from s1engine.server.answers import Answers, Head
@@ -26,6 +27,7 @@ from s1engine.server.metrics import Metrics
 from s1engine.server.protocol import ChatRequest, CompletionRequest
 from s1engine.server.streaming import EventStream, merge, unless_disconnected
 
+MAX_GRAMMARS = 2  # that are checked at once
 NO_CLIENT = ""  # where no API key tells clients apart
 
 
@@ -56,6 +58,8 @@ class Generation:
         self._efforts = efforts
         self._timeout = timeout
         self._defaults = engine.compiler.text.default_sampling()
+        # Grammars may take a second to check: those who ask for them wait for each other alone.
+        self._slow = ThreadPoolExecutor(MAX_GRAMMARS, "s1engine-compile")
 
     async def answer(
         self,
@@ -68,7 +72,9 @@ class Generation:
         if not self._engine.healthy:
             raise EngineDeadError("the engine is not running")
         name = f"{prefix}{uuid.uuid4().hex}"
-        requests = await asyncio.to_thread(self._compile, body, name)
+        pool = self._slow if body.has_grammar else None
+        loop = asyncio.get_running_loop()
+        requests = await loop.run_in_executor(pool, self._compile, body, name)
         samples = requests[0].params.n
         answers = shape(Head(name, int(time.time()), self._engine.config.model_name), samples)
         ticket = self._enter(http, requests)
@@ -115,7 +121,8 @@ class Generation:
     async def _run(
         self, requests: Sequence[Request], ticket: Ticket, seconds: float | None
     ) -> AsyncGenerator[tuple[int, Any], None]:
-        """Events of all requests with their index. Raises TimedOut, EngineDeadError."""
+        """Events of all requests with their index. Raises TimedOut, EngineDeadError and
+        RequestFailedError."""
         used = 0
         loop = asyncio.get_running_loop()
         deadline = None if seconds is None else loop.time() + seconds
@@ -128,6 +135,9 @@ class Generation:
                     break
                 except TimeoutError as error:
                     raise TimedOut(f"the request took longer than {seconds:g} s") from error
+                except RequestFailedError:
+                    self._metrics.refuse("request_failed")
+                    raise
                 self._admission.began(ticket)
                 if isinstance(event, RequestOutput):
                     self._metrics.observe(event)
@@ -163,6 +173,8 @@ class Generation:
             last = answers.end(finished)
         except EngineDeadError as error:
             last = answers.failed(str(error), "engine_dead")
+        except RequestFailedError as error:
+            last = answers.failed(str(error), "request_failed")
         except TimedOut as error:
             last = answers.failed(str(error), "request_timeout")
         for event in last:

@@ -42,7 +42,7 @@ class Metrics:
         self._prompt = self._histogram("request_prompt_tokens", "Of a request.", TOKENS)
         self._output = self._histogram("request_generation_tokens", "Of a sample.", TOKENS)
         self._n = self._histogram("request_params_n", "Samples asked for.", TOKENS)
-        self._refused = self._counter("requests_refused", "Requests not let in.", "code")
+        self._refused = self._counter("requests_refused", "Requests not let in, or failed.", "code")
         self._thinking = self._histogram("request_thinking_tokens", "Of a sample.", TOKENS)
         self._used = self._histogram(
             "thinking_budget_utilization", "Thinking tokens over the effective budget.", SHARES
@@ -76,7 +76,7 @@ class Metrics:
             self._observe_thinking(sample)
 
     def refuse(self, code: str) -> None:
-        """Takes a request into account that was not let in."""
+        """Takes a request into account that was not let in, or that the engine failed."""
         self._refused.labels(**self._labels, code=code).inc()
 
     def _observe_thinking(self, sample: CompletionOutput) -> None:

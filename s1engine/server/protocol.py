@@ -82,6 +82,11 @@ class GenerationFields(ThinkingFields):
                 raise RequestError(f"{name} is not supported", param=name)
         return {name: value for name, value in values.items() if name not in NEUTRAL}
 
+    @property
+    def has_grammar(self) -> bool:
+        """Must the answer keep to one?"""
+        return self.response_format is not None or self.structured_outputs is not None
+
     def asked_logprobs(self) -> int | None:
         """How many log-probabilities of each token, as SamplingParams counts them."""
         return None

@@ -1,0 +1,85 @@
+"""Bugs on demand: a request whose priority is that of a fault makes the engine raise at one place.
+
+``install`` puts them into this process; ``python -m tests.engine.faults FD`` is an engine's process
+that has them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from s1engine import _core
+from s1engine.engine import engine_process
+from s1engine.engine.llm_engine import LLMEngine
+from s1engine.engine.progress import child_number, sample_index
+from s1engine.engine.readers import Readers
+
+ADD, ADD_SECOND, ADD_AFTER_FORK, SEAT, READ, MASK, STEP = range(701, 708)
+ALONE = (ADD, ADD_SECOND, ADD_AFTER_FORK, SEAT, READ, MASK)  # the others go on
+
+
+class Bug(Exception):
+    """What is raised."""
+
+
+def install(patch: pytest.MonkeyPatch) -> None:
+    """Makes the faults possible until ``patch`` is undone."""
+
+    def before(owner: Any, name: str, faulty: Callable[..., bool]) -> None:
+        real = getattr(owner, name)
+
+        def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if faulty(self, *args, **kwargs):
+                raise Bug(name)
+            return real(self, *args, **kwargs)
+
+        patch.setattr(owner, name, wrapped)
+
+    def adding(_: Any, sequence: int, *__: Any, priority: int, **___: Any) -> bool:
+        return priority == ADD or (priority == ADD_SECOND and sample_index(sequence) > 0)
+
+    real_add = _core.Scheduler.add
+
+    def add_then_fail(self: Any, sequence: int, *args: Any, **kwargs: Any) -> None:
+        real_add(self, sequence, *args, **kwargs)
+        if kwargs["priority"] == ADD_AFTER_FORK:
+            raise Bug("add")
+
+    patch.setattr(_core.Scheduler, "add", add_then_fail)
+    before(_core.Scheduler, "add", adding)
+    before(LLMEngine, "_seat", lambda _, sample, __: sample.group.request.priority == SEAT)
+    before(
+        Readers,
+        "_read",
+        lambda _, __, sample, ___, ____: (
+            sample.group.request.priority == READ and not child_number(sample.sequence)
+        ),
+    )
+    real_masks = Readers.masks
+
+    def masks(self: Readers) -> Any:
+        for sample in self._guided.values():
+            if sample.group.request.priority == MASK:
+                sample.guide = None if sample.finished else _Broken()  # type: ignore[assignment]
+        return real_masks(self)
+
+    patch.setattr(Readers, "masks", masks)
+    before(
+        LLMEngine,
+        "_step",
+        lambda engine: any(g.request.priority == STEP for g in engine._groups.values()),
+    )
+
+
+class _Broken:
+    def mask(self) -> None:
+        raise Bug("mask")
+
+    def take(self, tokens: list[int]) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    install(pytest.MonkeyPatch())
+    engine_process.main()
