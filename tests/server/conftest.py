@@ -28,10 +28,10 @@ class Served:
     client: openai.OpenAI
 
 
-def start_server(*flags: str) -> tuple[subprocess.Popen[str], str, list[str]]:
+def start_server(*flags: str, **env: str) -> tuple[subprocess.Popen[str], str, list[str]]:
     """The process, its address once it listens, and its growing log."""
     command = [str(Path(sys.executable).parent / "s1engine"), "serve", "--port", "0", *flags]
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **env}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
     log: list[str] = []
     assert process.stderr is not None
