@@ -1,4 +1,4 @@
-"""A wall clock that jumps by hours at every reading changes nothing but the dates in answers: limits
+"""A wall clock that jumps by hours at each reading changes nothing but the dates in answers: limits
 of seconds neither strike early nor fail to strike, and the server drains in order."""
 
 import shutil
