@@ -18,6 +18,7 @@ from typing import Any
 BENCHES = {
     "host": "host",
     "throughput": "throughput",
+    "cpu": "cpu",
     "latency": "latency",
     "kernels": "kernel_speed",
     "budget": "budget",

@@ -12,6 +12,7 @@ from s1engine.models.config import ModelConfig
 
 # hidden size, inner size, layers, query heads, KV heads, head size, vocabulary, tied embeddings
 _SIZES: dict[str, tuple[int, int, int, int, int, int, int, bool]] = {
+    "25M": (512, 1536, 8, 8, 2, 64, 4096, True),  # none of the family's: 50 MB in bf16
     "0.5B": (896, 4864, 24, 14, 2, 64, 151_936, True),
     "1.5B": (1536, 8960, 28, 12, 2, 128, 151_936, True),
     "7B": (3584, 18_944, 28, 28, 4, 128, 152_064, False),

@@ -1,0 +1,146 @@
+"""Engines as child processes: started one by one, stopped while another is measured.
+
+Owns processes, environments and the measurer's side of ``peers.protocol``. Knows no case.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from s1engine.errors import RequestError
+
+ADAPTERS = {
+    "s1engine": "ours",
+    "llama.cpp": "llama_cpp_",
+    "openvino": "openvino_",
+    "vllm": "vllm_",
+    "transformers": "transformers_",
+}
+OWN = ("s1engine", "transformers")  # installed where we are
+PEERS_VARIABLE = "S1ENGINE_PEERS"
+JOB_SECONDS = 600.0
+START = "import sys; sys.path.append(sys.argv[1]); import peers.protocol as p; p.main(sys.argv[2])"
+
+
+class EngineError(RuntimeError):
+    """An engine that failed, with what it said."""
+
+
+def environments(named: list[str]) -> dict[str, Path]:
+    """Virtual environments of the engines, from ``NAME=FOLDER`` words and S1ENGINE_PEERS; the first
+    mention counts."""
+    found: dict[str, Path] = {}
+    for word in [*named, *os.environ.get(PEERS_VARIABLE, "").split()]:
+        name, _, folder = word.partition("=")
+        if name not in ADAPTERS or not folder:
+            raise RequestError(
+                f"peer {word!r} is not NAME=FOLDER with a name of {', '.join(ADAPTERS)}",
+                param="peer",
+            )
+        found.setdefault(name, Path(folder))
+    return {**dict.fromkeys(OWN, Path(sys.prefix)), **found}
+
+
+def absent(name: str, places: dict[str, Path]) -> str | None:
+    """Why an engine cannot be started; None if it can."""
+    if name not in places:
+        return f"no environment: name one with --peer {name}=FOLDER or {PEERS_VARIABLE}"
+    python = places[name] / "bin" / "python"
+    return None if python.exists() else f"{python} does not exist"
+
+
+@dataclass
+class Engine:
+    """One process. Jobs go in one at a time; between them it is stopped, threads and all.
+
+    Args:
+        log: what the engine prints.
+        cache: where it may keep what it compiles.
+    """
+
+    name: str
+    folder: Path
+    threads: int
+    log: Path
+    cache: Path
+    _process: "subprocess.Popen[str]" = field(init=False)
+    begun: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        words = [str(self.folder / "bin" / "python"), "-c", START]
+        words += [str(Path(__file__).parent), ADAPTERS[self.name]]
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self.threads),
+            "XDG_CACHE_HOME": str(self.cache),
+            "HF_HUB_OFFLINE": "1",
+        }
+        self.begun = time.perf_counter()
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                text=True,
+                start_new_session=True,
+            )
+
+    def ask(self, do: str, **job: Any) -> dict[str, Any]:
+        """The answer to one job. Raises EngineError."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._signal(signal.SIGCONT)
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **job}) + "\n")
+            self._process.stdin.flush()
+            ready, _, _ = select.select([self._process.stdout], [], [], JOB_SECONDS)
+            line = self._process.stdout.readline() if ready else ""
+        except BrokenPipeError:
+            line = ""
+        self._signal(signal.SIGSTOP)
+        answer: dict[str, Any] = json.loads(line) if line else {"error": f"no answer to {do}"}
+        if "error" in answer:
+            raise EngineError(f"{answer['error']} (its log: {self.log})")
+        return answer
+
+    def _signal(self, number: int) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, number)
+
+    def peak_mib(self) -> float:
+        """Most memory that was resident, mapped weights included, in this process and those that
+        it started and that still live. The kernel's own count: what getrusage says of a process
+        begins with its parent's."""
+        group = [p for p in Path("/proc").glob("[0-9]*") if _group_of(p) == self._process.pid]
+        return sum(map(_peak_kib, group)) / 1024
+
+    def close(self) -> None:
+        """Ends the process and its children."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        self._process.stdout.close()
+        with suppress(BrokenPipeError):  # a job that it never read
+            self._process.stdin.close()
+
+
+def _group_of(process: Path) -> int:
+    """Process group of a folder in /proc: the third field behind the name in brackets."""
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[2])
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return 0
+
+
+def _peak_kib(process: Path) -> int:
+    lines = (process / "status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
