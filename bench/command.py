@@ -21,6 +21,7 @@ BENCHES = {
     "cpu": "cpu",
     "latency": "latency",
     "kernels": "kernel_speed",
+    "kv-cache": "kv_cache",
     "budget": "budget",
     "harness": "harness",
     "http": "http_cost",

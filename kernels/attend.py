@@ -17,7 +17,7 @@ LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
 
 @triton.jit
 def attend_tile(
-    q,  # [M, DIM]
+    q,  # [M, DIM], in the type of the products
     k_ptr,  # first key of the tile, rows DIM apart
     v_ptr,
     acc,  # [M, DIM] float32
@@ -41,6 +41,7 @@ def attend_tile(
     else:
         k = tl.load(k_ptr + at)
         v = tl.load(v_ptr + at)
+    k, v = k.to(q.dtype), v.to(q.dtype)
     s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [M, TILE]
     if MASKED:
         s = tl.where(column[None, :] <= last[:, None], s, float("-inf"))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from s1engine.kernels import config
 from s1engine.kernels.attend import LOG2E, LOWEST, attend_tile
+from s1engine.kernels.kv_rows import as_computed
 from s1engine.kernels.overlap import release, wait
 
 
@@ -67,6 +68,7 @@ def _extend_kernel(
         q = tl.load(
             q_ptr + mine[:, None].to(tl.int64) * q_stride + column, mask=inside, other=0.0
         )  # [M, DIM]
+        q = as_computed(q, k_cache_ptr)
         m = tl.full([M], LOWEST, tl.float32)
         total = tl.zeros([M], tl.float32)
         acc = tl.zeros([M, DIM], tl.float32)
@@ -117,7 +119,8 @@ def extend(
     assert num_heads == group * num_kv_heads and group <= config.MAX_GROUP
     assert dim in config.HEAD_DIMS and block_size in config.BLOCK_SIZES
     assert 0 < rows <= config.MAX_ROWS
-    assert q.stride()[1:] == (dim, 1) and q.dtype == k_cache.dtype == v_cache.dtype
+    assert q.stride()[1:] == (dim, 1) and k_cache.dtype == v_cache.dtype
+    assert k_cache.dtype in (q.dtype, torch.float8_e4m3fn)
     assert k_cache.shape == v_cache.shape and k_cache.shape[3] == dim
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
     assert block_table.dtype == cu_seqlens_q.dtype == context_lens.dtype == torch.int32

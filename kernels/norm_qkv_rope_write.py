@@ -15,14 +15,15 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
+from s1engine.kernels.kv_rows import as_stored
 from s1engine.kernels.overlap import release
 from s1engine.kernels.weight_rows import add_parts, check_rows, halves, multiply_rows, part_of
 
 
 @triton.jit
 def _store_pair(at, first, second, inside, HALF: tl.constexpr):
-    tl.store(at, first.to(at.dtype.element_ty), mask=inside)
-    tl.store(at + HALF, second.to(at.dtype.element_ty), mask=inside)
+    tl.store(at, as_stored(first, at), mask=inside)
+    tl.store(at + HALF, as_stored(second, at), mask=inside)
 
 
 @triton.jit
@@ -124,7 +125,8 @@ def norm_qkv_rope_write(
     num_heads = weight.shape[0] // dim - 2 * num_kv_heads
     assert weight.shape[0] == (num_heads + 2 * num_kv_heads) * dim and num_heads > 0
     assert dim in config.HEAD_DIMS and block_size in config.BLOCK_SIZES
-    assert k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype == x.dtype
+    assert k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype
+    assert k_cache.dtype in (x.dtype, torch.float8_e4m3fn)
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
     assert cos_sin.dtype == torch.float32 and cos_sin.is_contiguous() and cos_sin.shape[1] == dim
     assert positions.dtype == torch.int32 and slot_mapping.dtype == torch.int64

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from s1engine.kernels import config
 from s1engine.kernels.attend import LOG2E, LOWEST, attend_tile
+from s1engine.kernels.kv_rows import as_computed
 from s1engine.kernels.overlap import release, wait
 
 
@@ -121,7 +122,7 @@ def _paged_decode_kernel(
         row, dim = tl.arange(0, M), tl.arange(0, DIM)
         mine = (row < GROUP)[:, None]
         at_q = b.to(tl.int64) * q_stride + (head * GROUP + row)[:, None] * DIM + dim[None, :]
-        q = tl.load(q_ptr + at_q, mask=mine, other=0.0)
+        q = as_computed(tl.load(q_ptr + at_q, mask=mine, other=0.0), k_cache_ptr)
         head_offset = head * (BLOCK_SIZE * DIM)
         acc, m, total = _attend_range(
             q, k_cache_ptr + head_offset, v_cache_ptr + head_offset,
@@ -177,7 +178,8 @@ def paged_decode(
     group = num_heads // num_kv_heads
     assert num_heads == group * num_kv_heads and group <= config.MAX_GROUP
     assert dim in config.HEAD_DIMS and block_size in config.BLOCK_SIZES
-    assert q.stride()[1:] == (dim, 1) and q.dtype == k_cache.dtype == v_cache.dtype
+    assert q.stride()[1:] == (dim, 1) and k_cache.dtype == v_cache.dtype
+    assert k_cache.dtype in (q.dtype, torch.float8_e4m3fn)
     assert k_cache.shape == v_cache.shape and k_cache.shape[3] == dim
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
     assert block_table.dtype == context_lens.dtype == torch.int32

@@ -2,9 +2,9 @@
 
     (x[i], x[i + D/2]) <- (x[i] cos - x[i + D/2] sin, x[i + D/2] cos + x[i] sin)
 
-for the angle of pair i at the token's position, in float32, rounded once. A program owns some heads
-of one token, all of one kind: query heads are turned, key heads turned and stored, value heads
-stored. Knows slots, not sequences.
+for the angle of pair i at the token's position, in float32, rounded once (then by a cache in fp8).
+A program owns some heads of one token, all of one kind: query heads are turned, key heads turned
+and stored, value heads stored. Knows slots, not sequences.
 """
 
 import torch
@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
+from s1engine.kernels.kv_rows import as_stored
 from s1engine.kernels.overlap import release, wait
 
 
@@ -26,8 +27,8 @@ def _load_halves(x_ptr, head, pair, inside, DIM: tl.constexpr):
 @triton.jit
 def _store_halves(x_ptr, stride, head, pair, first, second, inside, DIM: tl.constexpr):
     at = x_ptr + head[:, None] * stride + pair[None, :]
-    tl.store(at, first.to(x_ptr.dtype.element_ty), mask=inside)
-    tl.store(at + DIM // 2, second.to(x_ptr.dtype.element_ty), mask=inside)
+    tl.store(at, as_stored(first, x_ptr), mask=inside)
+    tl.store(at + DIM // 2, as_stored(second, x_ptr), mask=inside)
 
 
 @triton.jit
@@ -37,7 +38,8 @@ def _rotate(x_ptr, table_ptr, head, pair, inside, DIM: tl.constexpr):
     cos = tl.load(table_ptr + pair)[None, :]
     sin = tl.load(table_ptr + DIM // 2 + pair)[None, :]
     low, high = first.to(tl.float32), second.to(tl.float32)
-    first, second = low * cos - high * sin, high * cos + low * sin
+    first = (low * cos - high * sin).to(x_ptr.dtype.element_ty)
+    second = (high * cos + low * sin).to(x_ptr.dtype.element_ty)
     _store_halves(x_ptr, DIM, head, pair, first, second, inside, DIM)
     return first, second
 
@@ -105,7 +107,8 @@ def rope_write(
     assert dim in config.HEAD_DIMS and block_size in config.BLOCK_SIZES
     assert k.shape == v.shape == (tokens, num_kv_heads, dim)
     assert q.stride()[1:] == k.stride()[1:] == v.stride()[1:] == (dim, 1)
-    assert q.dtype == k.dtype == v.dtype == k_cache.dtype == v_cache.dtype
+    assert q.dtype == k.dtype == v.dtype and k_cache.dtype == v_cache.dtype
+    assert k_cache.dtype in (q.dtype, torch.float8_e4m3fn)
     assert k_cache.shape == v_cache.shape and k_cache.shape[3] == dim
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
     assert cos_sin.dtype == torch.float32 and cos_sin.is_contiguous() and cos_sin.shape[1] == dim

@@ -243,6 +243,7 @@ class cpu:
     @staticmethod
     def rope_write(
         dtype: int,
+        cache_dtype: int,
         q: int,
         k: int,
         v: int,
@@ -264,6 +265,7 @@ class cpu:
     @staticmethod
     def paged_attention(
         dtype: int,
+        cache_dtype: int,
         q: int,
         k_cache: int,
         v_cache: int,

@@ -105,8 +105,9 @@ void make_plan(const Attention& a, const int32_t* cu_seqlens_q, const int32_t* c
   }
 }
 
-void execute(const Attention& a, const Kernels& k, const Plan& plan, float* parts) {
+void execute(const Attention& a, const Kernels& k, DType stored, const Plan& plan, float* parts) {
   ThreadPool& pool = ThreadPool::instance();
+  const CacheKernels& c = k.cache(stored);
   const auto tasks = static_cast<int64_t>(plan.tasks.size());
   const auto joins = static_cast<int64_t>(plan.joins.size());
   const int64_t scratch_size = attention_scratch(a, std::max(kUnitRows, a.group_size));
@@ -121,9 +122,9 @@ void execute(const Attention& a, const Kernels& k, const Plan& plan, float* part
     for (int64_t i = begin; i < end; ++i) {
       const Task& task = plan.tasks[static_cast<size_t>(i)];
       if (task.split < 0) {
-        k.attend(a, unit_of(task), scratch());
+        c.attend(a, unit_of(task), scratch());
       } else {
-        k.attend_part(a, unit_of(task), task.split, parts + task.part, scratch());
+        c.attend_part(a, unit_of(task), task.split, parts + task.part, scratch());
       }
     }
   });
@@ -137,8 +138,8 @@ void execute(const Attention& a, const Kernels& k, const Plan& plan, float* part
 
 }  // namespace
 
-void paged_attention(int dtype, Address q, Address k_cache, Address v_cache, Address out,
-                     Address cu_seqlens_q, Address context_lens, Address block_table,
+void paged_attention(int dtype, int cache_dtype, Address q, Address k_cache, Address v_cache,
+                     Address out, Address cu_seqlens_q, Address context_lens, Address block_table,
                      int64_t sequences, int64_t block_table_stride, int64_t num_heads,
                      int64_t num_kv_heads, int64_t head_dim, int64_t block_size, int64_t q_stride,
                      float scale) {
@@ -158,7 +159,7 @@ void paged_attention(int dtype, Address q, Address k_cache, Address v_cache, Add
   static thread_local Scratch parts;
   make_plan(args, pointer<const int32_t>(cu_seqlens_q), pointer<const int32_t>(context_lens),
             sequences, ThreadPool::instance().size(), plan);
-  execute(args, kernels(DType{dtype}), plan, parts.get(plan.part_floats));
+  execute(args, kernels(DType{dtype}), DType{cache_dtype}, plan, parts.get(plan.part_floats));
 }
 
 }  // namespace s1::cpu

@@ -11,8 +11,8 @@
 
 namespace s1::cpu {
 
-enum class DType : int32_t { kFloat32, kBFloat16, kFloat16 };
-constexpr int kNumDTypes = 3;
+enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kInt8 };
+constexpr int kNumDTypes = 3;  // that an operation can be in; int8 is for KV caches alone
 
 // Row i of x starts at (i / inner_rows) * outer_stride + (i % inner_rows) * inner_stride, so that
 // the heads of a token can be rows; residual and out likewise have rows.
@@ -53,7 +53,7 @@ constexpr int64_t kTileKeys = 32;  // keys that are in work at a time
 
 struct Attention {
   const void* q;
-  const void* k_cache;
+  const void* k_cache;  // [num_blocks, num_kv_heads, block_size, a row]
   const void* v_cache;
   void* out;  // [T, num_kv_heads * group_size * head_dim]
   const int32_t* block_table;
@@ -117,16 +117,26 @@ struct SampleKernels {
   int64_t (*draw_among)(const float* scaled, const int32_t* tokens, int64_t count, const Noise&);
 };
 
-struct Kernels {
-  void (*rms_norm)(const RmsNorm&, int64_t begin, int64_t end);
-  void (*silu_and_mul)(const SiluAndMul&, int64_t begin, int64_t end);
+// What depends on how a KV cache is stored. Attention takes a unit's whole context, or one split of
+// it into `part`; `scratch` has room for attention_scratch floats.
+struct CacheKernels {
   void (*rope_write)(const RopeWrite&, int64_t begin, int64_t end);
-  // A unit's whole context, or one split of it into `part`, or all parts into the output. `scratch`
-  // has room for attention_scratch floats.
   void (*attend)(const Attention&, const AttentionUnit&, float* scratch);
   void (*attend_part)(const Attention&, const AttentionUnit&, int64_t split, float* part,
                       float* scratch);
+};
+
+struct Kernels {
+  void (*rms_norm)(const RmsNorm&, int64_t begin, int64_t end);
+  void (*silu_and_mul)(const SiluAndMul&, int64_t begin, int64_t end);
+  // All parts of a unit into the output.
   void (*join_parts)(const Attention&, const AttentionUnit&, float* parts, float* scratch);
+  CacheKernels own_cache;  // in the type of everything else
+  CacheKernels int8_cache;
+
+  const CacheKernels& cache(DType stored) const {
+    return stored == DType::kInt8 ? int8_cache : own_cache;
+  }
 };
 
 inline int64_t attention_scratch(const Attention& a, int64_t rows) {

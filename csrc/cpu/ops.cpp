@@ -67,8 +67,8 @@ void silu_and_mul(int dtype, Address gate_up, Address out, int64_t rows, int64_t
   for_rows(kernels(DType{dtype}).silu_and_mul, args, rows, 4 * dim);
 }
 
-void rope_write(int dtype, Address q, Address k, Address v, Address cos_sin, Address k_cache,
-                Address v_cache, Address positions, Address slots, int64_t tokens,
+void rope_write(int dtype, int cache_dtype, Address q, Address k, Address v, Address cos_sin,
+                Address k_cache, Address v_cache, Address positions, Address slots, int64_t tokens,
                 int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t block_size,
                 int64_t q_stride, int64_t k_stride, int64_t v_stride) {
   const RopeWrite args{.q = pointer<void>(q),
@@ -86,7 +86,7 @@ void rope_write(int dtype, Address q, Address k, Address v, Address cos_sin, Add
                        .q_stride = q_stride,
                        .k_stride = k_stride,
                        .v_stride = v_stride};
-  for_rows(kernels(DType{dtype}).rope_write, args, tokens,
+  for_rows(kernels(DType{dtype}).cache(DType{cache_dtype}).rope_write, args, tokens,
            (num_heads + 2 * num_kv_heads) * head_dim);
 }
 

@@ -35,14 +35,15 @@ void silu_and_mul(int dtype, Address gate_up, Address out, int64_t rows, int64_t
                   int64_t dim);
 
 // Rotates q and k in place and stores k and v in the caches; the strides are from token to token.
-void rope_write(int dtype, Address q, Address k, Address v, Address cos_sin, Address k_cache,
-                Address v_cache, Address positions, Address slots, int64_t tokens,
+// `cache_dtype` is `dtype` or int8, whose rows are longer (kv_rows.inc).
+void rope_write(int dtype, int cache_dtype, Address q, Address k, Address v, Address cos_sin,
+                Address k_cache, Address v_cache, Address positions, Address slots, int64_t tokens,
                 int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t block_size,
                 int64_t q_stride, int64_t k_stride, int64_t v_stride);
 
 // out [T, Hq * D] = causal attention of q over each sequence's cached context.
-void paged_attention(int dtype, Address q, Address k_cache, Address v_cache, Address out,
-                     Address cu_seqlens_q, Address context_lens, Address block_table,
+void paged_attention(int dtype, int cache_dtype, Address q, Address k_cache, Address v_cache,
+                     Address out, Address cu_seqlens_q, Address context_lens, Address block_table,
                      int64_t sequences, int64_t block_table_stride, int64_t num_heads,
                      int64_t num_kv_heads, int64_t head_dim, int64_t block_size, int64_t q_stride,
                      float scale);

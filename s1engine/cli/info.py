@@ -99,22 +99,24 @@ def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) ->
     """Sizes of a model and of what the engine would keep for it; weights are not read."""
     from s1engine.models.config import ModelConfig
     from s1engine.models.loader import resolve_model
-    from s1engine.runner.device import resolve_dtype
+    from s1engine.runner.device import resolve_cache_dtype, resolve_dtype
     from s1engine.runner.memory import plan_memory
 
     path = resolve_model(config.model)
     facts = ModelConfig.from_dir(path)
     dtype = resolve_dtype(config.dtype, device, facts.torch_dtype)
     weights = facts.num_parameters * dtype.itemsize
-    max_len, blocks = plan_memory(config, facts, dtype)
+    cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, dtype)
+    max_len, blocks = plan_memory(config, facts, cache_dtype)
     assert config.block_size is not None
-    per_token = facts.kv_bytes_per_token(dtype)
+    per_token = facts.kv_bytes_per_token(cache_dtype)
     found: dict[str, Any] = {
         "path": str(path),
         "architecture": facts.architecture,
         "parameters": facts.num_parameters,
         "dtype": str(dtype).removeprefix("torch."),
         "weight_bytes": weights,
+        "kv_cache_dtype": str(cache_dtype).removeprefix("torch."),
         "kv_bytes_per_token": per_token,
         "max_model_len": max_len,
         "kv_cache_tokens": blocks * config.block_size,

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from s1engine.config import DEVICES, DTYPES, REASONING_FORMATS, check_float, check_int
+from s1engine.config import (
+    DEVICES,
+    DTYPES,
+    KV_CACHE_DTYPES,
+    REASONING_FORMATS,
+    check_float,
+    check_int,
+)
 from s1engine.errors import RequestError
 from s1engine.eval.plan import METHODS, SweepOptions
 from s1engine.eval.summary import Prices
@@ -18,7 +25,12 @@ ENGINE_FLAGS = {
     "kv_cache_memory_gb": float,
     "gpu_memory_utilization": float,
 }
-ENGINE_CHOICES = {"dtype": DTYPES, "device": DEVICES, "reasoning_format": REASONING_FORMATS}
+ENGINE_CHOICES = {
+    "dtype": DTYPES,
+    "kv_cache_dtype": KV_CACHE_DTYPES,
+    "device": DEVICES,
+    "reasoning_format": REASONING_FORMATS,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

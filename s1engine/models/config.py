@@ -13,6 +13,7 @@ import torch
 
 from s1engine.models.fields import Fields
 from s1engine.models.rope import extended_positions, parse_rope
+from s1engine.ops.kv_rows import row_size
 
 MAX_POSITIONS = 2**24
 
@@ -112,9 +113,10 @@ class ModelConfig:
         """Weights, tied ones counted once."""
         return sum(prod(shape) for shape in self.tensor_shapes().values())
 
-    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes that one token takes in the KV cache, over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
+    def kv_bytes_per_token(self, cache_dtype: torch.dtype) -> int:
+        """Bytes that one token takes in a KV cache of this type, over all layers."""
+        row = row_size(self.head_dim, cache_dtype) * cache_dtype.itemsize
+        return 2 * self.num_layers * self.num_kv_heads * row
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of this model's checkpoint by its Hugging Face name."""

@@ -75,7 +75,7 @@ class Decoder:
         self, input_ids: Tensor, kv: Sequence[tuple[Tensor, Tensor]], meta: AttentionMetadata
     ) -> Tensor:
         """input_ids [T] -> hidden states after the last layer [T, H], not normed; writes K and V of
-        these tokens into ``kv``, the (k_cache, v_cache) [num_blocks, Hkv, S, D] of each layer."""
+        these tokens into ``kv``, the (k_cache, v_cache) of each layer."""
         ops, eps = self.ops, self.config.rms_norm_eps
         residual = functional.embedding(input_ids, self.weights.embed)  # [T, H]
         branch: Tensor | None = None  # what is still to be added to it

@@ -5,7 +5,8 @@ and a device module is used through the ``Ops`` protocol alone. Nothing above th
 which device it is on.
 
 Shapes: T tokens of a step, B rows (sequences) of a step, Hq/Hkv query/KV heads, D head size,
-S block size, V vocabulary.
+S block size, V vocabulary. A KV cache is [num_blocks, Hkv, S, D] in the model's type, or in int8 or
+fp8, with the rows that ``kv_rows`` defines.
 """
 
 from dataclasses import dataclass
@@ -103,8 +104,10 @@ class Ops(Protocol):
         num_kv_heads: int,
         block_size: int,
         dtype: torch.dtype,
+        cache_dtype: torch.dtype,
     ) -> None:
-        """Raises RequestError, with the list of what is covered, if these shapes are not."""
+        """Raises RequestError, with the list of what is covered, if these shapes and types are
+        not."""
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [T, K] times weight [N, K] transposed, plus bias [N] -> [T, N]."""
@@ -127,7 +130,7 @@ class Ops(Protocol):
     ) -> None:
         """Rotate q [T, Hq, D] and k [T, Hkv, D] in place by cos_sin [max_len, D] float32 (cosines
         of D/2 angles, then sines; half-split pairing), then store k and v [T, Hkv, D] at
-        slot_mapping in the caches [num_blocks, Hkv, S, D]."""
+        slot_mapping in the caches."""
 
     def paged_attention(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata

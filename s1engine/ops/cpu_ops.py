@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from s1engine._core import cpu
-from s1engine.ops import AttentionMetadata, SamplingMetadata, torch_sampling
+from s1engine.ops import AttentionMetadata, SamplingMetadata, kv_rows, torch_sampling
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.unfused import Unfused
 
 # Numbered as in csrc/cpu/kernels.hpp.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_CACHE_DTYPES = {**_DTYPES, torch.int8: 3}
 
 
 class CpuOps(Unfused):
@@ -37,8 +38,10 @@ class CpuOps(Unfused):
         num_kv_heads: int,
         block_size: int,
         dtype: torch.dtype,
+        cache_dtype: torch.dtype,
     ) -> None:
         """All shapes that a model may have are covered."""
+        kv_rows.check_covered(cache_dtype, dtype, "int8", "the CPU")
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, weight, bias)
@@ -101,6 +104,7 @@ class CpuOps(Unfused):
         assert cos_sin.shape[1] == head_dim and head_dim % 2 == 0
         cpu.rope_write(
             _DTYPES[q.dtype],
+            _CACHE_DTYPES[k_cache.dtype],
             q.data_ptr(),
             k.data_ptr(),
             v.data_ptr(),
@@ -129,6 +133,7 @@ class CpuOps(Unfused):
         out = torch.empty((tokens, num_heads * head_dim), dtype=q.dtype)
         cpu.paged_attention(
             _DTYPES[q.dtype],
+            _CACHE_DTYPES[k_cache.dtype],
             q.data_ptr(),
             k_cache.data_ptr(),
             v_cache.data_ptr(),
@@ -216,10 +221,11 @@ def _token_stride(x: Tensor) -> int:
 
 
 def _cache_sizes(k_cache: Tensor, v_cache: Tensor, q: Tensor) -> tuple[int, int]:
-    """Hkv and S of caches [num_blocks, Hkv, S, D] that fit to q."""
-    _, num_kv_heads, block_size, head_dim = k_cache.shape
-    assert v_cache.shape == k_cache.shape and head_dim == q.shape[2]
-    assert k_cache.dtype is v_cache.dtype is q.dtype
+    """Hkv and S of caches that fit to q."""
+    _, num_kv_heads, block_size, row = k_cache.shape
+    assert v_cache.shape == k_cache.shape and v_cache.dtype is k_cache.dtype
+    assert k_cache.dtype in (q.dtype, torch.int8)
+    assert row == kv_rows.row_size(q.shape[2], k_cache.dtype)
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
     return num_kv_heads, block_size
 

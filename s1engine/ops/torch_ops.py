@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s1engine.ops import AttentionMetadata, SamplingMetadata, torch_sampling
+from s1engine.ops import AttentionMetadata, SamplingMetadata, kv_rows, torch_sampling
 from s1engine.ops.unfused import Unfused
 
 
@@ -26,6 +26,7 @@ class TorchOps(Unfused):
         num_kv_heads: int,
         block_size: int,
         dtype: torch.dtype,
+        cache_dtype: torch.dtype,
     ) -> None:
         """All shapes that a model may have are covered."""
 
@@ -53,8 +54,8 @@ class TorchOps(Unfused):
         _rotate(k, cos, sin)
         block_size = k_cache.shape[2]
         blocks, offsets = meta.slot_mapping // block_size, meta.slot_mapping % block_size
-        k_cache[blocks, :, offsets] = k
-        v_cache[blocks, :, offsets] = v
+        k_cache[blocks, :, offsets] = kv_rows.encode(k, k_cache.dtype)
+        v_cache[blocks, :, offsets] = kv_rows.encode(v, v_cache.dtype)
 
     def paged_attention(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
@@ -97,10 +98,10 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 
 def _gather(cache: Tensor, block_table: Tensor, context: int) -> Tensor:
-    """A row's context out of a cache [num_blocks, Hkv, S, D]: [Hkv, context, D], wide."""
+    """A row's context out of a cache: [Hkv, context, D], wide."""
     used = -(-context // cache.shape[2])
-    blocks = cache[block_table[:used]]  # [used, Hkv, S, D]
-    return _wide(blocks.transpose(0, 1).flatten(1, 2)[:, :context])
+    blocks = cache[block_table[:used]]  # [used, Hkv, S, a row]
+    return kv_rows.decode(blocks.transpose(0, 1).flatten(1, 2)[:, :context])
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:

@@ -25,11 +25,12 @@ from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.rope_write import rope_write
 from s1engine.kernels.sample import sample
 from s1engine.kernels.silu_and_mul import silu_and_mul
-from s1engine.ops import AttentionMetadata, RunState, SamplingMetadata, torch_sampling
+from s1engine.ops import AttentionMetadata, RunState, SamplingMetadata, kv_rows, torch_sampling
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.unfused import Unfused
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+FP8_CAPABILITY = (8, 9)  # older devices have no conversion to and from e4m3
 
 
 class TritonOps(Unfused):
@@ -52,8 +53,17 @@ class TritonOps(Unfused):
         num_kv_heads: int,
         block_size: int,
         dtype: torch.dtype,
+        cache_dtype: torch.dtype,
     ) -> None:
         _check_covered(head_dim, num_heads, num_kv_heads, block_size, dtype)
+        kv_rows.check_covered(cache_dtype, dtype, "fp8", "CUDA")
+        if cache_dtype is torch.float8_e4m3fn and torch.cuda.is_available():
+            _refuse(
+                torch.cuda.get_device_capability() >= FP8_CAPABILITY,
+                f"kv_cache_dtype fp8 of {torch.cuda.get_device_name()}",
+                "devices of compute capability 8.9 and above",
+                "kv_cache_dtype",
+            )
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if not config.fused(x.shape[0], *weight.shape):

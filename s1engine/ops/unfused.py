@@ -30,7 +30,7 @@ class Unfused:
         meta: AttentionMetadata,
     ) -> Tensor:
         x = _add_norm(self, branch, residual, norm, eps)
-        _, num_kv_heads, _, dim = k_cache.shape
+        num_kv_heads, dim = k_cache.shape[1], cos_sin.shape[1]
         qkv = self.linear(x, weight, bias).view(x.shape[0], -1, dim)
         num_heads = qkv.shape[1] - 2 * num_kv_heads
         q, k, v = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)

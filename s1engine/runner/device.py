@@ -6,6 +6,7 @@ import torch
 
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
+from s1engine.ops.kv_rows import EIGHT_BITS
 
 BLOCK_SIZES = {"cpu": 16, "cuda": 64}  # tokens; a GPU's attention reads a block as one tile
 RUN_AHEAD = {"cpu": 1, "cuda": 8}  # steps
@@ -40,3 +41,8 @@ def resolve_dtype(dtype: str, device: str, native: torch.dtype) -> torch.dtype:
     if device == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.float32
     return native
+
+
+def resolve_cache_dtype(kv_cache_dtype: str, dtype: torch.dtype) -> torch.dtype:
+    """``auto`` becomes the model's own type."""
+    return EIGHT_BITS.get(kv_cache_dtype, dtype)

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from s1engine.models.config import ModelConfig
+from s1engine.ops.kv_rows import row_size
 
 
 class KVCache:
-    """K and V of every layer, each [num_blocks, num_kv_heads, block_size, head_dim].
+    """K and V of every layer, each [num_blocks, num_kv_heads, block_size, row_size] in ``dtype``,
+    which is the model's or one of 8 bits (ops/kv_rows).
 
     Zeroed once: a kernel may read unused slots of a block, and NaN there would survive a mask.
     """
@@ -24,7 +26,8 @@ class KVCache:
         dtype: torch.dtype,
         device: str,
     ) -> None:
-        shape = (num_blocks, config.num_kv_heads, block_size, config.head_dim)
+        row = row_size(config.head_dim, dtype)
+        shape = (num_blocks, config.num_kv_heads, block_size, row)
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.layers: list[tuple[Tensor, Tensor]] = [

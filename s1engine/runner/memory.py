@@ -16,16 +16,17 @@ MAX_DEFAULT_CPU_CACHE = 4 * GIB
 
 
 def plan_memory(
-    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, activation_bytes: int = 0
+    config: EngineConfig, model: ModelConfig, cache_dtype: torch.dtype, activation_bytes: int = 0
 ) -> tuple[int, int]:
     """Longest sequence in tokens, and number of KV blocks; after the weights are in memory.
 
     Args:
         config: resolved for the device.
+        cache_dtype: of the KV cache.
         activation_bytes: what the largest step takes besides, kept free.
     """
     assert config.block_size is not None
-    block_bytes = config.block_size * model.kv_bytes_per_token(dtype)
+    block_bytes = config.block_size * model.kv_bytes_per_token(cache_dtype)
     max_len = config.max_model_len or model.max_position_embeddings
     if max_len > model.max_position_embeddings:
         raise RequestError(

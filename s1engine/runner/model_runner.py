@@ -18,7 +18,7 @@ from s1engine.models.decoder import Decoder
 from s1engine.models.loader import load_decoder
 from s1engine.ops import AttentionMetadata, RunState, select_ops
 from s1engine.runner.cuda_graph import CudaGraphRunner
-from s1engine.runner.device import resolve_dtype
+from s1engine.runner.device import resolve_cache_dtype, resolve_dtype
 from s1engine.runner.input_batch import InputBatch
 from s1engine.runner.kv_cache import KVCache
 from s1engine.runner.lanes import RunFormat
@@ -70,6 +70,7 @@ class ModelRunner:
         assert config.block_size is not None and config.run_ahead is not None
         self.device, block_size = config.device, config.block_size
         self.dtype = resolve_dtype(config.dtype, self.device, model_config.torch_dtype)
+        cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, self.dtype)
         self.ops = select_ops(self.device)
         self.ops.check_model(
             head_dim=model_config.head_dim,
@@ -77,6 +78,7 @@ class ModelRunner:
             num_kv_heads=model_config.num_kv_heads,
             block_size=block_size,
             dtype=self.dtype,
+            cache_dtype=cache_dtype,
         )
         self._vocab_limit = vocab_limit
         if isinstance(path, Decoder):
@@ -87,13 +89,13 @@ class ModelRunner:
                 path, model_config, self.dtype, self.device, self.ops, progress=progress
             )
         self.max_model_len, self.num_blocks = plan_memory(
-            config, model_config, self.dtype, self._activation_bytes(config)
+            config, model_config, cache_dtype, self._activation_bytes(config)
         )
         self.kv_cache = KVCache(
             model_config,
             num_blocks=self.num_blocks + 1,  # the last is scratch: lanes that have finished write
             block_size=block_size,
-            dtype=self.dtype,
+            dtype=cache_dtype,
             device=self.device,
         )
         self.batch = InputBatch(
@@ -178,7 +180,7 @@ def largest_step(decoder: Decoder, config: EngineConfig, vocab_limit: int) -> to
         decoder.config,
         num_blocks=1,
         block_size=config.block_size,
-        dtype=decoder.dtype,
+        dtype=resolve_cache_dtype(config.kv_cache_dtype, decoder.dtype),
         device=str(device),
     )
     meta = AttentionMetadata(

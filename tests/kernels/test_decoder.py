@@ -168,6 +168,7 @@ def test_what_the_kernels_do_not_cover_is_refused(wrong: dict[str, object], cove
         "num_kv_heads": 2,
         "block_size": 64,
         "dtype": torch.bfloat16,
+        "cache_dtype": torch.bfloat16,
     }
     TritonOps().check_model(**shapes)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match=covered):
