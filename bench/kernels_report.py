@@ -32,6 +32,7 @@ PAGE = RESULTS / "kernels_sm90.md"
 MAX_SHARED = 227 * 1024  # bytes a program may have on an H100
 TYPES = {
     "torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32",
+    "torch.float8_e4m3fn": "fp8e4nv",
     "torch.int32": "i32", "torch.int64": "i64", "torch.uint8": "u8",
 }  # fmt: skip
 

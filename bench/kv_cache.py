@@ -37,7 +37,7 @@ def traces_of(llm: LLM, count: int, seed: int = 3) -> list[tuple[list[int], list
     """Prompt and greedy output of ``count`` questions, prolonged twice."""
     params = SamplingParams(temperature=0, max_tokens=400, thinking=ThinkingBudget(num_waits=2))
     asked = [[{"role": "user", "content": q.question}] for q in generate(seed, count)]
-    outputs = llm.chat(asked, params, progress=False)  # type: ignore[arg-type]
+    outputs = llm.chat(asked, params, progress=False)
     return [(output.prompt_token_ids, output.outputs[0].token_ids) for output in outputs]
 
 
