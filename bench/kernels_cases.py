@@ -77,17 +77,23 @@ def _head_norm(heads: Heads) -> object:
     return rms_norm(qkv[:, : heads.q], empty(heads.dim), 1e-6)
 
 
-def _rope(heads: Heads, block_size: int) -> None:
+def _rope(heads: Heads, block_size: int, stored: torch.dtype = torch.bfloat16) -> None:
     qkv = empty(32, heads.q + 2 * heads.kv, heads.dim)
     q, k, v = torch.split(qkv, [heads.q, heads.kv, heads.kv], dim=1)
-    cache = empty(64, heads.kv, block_size, heads.dim)
+    cache = empty(64, heads.kv, block_size, heads.dim, dtype=stored)
     table = empty(4096, heads.dim, dtype=torch.float32)
     slots = _index(32, dtype=torch.int64)
     rope_write(q, k, v, table, cache, cache, _index(32), slots)
 
 
-def _decode(heads: Heads, rows: int, block_size: int, dtype: torch.dtype) -> object:
-    cache = empty(64, heads.kv, block_size, heads.dim, dtype=dtype)
+def _decode(
+    heads: Heads,
+    rows: int,
+    block_size: int,
+    dtype: torch.dtype,
+    stored: torch.dtype | None = None,
+) -> object:
+    cache = empty(64, heads.kv, block_size, heads.dim, dtype=stored or dtype)
     floats, counters = workspace_sizes(rows, heads.kv, heads.dim, heads.q // heads.kv)
     return paged_decode(
         empty(rows, heads.q, heads.dim, dtype=dtype),
@@ -101,8 +107,14 @@ def _decode(heads: Heads, rows: int, block_size: int, dtype: torch.dtype) -> obj
     )
 
 
-def _extend(heads: Heads, max_seqlen_q: int, block_size: int, dtype: torch.dtype) -> object:
-    cache = empty(64, heads.kv, block_size, heads.dim, dtype=dtype)
+def _extend(
+    heads: Heads,
+    max_seqlen_q: int,
+    block_size: int,
+    dtype: torch.dtype,
+    stored: torch.dtype | None = None,
+) -> object:
+    cache = empty(64, heads.kv, block_size, heads.dim, dtype=stored or dtype)
     return extend(
         empty(2048, heads.q, heads.dim, dtype=dtype),
         cache,
@@ -149,10 +161,13 @@ def _norm_gate_up(tokens: int, f: int, k: int, dtype: torch.dtype) -> object:
     return norm_gate_up(x, norm, 1e-6, weight, _workspace())
 
 
-def _norm_qkv(tokens: int, heads: Heads, k: int, dtype: torch.dtype) -> object:
+def _norm_qkv(
+    tokens: int, heads: Heads, k: int, dtype: torch.dtype, stored: torch.dtype | None = None
+) -> object:
     n = (heads.q + 2 * heads.kv) * heads.dim
     x, norm, weight = (empty(*shape, dtype=dtype) for shape in ((tokens, k), (k,), (n, k)))
-    cache, table = empty(64, heads.kv, 64, heads.dim, dtype=dtype), empty(4096, heads.dim)
+    cache = empty(64, heads.kv, 64, heads.dim, dtype=stored or dtype)
+    table = empty(4096, heads.dim)
     return norm_qkv_rope_write(
         x, norm, 1e-6, weight, empty(n, dtype=dtype), table.float(), cache, cache,
         _index(tokens), _index(tokens, dtype=torch.int64), _workspace(),
@@ -218,6 +233,33 @@ def _attention_cases() -> dict[str, Case]:
     return cases
 
 
+def _fp8_cache_cases() -> dict[str, Case]:
+    bf16, half, fp8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
+    seven = HEADS["7B"]
+    cases: dict[str, Case] = {}
+    for name, heads in (HEADS | CORNERS).items():
+        cases[f"decode {name} fp8 cache"] = Case(partial(_decode, heads, 8, 64, bf16, fp8), True)
+        for most in (4, 2048):
+            cases[f"extend {name} fp8 cache q<={most}"] = Case(
+                partial(_extend, heads, most, 64, bf16, fp8), True
+            )
+        cases[f"rope {name} fp8 cache"] = Case(partial(_rope, heads, 64, fp8))
+    for most in (1, 8):
+        cases[f"extend 7B fp8 cache q<={most}"] = Case(
+            partial(_extend, seven, most, 64, bf16, fp8), True
+        )
+    for size in (16, 128):
+        cases[f"decode 7B fp8 cache S={size}"] = Case(
+            partial(_decode, seven, 8, size, bf16, fp8), True
+        )
+    cases["decode 7B fp16 fp8 cache"] = Case(partial(_decode, seven, 8, 64, half, fp8), True)
+    for t in (1, 64):
+        cases[f"norm_qkv 7B fp8 cache T={t}"] = Case(
+            partial(_norm_qkv, t, seven, 3584, bf16, fp8), t > 4, True
+        )
+    return cases
+
+
 def _row_cases() -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for width in (896, 3584, 5120, 16384):
@@ -260,6 +302,7 @@ def _linear_cases() -> dict[str, Case]:
 
 CASES: dict[str, Case] = {
     **_attention_cases(),
+    **_fp8_cache_cases(),
     **_row_cases(),
     **_linear_cases(),
     "sample": Case(lambda: _sample(filtered=False, clean=False, triggers=0)),
