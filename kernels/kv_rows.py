@@ -14,10 +14,9 @@ FP8_LIMIT: tl.constexpr = tl.constexpr(448.0)  # the largest finite e4m3
 @triton.jit
 def as_stored(x, at):
     """x in the type that ``at`` points to, at the largest value of fp8 where it is beyond."""
-    stored: tl.constexpr = at.dtype.element_ty
-    if stored == tl.float8e4nv:
+    if at.dtype.element_ty == tl.float8e4nv:
         x = tl.minimum(tl.maximum(x.to(tl.float32), -FP8_LIMIT), FP8_LIMIT)
-    return x.to(stored)
+    return x.to(at.dtype.element_ty)
 
 
 @triton.jit
