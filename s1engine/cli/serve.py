@@ -2,9 +2,19 @@
 
 import argparse
 import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from s1engine.config import EngineConfig, check_float, check_int
+from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given
+
+if TYPE_CHECKING:
+    from s1engine.server.admission import Admission
+    from s1engine.server.fleet import FleetOptions
+    from s1engine.server.serving import Watched
+
+    Served = tuple[Any, Watched, Admission]  # application, what answers behind it, its door
 
 API_KEY_VARIABLE = "S1ENGINE_API_KEY"
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
@@ -49,8 +59,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds that open requests get after SIGTERM; 0 aborts them (default: 10)",
     )
+    _add_replica_flags(parser.add_argument_group("replicas, on Ray Serve"))
     parser.add_argument("--uvicorn-log-level", choices=LOG_LEVELS, default="info")
     add_flags(parser.add_argument_group("engine"), EngineConfig, skip=("model",))
+
+
+def _add_replica_flags(group: Any) -> None:
+    group.add_argument("--replicas", type=int, metavar="N", help="engines, each with its own model")
+    group.add_argument(
+        "--min-replicas", type=int, metavar="N", help="with --max-replicas (default: 1)"
+    )
+    group.add_argument(
+        "--max-replicas", type=int, metavar="N", help="let their number follow the requests"
+    )
+    group.add_argument(
+        "--target-ongoing-requests",
+        type=int,
+        metavar="N",
+        help="requests a replica for which their number is chosen (default: --max-num-seqs)",
+    )
+    group.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="of a Ray cluster, or auto (default: Ray is started on this machine)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,28 +95,70 @@ def run(args: argparse.Namespace) -> int:
     if options.get("model") is None:
         options.pop("model", None)
     config = EngineConfig(**options)
+    replicas = _replicas(args)
 
-    import uvicorn
-
-    from s1engine.engine.remote_engine import RemoteLLMEngine
-    from s1engine.server.admission import MAX_QUEUED, Admission
-    from s1engine.server.app import create_app
-    from s1engine.server.serving import BoundedProtocol, Server
+    from s1engine.server.admission import MAX_QUEUED
     from s1engine.server.thinking import EFFORTS, parse_efforts
 
     queued = MAX_QUEUED if args.max_queued_requests is None else args.max_queued_requests
     check_int("max_queued_requests", queued, 0, 2**20)
     text = args.reasoning_effort_budgets
     efforts = EFFORTS if text is None else parse_efforts(text)
+    keys = args.api_key or list(filter(None, [os.environ.get(API_KEY_VARIABLE)]))
+    if replicas is None:
+        app, engine, admission = _one(args, config, queued, efforts, keys)
+    else:
+        app, engine, admission = _many(args, config, queued, efforts, keys, replicas)
+    return _serve(args, app, engine, admission)
+
+
+def _one(
+    args: argparse.Namespace,
+    config: EngineConfig,
+    queued: int,
+    efforts: Mapping[str, int | None],
+    keys: Sequence[str],
+) -> "Served":
+    from s1engine.engine.remote_engine import RemoteLLMEngine
+    from s1engine.server.admission import Admission
+    from s1engine.server.app import create_app
+
     engine = RemoteLLMEngine(config, progress=True)
     admission = Admission(config.max_num_seqs + queued)
-    app = create_app(
-        engine,
-        admission=admission,
-        api_keys=args.api_key or list(filter(None, [os.environ.get(API_KEY_VARIABLE)])),
-        efforts=efforts,
-        timeout=args.request_timeout,
+    timeout = args.request_timeout
+    app = create_app(engine, admission=admission, api_keys=keys, efforts=efforts, timeout=timeout)
+    return app, engine, admission
+
+
+def _many(
+    args: argparse.Namespace,
+    config: EngineConfig,
+    queued: int,
+    efforts: Mapping[str, int | None],
+    keys: Sequence[str],
+    replicas: "FleetOptions",
+) -> "Served":
+    from s1engine.models.loader import resolve_model
+    from s1engine.server.admission import Admission
+    from s1engine.server.fleet import RayFleet
+    from s1engine.server.front import MAX_INSIDE, create_front
+    from s1engine.server.replica import ReplicaOptions
+
+    options = ReplicaOptions(
+        config=config, max_queued=queued, efforts=dict(efforts), timeout=args.request_timeout
     )
+    if replicas.address is None:
+        resolve_model(config.model)  # a wrong name shows before Ray is started
+    fleet = RayFleet(replicas, options)
+    admission = Admission(MAX_INSIDE)
+    return create_front(fleet, admission, keys), fleet, admission
+
+
+def _serve(args: argparse.Namespace, app: Any, engine: "Watched", admission: "Admission") -> int:
+    import uvicorn
+
+    from s1engine.server.serving import BoundedProtocol, Server
+
     server = Server(
         uvicorn.Config(
             app,
@@ -100,3 +174,29 @@ def run(args: argparse.Namespace) -> int:
     )
     server.run()
     return 0 if server.started and engine.failure is None else 1
+
+
+def _replicas(args: argparse.Namespace) -> "FleetOptions | None":
+    """What the flags of replicas say; None if there are none."""
+    flags = ("replicas", "min_replicas", "max_replicas", "target_ongoing_requests", "ray_address")
+    asked = [name for name in flags if getattr(args, name) is not None]
+    if not asked:
+        return None
+    scales = args.max_replicas is not None
+    if scales == (args.replicas is not None):
+        raise RequestError(f"{asked[0]}: give either --replicas or --max-replicas", param=asked[0])
+    for name in ("min_replicas", "target_ongoing_requests"):
+        if name in asked and not scales:
+            raise RequestError(f"{name} needs --max-replicas", param=name)
+    if not scales:
+        check_int("replicas", args.replicas, 1, 4096)
+
+    from s1engine.server.fleet import FleetOptions
+
+    least = args.replicas or (1 if args.min_replicas is None else args.min_replicas)
+    return FleetOptions(
+        min_replicas=least,
+        max_replicas=args.max_replicas or least,
+        target=args.target_ongoing_requests,
+        address=args.ray_address,
+    )

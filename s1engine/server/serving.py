@@ -6,17 +6,27 @@ says so.
 """
 
 import asyncio
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from s1engine.engine.remote_engine import RemoteLLMEngine
 from s1engine.server.admission import Admission
 
 MAX_HEADER_BYTES = 64 * 2**10
 LINGER_S = 3.0  # between the engine's death and the server's
+
+
+class Watched(Protocol):
+    """What answers: an engine, or replicas of one."""
+
+    on_failure: Callable[[], None]
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended it, if nobody wanted it to end."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -57,7 +67,7 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        engine: RemoteLLMEngine,
+        engine: Watched,
         admission: Admission,
         shutdown_timeout: float,
     ) -> None:

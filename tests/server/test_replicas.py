@@ -1,0 +1,309 @@
+"""Two replicas on a local Ray, started once: the single server's answers, and what a death costs.
+
+The tests run in the order of this file: the last ones kill replicas, then end the server.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.server.conftest import KEY, Served, start_server
+
+pytest.importorskip("ray.serve", reason="replicas need Ray: pip install 's1engine[ray]'")
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
+VOLATILE = {"id", "created", "created_at", "cached_tokens", "cache_read_input_tokens"}
+SETTLE_S = 60
+LONG = 1500  # thinking tokens
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    process, url, log = start_server(
+        "--replicas", "2", "--api-key", KEY, "--dtype", "float32", "--shutdown-timeout", "60"
+    )
+    headers = {"Authorization": f"Bearer {KEY}"}
+    limits = httpx.Limits(max_connections=200)
+    with httpx.Client(base_url=url, headers=headers, timeout=60, limits=limits) as client:
+        yield process, client
+    process.terminate()
+    process.wait(60)
+    print("".join(log[-50:]))
+
+
+@pytest.fixture
+def client(server: tuple[subprocess.Popen[str], httpx.Client]) -> httpx.Client:
+    return server[1]
+
+
+def question(i: int) -> str:
+    return f"a={i} b=a+{i % 7} b?"
+
+
+def ask(i: int, path: str = CHAT, **fields: Any) -> dict[str, Any]:
+    shape: dict[str, Any] = {"messages": [{"role": "user", "content": question(i)}]}
+    if path == COMPLETIONS:
+        shape = {"prompt": question(i)}
+    elif path == RESPONSES:
+        shape = {"input": question(i)}
+    most = {"max_output_tokens" if path == RESPONSES else "max_tokens": 60}
+    return {"temperature": 0, **shape, **most, **fields}
+
+
+def long_ask(i: int, **fields: Any) -> dict[str, Any]:
+    """Thinks for LONG tokens, whatever the model would like."""
+    lasting = {"min_thinking_tokens": LONG, "wait_text": "", "max_tokens": LONG + 200}
+    return ask(i, **lasting, **fields)
+
+
+def together(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    with ThreadPoolExecutor(64) as pool:
+        return list(pool.map(work, items))
+
+
+def steady(value: Any) -> Any:
+    """Without what differs from one answer to the next."""
+    if isinstance(value, dict):
+        return {key: steady(one) for key, one in value.items() if key not in VOLATILE}
+    return [steady(one) for one in value] if isinstance(value, list) else value
+
+
+def home(answer: httpx.Response) -> str:
+    """The replica that answered."""
+    return str(answer.headers["x-replica"])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + SETTLE_S
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
+
+
+class Reading:
+    """A stream that a thread of its own reads to its end."""
+
+    def __init__(self, client: httpx.Client, body: dict[str, Any]) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.last = self.home = ""
+        self._thread = threading.Thread(target=self._read, args=(client, body))
+        self._thread.start()
+
+    def _read(self, client: httpx.Client, body: dict[str, Any]) -> None:
+        with client.stream("POST", CHAT, json={**body, "stream": True}) as answer:
+            self.home = home(answer)
+            for line in answer.iter_lines():
+                self.last = line or self.last
+                if line.startswith("data: {"):
+                    self.events.append(json.loads(line.removeprefix("data: ")))
+
+    def join(self) -> list[dict[str, Any]]:
+        self._thread.join(60)
+        assert not self._thread.is_alive() and self.last == "data: [DONE]"
+        return self.events
+
+    def text(self) -> str:
+        """Thinking and answer."""
+        deltas = [event["choices"][0]["delta"] for event in self.events if event.get("choices")]
+        return "".join(d.get("reasoning") or d.get("content") or "" for d in deltas)
+
+
+def whole_text(answer: Any) -> str:
+    message = answer["choices"][0]["message"]
+    return str((message["reasoning"] or "") + (message["content"] or ""))
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES, RESPONSES])
+def test_answers_are_the_single_servers(path: str, client: httpx.Client, served: Served) -> None:
+    def answers(http: httpx.Client) -> list[tuple[int, Any]]:
+        done = together(lambda i: http.post(path, json=ask(i, path)), range(10))
+        return [(answer.status_code, steady(answer.json())) for answer in done]
+
+    assert answers(client) == answers(served.http)
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
+def test_streams_are_the_single_servers(path: str, client: httpx.Client, served: Served) -> None:
+    """Their text is compared whole: it is joined where it is taken more slowly."""
+
+    def text(http: httpx.Client) -> str:
+        return http.post(path, json=ask(3, path, stream=True)).text
+
+    ours, theirs = text(client), text(served.http)
+    assert ours.count("\n\n") >= 10
+    kinds = [[line for line in t.splitlines() if line.startswith("event:")] for t in (ours, theirs)]
+    assert list(dict.fromkeys(kinds[0])) == list(dict.fromkeys(kinds[1]))
+    if path == CHAT:
+        reading = Reading(client, ask(3))
+        reading.join()
+        assert reading.text() == whole_text(served.http.post(CHAT, json=ask(3)).json())
+
+
+def test_everything_else_is_the_single_servers(client: httpx.Client, served: Served) -> None:
+    def get(http: httpx.Client, path: str) -> tuple[int, Any]:
+        answer = http.get(path)
+        is_json = answer.headers["content-type"] == "application/json"
+        return answer.status_code, steady(answer.json()) if is_json else answer.text
+
+    for path in ("/", "/version", "/v1/models", "/v1/models/other", "/nothing", "/openapi.json"):
+        assert get(client, path) == get(served.http, path), path
+    wrong = {"messages": [], "max_tokens": 0}
+    for http in (client, served.http):
+        refused = http.post(CHAT, json=wrong)
+        assert refused.status_code == 400 and refused.json()["error"]["param"], refused.text
+    tokens = [
+        http.post("/tokenize", json={"prompt": "ab"}).json() for http in (client, served.http)
+    ]
+    assert tokens[0] == tokens[1]
+
+
+def test_the_key_is_asked_for(client: httpx.Client) -> None:
+    for path, status in (("/v1/models", 401), ("/metrics", 401), ("/health", 200), ("/", 200)):
+        assert httpx.get(client.base_url.join(path)).status_code == status
+
+
+def test_a_prefix_stays_with_its_replica_until_too_many_are_there(client: httpx.Client) -> None:
+    homes = {i: home(client.post(CHAT, json=ask(i))) for i in range(12)}
+    assert len(set(homes.values())) == 2
+    for i in range(12):
+        turns = [*ask(i)["messages"], {"role": "assistant", "content": "3"}]
+        again = {**ask(i), "messages": [*turns, {"role": "user", "content": "b?"}]}
+        assert home(client.post(CHAT, json=again)) == homes[i]
+    few = together(lambda _: home(client.post(CHAT, json=ask(1))), range(8))
+    assert set(few) == {homes[1]}
+    many = together(lambda _: home(client.post(CHAT, json=ask(1, max_tokens=200))), range(60))
+    assert set(many) == set(homes.values())
+
+
+def test_end_now_reaches_the_replica(client: httpx.Client) -> None:
+    reading = Reading(client, long_ask(2, stream_options={"include_usage": True}))
+    until(lambda: len(reading.events) > 3)
+    name = reading.events[0]["id"]
+    assert client.post(f"/v1/requests/{name}/end_thinking").json()["ending"]
+    used = reading.join()[-1]["usage"]["thinking"]
+    assert used["end_reason"] == "client" and used["tokens"] < LONG
+    assert client.post(f"/v1/requests/{name}/end_thinking").status_code == 404
+
+
+def gauges(client: httpx.Client, name: str) -> dict[str, float]:
+    """A metric by replica."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    (family,) = [family for family in families if family.name == name]
+    return {sample.labels["replica"]: sample.value for sample in family.samples}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_its_request(client: httpx.Client, stream: bool) -> None:
+    def running() -> float:
+        return sum(gauges(client, "s1engine:num_requests_running").values())
+
+    until(lambda: running() == 0)
+    body = {**long_ask(4), "stream": stream, "n": 4}
+    with httpx.Client(base_url=client.base_url, headers=client.headers) as leaving:
+        if stream:
+            with leaving.stream("POST", CHAT, json=body) as answer:
+                next(answer.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                leaving.post(CHAT, json=body, timeout=0.2)
+    before = sum(gauges(client, "s1engine:computed_tokens").values())
+    until(lambda: running() == 0)
+    assert sum(gauges(client, "s1engine:computed_tokens").values()) - before < 4 * LONG / 2
+
+
+# --- deaths ---
+
+
+def descendants(pid: int) -> list[int]:
+    """Of all its threads."""
+    texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    children = [int(child) for text in texts for child in text.split()]
+    return children + [further for child in children for further in descendants(child)]
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def replica_processes(process: subprocess.Popen[str]) -> list[int]:
+    return [pid for pid in descendants(process.pid) if command(pid).startswith("ray::ServeReplica")]
+
+
+def test_a_killed_replica_costs_only_its_own_requests(
+    server: tuple[subprocess.Popen[str], httpx.Client], served: Served
+) -> None:
+    """Under load: streams and whole answers that have begun, and more that come meanwhile."""
+    process, client = server
+    victims = replica_processes(process)
+    assert len(victims) == 2 and client.get("/health").json() == {"replicas": 2, "wanted": 2}
+    want = together(lambda i: whole_text(served.http.post(CHAT, json=long_ask(i)).json()), range(6))
+    readings = [Reading(client, long_ask(i)) for i in range(6)]
+    with ThreadPoolExecutor(40) as pool:
+        wholes = [pool.submit(client.post, CHAT, json=long_ask(i)) for i in range(6)]
+        until(lambda: all(len(reading.events) > 3 for reading in readings))
+        assert len({reading.home for reading in readings}) == 2
+        os.kill(victims[0], signal.SIGKILL)
+        later = [pool.submit(client.post, CHAT, json=ask(i)) for i in range(20)]
+        ends = [(reading, reading.join()[-1]) for reading in readings]
+    lost = {reading.home for reading, last in ends if "error" in last}
+    assert len(lost) == 1
+    for (reading, last), text in zip(ends, want, strict=True):
+        if reading.home in lost:
+            assert last["error"]["code"] == "replica_lost"
+        else:
+            assert reading.text() == text
+    for answer, text in zip([whole.result() for whole in wholes], want, strict=True):
+        if answer.status_code == 200:
+            assert home(answer) not in lost and whole_text(answer.json()) == text
+        else:
+            assert answer.json()["error"]["code"] == "replica_lost"
+    assert {answer.result().status_code for answer in later} == {200}
+    assert {home(answer.result()) for answer in later}.isdisjoint(lost)
+
+
+def test_a_dead_engine_is_as_a_dead_replica_and_both_are_replaced(
+    server: tuple[subprocess.Popen[str], httpx.Client],
+) -> None:
+    process, client = server
+    until(lambda: client.get("/health").json() == {"replicas": 2, "wanted": 2})
+    readings = [Reading(client, long_ask(i)) for i in range(100, 104)]
+    until(lambda: all(len(reading.events) > 3 for reading in readings))
+    assert len({reading.home for reading in readings}) == 2
+    (engine,) = descendants(replica_processes(process)[0])
+    os.kill(engine, signal.SIGKILL)
+    later = together(lambda i: client.post(CHAT, json=ask(i)), range(20))
+    assert {answer.status_code for answer in later} == {200}
+    lost = {r.home for r in readings if r.join()[-1].get("error", {}).get("code") == "engine_dead"}
+    assert len(lost) == 1 and {home(answer) for answer in later}.isdisjoint(lost)
+    assert all("error" not in r.events[-1] for r in readings if r.home not in lost)
+
+
+def test_sigterm_lets_the_open_request_end_and_nobody_in(
+    server: tuple[subprocess.Popen[str], httpx.Client],
+) -> None:
+    process, client = server
+    everything = descendants(process.pid)
+    reading = Reading(client, long_ask(5))
+    until(lambda: len(reading.events) > 3)
+    process.send_signal(signal.SIGTERM)
+    until(lambda: client.get("/health").status_code == 503)
+    refused = client.post(CHAT, json=ask(1))
+    assert refused.status_code == 503 and refused.json()["error"]["code"] == "shutting_down"
+    assert reading.join()[-1]["choices"][0]["finish_reason"] in ("stop", "length")
+    assert process.wait(60) == 0
+    until(lambda: not [pid for pid in everything if Path(f"/proc/{pid}").exists()])
