@@ -28,6 +28,7 @@ BENCHES = {
     "serve": "serve",
     "train": "train",
     "miniature": "miniature",
+    "plan": "plan",
     "qualify": "qualify",
     "compare": "compare",
 }

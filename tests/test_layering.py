@@ -26,9 +26,11 @@ ALLOWED = {
     "engine": BASE | {"ops", "models", "runner"},
     "server": BASE | {"engine"},
     "eval": BASE | {"engine"},
-    "bench": BASE | {"ops", "models", "runner", "engine", "server", "eval", "kernels", "training"},
-    "cli": BASE | {"ops", "models", "runner", "engine", "server", "eval", "bench"},
-    "training": BASE | {"ops", "models", "runner", "engine", "eval"},
+    "plan": BASE | {"ops", "models", "runner", "engine", "eval"},
+    "bench": BASE
+    | {"ops", "models", "runner", "engine", "server", "eval", "plan", "kernels", "training"},
+    "cli": BASE | {"ops", "models", "runner", "engine", "server", "eval", "plan", "bench"},
+    "training": BASE | {"ops", "models", "runner", "engine", "eval", "plan"},
 }
 KERNELS_IMPORTER = "s1engine.ops.triton_ops"
 KERNELS_OUTSIDE = {"torch", "triton", "functools"}

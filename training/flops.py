@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0, "L40S": 362.0}
+from s1engine.plan.hardware import GPUS
+
+PEAK_TFLOPS = {name: float(gpu.bf16_tflops) for name, gpu in GPUS.items()}
 """Dense bfloat16 tensor-core peak of the SXM parts, as NVIDIA's data sheets give it."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from s1engine.errors import RequestError
+from s1engine.plan.hardware import GPUS
 from s1engine.training import model as models
 from s1engine.training import samples
 from s1engine.training.config import SftConfig
@@ -20,7 +21,7 @@ from s1engine.training.flops import PEAK_TFLOPS, head_dim, training_flops
 from s1engine.training.packing import schedule
 
 FLOAT = 4  # bytes of float32
-GPU_GB = {"H100": 80, "H200": 141, "A100": 80, "B200": 180}
+GPU_GB = {name: GPUS[name].memory_gb for name in ("H100", "H200", "A100", "B200")}
 """Memory on the label, 10^9 bytes."""
 ALLOWANCE = 4e9
 """Left free on a GPU: CUDA, NCCL, workspaces, fragmentation."""
@@ -205,7 +206,7 @@ def _memory_lines(config: SftConfig, held: Memory) -> list[str]:
     for name, label in GPU_GB.items():
         room = label * 1e9 - ALLOWANCE
         verdict = "fits" if held.total <= room else f"lacks {(held.total - room) / 1e9:.1f} GB"
-        lines.append(f"             {name} {label} GB: {verdict}")
+        lines.append(f"             {name} {label:g} GB: {verdict}")
     return lines
 
 

@@ -2,6 +2,7 @@
 
 The ceilings are measured in about a second, so they are of this moment and of this process; the
 bound on decoding follows from them: every token of a single sequence reads all weights once.
+``--plan`` looks at other machines instead: GPUs by their data sheets, under a workload.
 """
 
 import argparse
@@ -9,10 +10,13 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from s1engine.config import EngineConfig
+from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given
+from s1engine.plan.options import PlanOptions
 
 CACHED_BYTES = 2**28  # smaller weights may stay in a processor's caches: memory is no bound
 
@@ -23,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--no-ceilings", action="store_true", help="measure nothing")
     add_flags(parser.add_argument_group("engine"), EngineConfig, skip=("model",))
+    parser.add_argument("--plan", action="store_true", help="for GPUs and a workload; see below")
+    add_flags(parser.add_argument_group("plan"), PlanOptions)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,6 +36,11 @@ def run(args: argparse.Namespace) -> int:
     from s1engine.runner.device import resolve_config
 
     options = {k: v for k, v in given(args, EngineConfig).items() if v is not None}
+    if args.plan:
+        return plan(args, EngineConfig(**options))
+    if found := given(args, PlanOptions):
+        name = next(iter(found))
+        raise RequestError(f"{name} is for a plan; add --plan", param=name)
     config = resolve_config(EngineConfig(**options))
     facts = {"machine": machine(config)}
     if not args.no_ceilings:
@@ -42,6 +53,29 @@ def run(args: argparse.Namespace) -> int:
         print(section)
         for name, value in entries.items():
             print(f"  {name.replace('_', ' '):<28}{_shown(value)}")
+    return 0
+
+
+def plan(args: argparse.Namespace, config: EngineConfig) -> int:
+    """Prints what GPUs would make of a workload. The model may be a config.json alone."""
+    from s1engine.models.config import ModelConfig
+    from s1engine.models.loader import resolve_model
+    from s1engine.plan import table
+    from s1engine.plan.page import write_page
+    from s1engine.plan.plan import make_plan
+
+    options = PlanOptions(**given(args, PlanOptions))
+    path = Path(config.model).expanduser()
+    is_file = path.is_file()
+    facts = (
+        ModelConfig.from_file(path)
+        if is_file
+        else ModelConfig.from_dir(resolve_model(config.model))
+    )
+    made = make_plan(config, facts, options)
+    if options.page is not None:
+        write_page(Path(options.page), made, path.name.removesuffix(".json"))
+    print(json.dumps(made) if args.json else "\n".join(table.lines(made)))
     return 0
 
 

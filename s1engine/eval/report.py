@@ -4,7 +4,7 @@ Puts the page together; ``svg`` draws, ``tables`` and ``traces`` write their sec
 that came from questions or models is escaped.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -27,13 +27,18 @@ def write_report(
     drawn = figures(summary["runs"])
     for figure in drawn:
         png.save(figure, folder / f"{figure.name}.png")
-    page = Template(_asset("page.html")).substitute(
-        title=escape(f"{identity['task']}, {_model(identity)}"),
+    text = page(f"{identity['task']}, {_model(identity)}", _body(summary, rows, identity, drawn))
+    (folder / "report.html").write_text(text, encoding="utf-8")
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """A whole page of this style. ``title`` is text, ``body`` is HTML."""
+    return Template(_asset("page.html")).substitute(
+        title=escape(title),
         style=_asset("style.css"),
         script=_asset("script.js"),
-        body="\n".join(_body(summary, rows, identity, drawn)),
+        body="\n".join(body),
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def _asset(name: str) -> str:
@@ -53,18 +58,16 @@ def _body(
     yield from _head(summary["runs"], identity)
     by_name = {figure.name: figure for figure in drawn}
     yield (
-        f"<section>{_card(by_name['accuracy'], 920, 420)}</section>"
-        if "accuracy" in by_name
-        else ""
+        f"<section>{card(by_name['accuracy'], 920, 420)}</section>" if "accuracy" in by_name else ""
     )
     yield '<section class="pair">'
     for name in ("seconds", "throughput"):
         if name in by_name:
-            yield _card(by_name[name], 450, 330)
+            yield card(by_name[name], 450, 330)
     yield "</section>"
     yield '<section class="pair">'
     if "control" in by_name:
-        yield _card(by_name["control"], 450, 400)
+        yield card(by_name["control"], 450, 400)
     yield tables.methods(summary["methods"])
     yield "</section>"
     yield tables.runs(summary["runs"])
@@ -132,7 +135,8 @@ def _duration(seconds: float) -> str:
     return f"{minutes} <small>min</small> {rest:02} <small>s</small>"
 
 
-def _card(figure: Figure, width: int, height: int) -> str:
+def card(figure: Figure, width: int, height: int) -> str:
+    """A figure with its title, note and legend, as HTML."""
     return (
         f'<div class="card" id="{figure.name}"><h2>{escape(figure.title)}</h2>'
         f'<p class="note">{escape(figure.note)}</p>{svg.legend(figure)}'

@@ -76,7 +76,12 @@ class ModelConfig:
     @classmethod
     def from_dir(cls, path: str | Path) -> "ModelConfig":
         """The model of a Hugging Face directory, or a ModelError naming file and field."""
-        config = Fields.read(Path(path) / "config.json")
+        return cls.from_file(Path(path) / "config.json")
+
+    @classmethod
+    def from_file(cls, file: Path) -> "ModelConfig":
+        """The same from its config.json, which may stand alone and have any name."""
+        config = Fields.read(file)
         architecture = _architecture(config)
         family = FAMILIES[architecture]
         _refuse_unsupported(config)
@@ -85,7 +90,7 @@ class ModelConfig:
         rope_theta, rope_scaling = parse_rope(config, max_positions)
         num_heads, num_kv_heads, head_dim = _heads(config, family)
         attention_bias = config.flag("attention_bias", False)
-        generation = _generation(Path(path))
+        generation = _generation(file.parent)
         return cls(
             architecture=architecture,
             vocab_size=config.integer("vocab_size"),

@@ -1,0 +1,186 @@
+"""Predicted against measured: the simulation of ``s1engine info --plan`` beside the engine itself.
+
+By turns a real engine with random weights is calibrated and plays some requests; then the same
+requests are simulated in virtual time, with steps that take what the calibrations say, and the
+error of each figure is reported.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from s1engine.bench.shapes import shape
+from s1engine.config import EngineConfig
+from s1engine.engine.llm_engine import LLMEngine
+from s1engine.engine.progress import request_number
+from s1engine.models.config import ModelConfig
+from s1engine.plan.calibrate import (
+    FIRST_ID,
+    LAST_ID,
+    MAX_MODEL_LEN,
+    calibrate,
+    calibration_engine,
+    fitted,
+    warm_up,
+)
+from s1engine.plan.fitted import FittedTime
+from s1engine.plan.footprint import footprint
+from s1engine.plan.placement import Placement, of
+from s1engine.plan.served import Served, figures
+from s1engine.plan.simulate import simulate
+from s1engine.plan.workload import Ask, Budget, drawn, paced, scripted
+from s1engine.runner.device import resolve_config, resolve_dtype
+from s1engine.sampling_params import SamplingParams
+
+COMPARED = ("tokens_per_s", "ttft_s", "tpot_s", "e2e_s")
+PROMISED = ("tokens_per_s", "tpot_s", "e2e_s")
+NO_BUDGET = Budget()
+
+
+def small() -> ModelConfig:
+    """25 million weights: larger than a processor's caches in bfloat16."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 512,
+        "num_layers": 8,
+        "num_heads": 8,
+        "num_kv_heads": 2,
+        "head_dim": 64,
+        "intermediate_size": 1536,
+        "vocab_size": 4096,
+        "max_position_embeddings": MAX_MODEL_LEN,
+    }
+    return replace(shape("nano"), **sizes)
+
+
+SHAPES = {"nano": lambda: shape("nano"), "25M": small}
+
+
+def workloads(rate: float, count: int) -> dict[str, list[Ask]]:
+    """What is played; ``rate`` in requests a second for those that come over time."""
+    mixed = scripted(drawn(count, 128, 96, 0.75, seed=1), 0.0)
+    return {
+        "1": scripted(drawn(1, 64, 256, 0.0, seed=1), 0.0),
+        "16": scripted(drawn(16, 64, 128, 0.0, seed=1), 0.0),
+        "64 mixed": scripted(drawn(64, 128, 96, 0.75, seed=1), 0.0),
+        "Poisson": paced(mixed, rate, seed=1),
+    }
+
+
+def play(engine: LLMEngine, asks: Sequence[Ask]) -> list[Served]:
+    """Asks each at its time and steps until all are answered."""
+    chance = random.Random(0)
+    prompts = [[chance.randrange(FIRST_ID, LAST_ID) for _ in range(a.prompt_len)] for a in asks]
+    found: dict[int, Served] = {}
+    waiting, begin = list(reversed(list(enumerate(asks)))), time.perf_counter()
+    while waiting or engine.has_unfinished:
+        now = time.perf_counter() - begin
+        while waiting and waiting[-1][1].at <= now:
+            number, ask = waiting.pop()
+            params = SamplingParams(temperature=0, max_tokens=ask.answer, ignore_eos=True)
+            request = engine.make_request(prompts[number], params)
+            found[request.number] = Served(number, ask, output_tokens=ask.answer)
+            engine.add_request(request)
+        if not engine.has_unfinished:
+            time.sleep(max(waiting[-1][1].at - now, 0.0))
+            continue
+        engine.step_tokens()
+        now = time.perf_counter() - begin
+        for sequence, _ in engine.scheduler.progressed:
+            served = found[request_number(sequence)]
+            served.first = served.first or now
+        for sequence in engine.scheduler.ended:
+            found[request_number(sequence)].end = now
+    return sorted(found.values(), key=lambda served: served.number)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Every workload of every shape, side by side."""
+    return {name: compared(SHAPES[name](), args) for name in args.shapes.split(",")}
+
+
+def compared(model: ModelConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """One shape: how well the calibration fits, and the error of each prediction."""
+    config = EngineConfig(
+        device="cpu",
+        dtype=args.dtype,
+        max_num_seqs=64,
+        max_model_len=MAX_MODEL_LEN,
+        enable_prefix_caching=False,
+    )
+    engine = calibration_engine(config, model)
+    warm_up(engine)
+    first, _ = fitted([calibrate(engine)])
+    placement = placed(config, model, engine)
+    rate = args.load * _capacity(placement, first, args.requests)
+    loads = workloads(rate, args.requests)
+    passes, rounds = [], []
+    for _ in range(args.rounds):  # by turns, so that both see the machine as it is
+        passes.append(calibrate(engine))
+        rounds.append({name: figures(play(engine, asks)) for name, asks in loads.items()})
+    step_time, fit_error = fitted(passes)
+    rows = {
+        name: _row(
+            simulate(asks, placement, step_time, budget=NO_BUDGET).figures(),
+            [found[name] for found in rounds],
+        )
+        for name, asks in loads.items()
+    }
+    worst = max(abs(row["error"][name]) for row in rows.values() for name in PROMISED)
+    return {
+        "parameters": model.num_parameters,
+        "dtype": str(_dtype(config, model)).removeprefix("torch."),
+        "fit_error": round(fit_error, 3),
+        "time_model": step_time.to_json(),
+        "poisson_requests_per_s": round(rate, 3),
+        "workloads": rows,
+        "largest_error": round(worst, 3),
+    }
+
+
+def placed(config: EngineConfig, model: ModelConfig, engine: LLMEngine) -> Placement:
+    """The bounds that the engine has."""
+    foot = footprint(model, _dtype(config, model))
+    place = of(resolve_config(config), model, foot)
+    return replace(place, num_blocks=engine.runner.num_blocks)
+
+
+def _dtype(config: EngineConfig, model: ModelConfig) -> torch.dtype:
+    return resolve_dtype(config.dtype, config.device, model.torch_dtype)
+
+
+def _capacity(placement: Placement, step_time: FittedTime, count: int) -> float:
+    """Requests a second when all come at once."""
+    asks = workloads(1.0, count)["64 mixed"]
+    found = simulate(asks, placement, step_time, budget=NO_BUDGET).figures()
+    return float(found["requests_per_s"])
+
+
+def _row(predicted: dict[str, Any], rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means of one workload, in seconds; measured: the median of the rounds."""
+    told = {name: _mean(predicted, name) for name in COMPARED}
+    measured = {name: statistics.median(_mean(r, name) for r in rounds) for name in COMPARED}
+    return {
+        "predicted": {name: float(f"{value:.4g}") for name, value in told.items()},
+        "measured": {name: float(f"{value:.4g}") for name, value in measured.items()},
+        "error": {name: round(told[name] / measured[name] - 1, 3) for name in COMPARED},
+    }
+
+
+def _mean(found: dict[str, Any], name: str) -> float:
+    value = found[name]
+    return float(value["mean"] if isinstance(value, dict) else value)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``s1engine bench plan``."""
+    parser.add_argument("--shapes", default="nano,25M", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
+    parser.add_argument("--requests", type=int, default=96, help="of those that come over time")
+    parser.add_argument("--load", type=float, default=0.7, help="their rate, of what is possible")
+    parser.add_argument("--rounds", type=int, default=3, help="measured, for each workload")

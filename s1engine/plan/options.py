@@ -1,0 +1,139 @@
+"""What to plan for: the flags of ``s1engine info --plan``, beside those of the engine."""
+
+from dataclasses import dataclass
+
+from s1engine.config import check_float, check_int
+from s1engine.errors import RequestError
+from s1engine.plan.hardware import CPU, KV_BYTES, MAX_GPUS, WEIGHT_BYTES, find_gpu
+
+ROUTINGS = ("least-loaded", "round-robin")
+WEIGHTS, KV = ("auto", *WEIGHT_BYTES), ("auto", *KV_BYTES)
+MAX_REQUESTS = 20_000
+MAX_LENGTH = 2**20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanOptions:
+    """Lists are comma-separated; every combination of theirs is planned."""
+
+    gpu: str = "H100"
+    """A100, H100, H200, H20, B200, L40S, L4, or cpu for this machine (see ``--calibrate``)."""
+    gpus: str = "1,2,4,8"
+    """List: GPUs in all, up to 64; each engine takes ``--tensor-parallel`` of them."""
+    tensor_parallel: int = 1
+    """GPUs that share every layer of an engine."""
+    routing: str = "least-loaded"
+    """How requests are dealt out to engines: least-loaded, round-robin."""
+    weights: str = "auto"
+    """Of the layers' matrices: auto (as ``--dtype``), fp8, int8, int4."""
+    kv: str = "auto"
+    """Of cached keys and values: auto (as ``--dtype``), fp8, int8."""
+    trace: str | None = None
+    """Recorded requests: CSV as Azure's or vidur's, JSON lines as Mooncake's or LLMServingSim's.
+    None: lengths are drawn."""
+    requests: int = 200
+    """How many, or the first so many of a trace."""
+    rate: str | None = None
+    """List: requests a second, Poisson, or a trace's arrivals faster or slower; ``inf``: all at
+    once. None: as the trace has it, else all at once."""
+    input_len: int = 256
+    """Mean tokens of a prompt that is drawn."""
+    output_len: int = 2048
+    """Mean tokens that a drawn request generates if nothing bounds it."""
+    spread: float = 0.5
+    """Drawn lengths lie up to this share around their mean."""
+    thinking_share: float = 0.0
+    """Of what a request generates. 0: no thinking."""
+    thinking_budget: str | None = None
+    """List: thinking tokens at most (``none``: no bound)."""
+    num_waits: int = 0
+    """How many ends of thinking are replaced by a wait."""
+    wait_thinking: int = 256
+    """Tokens that are thought after a wait."""
+    calibrate: bool = False
+    """Measure steps on this machine's CPU (under a minute), for ``--gpu cpu``."""
+    page: str | None = None
+    """Write figures to this HTML file."""
+
+    def __post_init__(self) -> None:
+        if self.gpu.lower() != CPU:
+            find_gpu(self.gpu)
+        elif not self.calibrate:
+            raise RequestError("gpu: cpu has no data sheet; add --calibrate", param="gpu")
+        elif self.tensor_parallel > 1 or self.weights != "auto" or self.kv != "auto":
+            raise RequestError(
+                "gpu: cpu is planned as it is calibrated: without tensor_parallel, weights and kv",
+                param="gpu",
+            )
+        if self.calibrate and self.gpu.lower() != CPU:
+            raise RequestError(f"calibrate measures this CPU, not {self.gpu}", param="calibrate")
+        for name, value, known in (
+            ("routing", self.routing, ROUTINGS),
+            ("weights", self.weights, WEIGHTS),
+            ("kv", self.kv, KV),
+        ):
+            if value not in known:
+                raise RequestError(
+                    f"{name} must be one of {', '.join(known)}; got {value!r}", param=name
+                )
+        check_int("tensor_parallel", self.tensor_parallel, 1, 8)
+        check_int("requests", self.requests, 1, MAX_REQUESTS)
+        check_int("input_len", self.input_len, 1, MAX_LENGTH)
+        check_int("output_len", self.output_len, 1, MAX_LENGTH)
+        check_int("num_waits", self.num_waits, 0, 64)
+        check_int("wait_thinking", self.wait_thinking, 1, MAX_LENGTH)
+        check_float("spread", self.spread, 0.0, 1.0)
+        check_float("thinking_share", self.thinking_share, 0.0, 1.0)
+        if (self.thinking_budget is not None or self.num_waits) and not self.thinking_share:
+            raise RequestError(
+                "a thinking budget bounds nothing while thinking_share is 0",
+                param="thinking_share",
+            )
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.gpu.lower() == CPU
+
+    def numbers_of_gpus(self) -> list[int]:
+        """Ascending."""
+        found = []
+        for text in self.gpus.split(","):
+            number = int(text) if text.strip().isdecimal() else 0
+            if not 1 <= number <= MAX_GPUS or number % self.tensor_parallel:
+                raise RequestError(
+                    f"gpus: {text!r} is no multiple of tensor_parallel ({self.tensor_parallel}) "
+                    f"from 1 to {MAX_GPUS}",
+                    param="gpus",
+                )
+            found.append(number)
+        return sorted(set(found))
+
+    def rates(self) -> list[float | None]:
+        """Requests a second; None: as the trace has them."""
+        if self.rate is None:
+            return [None if self.trace else float("inf")]
+        found: list[float | None] = []
+        for text in self.rate.split(","):
+            try:
+                value = float(text)
+            except ValueError:
+                value = -1.0
+            if not value > 0:
+                raise RequestError(f"rate: {text!r} is no positive number", param="rate")
+            found.append(value)
+        return found
+
+    def budgets(self) -> list[int | None]:
+        """Thinking tokens at most; None: no bound."""
+        if self.thinking_budget is None:
+            return [None]
+        found: list[int | None] = []
+        for text in self.thinking_budget.split(","):
+            word = text.strip()
+            if word != "none" and (not word.isdecimal() or int(word) > MAX_LENGTH):
+                raise RequestError(
+                    f"thinking_budget: {text!r} is neither a number of tokens nor none",
+                    param="thinking_budget",
+                )
+            found.append(None if word == "none" else int(word))
+        return found

@@ -1,0 +1,184 @@
+"""The plan: every combination of GPUs, rate and budget, by roofline and by simulation."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from s1engine.config import EngineConfig
+from s1engine.errors import RequestError
+from s1engine.models.config import ModelConfig
+from s1engine.plan import hardware, workload
+from s1engine.plan.footprint import footprint
+from s1engine.plan.gpu_time import GpuTime
+from s1engine.plan.hardware import find_gpu
+from s1engine.plan.options import PlanOptions
+from s1engine.plan.placement import Placement, of, on_gpus
+from s1engine.plan.roofline import roofline
+from s1engine.plan.simulate import simulate
+from s1engine.plan.step import StepTime, decoding
+from s1engine.plan.workload import Ask, Budget
+from s1engine.runner.device import resolve_config, resolve_dtype
+
+logger = logging.getLogger(__name__)
+
+SHARES = (
+    f"bandwidth {hardware.READ_SHARE:.0%} of the data sheet, products {hardware.MATMUL_SHARE:.0%} "
+    f"and attention over prompts {hardware.ATTENTION_SHARE:.0%} of the 16-bit peak, links "
+    f"{hardware.LINK_SHARE:.0%}",
+    f"{hardware.KERNELS_PER_LAYER} kernels a layer, {hardware.KERNEL_GAP_US:g} us between two; "
+    "host work hidden behind the device",
+    "quantized weights save bytes, not operations; embedding and head stay as --dtype has them",
+)
+SCRIPTS = (
+    "every request asks for as many tokens as it takes; prompts share what the trace says, else "
+    "nothing",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One engine of the plan, and how long its steps take."""
+
+    placement: Placement
+    time: StepTime
+    facts: dict[str, Any]
+    assumptions: tuple[str, ...]
+
+
+def make_plan(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> dict[str, Any]:
+    """All of it, as JSON has it; seconds, bytes, tokens. Raises RequestError."""
+    gpus, rates, budgets = options.numbers_of_gpus(), options.rates(), options.budgets()
+    asks = make_asks(options, config.seed)
+    engine = _calibrated(config, model) if options.is_cpu else _on_gpus(config, model, options)
+    cases = []
+    left_out = 0
+    for limit in budgets:
+        budget = Budget(
+            max_thinking=limit, num_waits=options.num_waits, wait_thinking=options.wait_thinking
+        )
+        fitting = _fitting(asks, engine.placement, budget)
+        left_out = max(left_out, len(asks) - len(fitting))
+        for rate in rates:
+            paced = workload.paced(fitting, rate, config.seed)
+            cases += list(_cases(engine, paced, options, budget, gpus, rate))
+    mean = fmean(workload.max_len(ask, Budget()) for ask in asks)
+    return {
+        "engine": _placement_facts(engine, options, mean) | engine.facts,
+        "workload": _workload_facts(asks, options) | {"left_out": left_out},
+        "assumptions": [*engine.assumptions, *SCRIPTS],
+        "cases": cases,
+    }
+
+
+def make_asks(options: PlanOptions, seed: int) -> list[Ask]:
+    """The requests, at the trace's times. Raises RequestError."""
+    if options.trace is not None:
+        arrivals = workload.read_trace(Path(options.trace))[: options.requests]
+        if not arrivals:
+            raise RequestError(f"trace: {options.trace} is empty", param="trace")
+    else:
+        lengths = (options.input_len, options.output_len)
+        arrivals = workload.drawn(options.requests, *lengths, options.spread, seed)
+    return workload.scripted(arrivals, options.thinking_share)
+
+
+def _fitting(asks: Sequence[Ask], placement: Placement, budget: Budget) -> list[Ask]:
+    """Those that the context holds."""
+    fitting = [ask for ask in asks if workload.max_len(ask, budget) <= placement.max_model_len]
+    if not fitting:
+        raise RequestError(
+            f"no request fits the context of {placement.max_model_len} tokens; the shortest takes "
+            f"{min(workload.max_len(ask, budget) for ask in asks)}",
+            param="input_len" if placement.max_model_len else "max_model_len",
+        )
+    start = fitting[0].at
+    return [replace(ask, at=ask.at - start) for ask in fitting]
+
+
+def _cases(
+    engine: Engine,
+    asks: Sequence[Ask],
+    options: PlanOptions,
+    budget: Budget,
+    gpus: Sequence[int],
+    rate: float | None,
+) -> Iterator[dict[str, Any]]:
+    """One rate and budget on every number of GPUs."""
+    place, time = engine.placement, engine.time
+    for number in gpus:
+        replicas = number // options.tensor_parallel
+        logger.info("simulating %d requests on %d GPUs", len(asks), number)
+        simulation = simulate(
+            asks, place, time, budget=budget, replicas=replicas, routing=options.routing
+        )
+        yield {
+            "gpus": number,
+            "replicas": replicas,
+            "requests_per_s": None if rate in (None, float("inf")) else rate,
+            "thinking_budget": budget.max_thinking,
+            "roofline": roofline(asks, place, time, budget=budget, replicas=replicas),
+            "simulated": simulation.figures(),
+        }
+
+
+def _on_gpus(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> Engine:
+    gpu = find_gpu(options.gpu)
+    dtype = resolve_dtype(config.dtype, "cuda", model.torch_dtype)
+    how = {"weights": options.weights, "kv": options.kv, "ranks": options.tensor_parallel}
+    place = on_gpus(config, model, dtype, gpu, **how)  # type: ignore[arg-type]
+    facts = {"gpu": asdict(gpu), "dtype": str(dtype).removeprefix("torch.")}
+    return Engine(place, GpuTime(gpu, place.footprint), facts, SHARES)
+
+
+def _calibrated(config: EngineConfig, model: ModelConfig) -> Engine:
+    """This machine's CPU."""
+    from s1engine.plan.calibrate import PASSES, calibrate, calibration_engine, fitted, warm_up
+
+    config = resolve_config(replace(config, device="cpu"))
+    dtype = resolve_dtype(config.dtype, "cpu", model.torch_dtype)
+    measuring = calibration_engine(config, model)
+    warm_up(measuring)
+    step_time, error = fitted([calibrate(measuring) for _ in range(PASSES)])
+    place = of(config, model, footprint(model, dtype))
+    facts = {
+        "gpu": {"name": hardware.CPU},
+        "dtype": str(dtype).removeprefix("torch."),
+        "time_model": step_time.to_json(),
+        "fit_error": error,
+    }
+    fit = f"steps as measured here, sizes met before; the fit is off by {error:.0%} at most"
+    return Engine(place, step_time, facts, (fit, "several CPUs are several machines like this"))
+
+
+def _placement_facts(engine: Engine, options: PlanOptions, mean: float) -> dict[str, Any]:
+    place, foot = engine.placement, engine.placement.footprint
+    alone = engine.time.seconds(decoding(1, mean / 2))
+    return {
+        "tensor_parallel": options.tensor_parallel,
+        "weights": options.weights,
+        "kv": options.kv,
+        "weight_bytes": round(foot.weight_bytes),
+        "weight_bytes_per_gpu": round(foot.weight_bytes_per_rank),
+        "step_bytes_per_gpu": round(foot.activation_bytes),
+        "kv_bytes_per_token": foot.kv_bytes_per_token,
+        "kv_cache_tokens": place.kv_cache_tokens,
+        "max_model_len": place.max_model_len,
+        "largest_batch": place.largest_batch(mean),
+        "largest_batch_at_max_model_len": place.largest_batch(place.max_model_len),
+        "tokens_per_s_alone": 1 / alone,
+    }
+
+
+def _workload_facts(asks: Sequence[Ask], options: PlanOptions) -> dict[str, Any]:
+    return {
+        "trace": options.trace,
+        "requests": len(asks),
+        "mean_input": fmean(ask.prompt_len for ask in asks),
+        "mean_output": fmean(ask.answer + (ask.thinking or 0) for ask in asks),
+        "thinking_share": options.thinking_share,
+        "num_waits": options.num_waits,
+        "routing": options.routing,
+    }

@@ -1,0 +1,205 @@
+"""One engine in virtual time: the real scheduler on a device that only takes time.
+
+The device samples what each request's script says; what becomes of it (waits, forced ends, blocks,
+preemption) is the scheduler's business. The clock moves by what ``StepTime`` says of a step.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from s1engine import _core
+from s1engine.plan import workload
+from s1engine.plan.placement import Placement
+from s1engine.plan.script import EOS, NEWLINE, OTHER, PHRASE, TRIGGER, Script
+from s1engine.plan.served import Served
+from s1engine.plan.step import Step, StepTime
+from s1engine.plan.workload import Ask, Budget
+from s1engine.runner.input_batch import InputBatch
+
+NEVER = 2**40  # a position that no sequence reaches
+
+
+@dataclass(slots=True)
+class Replica:
+    """An engine that is asked over time. ``submit`` and ``advance`` must come in order of time."""
+
+    placement: Placement
+    time: StepTime
+    budget: Budget
+    busy_s: float = 0.0
+    finished: list[Served] = field(default_factory=list)
+    _live: dict[int, Script] = field(default_factory=dict)  # by number, the sequence's id too
+    _inbox: list[Served] = field(default_factory=list)
+    _due: float | None = None  # when the step under way ends
+    _run_steps: int = 0  # decode steps since the last that was none
+    _quiet: int = 0  # steps for which the plan is as it was, and nothing but OTHER is sampled
+    _last: Step = field(default_factory=lambda: Step(0, 0))
+    _sampled: np.ndarray = field(init=False)
+    _eventful: list[int] = field(default_factory=list)  # sequences whose script goes on
+    _others: np.ndarray = field(init=False)
+    _events: np.ndarray = field(init=False)  # [seats] position at which a script goes on
+    _tokens: np.ndarray = field(init=False)  # [seats] what is sampled there
+    _owners: np.ndarray = field(init=False)  # [seats] sequence
+    _batch: InputBatch = field(init=False)
+    _scheduler: _core.Scheduler = field(init=False)
+    _format: _core.BudgetFormat = field(init=False)
+
+    def __post_init__(self) -> None:
+        place = self.placement
+        self._scheduler = _core.Scheduler(
+            num_blocks=place.num_blocks,
+            block_size=place.block_size,
+            max_num_seqs=place.max_num_seqs,
+            max_num_batched_tokens=place.max_num_batched_tokens,
+            enable_prefix_caching=place.enable_prefix_caching,
+        )
+        self._batch = InputBatch(
+            max_tokens=place.max_num_batched_tokens,
+            max_rows=place.max_num_seqs,
+            max_blocks=-(-place.max_model_len // place.block_size),
+            device="cpu",
+        )
+        self._format = _core.BudgetFormat(
+            triggers=[TRIGGER],
+            natural_end=[PHRASE] * self.budget.natural_end_len,
+            newline=[NEWLINE] * self.budget.newline_len,
+            newline_always=False,
+            ends_in_newline=np.zeros(workload.FIRST_TOKEN, np.uint8),
+        )
+        seats = place.max_num_seqs
+        self._others = np.full(seats, OTHER, np.int64)
+        self._sampled = self._others[:0]
+        self._events = np.full(seats, NEVER, np.int64)
+        self._tokens = np.full(seats, OTHER, np.int64)
+        self._owners = np.zeros(seats, np.int64)
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that have not ended."""
+        return len(self._live) + len(self._inbox)
+
+    def stats(self) -> _core.SchedulerStats:
+        """What the scheduler has counted."""
+        return self._scheduler.stats()
+
+    def submit(self, number: int, ask: Ask) -> None:
+        """At ``ask.at``, to which the replica has been advanced."""
+        self._inbox.append(Served(number, ask))
+        if self._due is None:
+            self._run_steps = 0
+            self._begin(ask.at)
+
+    def advance(self, until: float) -> None:
+        """All steps that end by then."""
+        while self._due is not None and self._due <= until:
+            now = self._due
+            self._complete(now)
+            self._begin(now)
+
+    def check(self) -> None:
+        """Raises unless every sequence and block is accounted for."""
+        self._scheduler.check_integrity()
+
+    # --- a step begins ---
+
+    def _begin(self, now: float) -> None:
+        boundary = self._run_steps % self.placement.run_ahead == 0  # of what the device decides
+        if boundary or not self._scheduler.has_unfinished():
+            for served in self._inbox:
+                self._add(served)
+            self._inbox.clear()
+        core = self._batch.core
+        seated = self._scheduler.schedule(core)
+        if core.num_rows == 0:
+            self._due = None
+            return
+        rows = core.num_rows
+        decodes = rows == core.num_tokens == core.num_samples
+        if self._quiet and not seated and decodes and rows == self._last.tokens:
+            self._quiet -= 1
+            step = Step(rows, rows, self._last.decode_context + rows)
+            self._sampled = self._others[:rows]
+        else:
+            step = self._look(seated)
+            self._quiet *= decodes
+        self._last = step
+        self._run_steps = self._run_steps + 1 if decodes else 0
+        seconds = self.time.seconds(step)
+        self.busy_s += seconds
+        self._due = now + seconds
+
+    def _look(self, seated: list[int]) -> Step:
+        """What the plan is, and what its rows will sample."""
+        for sequence in seated:
+            self._seat(sequence)
+        rows = self._batch.inputs().rows
+        left = self._events[rows.seats] - rows.positions.numpy()
+        now = left == 0
+        self._sampled = np.where(now, self._tokens[rows.seats], OTHER)
+        self._eventful = self._owners[rows.seats[now]].tolist()
+        self._quiet = 0 if self._eventful or not len(left) else int(left.min()) - 1
+        return Step.of(self._batch, len(seated))
+
+    def _add(self, served: Served) -> None:
+        ask, budget = served.ask, self.budget
+        prompt = ask.prompt(served.number)
+        options: dict[str, Any] = {}
+        if ask.thinking is not None:
+            prompt = np.append(prompt, np.full(budget.start_len, PHRASE, np.int32))
+            params = _core.BudgetParams(
+                format=self._format,
+                wait=[PHRASE] * budget.wait_len,
+                forced_end=[PHRASE] * budget.forced_end_len,
+                delimiter_len=budget.natural_end_len,
+                min_thinking=0,
+                num_waits=budget.num_waits,
+            )
+            maximum = workload.max_thinking(ask, budget)
+            options = {"budget": params, "thinking_tokens": 0, "max_thinking": maximum}
+        self._live[served.number] = Script(served, budget)
+        self._scheduler.add(
+            served.number,
+            prompt,
+            max_len=workload.max_len(ask, budget),
+            stop_tokens=[EOS],
+            watched=True,
+            **options,
+        )
+        self._quiet = 0
+
+    def _seat(self, sequence: int) -> None:
+        seat = self._scheduler.seat(sequence)
+        self._owners[seat] = sequence
+        self._read(sequence, seat)
+
+    def _read(self, sequence: int, seat: int) -> None:
+        """Finds where the script of a sequence goes on from here."""
+        script = self._live[sequence]
+        script.read(self._scheduler.take(sequence))
+        self._events[seat], self._tokens[seat] = script.next_event()
+
+    # --- a step ends ---
+
+    def _complete(self, now: float) -> None:
+        scheduler = self._scheduler
+        scheduler.update(self._sampled)
+        for sequence, _ in scheduler.progressed:
+            served = self._live[sequence].served
+            if not served.first:
+                served.first = now
+                scheduler.unwatch(sequence)
+        for sequence in scheduler.ended:
+            self._finish(sequence, now)
+        for sequence in self._eventful:
+            if sequence in self._live:
+                self._read(sequence, scheduler.seat(sequence))
+        self._eventful = []
+
+    def _finish(self, sequence: int, now: float) -> None:
+        script = self._live.pop(sequence)
+        script.read(self._scheduler.take(sequence))
+        script.served.end = now
+        self.finished.append(script.served)
+        self._scheduler.remove(sequence)

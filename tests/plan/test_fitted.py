@@ -1,0 +1,97 @@
+"""Least squares against their conditions, the time model against what it is fitted to."""
+
+from dataclasses import astuple, fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s1engine.bench.shapes import shape
+from s1engine.config import EngineConfig
+from s1engine.plan import calibrate
+from s1engine.plan.fitted import KNOTS, OTHERS, FittedTime, fit, non_negative
+from s1engine.plan.step import Step, prefill_steps
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 6))
+def test_least_squares_meet_their_conditions(seed: int, rows: int, columns: int) -> None:
+    """x >= 0; the residual pulls at no free coefficient, and only downwards at the others."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(rows, columns)), rng.normal(size=rows)
+    x = non_negative(a, b)
+    pull = a.T @ (b - a @ x)
+    assert (x >= 0).all()
+    assert np.abs(pull[x > 0]).max(initial=0) < 1e-7
+    assert pull[x == 0].max(initial=0) < 1e-7
+
+
+def steps(rng: np.random.Generator, count: int) -> list[Step]:
+    found = []
+    for _ in range(count):
+        decodes, extend = rng.integers(0, 65), rng.choice([0, 3, 20, 90, 300, 1000])
+        if decodes + extend == 0:
+            continue
+        context = extend + rng.integers(0, 200) * (extend > 0)
+        pairs = extend * context - extend * (extend - 1) // 2
+        read = decodes * rng.integers(1, 500)
+        found.append(Step(decodes + extend, decodes + (extend > 0), read, context, pairs,
+                          rng.integers(0, 3)))  # fmt: skip
+    return found
+
+
+costs = st.lists(st.floats(0, 1e-3), min_size=len(OTHERS), max_size=len(OTHERS))
+slopes = st.lists(st.floats(0, 1e-4), min_size=len(KNOTS) - 1, max_size=len(KNOTS) - 1)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32), costs, slopes, st.floats(1e-4, 1e-2))
+def test_a_machine_of_this_kind_is_found(
+    seed: int, each: list[float], slopes: list[float], fixed: float
+) -> None:
+    rises = np.concatenate([[0.0], np.cumsum(np.array(slopes) * np.diff(KNOTS))])
+    machine = FittedTime(tuple((fixed + rises).tolist()), tuple(each))
+    seen = steps(np.random.default_rng(seed), 60)
+    found = fit(seen, [machine.seconds(step) for step in seen])
+    for step in seen:
+        assert found.seconds(step) == pytest.approx(machine.seconds(step), rel=1e-3)
+
+
+@given(st.integers(0, 2**32), st.floats(0, 0.3))
+def test_more_work_is_never_quicker(seed: int, noise: float) -> None:
+    rng = np.random.default_rng(seed)
+    seen = steps(rng, 30)
+    times = [1e-3 + 1e-5 * s.tokens + 1e-7 * s.extend_pairs for s in seen]
+    found = fit(seen, [t * (1 + noise * rng.uniform(-1, 1)) for t in times])
+    for step in seen:
+        for field in fields(Step):
+            more = replace(step, **{field.name: getattr(step, field.name) + 7})
+            assert found.seconds(more) >= found.seconds(step)
+
+
+@given(st.integers(1, 5000), st.integers(1, 600))
+def test_chunks_make_up_the_prompt(prompt: int, chunk: int) -> None:
+    found = prefill_steps(prompt, chunk)
+    assert sum(step.tokens for step in found) == prompt
+    pairs = sum(s.extend_pairs or s.decode_context for s in found)
+    assert pairs == prompt * (prompt + 1) // 2
+    assert [s.samples for s in found] == [0] * (len(found) - 1) + [1]
+
+
+def test_calibration_measures_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "DECODES", ((1, 8), (3, 8), (9, 8), (1, 5000)))
+    monkeypatch.setattr(calibrate, "EXTENDS", ((2, 16), (1, 5000)))
+    monkeypatch.setattr(calibrate, "BESIDE", (0, 3))
+    monkeypatch.setattr(calibrate, "DECODE_STEPS", 5)
+    engine = calibrate.calibration_engine(EngineConfig(max_num_seqs=8), shape("nano"))
+    points = calibrate.calibrate(engine)
+    context = 8 + 2.5  # four steps: the prompt's own gave the first token
+    assert [astuple(point.step) for point in points] == [
+        (1, 1, context, 0, 0, 0),
+        (3, 3, 3 * context, 0, 0, 0),
+        (32, 2, 0, 32, 2 * 16 * 17 / 2, 2),
+        (35, 5, 3 * 65, 32, 2 * 16 * 17 / 2, 2),
+    ]
+    assert all(point.seconds > 0 for point in points)
+    model, error = calibrate.fitted([points, points])
+    assert error >= 0 and all(model.seconds(point.step) > 0 for point in points)

@@ -1,0 +1,217 @@
+"""The plan of known models on known GPUs, its options, its traces, its command."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s1engine import cli
+from s1engine.bench.shapes import shape
+from s1engine.config import EngineConfig
+from s1engine.errors import RequestError
+from s1engine.plan import options as plan_options
+from s1engine.plan.gpu_time import GpuTime
+from s1engine.plan.hardware import GPUS
+from s1engine.plan.options import PlanOptions
+from s1engine.plan.placement import Placement, on_gpus
+from s1engine.plan.plan import make_plan
+from s1engine.plan.simulate import ROUTINGS, simulate
+from s1engine.plan.step import decoding
+from s1engine.plan.workload import Arrival, Ask, Budget, paced, read_trace, scripted
+from tests.plan.machines import Linear, placed
+from tests.shared_data import shared_file
+
+
+def on(gpu: str, name: str, ranks: int = 1, weights: str = "auto", kv: str = "auto") -> Placement:
+    model = shape(name)
+    how: dict[str, Any] = {"weights": weights, "kv": kv, "ranks": ranks}
+    return on_gpus(EngineConfig(), model, model.torch_dtype, GPUS[gpu], **how)
+
+
+def test_what_seven_billion_weights_take() -> None:
+    place = on("H100", "7B")
+    foot = place.footprint
+    assert foot.weight_bytes == 2 * shape("7B").num_parameters
+    assert foot.kv_bytes_per_token == 57_344
+    free = 0.9 * 80e9 - foot.weight_bytes - foot.activation_bytes
+    assert place.kv_cache_tokens == free // (64 * 57_344) * 64
+    assert place.largest_batch(32_768) == place.kv_cache_tokens // 32_768
+    assert place.largest_batch(1) == 256
+
+
+def test_formats_save_what_they_say() -> None:
+    plain, int4 = on("H200", "32B").footprint, on("H200", "32B", weights="int4").footprint
+    assert plain.layer_bytes / int4.layer_bytes == pytest.approx(2 / (0.5 + 2 / 128))
+    assert plain.head_bytes == int4.head_bytes and plain.rest_bytes == int4.rest_bytes
+    assert on("H200", "32B", kv="fp8").footprint.kv_bytes_per_token * 2 == plain.kv_bytes_per_token
+    two = on("H200", "32B", ranks=2).footprint
+    assert two.weight_bytes == plain.weight_bytes + plain.rest_bytes  # the embedding stands twice
+
+
+@pytest.mark.parametrize(("name", "rate"), [("0.5B", 2240), ("7B", 253), ("32B", 58)])
+def test_a_sequence_alone_is_as_fast_as_predicted_by_hand(name: str, rate: float) -> None:
+    """bench/results/gpu_predictions.md."""
+    time = GpuTime(GPUS["H200"], on("H200", name).footprint)
+    assert 1 / time.seconds(decoding(1, 0)) == pytest.approx(rate, rel=0.02)
+
+
+def test_ranks_share_the_work_but_not_the_gaps() -> None:
+    alone = GpuTime(GPUS["H200"], on("H200", "32B").footprint).seconds(decoding(8, 1000))
+    two = GpuTime(GPUS["H200"], on("H200", "32B", ranks=2).footprint).seconds(decoding(8, 1000))
+    eight = GpuTime(GPUS["H200"], on("H200", "32B", ranks=8).footprint).seconds(decoding(8, 1000))
+    assert alone / 2 < two < alone and alone / 8 < eight < two
+
+
+@pytest.mark.parametrize(
+    ("gpu", "weights", "ways"),
+    [
+        ("L40S", "auto", ["2 GPUs (--tensor-parallel 2)", "--weights fp8", "--weights int4"]),
+        ("L4", "auto", ["4 GPUs (--tensor-parallel 4)", "--weights int4", "A100, H100"]),
+        ("L4", "fp8", ["2 GPUs (--tensor-parallel 2)", "on 1 GPU: A100"]),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told_what_would(
+    gpu: str, weights: str, ways: list[str]
+) -> None:
+    with pytest.raises(RequestError) as error:
+        on(gpu, "32B", weights=weights)
+    assert error.value.param == "gpu"
+    assert all(way in str(error.value) for way in ways)
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"gpu": "H1000"}, "gpu"),
+        ({"gpu": "cpu"}, "gpu"),
+        ({"gpu": "cpu", "calibrate": True, "weights": "int8"}, "gpu"),
+        ({"calibrate": True}, "calibrate"),
+        ({"gpus": "0"}, "gpus"),
+        ({"gpus": "65"}, "gpus"),
+        ({"gpus": "3", "tensor_parallel": 2}, "gpus"),
+        ({"tensor_parallel": 3, "gpus": "3"}, "tensor_parallel"),
+        ({"tensor_parallel": 9, "gpus": "9"}, "tensor_parallel"),
+        ({"routing": "random"}, "routing"),
+        ({"weights": "int2"}, "weights"),
+        ({"kv": "int2"}, "kv"),
+        ({"trace": "/no/such/file"}, None),
+        ({"requests": 0}, "requests"),
+        ({"rate": "1,x"}, "rate"),
+        ({"rate": "nan"}, "rate"),
+        ({"rate": "0"}, "rate"),
+        ({"input_len": 40_000, "spread": 0.0}, "input_len"),
+        ({"spread": 2.0}, "spread"),
+        ({"thinking_share": -1.0}, "thinking_share"),
+        ({"thinking_budget": "5"}, "thinking_share"),
+        ({"thinking_budget": "5,many", "thinking_share": 0.5}, "thinking_budget"),
+        ({"num_waits": 65, "thinking_share": 0.5}, "num_waits"),
+        ({"wait_thinking": 0}, "wait_thinking"),
+    ],
+)
+def test_a_mistake_names_its_field(given: dict[str, Any], param: str | None) -> None:
+    error: type[Exception] = RequestError if param else OSError
+    with pytest.raises(error) as found:
+        make_plan(EngineConfig(), shape("7B"), PlanOptions(**({"requests": 2} | given)))
+    assert getattr(found.value, "param", None) == param
+
+
+def test_routings_have_the_names_that_options_know() -> None:
+    assert set(ROUTINGS) == set(plan_options.ROUTINGS)
+
+
+def test_every_combination_is_planned_and_more_load_takes_longer() -> None:
+    options = PlanOptions(
+        gpus="1,2", rate="1,inf", thinking_budget="none,64", thinking_share=0.8, requests=40,
+        output_len=400, tensor_parallel=1, num_waits=1, wait_thinking=50,
+    )  # fmt: skip
+    plan = make_plan(EngineConfig(), shape("7B"), options)
+    cases = {
+        (case["gpus"], case["requests_per_s"], case["thinking_budget"]): case["simulated"]
+        for case in plan["cases"]
+    }
+    assert len(cases) == len(plan["cases"]) == 8
+    for gpus, rate, budget in cases:
+        mean = cases[gpus, rate, budget]["e2e_s"]["mean"]
+        assert mean <= cases[gpus, None, budget]["e2e_s"]["mean"]  # all at once
+        assert mean >= cases[gpus, rate, 64]["e2e_s"]["mean"]
+    assert cases[2, None, 64]["tokens_per_s"] > cases[1, None, 64]["tokens_per_s"]
+
+
+@pytest.mark.parametrize(
+    ("file", "timed"),
+    [
+        ("azure2023_conv.part1.csv", True),
+        ("azure2023_code.part1.csv", True),
+        ("mooncake_conversation.part1.jsonl", True),
+        ("sharegpt_qwen3_lengths.jsonl", True),
+        ("arxiv_summarization_lengths.csv", False),
+    ],
+)
+def test_traces_are_read(file: str, timed: bool) -> None:
+    path = shared_file(f"serving/{file}")
+    found = read_trace(path)
+    assert len(found) == len(path.read_text().splitlines()) - (path.suffix == ".csv")
+    assert all((one.at is not None) == timed for one in found)
+    asks = scripted(found, 0.0)
+    assert sum(a.prompt_len for a in asks) == sum(one.input_len for one in found)
+    assert all(a.at <= b.at for a, b in pairwise(asks))
+    faster = paced(asks, 50.0, seed=0)
+    assert len(asks) / faster[-1].at == pytest.approx(50.0, rel=0.1)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text("a,b\n1,2\n")
+    with pytest.raises(RequestError, match="has no line of a known form"):
+        read_trace(file)
+    file.write_text("")
+    with pytest.raises(RequestError, match="is empty"):
+        make_plan(EngineConfig(), shape("7B"), PlanOptions(trace=str(file)))
+
+
+def test_shared_blocks_are_computed_once() -> None:
+    """The second prompt begins as the first does, for 512 of its tokens."""
+    arrivals = [Arrival(0, 600, 5, (1, 2)), Arrival(9, 600, 5, (1, 3)), Arrival(9, 600, 5, (4, 3))]
+    place = placed(enable_prefix_caching=True, max_num_batched_tokens=64, max_model_len=700)
+    (engine,) = simulate(scripted(arrivals, 0), place, Linear(), budget=Budget()).replicas
+    assert engine.stats().prefix_hits == 512
+
+
+def test_a_lone_prompt_is_nobody_elses() -> None:
+    first, second = Ask(0, 40, 1), Ask(0, 40, 1, blocks=(0,))
+    assert set(first.prompt(3)) != set(first.prompt(4))
+    assert not set(first.prompt(3)) & set(second.prompt(3))
+
+
+def test_the_command_prints_and_draws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = shared_file("tokenizer/configs/Qwen2.5-32B-Instruct.config.json")
+    page = tmp_path / "plan.html"
+    words = ["info", str(file), "--plan", "--gpu", "h200", "--gpus", "1,64", "--requests", "70"]
+    words += ["--output-len", "64", "--rate", "40", "--page", str(page)]
+    assert cli.main([*words, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [case["gpus"] for case in plan["cases"]] == [1, 64]
+    assert plan["engine"]["weight_bytes"] == 2 * shape("32B").num_parameters
+    text = page.read_text()
+    assert text.count("<svg") == 4 and "NaN" not in text
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "65.5 GB in bfloat16" in shown and "assumed" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--plan", "--gpu", "H1000"], "there are A100"),
+        (["--gpu", "H100"], "add --plan"),
+        (["--plan", "--gpu", "cpu"], "--calibrate"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], text: str
+) -> None:
+    assert cli.main(["info", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert text in line

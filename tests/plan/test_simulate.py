@@ -1,0 +1,254 @@
+"""The simulation against arithmetic, against itself and against the engine."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s1engine.bench.shapes import shape
+from s1engine.config import EngineConfig
+from s1engine.engine.llm import LLM
+from s1engine.outputs import RequestOutput
+from s1engine.plan import replica, workload
+from s1engine.plan.gpu_time import GpuTime
+from s1engine.plan.hardware import GPUS
+from s1engine.plan.options import ROUTINGS
+from s1engine.plan.placement import on_gpus
+from s1engine.plan.roofline import roofline
+from s1engine.plan.simulate import Simulation, simulate
+from s1engine.plan.step import Step
+from s1engine.plan.workload import Ask, Budget
+from s1engine.sampling_params import SamplingParams, ThinkingBudget
+from tests.plan.machines import Linear, asks, budgets, placed
+
+NO_BUDGET = Budget()
+
+
+def test_two_requests_by_hand() -> None:
+    """A step takes 1 s and 0.1 s a token. The second comes while the first prompt is computed."""
+    found = simulate(
+        [Ask(0, 8, 3), Ask(0.5, 16, 2)], placed(), Linear(context=0.0), budget=NO_BUDGET
+    )
+    first, second = found.served
+    # 8 tokens: to 1.8. Then one token and 15 of the prompt: to 4.4. Then one and one: to 5.6.
+    assert (first.first, first.end) == pytest.approx((1.8, 5.6))
+    assert (second.first, second.end) == pytest.approx((5.6, 6.7))
+    assert found.figures()["busy"] == pytest.approx(1.0)
+
+
+@given(st.integers(1, 4), st.integers(1, 30))
+def test_a_run_of_the_device_lets_nobody_in(run_ahead: int, step: int) -> None:
+    """One request decodes in steps of 1 s; another, between two steps, waits for the run to end."""
+    at = 1.0 + step + 0.5
+    found = simulate(
+        [Ask(0, 8, 60), Ask(at, 8, 1)], placed(run_ahead=run_ahead), Linear(1, 0, 0),
+        budget=NO_BUDGET,
+    )  # fmt: skip
+    runs_end = 1 + run_ahead * -(-(step + 1) // run_ahead)
+    assert found.served[1].first == runs_end + 1
+
+
+@given(
+    asks(), budgets, st.integers(1, 3), st.sampled_from(ROUTINGS), st.integers(1, 9),
+    st.integers(16, 40), st.sampled_from([1, 8]), st.booleans(),
+)  # fmt: skip
+def test_every_request_finishes_and_every_token_counts(
+    requests: list[Ask],
+    budget: Budget,
+    replicas: int,
+    routing: str,
+    max_num_seqs: int,
+    num_blocks: int,
+    run_ahead: int,
+    caching: bool,
+) -> None:
+    longest = max(workload.max_len(ask, budget) for ask in requests)
+    place = placed(
+        num_blocks=max(num_blocks, -(-longest // 4)), max_num_seqs=max_num_seqs,
+        enable_prefix_caching=caching, run_ahead=run_ahead,
+    )  # fmt: skip
+    found = simulate(requests, place, Linear(), budget=budget, replicas=replicas, routing=routing)
+    assert [one.number for one in found.served] == list(range(len(requests)))
+    for one, ask in zip(found.served, requests, strict=True):
+        assert one.ask is ask and ask.at < one.first <= one.end
+        assert one.output_tokens == workload.output_len(ask, budget)
+        thinking = 0 if ask.thinking is None else workload.thinking_len(ask, budget)[0]
+        assert one.thinking_tokens == thinking
+    for engine in found.replicas:
+        engine.check()
+        assert engine.outstanding == 0
+    figures = found.figures()
+    assert 0 < figures["busy"] <= 1 + 1e-9
+    assert figures["output_tokens"] == sum(one.output_tokens for one in found.served)
+
+
+class Attentive(replica.Replica):
+    """Looks at every plan, even where nothing can have changed."""
+
+    def _begin(self, now: float) -> None:
+        self._quiet = 0
+        super()._begin(now)
+
+
+@given(asks(), budgets, st.integers(20, 40))
+def test_quiet_steps_are_as_if_looked_at(
+    requests: list[Ask], budget: Budget, num_blocks: int
+) -> None:
+    longest = max(workload.max_len(ask, budget) for ask in requests)
+    place = placed(num_blocks=max(num_blocks, -(-longest // 4)))
+    usual = simulate(requests, place, Linear(), budget=budget)
+    attentive = Attentive(place, Linear(), budget)
+    for number, ask in enumerate(requests):
+        attentive.advance(ask.at)
+        attentive.submit(number, ask)
+    attentive.advance(float("inf"))
+    again = sorted(attentive.finished, key=lambda one: one.number)
+    assert [(one.first, one.end) for one in usual.served] == [(o.first, o.end) for o in again]
+
+
+@given(asks(thinking=False), st.integers(1, 4))
+def test_twice_the_gpus_delay_nobody(requests: list[Ask], replicas: int) -> None:
+    """In turns, so that who shares an engine with twice as many shared it before."""
+
+    def ends(replicas: int) -> list[float]:
+        found = simulate(
+            requests, placed(), Linear(), budget=NO_BUDGET, replicas=replicas,
+            routing="round-robin",
+        )  # fmt: skip
+        return [one.end for one in found.served]
+
+    for fewer, more in zip(ends(replicas), ends(2 * replicas), strict=True):
+        assert more <= fewer + 1e-9
+
+
+@given(asks(most=1), st.integers(0, 40), st.integers(0, 40), st.integers(0, 2))
+def test_a_larger_budget_is_never_quicker(
+    requests: list[Ask], budget: int, more: int, waits: int
+) -> None:
+    ends = []
+    for limit in (budget, budget + more):
+        bound = Budget(max_thinking=limit, num_waits=waits, newline_len=0, forced_end_len=2)
+        ends.append(simulate(requests, placed(), Linear(), budget=bound).served[0].end)
+    assert ends[0] <= ends[1]
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(["0.5B", "7B", "14B"]),
+    st.sampled_from(sorted(GPUS)),
+    st.sampled_from([1, 2]),
+    st.integers(1, 5000),
+    st.integers(1, 300),
+)
+def test_alone_it_is_the_roofline(
+    name: str, gpu: str, ranks: int, prompt: int, answer: int
+) -> None:
+    model = shape(name)
+    how = {"weights": "int8", "kv": "auto", "ranks": ranks}
+    place = on_gpus(EngineConfig(), model, model.torch_dtype, GPUS[gpu], **how)  # type: ignore[arg-type]
+    time, requests = GpuTime(GPUS[gpu], place.footprint), [Ask(0.0, prompt, answer)]
+    bound = roofline(requests, place, time, budget=NO_BUDGET)
+    found = simulate(requests, place, time, budget=NO_BUDGET).figures()
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
+        assert found[name] == pytest.approx(bound[name], rel=1e-9)
+    assert found["tokens_per_s"] == pytest.approx(bound["tokens_per_s"], rel=1e-9)
+
+
+def test_under_load_it_is_near_the_roofline() -> None:
+    model = shape("7B")
+    place = on_gpus(
+        EngineConfig(), model, model.torch_dtype, GPUS["H100"], weights="auto", kv="auto", ranks=1
+    )
+    time = GpuTime(GPUS["H100"], place.footprint)
+    requests = workload.paced(
+        workload.scripted(workload.drawn(300, 256, 256, 0.2, seed=0), 0.0), 20, seed=0
+    )
+    bound = roofline(requests, place, time, budget=NO_BUDGET)
+    found = simulate(requests, place, time, budget=NO_BUDGET).figures()
+    for name in ("tokens_per_s", "requests_per_s"):
+        assert found[name] == pytest.approx(bound[name], rel=0.05)
+    assert found["tpot_s"]["mean"] == pytest.approx(bound["tpot_s"]["mean"], rel=0.15)
+
+
+@pytest.fixture(scope="module")
+def llm() -> LLM:
+    return LLM(progress=False, dtype="float32", max_num_seqs=3, enable_prefix_caching=False,
+               max_num_batched_tokens=24)  # fmt: skip
+
+
+def replayed(llm: LLM, outputs: list[RequestOutput], bounds: ThinkingBudget) -> Simulation:
+    """A simulation whose scripts are what the model did."""
+    fmt, engine = llm.engine.format, llm.engine
+    assert fmt is not None
+    budget = Budget(
+        max_thinking=bounds.max_tokens,
+        num_waits=bounds.num_waits,
+        start_len=len(fmt.start),
+        natural_end_len=len(fmt.natural_end),
+        newline_len=len(fmt.newline),
+        forced_end_len=len(fmt.forced_end()),
+        wait_len=len(engine.tokenizer.encode(bounds.wait_text)),
+    )
+    scripts = []
+    for output in outputs:
+        sample = output.outputs[0]
+        assert sample.thinking is not None
+        cut = sample.thinking.end_reason == "budget"
+        end = budget.newline_len + budget.forced_end_len if cut else budget.natural_end_len
+        thought, waits = sample.thinking.tokens, bounds.num_waits
+        answer = len(sample.token_ids) - thought - end
+        wanted = thought + cut
+        if waits:  # where the wait begins is where the model first tried to end
+            wanted = sample.forced.index(True)
+            budget = replace(budget, wait_thinking=thought - wanted - budget.wait_len)
+        prompt = len(output.prompt_token_ids) - budget.start_len
+        scripts.append(Ask(0.0, prompt, answer, wanted))
+    config = engine.config
+    place = placed(
+        num_blocks=engine.runner.num_blocks,
+        block_size=config.block_size,
+        max_model_len=engine.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+    )
+    return simulate(scripts, place, Linear(), budget=budget)
+
+
+@pytest.mark.parametrize(("count", "limit", "waits"), [(7, 12, 0), (5, 40, 0), (1, None, 1)])
+def test_tokens_and_steps_are_those_of_the_engine(
+    llm: LLM, count: int, limit: int | None, waits: int
+) -> None:
+    bounds = ThinkingBudget(max_tokens=limit, num_waits=waits)
+    params = SamplingParams(temperature=0, thinking=bounds, max_tokens=200)
+    before = llm.engine.scheduler.stats()
+    chats = [[{"role": "user", "content": f"a={i} b=a+4 c=b*{i} c?"}] for i in range(2, 2 + count)]
+    outputs = llm.chat(chats, params, progress=False)
+    after = llm.engine.scheduler.stats()
+    found = replayed(llm, outputs, bounds)
+    for one, output in zip(found.served, outputs, strict=True):
+        sample = output.outputs[0]
+        assert sample.thinking is not None
+        assert one.output_tokens == len(sample.token_ids)
+        assert one.thinking_tokens == sample.thinking.tokens
+        assert one.forced_tokens == sum(sample.forced)
+    (engine,) = found.replicas
+    stats = engine.stats()
+    for name in ("num_steps", "num_computed_tokens", "num_sampled_tokens"):
+        assert getattr(stats, name) == getattr(after, name) - getattr(before, name), name
+
+
+def test_step_counts_pairs() -> None:
+    """A prompt of five tokens in chunks of two sees 1 + 2 + ... + 5 pairs."""
+    seen: list[Step] = []
+
+    class Watching(Linear):
+        def seconds(self, step: Step) -> float:
+            seen.append(step)
+            return 1.0
+
+    place = placed(max_num_batched_tokens=2, max_num_seqs=2)
+    simulate([Ask(0, 5, 2)], place, Watching(), budget=NO_BUDGET)
+    assert seen == [
+        Step(2, 0, 0, 2, 3, 1), Step(2, 0, 0, 4, 7, 0), Step(1, 1, 5, 0, 0, 0), Step(1, 1, 6),
+    ]  # fmt: skip
