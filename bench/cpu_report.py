@@ -97,7 +97,7 @@ def _cell(row: Row | None) -> str:
     text = f"{rate:,.0f}" if rate >= 100 else f"{rate:,.1f}"
     if "read_gb_per_s" in row:
         text += f" ({row['read_gb_per_s']:.1f}, {row['share_of_read']:.0%})"
-    is_other = row["engine"] != "s1engine" and row["ours_to_it"]
+    is_other = row["engine"] != "s1engine" and row["ours_to_it"] is not None
     return text + (f" (x {row['ours_to_it']:.2f})" if is_other else "")
 
 

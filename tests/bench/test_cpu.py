@@ -30,6 +30,7 @@ from s1engine.tokenizer import Tokenizer
 
 STUB = """
 import os
+import time
 from types import SimpleNamespace
 
 def SamplingParams(**fields):
@@ -42,6 +43,7 @@ class LLM:
 
     def generate(self, asked, count, use_tqdm):
         print("noise on stdout")
+        time.sleep(0.005 * count)
         {body}
         ids = [[7] * count for _ in asked]
         return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=row)]) for row in ids]
