@@ -10,7 +10,8 @@ import torch
 
 from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
-from s1engine.plan.hardware import KV_BYTES, WEIGHT_BYTES
+from s1engine.plan.hardware import WEIGHT_BYTES
+from s1engine.runner.device import resolve_cache_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Footprint:
     """Norms and biases, and an embedding that is not the head: every rank has all of it."""
     hidden_bytes: int
     """Of the hidden states of one token."""
+    cache_dtype: torch.dtype
     kv_bytes_per_token: int
     attention_flops: int
     """For one pair of a query and a key, over all heads and layers."""
@@ -51,14 +53,14 @@ def footprint(
     dtype: torch.dtype,
     *,
     weights: str = "auto",
-    kv: str = "auto",
+    kv_cache_dtype: str = "auto",
     ranks: int = 1,
     max_num_seqs: int = 256,
     max_num_batched_tokens: int = 2048,
 ) -> Footprint:
     """Raises RequestError if the ranks cannot share the heads."""
     check_ranks(model, ranks)
-    size = dtype.itemsize
+    size, cache_dtype = dtype.itemsize, resolve_cache_dtype(kv_cache_dtype, dtype)
     shapes = model.tensor_shapes()
     matrices = sum(prod(s) for n, s in shapes.items() if ".layers." in n and len(s) == 2)
     embedding = model.vocab_size * model.hidden_size
@@ -74,7 +76,8 @@ def footprint(
         head_bytes=embedding * size,
         rest_bytes=(vectors + untied) * size,
         hidden_bytes=model.hidden_size * size,
-        kv_bytes_per_token=model.kv_bytes_per_token(dtype) * KV_BYTES.get(kv, size) // size,
+        cache_dtype=cache_dtype,
+        kv_bytes_per_token=model.kv_bytes_per_token(cache_dtype),
         attention_flops=4 * model.num_layers * model.num_heads * model.head_dim,
         activation_bytes=max_num_batched_tokens * widest * size
         + 3 * 4 * max_num_seqs * model.vocab_size,  # logits in float32, and two copies

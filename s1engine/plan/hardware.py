@@ -60,7 +60,6 @@ WEIGHT_SCALE_GROUP = 128
 WEIGHT_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5 + 2 / WEIGHT_SCALE_GROUP}
 """Of a layer's matrices; embedding, head and norms stay as they are. A scale a row is not
 counted."""
-KV_BYTES = {"fp8": 1, "int8": 1}
 
 
 def find_gpu(name: str) -> Gpu:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from s1engine.config import check_float, check_int
 from s1engine.errors import RequestError
-from s1engine.plan.hardware import CPU, KV_BYTES, MAX_GPUS, WEIGHT_BYTES, find_gpu
+from s1engine.plan.hardware import CPU, MAX_GPUS, WEIGHT_BYTES, find_gpu
 
 ROUTINGS = ("least-loaded", "round-robin")
-WEIGHTS, KV = ("auto", *WEIGHT_BYTES), ("auto", *KV_BYTES)
+WEIGHTS = ("auto", *WEIGHT_BYTES)
 MAX_REQUESTS = 20_000
 MAX_LENGTH = 2**20
 
@@ -26,8 +26,6 @@ class PlanOptions:
     """How requests are dealt out to engines: least-loaded, round-robin."""
     weights: str = "auto"
     """Of the layers' matrices: auto (as ``--dtype``), fp8, int8, int4."""
-    kv: str = "auto"
-    """Of cached keys and values: auto (as ``--dtype``), fp8, int8."""
     trace: str | None = None
     """Recorded requests: CSV as Azure's or vidur's, JSON lines as Mooncake's or LLMServingSim's.
     None: lengths are drawn."""
@@ -60,9 +58,9 @@ class PlanOptions:
             find_gpu(self.gpu)
         elif not self.calibrate:
             raise RequestError("gpu: cpu has no data sheet; add --calibrate", param="gpu")
-        elif self.tensor_parallel > 1 or self.weights != "auto" or self.kv != "auto":
+        elif self.tensor_parallel > 1 or self.weights != "auto":
             raise RequestError(
-                "gpu: cpu is planned as it is calibrated: without tensor_parallel, weights and kv",
+                "gpu: cpu is planned as it is calibrated: without tensor_parallel and weights",
                 param="gpu",
             )
         if self.calibrate and self.gpu.lower() != CPU:
@@ -70,7 +68,6 @@ class PlanOptions:
         for name, value, known in (
             ("routing", self.routing, ROUTINGS),
             ("weights", self.weights, WEIGHTS),
-            ("kv", self.kv, KV),
         ):
             if value not in known:
                 raise RequestError(

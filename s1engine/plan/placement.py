@@ -11,9 +11,10 @@ import torch
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
+from s1engine.ops.kv_rows import check_covered
 from s1engine.plan.footprint import Footprint, divisors, footprint
 from s1engine.plan.hardware import GPUS, WEIGHT_BYTES, Gpu
-from s1engine.runner.device import BLOCK_SIZES, RUN_AHEAD
+from s1engine.runner.device import BLOCK_SIZES, RUN_AHEAD, resolve_cache_dtype
 from s1engine.runner.memory import GIB, plan_memory
 
 
@@ -47,15 +48,15 @@ def on_gpus(
     gpu: Gpu,
     *,
     weights: str,
-    kv: str,
     ranks: int,
 ) -> Placement:
     """The model on ``ranks`` GPUs. Raises RequestError that says what would fit."""
-    foot = _footprint(config, model, dtype, weights, kv, ranks)
+    check_covered(resolve_cache_dtype(config.kv_cache_dtype, dtype), dtype, "fp8", "GPUs")
+    foot = _footprint(config, model, dtype, weights, ranks)
     free = _free_bytes(config, foot, gpu)
     needed = (config.block_size or BLOCK_SIZES["cuda"]) * foot.kv_bytes_per_token
     if free < needed:
-        raise RequestError(_what_fits(config, model, dtype, gpu, weights, kv, ranks), param="gpu")
+        raise RequestError(_what_fits(config, model, dtype, gpu, weights, ranks), param="gpu")
     resolved = replace(
         config,
         device="cuda",
@@ -69,9 +70,7 @@ def on_gpus(
 def of(config: EngineConfig, model: ModelConfig, foot: Footprint) -> Placement:
     """By the engine's own rule. ``config`` is resolved; its KV cache holds ``foot``'s tokens."""
     assert config.block_size is not None and config.run_ahead is not None
-    per_token = foot.kv_bytes_per_token / model.kv_bytes_per_token(torch.int8)
-    as_dtype = {1: torch.int8, 2: torch.int16, 4: torch.int32}[int(per_token)]
-    max_len, blocks = plan_memory(config, model, as_dtype)
+    max_len, blocks = plan_memory(config, model, foot.cache_dtype)
     return Placement(
         footprint=foot,
         num_blocks=blocks,
@@ -85,13 +84,13 @@ def of(config: EngineConfig, model: ModelConfig, foot: Footprint) -> Placement:
 
 
 def _footprint(
-    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, weights: str, kv: str, ranks: int
+    config: EngineConfig, model: ModelConfig, dtype: torch.dtype, weights: str, ranks: int
 ) -> Footprint:
     return footprint(
         model,
         dtype,
         weights=weights,
-        kv=kv,
+        kv_cache_dtype=config.kv_cache_dtype,
         ranks=ranks,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
@@ -110,13 +109,12 @@ def _what_fits(
     dtype: torch.dtype,
     gpu: Gpu,
     weights: str,
-    kv: str,
     ranks: int,
 ) -> str:
     """One line: what is too large, and the nearest ways out."""
 
     def fits(gpu: Gpu, weights: str, ranks: int) -> bool:
-        foot = _footprint(config, model, dtype, weights, kv, ranks)
+        foot = _footprint(config, model, dtype, weights, ranks)
         return _free_bytes(config, foot, gpu) >= GIB  # a cache worth having
 
     ways = []
@@ -129,7 +127,7 @@ def _what_fits(
     larger = [g.name for g in GPUS.values() if fits(g, weights, ranks)]
     if larger:
         ways.append(f"on {ranks} GPU{'s' * (ranks > 1)}: {', '.join(larger)}")
-    foot = _footprint(config, model, dtype, weights, kv, ranks)
+    foot = _footprint(config, model, dtype, weights, ranks)
     return (
         f"gpu: a share of {foot.weight_bytes_per_rank / 1e9:.1f} GB of weights and "
         f"{foot.activation_bytes / 1e9:.1f} GB of a step leaves an {gpu.name} of "

@@ -127,8 +127,8 @@ def _cases(
 def _on_gpus(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> Engine:
     gpu = find_gpu(options.gpu)
     dtype = resolve_dtype(config.dtype, "cuda", model.torch_dtype)
-    how = {"weights": options.weights, "kv": options.kv, "ranks": options.tensor_parallel}
-    place = on_gpus(config, model, dtype, gpu, **how)  # type: ignore[arg-type]
+    ranks = options.tensor_parallel
+    place = on_gpus(config, model, dtype, gpu, weights=options.weights, ranks=ranks)
     facts = {"gpu": asdict(gpu), "dtype": str(dtype).removeprefix("torch.")}
     return Engine(place, GpuTime(gpu, place.footprint), facts, SHARES)
 
@@ -142,7 +142,7 @@ def _calibrated(config: EngineConfig, model: ModelConfig) -> Engine:
     measuring = calibration_engine(config, model)
     warm_up(measuring)
     step_time, error = fitted([calibrate(measuring) for _ in range(PASSES)])
-    place = of(config, model, footprint(model, dtype))
+    place = of(config, model, footprint(model, dtype, kv_cache_dtype=config.kv_cache_dtype))
     facts = {
         "gpu": {"name": hardware.CPU},
         "dtype": str(dtype).removeprefix("torch."),
@@ -159,7 +159,7 @@ def _placement_facts(engine: Engine, options: PlanOptions, mean: float) -> dict[
     return {
         "tensor_parallel": options.tensor_parallel,
         "weights": options.weights,
-        "kv": options.kv,
+        "kv_cache_dtype": str(foot.cache_dtype).removeprefix("torch."),
         "weight_bytes": round(foot.weight_bytes),
         "weight_bytes_per_gpu": round(foot.weight_bytes_per_rank),
         "step_bytes_per_gpu": round(foot.activation_bytes),

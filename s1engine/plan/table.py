@@ -13,14 +13,15 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
     """What fits, then a row for each case."""
     engine, work = plan["engine"], plan["workload"]
     weights = engine["dtype"] if engine["weights"] == "auto" else engine["weights"]
-    kv = engine["dtype"] if engine["kv"] == "auto" else engine["kv"]
     ranks = engine["tensor_parallel"]
     yield "plan"
     shared = f", each engine on {ranks}" if ranks > 1 else ""
     yield _fact("device", f"{engine['gpu']['name']}{shared}")
     each = f", {_gb(engine['weight_bytes_per_gpu'])} on each GPU" if ranks > 1 else ""
     yield _fact("weights", f"{_gb(engine['weight_bytes'])} in {weights}{each}")
-    yield _fact("KV of a token", f"{engine['kv_bytes_per_token']:,} bytes in {kv}")
+    yield _fact(
+        "KV of a token", f"{engine['kv_bytes_per_token']:,} bytes in {engine['kv_cache_dtype']}"
+    )
     yield _fact("KV cache", f"{engine['kv_cache_tokens']:,} tokens")
     longest, most = engine["max_model_len"], engine["largest_batch_at_max_model_len"]
     yield _fact(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from s1engine import cli
 from s1engine.bench.shapes import shape
@@ -26,8 +27,8 @@ from tests.shared_data import shared_file
 
 def on(gpu: str, name: str, ranks: int = 1, weights: str = "auto", kv: str = "auto") -> Placement:
     model = shape(name)
-    how: dict[str, Any] = {"weights": weights, "kv": kv, "ranks": ranks}
-    return on_gpus(EngineConfig(), model, model.torch_dtype, GPUS[gpu], **how)
+    config = EngineConfig(kv_cache_dtype=kv)
+    return on_gpus(config, model, model.torch_dtype, GPUS[gpu], weights=weights, ranks=ranks)
 
 
 def test_what_seven_billion_weights_take() -> None:
@@ -45,7 +46,10 @@ def test_formats_save_what_they_say() -> None:
     plain, int4 = on("H200", "32B").footprint, on("H200", "32B", weights="int4").footprint
     assert plain.layer_bytes / int4.layer_bytes == pytest.approx(2 / (0.5 + 2 / 128))
     assert plain.head_bytes == int4.head_bytes and plain.rest_bytes == int4.rest_bytes
-    assert on("H200", "32B", kv="fp8").footprint.kv_bytes_per_token * 2 == plain.kv_bytes_per_token
+    cached = on("H200", "32B", kv="fp8").footprint.kv_bytes_per_token
+    assert cached == shape("32B").kv_bytes_per_token(torch.float8_e4m3fn) < plain.kv_bytes_per_token
+    with pytest.raises(RequestError, match="int8 is not covered on GPUs"):
+        on("H200", "32B", kv="int8")
     two = on("H200", "32B", ranks=2).footprint
     assert two.weight_bytes == plain.weight_bytes + plain.rest_bytes  # the embedding stands twice
 
@@ -95,7 +99,6 @@ def test_a_model_that_does_not_fit_is_told_what_would(
         ({"tensor_parallel": 9, "gpus": "9"}, "tensor_parallel"),
         ({"routing": "random"}, "routing"),
         ({"weights": "int2"}, "weights"),
-        ({"kv": "int2"}, "kv"),
         ({"trace": "/no/such/file"}, None),
         ({"requests": 0}, "requests"),
         ({"rate": "1,x"}, "rate"),
