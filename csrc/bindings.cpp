@@ -15,6 +15,7 @@
 #include "core/scheduler.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/ops.hpp"
+#include "cpu/plan.hpp"
 
 namespace py = pybind11;
 
@@ -357,17 +358,26 @@ void bind_core(py::module_& m) {
 void bind_cpu(py::module_& m) {
   namespace cpu = s1::cpu;
   const py::call_guard<py::gil_scoped_release> unlocked;
-  m.def_submodule("cpu", "CPU kernels: tensors cross as addresses and sizes; see csrc/cpu/ops.hpp.")
-      .def("isa", &cpu::isa)
+  py::module_ sub = m.def_submodule(
+      "cpu", "CPU kernels: tensors cross as addresses and sizes; see csrc/cpu/ops.hpp.");
+  sub.def("isa", &cpu::isa)
       .def("set_isa", &cpu::set_isa)
       .def("num_threads", &cpu::num_threads)
       .def("set_num_threads", &cpu::set_num_threads, unlocked)
-      .def("rms_norm", &cpu::rms_norm, unlocked)
-      .def("add_rms_norm", &cpu::add_rms_norm, unlocked)
-      .def("silu_and_mul", &cpu::silu_and_mul, unlocked)
-      .def("rope_write", &cpu::rope_write, unlocked)
-      .def("paged_attention", &cpu::paged_attention, unlocked)
+      .def("record_into", &cpu::Plan::record_into)
+      .def("rms_norm", &cpu::Recorded<&cpu::rms_norm>::call, unlocked)
+      .def("add_rms_norm", &cpu::Recorded<&cpu::add_rms_norm>::call, unlocked)
+      .def("silu_and_mul", &cpu::Recorded<&cpu::silu_and_mul>::call, unlocked)
+      .def("rope_write", &cpu::Recorded<&cpu::rope_write>::call, unlocked)
+      .def("paged_attention", &cpu::Recorded<&cpu::paged_attention>::call, unlocked)
+      .def("linear", &cpu::Recorded<&cpu::linear>::call, unlocked)
+      .def("embed", &cpu::Recorded<&cpu::embed>::call, unlocked)
+      .def("take_rows", &cpu::Recorded<&cpu::take_rows>::call, unlocked)
       .def("sample", &cpu::sample, unlocked);
+  py::class_<cpu::Plan, std::shared_ptr<cpu::Plan>>(sub, "Plan")
+      .def(py::init<>())
+      .def("replay", &cpu::Plan::replay, unlocked)
+      .def("__len__", &cpu::Plan::size);
 }
 
 }  // namespace

@@ -5,12 +5,11 @@
 // their context. Where to cut is decided by the load; what is computed is the same either way.
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "isa.hpp"
 #include "ops.hpp"
+#include "scratch.hpp"
 #include "thread_pool.hpp"
 
 namespace s1::cpu {
@@ -39,25 +38,6 @@ struct Plan {
     joins.clear();
     part_floats = work = 0;
   }
-};
-
-// Memory of one thread that grows and is kept, aligned to cache lines.
-class Scratch {
- public:
-  float* get(int64_t floats) {
-    if (floats > size_) {
-      memory_.reset(new (std::align_val_t{64}) float[static_cast<size_t>(floats)]);
-      size_ = floats;
-    }
-    return memory_.get();
-  }
-
- private:
-  struct Delete {
-    void operator()(float* p) const { ::operator delete[](p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<float[], Delete> memory_;
-  int64_t size_ = 0;
 };
 
 int64_t work_of(const Attention& a, const AttentionUnit& unit) {

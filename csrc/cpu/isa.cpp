@@ -11,6 +11,7 @@ namespace {
 struct Isa {
   const char* name;
   const Kernels* kernels;
+  const LinearTable* linear;
   const SampleKernels* sample_kernels;
   bool usable;
 };
@@ -25,15 +26,22 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16") &&
+         __builtin_cpu_supports("avx512vnni");
+}
 #endif
 
 // Best first.
 const Isa kIsas[] = {
 #if S1_HAS_X86_KERNELS
-    {"avx512", avx512::kKernels, &avx512::kSampleKernels, has_avx512()},
-    {"avx2", avx2::kKernels, &avx2::kSampleKernels, has_avx2()},
+    {"avx512_bf16", avx512_bf16::kKernels, &avx512_bf16::kLinear, &avx512_bf16::kSampleKernels,
+     has_avx512_bf16()},
+    {"avx512", avx512::kKernels, &avx512::kLinear, &avx512::kSampleKernels, has_avx512()},
+    {"avx2", avx2::kKernels, &avx2::kLinear, &avx2::kSampleKernels, has_avx2()},
 #endif
-    {"portable", portable::kKernels, &portable::kSampleKernels, true},
+    {"portable", portable::kKernels, &portable::kLinear, &portable::kSampleKernels, true},
 };
 
 std::atomic<const Isa*> selected = nullptr;
@@ -57,6 +65,10 @@ std::string isa() { return current().name; }
 void set_isa(const std::string& name) { selected = &find(name); }
 
 const Kernels& kernels(DType dtype) { return current().kernels[static_cast<int>(dtype)]; }
+
+const LinearKernels& linear_kernels(DType dtype, WeightFormat format) {
+  return (*current().linear)[static_cast<int>(dtype)][static_cast<int>(format)];
+}
 
 const SampleKernels& sample_kernels() { return *current().sample_kernels; }
 

@@ -17,7 +17,7 @@
 
 namespace s1::cpu {
 
-// "portable", "avx2" or "avx512".
+// "portable", "avx2", "avx512" or "avx512_bf16" (with bfloat16 and int8 products).
 std::string isa();
 
 // Takes one of these or "auto"; std::invalid_argument if unknown or if this machine lacks it.
@@ -25,6 +25,7 @@ void set_isa(const std::string& name);
 
 // The kernels of the set in use.
 const Kernels& kernels(DType dtype);
+const LinearKernels& linear_kernels(DType dtype, WeightFormat format);
 const SampleKernels& sample_kernels();
 
 }  // namespace s1::cpu

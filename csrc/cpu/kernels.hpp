@@ -94,6 +94,77 @@ struct SoftmaxState {
   static int64_t size(int64_t rows, int64_t width) { return padded(rows * (width + 2)); }
 };
 
+// ---- matrices -----------------------------------------------------------------------------------
+
+// How a matrix of weights [N, K] is stored: in panels of kPanel outputs (rows of the matrix) side by
+// side, so that a vector holds one column of a panel. N and K are padded with zeros.
+//   kNative  float32, float16  [N / 16][K][16]
+//            bfloat16          [N / 16][K / 2][16][2]
+//   kInt8    [N / 16][K / 4][16][4] bytes: value + 128
+//   kInt4    [N / 16][K / 8][16][4] bytes: value + 8, of columns 0-3 in the low halves, 4-7 in the
+//            high ones
+// Integers stand for value * scale; scales are bfloat16 [N / 16][K / group][16], one for each
+// output and `group` columns.
+enum class WeightFormat : int32_t { kNative, kInt8, kInt4 };
+constexpr int kNumWeightFormats = 3;
+constexpr int64_t kPanel = 16;
+
+enum class Epilogue : int32_t {
+  kStore,       // out = sums
+  kStoreFloat,  // the same in float32
+  kAdd,         // out += sums
+  kGate,        // out [rows, N / 2] = silu(first half of the sums) * second half
+};
+
+// x [rows, K] as `linear` reads it: as it is (bfloat16 where the CPU multiplies it; with a column of
+// zeros if K is odd), widened to float, or as integers with a scale for each row and group.
+struct Rows {
+  const void* values;  // [rows, stride]
+  int64_t stride;
+  const float* scales;  // [rows, K / group]
+  const int32_t* sums;  // of the integers, likewise
+};
+
+// out = x W^T + bias. What a row gives does not depend on other rows: a sum runs over the columns in
+// their order.
+struct Linear {
+  Rows x;
+  const void* panels;
+  const uint16_t* scales;
+  const void* bias;  // [N], null: none
+  void* out;         // [rows, out_stride]
+  int64_t out_stride;
+  int64_t columns, outputs, group;
+  Epilogue epilogue;
+};
+
+struct PrepareRows {
+  const void* x;  // [rows, stride]
+  int64_t stride, columns, group;
+  Rows out;
+};
+
+// Rows of W by their numbers; those outside of W are zeros.
+struct Embed {
+  const int32_t* ids;
+  const void* panels;
+  const uint16_t* scales;
+  void* out;  // [rows, columns]
+  float* scratch;  // [columns], padded
+  int64_t columns, outputs, group;
+};
+
+// What `prepare` writes for an element of x; kSame: its own type, to be called only if K is odd.
+enum class Prepared : int32_t { kSame, kFloat32, kInt8 };
+
+struct LinearKernels {
+  // Panels [first, last) for rows [begin, end); for kGate these are panels of the first half.
+  void (*linear)(const Linear&, int64_t first, int64_t last, int64_t begin, int64_t end);
+  void (*prepare)(const PrepareRows&, int64_t begin, int64_t end);
+  void (*embed)(const Embed&, int64_t begin, int64_t end);
+  Prepared prepared;
+};
+
 constexpr float kLogitLimit = 1e30f;  // LOGIT_LIMIT of the sampler's definition
 
 // A token and what made it the largest of its row.
@@ -144,18 +215,28 @@ inline int64_t attention_scratch(const Attention& a, int64_t rows) {
          2 * SoftmaxState::size(rows, a.width());
 }
 
+using LinearTable = LinearKernels[kNumDTypes][kNumWeightFormats];
+
 // One entry per DType. A set that this build or this machine lacks is never called.
 namespace portable {
 extern const Kernels kKernels[kNumDTypes];
+extern const LinearTable kLinear;
 extern const SampleKernels kSampleKernels;
 }  // namespace portable
 namespace avx2 {
 extern const Kernels kKernels[kNumDTypes];
+extern const LinearTable kLinear;
 extern const SampleKernels kSampleKernels;
 }  // namespace avx2
 namespace avx512 {
 extern const Kernels kKernels[kNumDTypes];
+extern const LinearTable kLinear;
 extern const SampleKernels kSampleKernels;
 }  // namespace avx512
+namespace avx512_bf16 {
+extern const Kernels kKernels[kNumDTypes];
+extern const LinearTable kLinear;
+extern const SampleKernels kSampleKernels;
+}  // namespace avx512_bf16
 
 }  // namespace s1::cpu

@@ -7,4 +7,5 @@
 
 #define S1_ISA portable
 #define S1_WIDTH 4
+#define S1_WIDE_PRODUCTS 0
 #include "kernels.inc"

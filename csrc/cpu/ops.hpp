@@ -48,6 +48,19 @@ void paged_attention(int dtype, int cache_dtype, Address q, Address k_cache, Add
                      int64_t num_kv_heads, int64_t head_dim, int64_t block_size, int64_t q_stride,
                      float scale);
 
+// out = x [rows, columns] W^T + bias, for W [outputs, columns] in panels (kernels.hpp); format is
+// WeightFormat, epilogue Epilogue. 0 for a bias or scales that are not there.
+void linear(int dtype, int format, int epilogue, Address x, Address panels, Address scales,
+            Address bias, Address out, int64_t rows, int64_t columns, int64_t outputs, int64_t group,
+            int64_t x_stride, int64_t out_stride);
+
+// out [rows, columns] = rows of W by their int32 numbers; those outside of W are zeros.
+void embed(int dtype, int format, Address ids, Address panels, Address scales, Address out,
+           int64_t rows, int64_t columns, int64_t outputs, int64_t group);
+
+// out [rows, row_bytes] = rows of x by their int32 numbers.
+void take_rows(Address x, Address index, Address out, int64_t rows, int64_t row_bytes);
+
 // out [rows] int64 = a token of each row of float32 logits [rows, size], which are overwritten. The
 // other arrays have one value a row; top_k, top_p and min_p are read only if `filtered`. `clean`:
 // the logits may hold infinities and NaN.

@@ -16,9 +16,9 @@
 namespace s1::cpu {
 namespace {
 
-// How long a thread looks for work before it sleeps. Much longer would take the core away from the
-// threads of torch, which run the matrix products between two of our jobs.
-constexpr auto kSpin = std::chrono::microseconds(5);
+// How long a thread looks for work before it sleeps: longer than what one thread does alone between
+// two jobs of a step, and than it takes to wake a thread up.
+constexpr auto kSpin = std::chrono::microseconds(50);
 
 void relax() {
 #if defined(__x86_64__)

@@ -1,0 +1,23 @@
+// The kernels for CPUs with AVX-512 and its products of bfloat16 pairs and of four bytes (VNNI). All
+// headers come first: their inline functions must stay free of the instructions that the pragma
+// allows.
+
+#include "isa.hpp"
+
+#if S1_HAS_X86_KERNELS
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <utility>
+
+#include "kernels.hpp"
+
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,avx2,fma,f16c")
+
+#define S1_ISA avx512_bf16
+#define S1_WIDTH 16
+#define S1_WIDE_PRODUCTS 1
+#include "kernels.inc"
+
+#endif

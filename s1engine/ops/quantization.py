@@ -1,0 +1,76 @@
+"""Matrices in few bits: integers with a scale for every group of columns.
+
+Owns what the formats mean: how a matrix becomes integers and which numbers these stand for. How a
+device stores them and multiplies by them is the device's own affair. Knows no model.
+
+Both formats are symmetric and rounded to nearest, from ordinary checkpoints at load: no
+calibration. ``int8`` keeps a head or an embedding nearly as it was; with ``int4`` these two stay
+``int8``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from s1engine.errors import RequestError
+
+FORMATS = ("int8", "int4")
+_GROUPS = {"int8": (128, 64, 32), "int4": (32,)}  # columns that share a scale: the first that fits
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedMatrix:
+    """W [N, K] as values * scales."""
+
+    format: str
+    values: Tensor  # [N, K] int8; for int4 within [-8, 7]
+    scales: Tensor  # [N, K / group] bfloat16
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return self.values.shape[1] // self.scales.shape[1]
+
+    def dequantize(self) -> Tensor:
+        """W [N, K] float32 as the integers have it."""
+        scales = self.scales.float().repeat_interleave(self.group, dim=1)
+        return self.values.float() * scales
+
+    def __getitem__(self, rows: slice) -> "QuantizedMatrix":
+        return QuantizedMatrix(self.format, self.values[rows], self.scales[rows])
+
+
+def quantize(weight: Tensor, fmt: str) -> QuantizedMatrix:
+    """weight [N, K] float in the format ``fmt``. Raises RequestError if K is no multiple of the
+    smallest group."""
+    n, k = weight.shape
+    group = group_size(k, fmt)
+    values = torch.empty(n, k, dtype=torch.int8)
+    scales = torch.empty(n, k // group, dtype=torch.bfloat16)
+    rows = max(1, 2**22 // k)  # at a time, for the memory of the float copies
+    for at in range(0, n, rows):
+        part = weight[at : at + rows].float().unflatten(1, (-1, group))
+        low, high = (-127, 127) if fmt == "int8" else (-8, 7)
+        peak = part.gather(2, part.abs().argmax(2, keepdim=True))  # with its sign
+        scale = (peak.abs() / 127 if fmt == "int8" else peak / -8).bfloat16()
+        whole = (part / scale.float()).nan_to_num_(0).round_().clamp_(low, high)
+        values[at : at + rows] = whole.flatten(1).to(torch.int8)
+        scales[at : at + rows] = scale.squeeze(2)
+    return QuantizedMatrix(fmt, values, scales)
+
+
+def group_size(columns: int, fmt: str) -> int:
+    """Columns that share a scale in a matrix of so many."""
+    for group in _GROUPS[fmt]:
+        if columns % group == 0:
+            return group
+    raise RequestError(
+        f"quantization {fmt}: a matrix has {columns} columns, which is no multiple of "
+        f"{_GROUPS[fmt][-1]}",
+        param="quantization",
+    )
