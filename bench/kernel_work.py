@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from s1engine.bench.device_time import Launch
 from s1engine.models.config import ModelConfig
-from s1engine.ops import AttentionMetadata, Ops, SamplingMetadata
+from s1engine.ops import AttentionMetadata, Matrix, Ops, SamplingMetadata
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.runner.device import BLOCK_SIZES
 
@@ -74,8 +74,9 @@ def _linear(at: Place, ops: Ops, tokens: int, context: int, *, rows: str) -> Wor
         "lm_head": (m.vocab_size, m.hidden_size),
     }[rows]
     x, weight = at.normal(tokens, k), at.normal(n, k)
+    packed = ops.pack(weight)
     return Work(
-        lambda: ops.linear(x, weight),
+        lambda: ops.linear(x, packed),
         lambda: functional.linear(x, weight),
         weight.nbytes + x.nbytes + tokens * n * x.itemsize,
         2.0 * tokens * n * k,
@@ -86,9 +87,10 @@ def _norm_gate_up(at: Place, ops: Ops, tokens: int, context: int) -> Work:
     m = at.model
     residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
     weight = at.normal(2 * m.intermediate_size, m.hidden_size)
+    packed = ops.pack(weight)
     plain = TorchOps()
     return Work(
-        lambda: ops.norm_gate_up(None, residual, norm, 1e-6, weight),
+        lambda: ops.norm_gate_up(None, residual, norm, 1e-6, packed),
         lambda: plain.norm_gate_up(None, residual, norm, 1e-6, weight),
         weight.nbytes + residual.nbytes + tokens * m.intermediate_size * residual.itemsize,
         2.0 * tokens * weight.numel(),
@@ -100,6 +102,7 @@ def _norm_qkv(at: Place, ops: Ops, tokens: int, context: int) -> Work:
     m, block = at.model, BLOCK_SIZES[at.device]
     residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
     weight = at.normal((m.num_heads + 2 * m.num_kv_heads) * m.head_dim, m.hidden_size)
+    packed = ops.pack(weight)
     k, v, table = _cache(at, tokens, 1, block)
     meta = AttentionMetadata(
         positions=at.ints([0] * tokens),
@@ -112,14 +115,14 @@ def _norm_qkv(at: Place, ops: Ops, tokens: int, context: int) -> Work:
     cos_sin = torch.ones(1, m.head_dim, device=at.device)
     plain = TorchOps()
 
-    def call(ops: Ops) -> Tensor:
+    def call(ops: Ops, matrix: Matrix) -> Tensor:
         return ops.norm_qkv_rope_write(
-            None, residual, norm, 1e-6, weight, None, None, None, cos_sin, k, v, meta
+            None, residual, norm, 1e-6, matrix, None, None, None, cos_sin, k, v, meta
         )
 
     return Work(
-        lambda: call(ops),
-        lambda: call(plain),
+        lambda: call(ops, packed),
+        lambda: call(plain, weight),
         weight.nbytes + residual.nbytes + tokens * weight.shape[0] * residual.itemsize,
         2.0 * tokens * weight.numel(),
     )

@@ -48,7 +48,9 @@ def gate_up_call(at: Place, tokens: int) -> Call:
     m = at.model
     residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
     weight = at.normal(2 * m.intermediate_size, m.hidden_size) * m.hidden_size**-0.5
-    return lambda ops, cast: ops.norm_gate_up(None, cast(residual), cast(norm), 1e-6, cast(weight))
+    return lambda ops, cast: ops.norm_gate_up(
+        None, cast(residual), cast(norm), 1e-6, ops.pack(cast(weight))
+    )
 
 
 def residual_call(at: Place, tokens: int) -> Call:
@@ -58,7 +60,7 @@ def residual_call(at: Place, tokens: int) -> Call:
 
     def call(ops: Ops, cast: Callable[[Tensor], Tensor]) -> Tensor:
         total = cast(residual)
-        branch = ops.linear_residual(cast(x), cast(weight), None, total)
+        branch = ops.linear_residual(cast(x), ops.pack(cast(weight)), None, total)
         return total if branch is None else total + branch
 
     return call
@@ -84,7 +86,7 @@ def qkv_call(at: Place, tokens: int, block: int) -> Call:
     def call(ops: Ops, cast: Callable[[Tensor], Tensor]) -> Tensor:
         k, v = (cast(torch.zeros(size, dtype=at.dtype, device=at.device)) for _ in range(2))
         q = ops.norm_qkv_rope_write(
-            None, cast(residual), cast(norm), 1e-6, cast(weight), cast(bias), None, None,
+            None, cast(residual), cast(norm), 1e-6, ops.pack(cast(weight)), cast(bias), None, None,
             cos_sin, k, v, meta,
         )  # fmt: skip
         return torch.cat((q.flatten(), k.flatten(), v.flatten()))

@@ -161,8 +161,14 @@ def _compare(shared: Shared, model: ModelConfig, decoder: Decoder) -> dict[str, 
     """Greedy tokens of a few sequences with budgets: run ahead, step by step, and on torch."""
 
     def tokens(ops: Ops | None, **options: Any) -> list[list[int]]:
-        own = decoder if ops is None else Decoder(model, decoder.weights, ops)
-        engine = BareEngine(_config(shared, **options), model, own)
+        config = _config(shared, **options)
+        if ops is None:
+            own = decoder
+        elif isinstance(decoder.weights.lm_head, torch.Tensor):
+            own = Decoder(model, decoder.weights, ops)
+        else:  # packed for the device
+            own = make_decoder(model, config, ops)
+        engine = BareEngine(config, model, own)
         generator = torch.Generator().manual_seed(1)
         names = [
             engine.add(

@@ -208,6 +208,48 @@ class cpu:
     def num_threads() -> int: ...
     @staticmethod
     def set_num_threads(count: int, /) -> None: ...
+    class Plan:
+        """Operations recorded once (csrc/cpu/plan.hpp)."""
+
+        def replay(self) -> None: ...
+        def __len__(self) -> int: ...
+
+    @staticmethod
+    def record_into(plan: Plan | None, /) -> None: ...
+    @staticmethod
+    def linear(
+        dtype: int,
+        format: int,
+        epilogue: int,
+        x: int,
+        panels: int,
+        scales: int,
+        bias: int,
+        out: int,
+        rows: int,
+        columns: int,
+        outputs: int,
+        group: int,
+        x_stride: int,
+        out_stride: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def embed(
+        dtype: int,
+        format: int,
+        ids: int,
+        panels: int,
+        scales: int,
+        out: int,
+        rows: int,
+        columns: int,
+        outputs: int,
+        group: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def take_rows(x: int, index: int, out: int, rows: int, row_bytes: int, /) -> None: ...
     @staticmethod
     def rms_norm(
         dtype: int,

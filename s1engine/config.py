@@ -13,6 +13,7 @@ from s1engine.errors import RequestError
 BUNDLED_MODEL = Path(__file__).parent / "assets" / "s1-nano"
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+QUANTIZATIONS = ("int8", "int4")
 DEVICES = ("auto", "cpu", "cuda")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 REASONING_FORMATS = ("auto", "s1", "think-tag", "none")
@@ -28,6 +29,8 @@ class EngineConfig:
     dtype: str = "auto"
     """Weights, and the KV cache unless ``kv_cache_dtype`` says otherwise. ``auto``: the
     checkpoint's own type on CUDA and on CPUs with bf16 instructions, float32 on other CPUs."""
+    quantization: str | None = None
+    """``int8`` or ``int4``: matrices in so many bits, made at load, on the CPU."""
     device: str = "auto"
     """``auto`` takes CUDA if there is a device, else the CPU."""
     max_model_len: int | None = None
@@ -70,6 +73,8 @@ class EngineConfig:
         _one_of("dtype", self.dtype, DTYPES)
         _one_of("device", self.device, DEVICES)
         _one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
+        if self.quantization is not None:
+            _one_of("quantization", self.quantization, QUANTIZATIONS)
         _one_of("reasoning_format", self.reasoning_format, REASONING_FORMATS)
         if self.max_model_len is not None:
             check_int("max_model_len", self.max_model_len, 1, 2**24)

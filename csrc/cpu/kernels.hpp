@@ -96,8 +96,8 @@ struct SoftmaxState {
 
 // ---- matrices -----------------------------------------------------------------------------------
 
-// How a matrix of weights [N, K] is stored: in panels of kPanel outputs (rows of the matrix) side by
-// side, so that a vector holds one column of a panel. N and K are padded with zeros.
+// How a matrix of weights [N, K] is stored: in panels of kPanel outputs (rows of the matrix) side
+// by side, so that a vector holds one column of a panel. N and K are padded with zeros.
 //   kNative  float32, float16  [N / 16][K][16]
 //            bfloat16          [N / 16][K / 2][16][2]
 //   kInt8    [N / 16][K / 4][16][4] bytes: value + 128
@@ -116,8 +116,8 @@ enum class Epilogue : int32_t {
   kGate,        // out [rows, N / 2] = silu(first half of the sums) * second half
 };
 
-// x [rows, K] as `linear` reads it: as it is (bfloat16 where the CPU multiplies it; with a column of
-// zeros if K is odd), widened to float, or as integers with a scale for each row and group.
+// x [rows, K] as `linear` reads it: as it is (bfloat16 where the CPU multiplies it; with a column
+// of zeros if K is odd), widened to float, or as integers with a scale for each row and group.
 struct Rows {
   const void* values;  // [rows, stride]
   int64_t stride;
@@ -125,8 +125,8 @@ struct Rows {
   const int32_t* sums;  // of the integers, likewise
 };
 
-// out = x W^T + bias. What a row gives does not depend on other rows: a sum runs over the columns in
-// their order.
+// out = x W^T + bias. What a row gives does not depend on other rows: a sum runs over the columns
+// in their order.
 struct Linear {
   Rows x;
   const void* panels;
@@ -149,7 +149,7 @@ struct Embed {
   const int32_t* ids;
   const void* panels;
   const uint16_t* scales;
-  void* out;  // [rows, columns]
+  void* out;       // [rows, columns]
   float* scratch;  // [columns], padded
   int64_t columns, outputs, group;
 };

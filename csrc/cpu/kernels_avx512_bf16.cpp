@@ -1,5 +1,5 @@
-// The kernels for CPUs with AVX-512 and its products of bfloat16 pairs and of four bytes (VNNI). All
-// headers come first: their inline functions must stay free of the instructions that the pragma
+// The kernels for CPUs with AVX-512 and its products of bfloat16 pairs and of four bytes (VNNI).
+// All headers come first: their inline functions must stay free of the instructions that the pragma
 // allows.
 
 #include "isa.hpp"

@@ -14,8 +14,8 @@
 namespace s1::cpu {
 namespace {
 
-constexpr int64_t kPiecePanels = 4;  // what the widest kernel takes at a time
-constexpr int64_t kPieceRows = 96;   // so that x stays in the second-level cache
+constexpr int64_t kPiecePanels = 4;    // what the widest kernel takes at a time
+constexpr int64_t kPieceRows = 96;     // so that x stays in the second-level cache
 constexpr int64_t kMinWork = 1 << 15;  // multiply-adds below which one thread is faster than two
 
 // x in the form that the kernels read, in memory of the calling thread.
@@ -41,8 +41,8 @@ Rows prepare(const LinearKernels& k, const void* x, int64_t x_stride, int64_t ro
 }  // namespace
 
 void linear(int dtype, int format, int epilogue, Address x, Address panels, Address scales,
-            Address bias, Address out, int64_t rows, int64_t columns, int64_t outputs, int64_t group,
-            int64_t x_stride, int64_t out_stride) {
+            Address bias, Address out, int64_t rows, int64_t columns, int64_t outputs,
+            int64_t group, int64_t x_stride, int64_t out_stride) {
   const LinearKernels& k = linear_kernels(DType{dtype}, WeightFormat{format});
   const Linear args{.x = prepare(k, pointer<const void>(x), x_stride, rows, columns, group),
                     .panels = pointer<const void>(panels),

@@ -51,8 +51,8 @@ void paged_attention(int dtype, int cache_dtype, Address q, Address k_cache, Add
 // out = x [rows, columns] W^T + bias, for W [outputs, columns] in panels (kernels.hpp); format is
 // WeightFormat, epilogue Epilogue. 0 for a bias or scales that are not there.
 void linear(int dtype, int format, int epilogue, Address x, Address panels, Address scales,
-            Address bias, Address out, int64_t rows, int64_t columns, int64_t outputs, int64_t group,
-            int64_t x_stride, int64_t out_stride);
+            Address bias, Address out, int64_t rows, int64_t columns, int64_t outputs,
+            int64_t group, int64_t x_stride, int64_t out_stride);
 
 // out [rows, columns] = rows of W by their int32 numbers; those outside of W are zeros.
 void embed(int dtype, int format, Address ids, Address panels, Address scales, Address out,

@@ -134,12 +134,12 @@ def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) ->
     from s1engine.models.config import ModelConfig
     from s1engine.models.loader import resolve_model
     from s1engine.runner.device import resolve_cache_dtype, resolve_dtype
-    from s1engine.runner.memory import plan_memory
+    from s1engine.runner.memory import plan_memory, weight_bytes
 
     path = resolve_model(config.model)
     facts = ModelConfig.from_dir(path)
     dtype = resolve_dtype(config.dtype, device, facts.torch_dtype)
-    weights = facts.num_parameters * dtype.itemsize
+    weights = weight_bytes(facts, dtype, config.quantization)
     cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, dtype)
     max_len, blocks = plan_memory(config, facts, cache_dtype)
     assert config.block_size is not None
@@ -149,6 +149,7 @@ def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) ->
         "architecture": facts.architecture,
         "parameters": facts.num_parameters,
         "dtype": str(dtype).removeprefix("torch."),
+        "quantization": config.quantization,
         "weight_bytes": weights,
         "kv_cache_dtype": str(cache_dtype).removeprefix("torch."),
         "kv_bytes_per_token": per_token,

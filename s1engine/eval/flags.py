@@ -8,6 +8,7 @@ from s1engine.config import (
     DEVICES,
     DTYPES,
     KV_CACHE_DTYPES,
+    QUANTIZATIONS,
     REASONING_FORMATS,
     check_float,
     check_int,
@@ -28,6 +29,7 @@ ENGINE_FLAGS = {
 ENGINE_CHOICES = {
     "dtype": DTYPES,
     "kv_cache_dtype": KV_CACHE_DTYPES,
+    "quantization": QUANTIZATIONS,
     "device": DEVICES,
     "reasoning_format": REASONING_FORMATS,
 }

@@ -11,39 +11,37 @@ of the MLP, V vocabulary.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from s1engine.models.config import ModelConfig
 from s1engine.models.rope import cos_sin_table
-from s1engine.ops import AttentionMetadata, Ops, RunState
+from s1engine.ops import AttentionMetadata, Matrix, Ops, RunState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerWeights:
-    """One layer; matrices are [rows out, columns in]."""
+    """One layer; matrices are [rows out, columns in], as ``Ops.pack`` made them."""
 
     input_norm: Tensor  # [H]
-    qkv: Tensor  # [(Hq + 2 Hkv) D, H]
+    qkv: Matrix  # [(Hq + 2 Hkv) D, H]
     qkv_bias: Tensor | None  # [(Hq + 2 Hkv) D]
     q_norm: Tensor | None  # [D]
     k_norm: Tensor | None  # [D]
-    o: Tensor  # [H, Hq D]
+    o: Matrix  # [H, Hq D]
     o_bias: Tensor | None  # [H]
     post_norm: Tensor  # [H], after attention
-    gate_up: Tensor  # [2F, H]
-    down: Tensor  # [H, F]
+    gate_up: Matrix  # [2F, H]
+    down: Matrix  # [H, F]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderWeights:
     """A whole model on one device in one type."""
 
-    embed: Tensor  # [V, H]
+    embed: Matrix  # [V, H]
     layers: tuple[LayerWeights, ...]
     norm: Tensor  # [H]
-    lm_head: Tensor  # [V, H], the same tensor as embed if they are tied
+    lm_head: Matrix  # [V, H], the same as embed if they are tied
 
 
 class Decoder:
@@ -61,8 +59,8 @@ class Decoder:
         self.config = config
         self.weights = weights
         self.ops = ops
-        self.dtype = weights.embed.dtype
-        self.device = weights.embed.device
+        self.dtype = weights.norm.dtype
+        self.device = weights.norm.device
         self.cos_sin = cos_sin_table(
             config.head_dim,
             config.rope_theta,
@@ -77,7 +75,7 @@ class Decoder:
         """input_ids [T] -> hidden states after the last layer [T, H], not normed; writes K and V of
         these tokens into ``kv``, the (k_cache, v_cache) of each layer."""
         ops, eps = self.ops, self.config.rms_norm_eps
-        residual = functional.embedding(input_ids, self.weights.embed)  # [T, H]
+        residual = ops.embed(input_ids, self.weights.embed)  # [T, H]
         branch: Tensor | None = None  # what is still to be added to it
         for layer, caches in zip(self.weights.layers, kv, strict=True):
             q = ops.norm_qkv_rope_write(
@@ -101,14 +99,14 @@ class Decoder:
 
     def logits(self, hidden: Tensor, vocab_limit: int) -> Tensor:
         """hidden [B, H] -> float32 [B, vocab_limit]; padding rows of the head are not computed."""
-        x = self.ops.rms_norm(hidden, self.weights.norm, self.config.rms_norm_eps)
-        return self.ops.linear(x, self._head(vocab_limit)).to(torch.float32)
+        eps, head = self.config.rms_norm_eps, self._head(vocab_limit)
+        return self.ops.logits(hidden, self.weights.norm, eps, head)
 
     def decide(self, hidden: Tensor, vocab_limit: int, run: RunState, *, filtered: bool) -> None:
         """hidden [B, H] of a run's lanes -> their next tokens, taken (``Ops.decide``)."""
         eps, head = self.config.rms_norm_eps, self._head(vocab_limit)
         self.ops.decide(hidden, self.weights.norm, eps, head, run, filtered=filtered)
 
-    def _head(self, vocab_limit: int) -> Tensor:
+    def _head(self, vocab_limit: int) -> Matrix:
         assert 0 < vocab_limit <= self.config.vocab_size
         return self.weights.lm_head[:vocab_limit]

@@ -18,11 +18,12 @@ from s1engine.errors import ModelError
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder, DecoderWeights, LayerWeights
-from s1engine.ops import Ops
+from s1engine.ops import Matrix, Ops
+from s1engine.ops.quantization import HEAD_FORMATS, quantize
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["*.json", "*.jinja", "merges.txt", "model*.safetensors"]
-_EMBED, _LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBED, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def resolve_model(name_or_path: str) -> Path:
@@ -51,14 +52,16 @@ def load_decoder(
     ops: Ops,
     progress: bool = False,
     max_positions: int | None = None,
+    quantization: str | None = None,
 ) -> Decoder:
     """The model of directory ``path`` in ``dtype``; ``progress`` draws a bar on stderr.
 
-    ``max_positions`` as for Decoder.
+    ``max_positions`` as for Decoder; ``quantization``: format of the matrices
+    (``ops.quantization``).
     """
     checkpoint = Checkpoint(path)
     shapes = config.tensor_shapes()
-    checkpoint.check(shapes, allowed=(_LM_HEAD,) if config.tie_word_embeddings else ())
+    checkpoint.check(shapes, allowed=(LM_HEAD,) if config.tie_word_embeddings else ())
     _check_tied(checkpoint, config)
     total = config.num_parameters * dtype.itemsize
     with tqdm(
@@ -70,7 +73,8 @@ def load_decoder(
         disable=not progress,
     ) as bar:
         reader = _Reader(checkpoint, shapes, dtype, device, bar)
-        return Decoder(config, _weights(reader, config), ops, max_positions)
+        weights = _weights(reader, config, _Packer(ops, quantization))
+        return Decoder(config, weights, ops, max_positions)
 
 
 class _Reader:
@@ -103,40 +107,65 @@ class _Reader:
         return out
 
 
-def _weights(reader: "_Reader | _RandomReader", config: ModelConfig) -> DecoderWeights:
-    embed = reader.take(_EMBED)
+@dataclass(frozen=True, slots=True)
+class _Packer:
+    """Brings matrices into the form of the device, in fewer bits if asked for."""
+
+    ops: Ops
+    quantization: str | None
+
+    def layer(self, weight: Tensor) -> Matrix:
+        return self._pack(weight, self.quantization)
+
+    def head(self, weight: Tensor) -> Matrix:
+        """Head and tied embeddings: what few bits harm most."""
+        return self._pack(weight, HEAD_FORMATS.get(self.quantization or "", self.quantization))
+
+    def _pack(self, weight: Tensor, fmt: str | None) -> Matrix:
+        return self.ops.pack(weight if fmt is None else quantize(weight, fmt))
+
+
+def _weights(
+    reader: "_Reader | _RandomReader", config: ModelConfig, pack: _Packer
+) -> DecoderWeights:
+    embed = reader.take(EMBED)
+    head = pack.head(embed if config.tie_word_embeddings else reader.take(LM_HEAD))
+    if config.tie_word_embeddings:
+        del embed  # the packed one serves both
     return DecoderWeights(
-        embed=embed,
-        layers=tuple(_layer(reader, config, index) for index in range(config.num_layers)),
+        embed=head if config.tie_word_embeddings else embed,
+        layers=tuple(_layer(reader, config, index, pack) for index in range(config.num_layers)),
         norm=reader.take("model.norm.weight"),
-        lm_head=embed if config.tie_word_embeddings else reader.take(_LM_HEAD),
+        lm_head=head,
     )
 
 
-def _layer(reader: "_Reader | _RandomReader", config: ModelConfig, index: int) -> LayerWeights:
+def _layer(
+    reader: "_Reader | _RandomReader", config: ModelConfig, index: int, pack: _Packer
+) -> LayerWeights:
     layer = f"model.layers.{index}."
     attention, mlp = layer + "self_attn.", layer + "mlp."
     qkv = [attention + name for name in ("q_proj", "k_proj", "v_proj")]
     return LayerWeights(
         input_norm=reader.take(layer + "input_layernorm.weight"),
-        qkv=reader.take(*(name + ".weight" for name in qkv)),
+        qkv=pack.layer(reader.take(*(name + ".weight" for name in qkv))),
         qkv_bias=reader.take(*(name + ".bias" for name in qkv)) if config.qkv_bias else None,
         q_norm=reader.take(attention + "q_norm.weight") if config.qk_norm else None,
         k_norm=reader.take(attention + "k_norm.weight") if config.qk_norm else None,
-        o=reader.take(attention + "o_proj.weight"),
+        o=pack.layer(reader.take(attention + "o_proj.weight")),
         o_bias=reader.take(attention + "o_proj.bias") if config.o_bias else None,
         post_norm=reader.take(layer + "post_attention_layernorm.weight"),
-        gate_up=reader.take(mlp + "gate_proj.weight", mlp + "up_proj.weight"),
-        down=reader.take(mlp + "down_proj.weight"),
+        gate_up=pack.layer(reader.take(mlp + "gate_proj.weight", mlp + "up_proj.weight")),
+        down=pack.layer(reader.take(mlp + "down_proj.weight")),
     )
 
 
 def _check_tied(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """A head beside tied embeddings must be the embeddings, or one of the two would be lost."""
-    if not config.tie_word_embeddings or _LM_HEAD not in checkpoint:
+    if not config.tie_word_embeddings or LM_HEAD not in checkpoint:
         return
-    if not torch.equal(checkpoint.read(_LM_HEAD), checkpoint.read(_EMBED)):
-        raise checkpoint.error(_LM_HEAD, "differs from the embeddings that config.json ties to it")
+    if not torch.equal(checkpoint.read(LM_HEAD), checkpoint.read(EMBED)):
+        raise checkpoint.error(LM_HEAD, "differs from the embeddings that config.json ties to it")
 
 
 def random_decoder(
@@ -147,12 +176,13 @@ def random_decoder(
     *,
     seed: int = 0,
     max_positions: int | None = None,
+    quantization: str | None = None,
 ) -> Decoder:
     """A model of these shapes with normal weights of deviation 0.02, made on the device: for
     measuring, where no weights are at hand."""
     generator = torch.Generator(device).manual_seed(seed)
     reader = _RandomReader(config.tensor_shapes(), dtype, device, generator)
-    return Decoder(config, _weights(reader, config), ops, max_positions)
+    return Decoder(config, _weights(reader, config, _Packer(ops, quantization)), ops, max_positions)
 
 
 @dataclass(frozen=True, slots=True)

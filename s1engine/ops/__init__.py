@@ -10,12 +10,17 @@ fp8, with the rows that ``kv_rows`` defines.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from s1engine import _core
+from s1engine.ops.packed import PackedMatrix
+from s1engine.ops.quantization import QuantizedMatrix
+
+Matrix: TypeAlias = Tensor | QuantizedMatrix | PackedMatrix
+"""Weights [N, K] as the device's ``pack`` made them; ``matrix[:n]`` are the first rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,7 @@ class Ops(Protocol):
 
     ``residual`` [T, H] is the stream that runs through the layers, ``branch`` [T, H] what the
     operation before left to be added to it, None if it added that itself; see ``linear_residual``.
+    What an operation of a layer returns is valid until the same operation is called again.
     """
 
     name: str
@@ -105,12 +111,24 @@ class Ops(Protocol):
         block_size: int,
         dtype: torch.dtype,
         cache_dtype: torch.dtype,
+        quantization: str | None = None,
     ) -> None:
-        """Raises RequestError, with the list of what is covered, if these shapes and types are
-        not."""
+        """Raises RequestError, with the list of what is covered, if this is not."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def pack(self, weight: Tensor | QuantizedMatrix) -> Matrix:
+        """weight [N, K] as this device multiplies by it; once, when a model is loaded."""
+
+    def embed(self, ids: Tensor, weight: Matrix) -> Tensor:
+        """Rows ``ids`` [T] int32 of weight [V, H] -> [T, H]; the caller may write into them."""
+
+    def take_rows(self, x: Tensor, index: Tensor) -> Tensor:
+        """Rows ``index`` [n] int32 of x [T, H] -> [n, H]."""
+
+    def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
         """x [T, K] times weight [N, K] transposed, plus bias [N] -> [T, N]."""
+
+    def logits(self, hidden: Tensor, norm: Tensor, eps: float, weight: Matrix) -> Tensor:
+        """rms_norm(hidden [B, H]) times weight [V, H] transposed -> [B, V] float32."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / sqrt(mean(x^2) + eps) * weight over the last dimension, computed in float32."""
@@ -146,7 +164,7 @@ class Ops(Protocol):
         residual: Tensor,
         norm: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Matrix,
         bias: Tensor | None,
         q_norm: Tensor | None,
         k_norm: Tensor | None,
@@ -160,7 +178,7 @@ class Ops(Protocol):
         and ``k_norm`` [D] if there are any, then as rope_write."""
 
     def linear_residual(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
+        self, x: Tensor, weight: Matrix, bias: Tensor | None, residual: Tensor
     ) -> Tensor | None:
         """residual += linear(x, weight, bias) and None; or that product, for the operation after
         to add where it reads the residual anyway."""
@@ -171,7 +189,7 @@ class Ops(Protocol):
         residual: Tensor,
         norm: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Matrix,
     ) -> Tensor:
         """residual += branch, then silu_and_mul(linear(rms_norm(residual), weight)) -> [T, F]."""
 
@@ -183,7 +201,7 @@ class Ops(Protocol):
         hidden: Tensor,
         norm: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Matrix,
         run: RunState,
         *,
         filtered: bool,

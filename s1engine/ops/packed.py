@@ -20,6 +20,7 @@ class PackedMatrix:
     """W [N, K] in panels."""
 
     format: int  # WeightFormat
+    dtype: torch.dtype  # of what it is multiplied with
     panels: Tensor  # [ceil(N / 16), bytes of a panel] uint8
     scales: Tensor | None  # [ceil(N / 16), K / group, 16] bfloat16
     shape: tuple[int, int]
@@ -29,18 +30,28 @@ class PackedMatrix:
         """The first rows: panels of which a part may lie beyond the end."""
         assert rows.start is None and rows.step is None and 0 < rows.stop <= self.shape[0]
         return PackedMatrix(
-            self.format, self.panels, self.scales, (rows.stop, self.shape[1]), self.group
+            self.format,
+            self.dtype,
+            self.panels,
+            self.scales,
+            (rows.stop, self.shape[1]),
+            self.group,
         )
 
 
 def pack(weight: Tensor | QuantizedMatrix) -> PackedMatrix:
-    """weight [N, K]: float32, float16, bfloat16, or integers."""
+    """weight [N, K]: float32, float16, bfloat16, or integers with scales."""
     if isinstance(weight, QuantizedMatrix):
         return _pack_integers(weight)
     columns = weight.shape[1] + weight.shape[1] % 2 * (weight.dtype is torch.bfloat16)
     width = 2 if weight.dtype is torch.bfloat16 else 1
     return PackedMatrix(
-        _FORMATS["native"], _panels(weight, columns, width), None, tuple(weight.shape), 1
+        _FORMATS["native"],
+        weight.dtype,
+        _panels(weight, columns, width),
+        None,
+        (weight.shape[0], weight.shape[1]),
+        1,
     )
 
 
@@ -53,9 +64,10 @@ def _pack_integers(weight: QuantizedMatrix) -> PackedMatrix:
         stored = (values[:, :, 0] | values[:, :, 1] << 4).flatten(1)
     return PackedMatrix(
         _FORMATS[weight.format],
+        weight.dtype,
         _panels(stored, stored.shape[1], 4),
         _panels(weight.scales, weight.scales.shape[1], 1).view(torch.bfloat16),
-        tuple(weight.shape),
+        (weight.shape[0], weight.shape[1]),
         weight.group,
     )
 
@@ -67,10 +79,9 @@ def _panels(x: Tensor, columns: int, width: int) -> Tensor:
     count = -(-n // PANEL)
     out = torch.zeros(count, columns // width, PANEL, width, dtype=x.dtype)
     whole = n // PANEL
-    out_whole = out[:whole].flatten(1, 1).view(whole, columns // width, PANEL, width)
     source = x if k == columns else torch.nn.functional.pad(x, (0, columns - k))
     source = source.unflatten(1, (-1, width))  # [N, columns / width, width]
-    out_whole.copy_(source[: whole * PANEL].unflatten(0, (-1, PANEL)).transpose(1, 2))
+    out[:whole].copy_(source[: whole * PANEL].unflatten(0, (-1, PANEL)).transpose(1, 2))
     if n % PANEL:
         out[whole, :, : n % PANEL] = source[whole * PANEL :].transpose(0, 1)
     return out.view(torch.uint8).view(count, -1)

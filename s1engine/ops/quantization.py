@@ -4,8 +4,8 @@ Owns what the formats mean: how a matrix becomes integers and which numbers thes
 device stores them and multiplies by them is the device's own affair. Knows no model.
 
 Both formats are symmetric and rounded to nearest, from ordinary checkpoints at load: no
-calibration. ``int8`` keeps a head or an embedding nearly as it was; with ``int4`` these two stay
-``int8``.
+calibration. ``int8`` keeps a head or an embedding nearly as it was; with ``int4`` these two
+are ``int8``.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from torch import Tensor
 from s1engine.errors import RequestError
 
 FORMATS = ("int8", "int4")
+HEAD_FORMATS = {"int4": "int8"}  # where it is not the same: what few bits harm most
 _GROUPS = {"int8": (128, 64, 32), "int4": (32,)}  # columns that share a scale: the first that fits
 
 
@@ -26,6 +27,7 @@ class QuantizedMatrix:
     format: str
     values: Tensor  # [N, K] int8; for int4 within [-8, 7]
     scales: Tensor  # [N, K / group] bfloat16
+    dtype: torch.dtype  # of the matrix that it was made from, and of what it is multiplied with
 
     @property
     def shape(self) -> torch.Size:
@@ -37,12 +39,12 @@ class QuantizedMatrix:
         return self.values.shape[1] // self.scales.shape[1]
 
     def dequantize(self) -> Tensor:
-        """W [N, K] float32 as the integers have it."""
+        """W [N, K] as the integers have it, in its dtype."""
         scales = self.scales.float().repeat_interleave(self.group, dim=1)
-        return self.values.float() * scales
+        return (self.values.float() * scales).to(self.dtype)
 
     def __getitem__(self, rows: slice) -> "QuantizedMatrix":
-        return QuantizedMatrix(self.format, self.values[rows], self.scales[rows])
+        return QuantizedMatrix(self.format, self.values[rows], self.scales[rows], self.dtype)
 
 
 def quantize(weight: Tensor, fmt: str) -> QuantizedMatrix:
@@ -61,7 +63,12 @@ def quantize(weight: Tensor, fmt: str) -> QuantizedMatrix:
         whole = (part / scale.float()).nan_to_num_(0).round_().clamp_(low, high)
         values[at : at + rows] = whole.flatten(1).to(torch.int8)
         scales[at : at + rows] = scale.squeeze(2)
-    return QuantizedMatrix(fmt, values, scales)
+    return QuantizedMatrix(fmt, values, scales, weight.dtype)
+
+
+def bytes_per_weight(fmt: str) -> float:
+    """At most, the scales (two bytes each) included."""
+    return {"int8": 1.0, "int4": 0.5}[fmt] + 2 / _GROUPS[fmt][-1]
 
 
 def group_size(columns: int, fmt: str) -> int:

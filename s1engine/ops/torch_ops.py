@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s1engine.ops import AttentionMetadata, SamplingMetadata, kv_rows, torch_sampling
+from s1engine.ops import AttentionMetadata, Matrix, SamplingMetadata, kv_rows, torch_sampling
+from s1engine.ops.quantization import QuantizedMatrix
 from s1engine.ops.unfused import Unfused
 
 
@@ -27,11 +28,21 @@ class TorchOps(Unfused):
         block_size: int,
         dtype: torch.dtype,
         cache_dtype: torch.dtype,
+        quantization: str | None = None,
     ) -> None:
         """All shapes that a model may have are covered."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return functional.linear(x, weight, bias)
+    def pack(self, weight: Tensor | QuantizedMatrix) -> Matrix:
+        return weight
+
+    def embed(self, ids: Tensor, weight: Matrix) -> Tensor:
+        return functional.embedding(ids, _plain(weight))
+
+    def take_rows(self, x: Tensor, index: Tensor) -> Tensor:
+        return x[index]
+
+    def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
+        return functional.linear(x, _plain(weight), bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return functional.rms_norm(_wide(x), weight.shape, _wide(weight), eps).to(x.dtype)
@@ -84,6 +95,13 @@ class TorchOps(Unfused):
         # A stable sort rather than topk: equal values, common in bfloat16, go by token id.
         values, ids = logprobs.sort(dim=-1, descending=True, stable=True)
         return chosen, values[:, :k], ids[:, :k]
+
+
+def _plain(weight: Matrix) -> Tensor:
+    if isinstance(weight, QuantizedMatrix):
+        return weight.dequantize()
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _wide(x: Tensor) -> Tensor:

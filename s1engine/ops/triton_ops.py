@@ -25,7 +25,15 @@ from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.rope_write import rope_write
 from s1engine.kernels.sample import sample
 from s1engine.kernels.silu_and_mul import silu_and_mul
-from s1engine.ops import AttentionMetadata, RunState, SamplingMetadata, kv_rows, torch_sampling
+from s1engine.ops import (
+    AttentionMetadata,
+    Matrix,
+    RunState,
+    SamplingMetadata,
+    kv_rows,
+    torch_sampling,
+)
+from s1engine.ops.quantization import QuantizedMatrix
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.unfused import Unfused
 
@@ -54,8 +62,13 @@ class TritonOps(Unfused):
         block_size: int,
         dtype: torch.dtype,
         cache_dtype: torch.dtype,
+        quantization: str | None = None,
     ) -> None:
         _check_covered(head_dim, num_heads, num_kv_heads, block_size, dtype)
+        if quantization is not None:
+            raise RequestError(
+                f"quantization {quantization} is not covered on CUDA", param="quantization"
+            )
         kv_rows.check_covered(cache_dtype, dtype, "fp8", "CUDA")
         if cache_dtype is torch.float8_e4m3fn and torch.cuda.is_available():
             _refuse(
@@ -65,14 +78,26 @@ class TritonOps(Unfused):
                 "kv_cache_dtype",
             )
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def pack(self, weight: Tensor | QuantizedMatrix) -> Matrix:
+        assert isinstance(weight, Tensor)  # see check_model
+        return weight
+
+    def embed(self, ids: Tensor, weight: Matrix) -> Tensor:
+        return self._torch.embed(ids, weight)
+
+    def take_rows(self, x: Tensor, index: Tensor) -> Tensor:
+        return self._torch.take_rows(x, index)
+
+    def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
+        assert isinstance(weight, Tensor)
         if not config.fused(x.shape[0], *weight.shape):
             return functional.linear(x, weight, bias)
         return linear(x, weight, bias, self._split_sums(x.device))
 
     def linear_residual(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
+        self, x: Tensor, weight: Matrix, bias: Tensor | None, residual: Tensor
     ) -> Tensor | None:
+        assert isinstance(weight, Tensor)
         if not config.fused(x.shape[0], *weight.shape):
             return super().linear_residual(x, weight, bias, residual)
         linear(x, weight, bias, self._split_sums(x.device), residual)
@@ -84,7 +109,7 @@ class TritonOps(Unfused):
         residual: Tensor,
         norm: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Matrix,
         bias: Tensor | None,
         q_norm: Tensor | None,
         k_norm: Tensor | None,
@@ -93,6 +118,7 @@ class TritonOps(Unfused):
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> Tensor:
+        assert isinstance(weight, Tensor)
         if (
             branch is not None
             or q_norm is not None
@@ -113,8 +139,9 @@ class TritonOps(Unfused):
         residual: Tensor,
         norm: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Matrix,
     ) -> Tensor:
+        assert isinstance(weight, Tensor)
         if branch is not None or not config.fused(residual.shape[0], *weight.shape):
             return super().norm_gate_up(branch, residual, norm, eps, weight)
         return norm_gate_up(residual, norm, eps, weight, self._split_sums(residual.device))
@@ -196,18 +223,19 @@ class TritonOps(Unfused):
         hidden: Tensor,
         norm: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Matrix,
         run: RunState,
         *,
         filtered: bool,
     ) -> None:
+        assert isinstance(weight, Tensor)
         bans = {"banned": run.lane("sample_banned"), "triggers": run.triggers}
         if not filtered and config.fused(hidden.shape[0], *weight.shape):
             sampled = norm_head_sample(
                 hidden, norm, eps, weight, run.temperature, run.seeds, run.sample_positions, **bans
             )
         else:
-            logits = self.linear(self.rms_norm(hidden, norm, eps), weight).to(torch.float32)
+            logits = self.logits(hidden, norm, eps, weight)
             sampled = sample(
                 logits,
                 run.temperature,

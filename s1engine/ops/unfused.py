@@ -7,7 +7,7 @@ that kernel does not fit it comes back to this.
 import torch
 from torch import Tensor
 
-from s1engine.ops import AttentionMetadata, Ops, RunState
+from s1engine.ops import AttentionMetadata, Matrix, Ops, RunState
 from s1engine.ops.torch_budget import budget_step, sampling_metadata
 
 
@@ -20,7 +20,7 @@ class Unfused:
         residual: Tensor,
         norm: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Matrix,
         bias: Tensor | None,
         q_norm: Tensor | None,
         k_norm: Tensor | None,
@@ -41,9 +41,12 @@ class Unfused:
         return q
 
     def linear_residual(
-        self: Ops, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
+        self: Ops, x: Tensor, weight: Matrix, bias: Tensor | None, residual: Tensor
     ) -> Tensor | None:
         return self.linear(x, weight, bias)
+
+    def logits(self: Ops, hidden: Tensor, norm: Tensor, eps: float, weight: Matrix) -> Tensor:
+        return self.linear(self.rms_norm(hidden, norm, eps), weight).to(torch.float32)
 
     def norm_gate_up(
         self: Ops,
@@ -51,7 +54,7 @@ class Unfused:
         residual: Tensor,
         norm: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Matrix,
     ) -> Tensor:
         x = _add_norm(self, branch, residual, norm, eps)
         return self.silu_and_mul(self.linear(x, weight))
@@ -61,12 +64,12 @@ class Unfused:
         hidden: Tensor,
         norm: Tensor,
         eps: float,
-        weight: Tensor,
+        weight: Matrix,
         run: RunState,
         *,
         filtered: bool,
     ) -> None:
-        logits = self.linear(self.rms_norm(hidden, norm, eps), weight).to(torch.float32)
+        logits = self.logits(hidden, norm, eps, weight)
         budget_step(self.sample(logits, sampling_metadata(run, filtered)), run)
 
 

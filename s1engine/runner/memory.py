@@ -1,6 +1,7 @@
 """How much memory goes to KV blocks, and what to lower where it does not suffice."""
 
 import logging
+import math
 import os
 
 import torch
@@ -8,6 +9,8 @@ import torch
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
+from s1engine.models.loader import EMBED, LM_HEAD
+from s1engine.ops.quantization import HEAD_FORMATS, bytes_per_weight
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,45 @@ def plan_memory(
     return max_len, min(fits, useful)
 
 
+def check_weights_fit(
+    model: ModelConfig, dtype: torch.dtype, device: str, quantization: str | None
+) -> None:
+    """Raise RequestError with what is needed, before anything is loaded."""
+    needed = weight_bytes(model, dtype, quantization)
+    free = torch.cuda.mem_get_info()[0] if device == "cuda" else _available_memory()
+    if needed > free:
+        name = torch.cuda.get_device_name() if device == "cuda" else "this machine"
+        raise RequestError(
+            f"the weights take {needed / GIB:.1f} GiB in "
+            f"{quantization or str(dtype).removeprefix('torch.')}, "
+            f"{free / GIB:.1f} GiB are free on {name}",
+            param="model",
+        )
+
+
+def weight_bytes(model: ModelConfig, dtype: torch.dtype, quantization: str | None) -> int:
+    """Memory of the weights; a head that is tied to the embedding is kept once."""
+    total = 0
+    for name, shape in model.tensor_shapes().items():
+        fmt = quantization if len(shape) == 2 else None
+        if name == EMBED and fmt is not None and not model.tie_word_embeddings:
+            fmt = None  # rows are looked up in it, nothing is multiplied by it
+        elif name in (EMBED, LM_HEAD) and fmt is not None:
+            fmt = HEAD_FORMATS.get(fmt, fmt)
+        total += int(math.prod(shape) * (dtype.itemsize if fmt is None else bytes_per_weight(fmt)))
+    return total
+
+
+def _available_memory() -> int:
+    """What may be had without swapping, caches included."""
+    try:
+        with open("/proc/meminfo") as file:
+            facts = dict(line.split(":") for line in file)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def _no_memory(
     config: EngineConfig, available: float, activation_bytes: int, block_bytes: int
 ) -> str:
@@ -72,5 +114,4 @@ def _cache_bytes(config: EngineConfig) -> float:
     if config.device == "cuda":
         free, total = torch.cuda.mem_get_info()
         return free - (1 - config.gpu_memory_utilization) * total
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(available / 4, MAX_DEFAULT_CPU_CACHE)
+    return min(_available_memory() / 4, MAX_DEFAULT_CPU_CACHE)

@@ -12,17 +12,18 @@ import numpy as np
 import torch
 
 from s1engine.config import EngineConfig
-from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import load_decoder
 from s1engine.ops import AttentionMetadata, RunState, select_ops
+from s1engine.ops.cpu_ops import CpuOps
+from s1engine.runner.cpu_plans import CpuPlans
 from s1engine.runner.cuda_graph import CudaGraphRunner
 from s1engine.runner.device import resolve_cache_dtype, resolve_dtype
-from s1engine.runner.input_batch import InputBatch
+from s1engine.runner.input_batch import InputBatch, StepInputs
 from s1engine.runner.kv_cache import KVCache
 from s1engine.runner.lanes import RunFormat
-from s1engine.runner.memory import GIB, plan_memory
+from s1engine.runner.memory import check_weights_fit, plan_memory
 from s1engine.runner.sampler import Sampler, SamplerOutput
 
 
@@ -71,7 +72,7 @@ class ModelRunner:
         self.device, block_size = config.device, config.block_size
         self.dtype = resolve_dtype(config.dtype, self.device, model_config.torch_dtype)
         cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, self.dtype)
-        self.ops = select_ops(self.device)
+        self.ops = path.ops if isinstance(path, Decoder) else select_ops(self.device)
         self.ops.check_model(
             head_dim=model_config.head_dim,
             num_heads=model_config.num_heads,
@@ -79,14 +80,21 @@ class ModelRunner:
             block_size=block_size,
             dtype=self.dtype,
             cache_dtype=cache_dtype,
+            quantization=config.quantization,
         )
         self._vocab_limit = vocab_limit
         if isinstance(path, Decoder):
             self._decoder = path
         else:
-            _check_weights_fit(model_config, self.dtype, self.device)
+            check_weights_fit(model_config, self.dtype, self.device, config.quantization)
             self._decoder = load_decoder(
-                path, model_config, self.dtype, self.device, self.ops, progress=progress
+                path,
+                model_config,
+                self.dtype,
+                self.device,
+                self.ops,
+                progress=progress,
+                quantization=config.quantization,
             )
         self.max_model_len, self.num_blocks = plan_memory(
             config, model_config, cache_dtype, self._activation_bytes(config)
@@ -114,6 +122,7 @@ class ModelRunner:
         self._starts = torch.arange(
             config.max_num_seqs + 1, dtype=torch.int32, device=self.device
         )  # cu_seqlens_q of a decode step
+        self._plans = CpuPlans(self.ops) if isinstance(self.ops, CpuOps) else None
         fmt = RunFormat(triggers, newlines, block_size, self.num_blocks * block_size)
         self.ahead = self._make_ahead(config, fmt, progress) if config.run_ahead > 1 else None
 
@@ -136,9 +145,15 @@ class ModelRunner:
     def execute(self) -> SamplerOutput:
         """Computes the step that stands in ``batch``."""
         inputs = self.batch.inputs()
-        hidden = self._decoder.forward(inputs.input_ids, self.kv_cache.layers, inputs.attention)
-        logits = self._decoder.logits(hidden[inputs.sample_tokens], self._vocab_limit)
+        logits = (
+            self._logits(inputs) if self._plans is None else self._plans.run(inputs, self._logits)
+        )
         return self.sampler.sample(logits, inputs.rows, self.batch.core.num_banned > 0)
+
+    def _logits(self, inputs: StepInputs) -> torch.Tensor:
+        hidden = self._decoder.forward(inputs.input_ids, self.kv_cache.layers, inputs.attention)
+        rows = self.ops.take_rows(hidden, inputs.sample_tokens)
+        return self._decoder.logits(rows, self._vocab_limit)
 
     @torch.inference_mode()
     def decode_step(self, run: RunState, filtered: bool) -> None:
@@ -194,16 +209,3 @@ def largest_step(decoder: Decoder, config: EngineConfig, vocab_limit: int) -> to
     hidden = decoder.forward(zeros(tokens), cache.layers, meta)
     rows = hidden[:1].expand(config.max_num_seqs, -1).contiguous()
     return decoder.logits(rows, vocab_limit)
-
-
-def _check_weights_fit(model: ModelConfig, dtype: torch.dtype, device: str) -> None:
-    if device != "cuda":
-        return
-    needed = model.num_parameters * dtype.itemsize
-    free, _ = torch.cuda.mem_get_info()
-    if needed > free:
-        raise RequestError(
-            f"the weights take {needed / GIB:.1f} GiB in {str(dtype).removeprefix('torch.')}, "
-            f"{free / GIB:.1f} GiB are free on {torch.cuda.get_device_name()}",
-            param="model",
-        )

@@ -1,0 +1,72 @@
+"""Recorded steps: what is replayed gives what the calls gave, also after buffers have moved."""
+
+import torch
+
+from s1engine import _core
+from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
+from s1engine.bench.shapes import shape
+from s1engine.config import EngineConfig
+from s1engine.ops.cpu_ops import CpuOps
+from s1engine.runner.cpu_plans import CpuPlans
+from s1engine.runner.input_batch import StepInputs
+
+CONFIG = EngineConfig(device="cpu", dtype="float32", max_num_seqs=6, max_num_batched_tokens=32)
+MODEL = shape("nano")
+DECODER = make_decoder(MODEL, CONFIG)
+LENGTHS = [(5, 9), (17, 4), (1, 12), (30, 7), (8, 8)]  # prompt, new tokens
+
+
+def tokens(*, recorded: bool) -> list[list[int]]:
+    engine = BareEngine(CONFIG, MODEL, DECODER)
+    plans = engine.runner._plans
+    assert isinstance(plans, CpuPlans)
+    if not recorded:
+        engine.runner._plans = None
+    generator = torch.Generator().manual_seed(3)
+    names = []
+    for prompt, new in LENGTHS:
+        ids = torch.randint(10, 300, (prompt,), generator=generator).tolist()
+        names.append(engine.add(Job(prompt=ids, max_new=new, temperature=1.0, seed=prompt)))
+        engine.step()  # so that batches of every size decode, small ones first
+    engine.run()
+    return [engine.generated(name) for name in names]
+
+
+def test_replayed_steps_give_the_same_tokens() -> None:
+    assert tokens(recorded=True) == tokens(recorded=False)
+
+
+def test_a_size_is_recorded_once_and_again_when_memory_has_moved() -> None:
+    ops = CpuOps()
+    plans = CpuPlans(ops)
+    ids, calls = torch.tensor([1, 2], dtype=torch.int32), 0
+    table = torch.randn(4, 8)
+
+    def step(inputs: StepInputs) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return ops.take_rows(table, inputs.input_ids)
+
+    class Attention:
+        max_seqlen_q = 1
+
+    inputs = StepInputs(ids, Attention(), ids, None)  # type: ignore[arg-type]
+    for _ in range(4):
+        assert torch.equal(plans.run(inputs, step), table[ids.long()])
+    assert calls == 2  # the first grew the workspace, the second was recorded
+    ids[0] = 3
+    assert torch.equal(plans.run(inputs, step), table[[3, 2]]) and calls == 2
+    ops.workspace.get("elsewhere", 1, 10**5, torch.float32)
+    plans.run(inputs, step)
+    plans.run(inputs, step)
+    assert calls == 3
+
+
+def test_recording_ends() -> None:
+    ops = CpuOps()
+    plan = _core.cpu.Plan()
+    _core.cpu.record_into(plan)
+    ops.take_rows(torch.ones(2, 2), torch.zeros(1, dtype=torch.int32))
+    _core.cpu.record_into(None)
+    ops.take_rows(torch.ones(2, 2), torch.zeros(1, dtype=torch.int32))
+    assert len(plan) == 1
