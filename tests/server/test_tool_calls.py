@@ -1,0 +1,117 @@
+"""Calls in an answer's text: the same however it is cut, and nothing is lost."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s1engine.server.tool_calls import CallBegin, Piece, Said, ToolCall, ToolCallParser, read_calls
+
+JSON: Any = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+OBJECTS = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
+NAMES = st.text(min_size=1, max_size=8)
+BLANKS = st.sampled_from(["", " ", "\n", "\n\n"])
+TEXTS = st.text('ab {}"\\:,<>/\n', max_size=12)
+FRAGMENTS = ["<tool_call>", "</tool_call>", "<tool", '{"name": "f", "arguments": {', "}", '"', "\\"]
+FRAGMENTS += ['{"name": "f"', '"a": "</tool_call>"', " ", "\n", "x", "{", "]", '"name"', ", ", ":"]
+CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> tuple[str, ToolCall]:
+    """A call as written, and what it is."""
+    name, arguments = draw(NAMES), draw(OBJECTS)
+    text = json.dumps(arguments, ensure_ascii=draw(st.booleans()))
+    b = [draw(BLANKS) for _ in range(6)]
+    head = f'{{{b[1]}"name":{b[2]}{json.dumps(name)},{b[3]}"arguments":{b[4]}'
+    return f"<tool_call>{b[0]}{head}{text}{b[5]}}}\n</tool_call>", ToolCall(name, text)
+
+
+def by_pieces(text: str, cuts: list[int]) -> tuple[Said, list[Piece]]:
+    parser, said, pieces = ToolCallParser(), Said(), []
+    edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    for begin, end in itertools.pairwise(edges):
+        pieces += parser.push(text[begin:end])
+    pieces += parser.push("", last=True)
+    said.add(pieces)
+    return said, pieces
+
+
+@given(st.lists(calls() | TEXTS.map(lambda t: (t, None)), max_size=5), st.lists(st.integers(0)))
+def test_what_was_called_is_found_however_it_is_cut(
+    parts: list[tuple[str, ToolCall | None]], cuts: list[int]
+) -> None:
+    text = "".join(written for written, _ in parts)
+    wanted = [call for _, call in parts if call is not None]
+    said, pieces = by_pieces(text, cuts)
+    assert said.calls == wanted
+    assert said == read_calls(text)
+    plain = "".join(written for written, call in parts if call is None)
+    assert "".join(said.text.split()) == "".join(plain.split())
+    if not wanted:
+        assert said.text == plain
+    begins = [piece.index for piece in pieces if isinstance(piece, CallBegin)]
+    assert begins == list(range(len(wanted)))
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join), st.lists(st.integers(0)))
+def test_nonsense_reads_the_same_however_it_is_cut(text: str, cuts: list[int]) -> None:
+    assert by_pieces(text, cuts)[0] == read_calls(text)
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join))
+def test_text_without_an_opening_tag_is_left_alone(text: str) -> None:
+    if "<tool_call>" not in text:
+        assert read_calls(text) == Said(text)
+
+
+def test_the_name_comes_first_and_arguments_as_they_are_written() -> None:
+    parser = ToolCallParser()
+    assert parser.push('So:\n<tool_call>\n{"name": "f", "argu') == ["So:"]
+    begin, first = parser.push('ments": {"a": ')
+    assert begin == CallBegin(0, "f") and first.text == '{"a": '  # type: ignore[union-attr]
+    (more,) = parser.push('"}')
+    assert more.text == '"}'  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"a\n{CALL}\n\n{CALL}\n", Said("a", [ToolCall("f", '{"a": 1}')] * 2)),
+        # closing braces too many, no closing tag, and none of either
+        (CALL.replace("}}", "}}}"), Said("", [ToolCall("f", '{"a": 1}')])),
+        (CALL.removesuffix("</tool_call>"), Said("", [ToolCall("f", '{"a": 1}')])),
+        (CALL.partition("1")[0], Said("", [ToolCall("f", '{"a": ')])),
+        # the other order, and arguments as a string of JSON
+        (
+            '<tool_call>{"arguments": {"a": 1}, "name": "f"}</tool_call>',
+            Said("", [ToolCall("f", '{"a": 1}')]),
+        ),
+        (
+            '<tool_call>{"name": "f", "arguments": "{\\"a\\":1}"}</tool_call>',
+            Said("", [ToolCall("f", '{"a":1}')]),
+        ),
+        # no calls
+        ("b \n<tool_call>{f(1)}</tool_call>", Said("b \n<tool_call>{f(1)}</tool_call>")),
+        ('<tool_call>{"name": "f"}</tool_call> x', Said('<tool_call>{"name": "f"}</tool_call> x')),
+        (
+            '<tool_call>{"name": "", "arguments": {}}',
+            Said('<tool_call>{"name": "", "arguments": {}}'),
+        ),
+        ('a <tool_call>{"name": "f', Said('a <tool_call>{"name": "f')),
+        ("a <tool_ca", Said("a <tool_ca")),
+        # more than a call
+        (f"{CALL.removesuffix('</tool_call>')}b", Said("b", [ToolCall("f", '{"a": 1}')])),
+        (f"{CALL} b ", Said("b ", [ToolCall("f", '{"a": 1}')])),
+    ],
+)
+def test_what_becomes_of_text_that_is_not_quite_a_call(text: str, said: Said) -> None:
+    assert read_calls(text) == said
+    assert by_pieces(text, list(range(len(text))))[0] == said
