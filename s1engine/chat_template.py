@@ -6,13 +6,14 @@ output is bounded. Knows no token ids.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -21,7 +22,7 @@ from jinja2.utils import Namespace
 
 from s1engine.errors import RequestError
 
-ROLES = ("system", "developer", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 4096
 MAX_RENDERED_CHARS = 2**25
 
@@ -32,7 +33,8 @@ Message = dict[str, Any]
 
 def check_messages(messages: object) -> list[Message]:
     """Messages as templates expect them: content is one string, a developer is a system, thinking
-    stands in ``reasoning_content``. Raises RequestError naming the field at fault."""
+    stands in ``reasoning_content``, arguments of calls are objects. Raises RequestError naming the
+    field at fault."""
     if not isinstance(messages, list) or not 0 < len(messages) <= MAX_MESSAGES:
         raise RequestError(f"messages must be a list of 1 to {MAX_MESSAGES}", param="messages")
     return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
@@ -44,15 +46,20 @@ def _message(message: object, where: str) -> Message:
     role = message.get("role")
     if role not in ROLES:
         raise RequestError(f"{where}.role must be one of {', '.join(ROLES)}", param=f"{where}.role")
+    content = message.get("content")
+    if content is None and role == "assistant" and message.get("tool_calls"):
+        content = ""
     checked: Message = {
         "role": "system" if role == "developer" else role,
-        "content": _content(message.get("content"), f"{where}.content"),
+        "content": _content(content, f"{where}.content"),
     }
     for key, value in message.items():
         if key in ("role", "content") or value is None or value == []:
             continue
-        if key == "name":
+        if key == "name" or (key == "tool_call_id" and role == "tool"):
             checked[key] = _string(value, f"{where}.{key}")
+        elif key == "tool_calls" and role == "assistant":
+            checked[key] = _tool_calls(value, f"{where}.{key}")
         elif key in ("reasoning", "reasoning_content") and role == "assistant":
             _add_reasoning(checked, _string(value, f"{where}.{key}"), f"{where}.{key}")
         else:
@@ -78,6 +85,37 @@ def _string(value: object, where: str) -> str:
     return value
 
 
+def _tool_calls(calls: object, where: str) -> list[Message]:
+    if not isinstance(calls, list):
+        raise RequestError(f"{where} must be a list", param=where)
+    return [_tool_call(call, f"{where}[{i}]") for i, call in enumerate(calls)]
+
+
+def _tool_call(call: object, where: str) -> Message:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict):
+        raise RequestError(f"{where} must be an object with a function", param=where)
+    checked: Message = {"type": "function"}
+    if call.get("id") is not None:
+        checked["id"] = _string(call["id"], f"{where}.id")
+    where = f"{where}.function"
+    name = _string(function.get("name"), f"{where}.name")
+    arguments = _arguments(function.get("arguments"), f"{where}.arguments")
+    return {**checked, "function": {"name": name, "arguments": arguments}}
+
+
+def _arguments(arguments: object, where: str) -> dict[str, Any]:
+    """An object, or its JSON text, as OpenAI has it."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{where} is not JSON: {error}", param=where) from error
+    if not isinstance(arguments, dict):
+        raise RequestError(f"{where} must be an object", param=where)
+    return arguments
+
+
 def _add_reasoning(message: Message, text: str, where: str) -> None:
     if message.setdefault("reasoning_content", text) != text:
         raise RequestError("reasoning and reasoning_content differ", param=where)
@@ -95,18 +133,26 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source, globals=dict(special_tokens))
+            self._template = environment.from_string(source, globals=dict(special_tokens))
+            self.knows_tools: bool = "tools" in find_undeclared_variables(environment.parse(source))
+            """Does it show a model which tools there are?"""
         except TemplateError as error:
             raise RequestError(f"chat_template: {error}", param="chat_template") from error
 
-    def render(self, messages: object, options: Mapping[str, Any]) -> str:
+    def render(
+        self, messages: object, options: Mapping[str, Any], tools: Sequence[Message] = ()
+    ) -> str:
         """The chat up to the header of the assistant's next turn. Raises RequestError naming
-        ``messages`` or ``chat_template``, whichever is at fault."""
+        ``messages``, ``tools`` or ``chat_template``, whichever is at fault."""
+        checked = check_messages(messages)
+        if not self.knows_tools:
+            _refuse_tools(checked, tools)
         variables = {
             **options,
-            "messages": check_messages(messages),
-            "tools": None,
+            "messages": checked,
+            "tools": list(tools) or None,
             "documents": None,
             "add_generation_prompt": True,
         }
@@ -123,6 +169,15 @@ class ChatTemplate:
         except Exception as error:  # a template can fail in any way that an expression can
             raise RequestError(f"chat_template fails: {error}", param="chat_template") from error
         return "".join(pieces)
+
+
+def _refuse_tools(messages: Sequence[Message], tools: Sequence[Message]) -> None:
+    """For a template that would leave them out without a word."""
+    if tools:
+        raise RequestError("this model's chat template does not know tools", param="tools")
+    for message in messages:
+        if message["role"] == "tool" or "tool_calls" in message:
+            raise RequestError("this model's chat template does not know tools", param="messages")
 
 
 class _RefusedError(TemplateError):

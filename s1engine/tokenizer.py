@@ -140,17 +140,18 @@ class Tokenizer:
         messages: list[dict[str, Any]],
         enable_thinking: bool | None = None,
         template_kwargs: dict[str, Any] | None = None,
+        tools: Sequence[dict[str, Any]] = (),
     ) -> str:
         """Text of a chat up to the header of the assistant's next turn.
 
-        Raises RequestError naming ``messages`` or ``chat_template``.
+        Raises RequestError naming ``messages``, ``tools`` or ``chat_template``.
         """
         if self._template is None:
             raise RequestError("this model has no chat template", param="messages")
         options = dict(template_kwargs or {})
         if enable_thinking is not None:
             options["enable_thinking"] = enable_thinking
-        return self._template.render(messages, options)
+        return self._template.render(messages, options, tools)
 
 
 class _VisibleBytes(dict[int, bytes]):

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,12 +99,14 @@ class RequestCompiler:
         request_id: str | None = None,
         enable_thinking: bool | None = None,
         template_kwargs: dict[str, Any] | None = None,
+        tools: Sequence[dict[str, Any]] = (),
         stream: bool = False,
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> Request:
         """Raises RequestError naming the field. ``enable_thinking`` None: a chat thinks, a raw
-        prompt thinks if it brings a thinking budget or has its thinking open already."""
+        prompt thinks if it brings a thinking budget or has its thinking open already. ``tools`` go
+        to the chat template; after a forced end the answer, which may be a call, begins itself."""
         check_int("priority", priority, -(2**31), 2**31 - 1)
         if cache_salt is not None and not 0 < len(cache_salt) <= MAX_SALT_CHARS:
             raise RequestError(
@@ -111,7 +114,7 @@ class RequestCompiler:
             )
         chat = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
         param = "messages" if chat else "prompt"
-        ids = self._encode(prompt, chat, enable_thinking, template_kwargs)
+        ids = self._encode(prompt, chat, enable_thinking, template_kwargs, tools)
         self._check_ids(params)
         if params.grammar is not None:
             self.guides.check(params.grammar)
@@ -120,7 +123,8 @@ class RequestCompiler:
         if room < 1:
             raise self._too_long(param, f"{len(ids)} tokens")
         max_len = len(ids) + min(params.max_tokens or room, room)
-        thinking = None if thought is None else self._plan(params, thought, len(ids), max_len)
+        bare = params.grammar is not None or bool(tools)
+        thinking = None if thought is None else self._plan(params, thought, len(ids), max_len, bare)
         stops = [*params.stop_token_ids]
         if not params.ignore_eos:
             stops += self.text.config.eos_token_ids
@@ -138,10 +142,13 @@ class RequestCompiler:
         )
 
     def chat_token_ids(
-        self, messages: list[dict[str, Any]], enable_thinking: bool | None
+        self,
+        messages: list[dict[str, Any]],
+        enable_thinking: bool | None,
+        tools: Sequence[dict[str, Any]] = (),
     ) -> list[int]:
         """A chat as it would be computed: template applied, thinking opened."""
-        ids = self._encode(messages, True, enable_thinking, None)
+        ids = self._encode(messages, True, enable_thinking, None, tools)
         self._open_thinking(ids, SamplingParams(), True, enable_thinking)
         return ids
 
@@ -151,10 +158,13 @@ class RequestCompiler:
         chat: bool,
         enable_thinking: bool | None,
         template_kwargs: dict[str, Any] | None,
+        tools: Sequence[dict[str, Any]],
     ) -> list[int]:
         param = "messages" if chat else "prompt"
         if chat:
-            prompt = self._tokenizer.render_chat(prompt, enable_thinking, template_kwargs or {})  # type: ignore[arg-type]
+            messages: Any = prompt
+            kwargs = template_kwargs or {}
+            prompt = self._tokenizer.render_chat(messages, enable_thinking, kwargs, tools)
         if isinstance(prompt, str):
             self._check_text(prompt, param)
             ids = self._tokenizer.encode(prompt)
@@ -229,11 +239,12 @@ class RequestCompiler:
         return 0
 
     def _plan(
-        self, params: SamplingParams, thought: int, prompt_len: int, max_len: int
+        self, params: SamplingParams, thought: int, prompt_len: int, max_len: int, bare: bool
     ) -> ThinkingPlan:
+        """``bare``: nothing opens the answer after a forced end, unless the budget says what."""
         assert self._reasoning is not None
         budget = params.thinking or ThinkingBudget()
-        bare = params.grammar is not None and budget.final_text is None
+        bare = bare and budget.final_text is None
         forced_end = self._reasoning.forced_end("" if bare else budget.final_text)
         end_len = max(
             len(self._reasoning.newline) + len(forced_end), len(self._reasoning.natural_end)

@@ -71,6 +71,12 @@ class Head:
     model: str
 
 
+def call_id(head: Head, choice: int, index: int) -> str:
+    """Name of a tool call, by which its result is told from others."""
+    own = head.id.replace("-", "_").partition("_")[2]
+    return f"call_{own}_{choice}_{index}"
+
+
 class Answers(ABC):
     """How the answer to one HTTP request looks, whole or as events of a stream.
 

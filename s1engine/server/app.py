@@ -36,6 +36,7 @@ from s1engine.server.protocol import (
 )
 from s1engine.server.responses_api import ResponsesAnswers, ResponsesRequest
 from s1engine.server.thinking import EFFORTS
+from s1engine.server.tools import ToolFields
 
 CLIENT_CLOSED_REQUEST = 499  # nobody is there to read it; it is for the log
 PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
@@ -123,12 +124,15 @@ class Server:
 
     async def message(self, body: MessagesRequest, http: Request) -> Response:
         """Answers a conversation in Anthropic's shape."""
-        return await self._generation.answer(body.chat(), http, "msg_", MessagesAnswers)
+        chat = body.chat()
+        shape = functools.partial(MessagesAnswers, calls=bool(chat.offered))
+        return await self._generation.answer(chat, http, "msg_", shape)
 
     async def respond(self, body: ResponsesRequest, http: Request) -> Response:
         """Answers in the shape of OpenAI's responses."""
-        shape = functools.partial(ResponsesAnswers, body=body)
-        return await self._generation.answer(body.chat(), http, "resp_", shape)
+        chat = body.chat()
+        shape = functools.partial(ResponsesAnswers, body=body, calls=bool(chat.offered))
+        return await self._generation.answer(chat, http, "resp_", shape)
 
     async def end_thinking(self, name: str) -> Response:
         """Tells a live request, by the id in its answer, to stop thinking and answer now."""
@@ -175,7 +179,8 @@ class Server:
         if body.prompt is not None:
             return self._tokenizer.encode(body.prompt)
         assert body.messages is not None
-        return self._compiler.chat_token_ids(body.messages, body.enable_thinking)
+        tools = ToolFields(tools=body.tools).offered
+        return self._compiler.chat_token_ids(body.messages, body.enable_thinking, tools)
 
     async def detokenize(self, body: DetokenizeRequest) -> Response:
         """Text of ids, special tokens spelled out."""

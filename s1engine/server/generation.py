@@ -94,16 +94,18 @@ class Generation:
         model = self._engine.config.model_name
         if body.model is not None and body.model != model:
             raise unknown_model(body.model, model)
-        params = body.sampling_params(self._defaults, self._efforts)
-        options = body.options(self._efforts)
+        options = {**body.options(self._efforts), "stream": body.stream}
         prompts = body.prompts()
         names = [name] if len(prompts) == 1 else [f"{name}-{i}" for i in range(len(prompts))]
-        return [
-            self._engine.compiler.compile(
-                prompt, params, request_id=own, stream=body.stream, **options
-            )
-            for prompt, own in zip(prompts, names, strict=True)
-        ]
+        compiler = self._engine.compiler
+        try:
+            params = body.sampling_params(self._defaults, self._efforts)
+            return [
+                compiler.compile(prompt, params, request_id=own, **options)
+                for prompt, own in zip(prompts, names, strict=True)
+            ]
+        except RequestError as error:
+            raise body.blame(error) from error
 
     def _enter(self, http: HttpRequest, requests: Sequence[Request]) -> Ticket:
         client = http.scope.get("state", {}).get("client", NO_CLIENT)

@@ -1,9 +1,11 @@
 """``POST /v1/messages`` in Anthropic's shape: its body as a chat, and its answer as blocks.
 
 Thinking is a block of its own before the text. ``thinking.budget_tokens`` is exact here, as every
-budget is; our own thinking fields may stand beside it.
+budget is; our own thinking fields may stand beside it. Calls of tools are blocks behind the text; a
+call whose arguments are no JSON object stays text where the answer comes whole.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -11,9 +13,10 @@ from pydantic import BaseModel, Field
 
 from s1engine.errors import RequestError
 from s1engine.outputs import CheckpointOutput, Chunk, CompletionOutput, RequestOutput
-from s1engine.server.answers import Answers, Head, Json, sse, thinking_total
+from s1engine.server.answers import Answers, Head, Json, call_id, sse, thinking_total
 from s1engine.server.protocol import ChatRequest
 from s1engine.server.thinking import STRICT, ThinkingFields
+from s1engine.server.tool_calls import CallBegin, Said, ToolCallParser, read_calls
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "abort": "end_turn"}
 SILENT_BLOCKS = ("thinking", "redacted_thinking")  # of earlier turns: not shown to the model again
@@ -27,9 +30,74 @@ class Message(BaseModel):
     role: Literal["user", "assistant"]
     content: str | list[dict[str, Any]]
 
-    def text(self) -> str:
-        """All its text. Raises RequestError on what is no text."""
-        return self.content if isinstance(self.content, str) else _text("messages", self.content)
+    def turns(self) -> list[Json]:
+        """The same as messages of a chat: results of tools are messages of their own, before the
+        text. Raises RequestError on a block that is not known."""
+        if isinstance(self.content, str):
+            return [{"role": self.role, "content": self.content}]
+        kind = "tool_use" if self.role == "assistant" else "tool_result"
+        tools = [block for block in self.content if block.get("type") == kind]
+        others = [block for block in self.content if block.get("type") != kind]
+        if not tools:
+            return [{"role": self.role, "content": _text("messages", others)}]
+        if self.role == "assistant":
+            calls = [_call(block) for block in tools]
+            content = _text("messages", others)
+            return [{"role": "assistant", "content": content, "tool_calls": calls}]
+        said = [{"role": "user", "content": _text("messages", others)}] if others else []
+        return [*map(_result, tools), *said]
+
+
+def _call(block: Json) -> Json:
+    function = {"name": block.get("name"), "arguments": block.get("input")}
+    return {"id": block.get("id"), "type": "function", "function": function}
+
+
+def _result(block: Json) -> Json:
+    content = block.get("content")
+    if isinstance(content, list):
+        content = _text("messages", content)
+    name = block.get("tool_use_id")
+    return {"role": "tool", "tool_call_id": name, "content": "" if content is None else content}
+
+
+class MessagesTool(BaseModel):
+    """One of ``tools``."""
+
+    model_config = STRICT
+
+    type: Literal["custom"] | None = None
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any]
+    cache_control: dict[str, Any] | None = None  # the prefix cache needs no hint
+
+    def of_chat(self) -> Json:
+        """The same as a chat has it."""
+        function: Json = {"name": self.name, "parameters": self.input_schema}
+        if self.description is not None:
+            function["description"] = self.description
+        return {"type": "function", "function": function}
+
+
+class ToolChoice(BaseModel):
+    """``tool_choice``."""
+
+    model_config = STRICT
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+    def of_chat(self) -> Json:
+        """The same as fields of a chat."""
+        choice: Any = {"any": "required"}.get(self.type, self.type)
+        if self.type == "tool":
+            choice = {"type": "function", "function": {"name": self.name}}
+        fields: Json = {"tool_choice": choice}
+        if self.disable_parallel_tool_use is not None:
+            fields["parallel_tool_calls"] = not self.disable_parallel_tool_use
+        return fields
 
 
 class MessagesRequest(ThinkingFields):
@@ -44,6 +112,8 @@ class MessagesRequest(ThinkingFields):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    tools: list[MessagesTool] | None = None
+    tool_choice: ToolChoice | None = None
     metadata: dict[str, Any] | None = None
     seed: int | None = None
     timeout: Annotated[float | None, Field(gt=0)] = None
@@ -51,13 +121,15 @@ class MessagesRequest(ThinkingFields):
     def chat(self) -> ChatRequest:
         """The same as a chat. Raises RequestError."""
         system = self.system
-        turns = [{"role": turn.role, "content": turn.text()} for turn in self.messages]
+        turns = [chat for turn in self.messages for chat in turn.turns()]
         if system is not None:
             text = system if isinstance(system, str) else _text("system", system)
             turns.insert(0, {"role": "system", "content": text})
         same = {*ThinkingFields.model_fields, "model", "max_tokens", "stream", "temperature"}
         same |= {"top_p", "top_k", "seed", "timeout"}
         fields = self.model_dump(include=same, exclude_none=True)
+        fields |= self.tool_choice.of_chat() if self.tool_choice else {}
+        fields["tools"] = [tool.of_chat() for tool in self.tools or ()]
         return ChatRequest.model_validate(
             {**fields, "messages": turns, "stop": self.stop_sequences}
         )
@@ -75,10 +147,16 @@ def _text(param: str, blocks: Sequence[dict[str, Any]]) -> str:
 
 
 class MessagesAnswers(Answers):
-    """A message, or the events of one."""
+    """A message, or the events of one.
 
-    def __init__(self, head: Head, samples: int) -> None:
+    Args:
+        calls: tools may be called.
+    """
+
+    def __init__(self, head: Head, samples: int, calls: bool) -> None:
         super().__init__(head, samples)
+        self._parser = ToolCallParser() if calls else None
+        self._called = False
         self._open: str | None = None  # kind of the block that grows
         self._blocks = 0
 
@@ -88,8 +166,20 @@ class MessagesAnswers(Answers):
         content: list[Json] = []
         if sample.reasoning:
             content.append({"type": "thinking", "thinking": sample.reasoning, "signature": ""})
-        content.append({"type": "text", "text": sample.text})
-        return self._message(content, _reason(sample)) | {"usage": _usage(output)}
+        said = read_calls(sample.text) if self._parser else Said(sample.text)
+        inputs = [_object(call.arguments) for call in said.calls]
+        if None in inputs:
+            said, inputs = Said(sample.text), []
+        if said.text or not said.calls:
+            content.append({"type": "text", "text": said.text})
+        for i, call in enumerate(said.calls):
+            content.append(self._tool_use(i, call.name) | {"input": inputs[i]})
+        self._called = bool(said.calls)
+        return self._message(content, self._reason(sample)) | {"usage": _usage(output)}
+
+    def _tool_use(self, index: int, name: str) -> Json:
+        call = call_id(self.head, 0, index)
+        return {"type": "tool_use", "id": call, "name": name, "input": {}}
 
     def _message(self, content: list[Json], reason: Json) -> Json:
         head = self.head
@@ -107,17 +197,35 @@ class MessagesAnswers(Answers):
             return
         if event.reasoning:
             yield from self._grow("thinking", {"type": "thinking_delta"}, event.reasoning)
-        if event.text:
-            yield from self._grow("text", {"type": "text_delta"}, event.text)
+        if self._parser is None:
+            yield from self._say(event.text)
+            return
+        for piece in self._parser.push(event.text, last=event.finish_reason is not None):
+            if isinstance(piece, str):
+                yield from self._say(piece)
+            elif isinstance(piece, CallBegin):
+                yield from self._close()
+                yield self._start("tool_use", self._tool_use(piece.index, piece.name))
+                self._called = True
+            else:
+                delta = {"type": "input_json_delta", "partial_json": piece.text}
+                yield _event("content_block_delta", index=self._blocks, delta=delta)
+
+    def _say(self, text: str) -> Iterable[bytes]:
+        if text:
+            yield from self._grow("text", {"type": "text_delta"}, text)
 
     def _grow(self, kind: str, delta: Json, text: str) -> Iterable[bytes]:
         if self._open != kind:
             yield from self._close()
             block: Json = {"type": kind, kind: ""}
             block |= {"signature": ""} if kind == "thinking" else {}
-            yield _event("content_block_start", index=self._blocks, content_block=block)
-            self._open = kind
+            yield self._start(kind, block)
         yield _event("content_block_delta", index=self._blocks, delta=delta | {kind: text})
+
+    def _start(self, kind: str, block: Json) -> bytes:
+        self._open = kind
+        return _event("content_block_start", index=self._blocks, content_block=block)
 
     def _close(self) -> Iterable[bytes]:
         if self._open is not None:
@@ -128,8 +236,15 @@ class MessagesAnswers(Answers):
     def end(self, outputs: Sequence[RequestOutput]) -> Iterable[bytes]:
         yield from self._close()
         (output,) = outputs
-        yield _event("message_delta", delta=_reason(output.outputs[0]), usage=_usage(output))
+        yield _event("message_delta", delta=self._reason(output.outputs[0]), usage=_usage(output))
         yield _event("message_stop")
+
+    def _reason(self, sample: CompletionOutput) -> Json:
+        if isinstance(sample.stop_reason, str):
+            return {"stop_reason": "stop_sequence", "stop_sequence": sample.stop_reason}
+        called = self._called and sample.finish_reason == "stop"
+        reason = "tool_use" if called else STOP_REASONS[sample.finish_reason]
+        return {"stop_reason": reason, "stop_sequence": None}
 
     def failed(self, message: str, code: str) -> Iterable[bytes]:
         yield _event("error", error={"type": "api_error", "message": message, "code": code})
@@ -139,10 +254,12 @@ def _event(kind: str, **fields: Any) -> bytes:
     return sse({"type": kind, **fields}, kind)
 
 
-def _reason(sample: CompletionOutput) -> Json:
-    if isinstance(sample.stop_reason, str):
-        return {"stop_reason": "stop_sequence", "stop_sequence": sample.stop_reason}
-    return {"stop_reason": STOP_REASONS[sample.finish_reason], "stop_sequence": None}
+def _object(text: str) -> Json | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _usage(output: RequestOutput) -> Json:

@@ -14,8 +14,18 @@ from s1engine.outputs import (
     RequestOutput,
     TokenLogprob,
 )
-from s1engine.server.answers import DONE, Answers, Head, Json, sse, thinking_total, usage
-from s1engine.server.protocol import HttpFields
+from s1engine.server.answers import (
+    DONE,
+    Answers,
+    Head,
+    Json,
+    call_id,
+    sse,
+    thinking_total,
+    usage,
+)
+from s1engine.server.protocol import ChatRequest, HttpFields
+from s1engine.server.tool_calls import CallBegin, Said, ToolCallParser, read_calls
 from s1engine.tokenizer import Tokenizer
 
 
@@ -95,22 +105,30 @@ class ChatAnswers(OpenAIAnswers):
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def __init__(self, head: Head, samples: int, tokenizer: Tokenizer, body: HttpFields) -> None:
+    def __init__(self, head: Head, samples: int, tokenizer: Tokenizer, body: ChatRequest) -> None:
         super().__init__(head, samples, tokenizer, body)
         self._begun: set[int] = set()  # choices whose first chunk is out
+        self._calls = bool(body.offered)
+        self._parsers: dict[int, ToolCallParser] = {}  # of streamed choices
+        self._called: set[int] = set()  # choices that have called a tool
 
     def choice(self, index: int, sample: CompletionOutput) -> Json:
-        message = {
+        said = read_calls(sample.text) if self._calls else Said(sample.text)
+        message: Json = {
             "role": "assistant",
-            "content": sample.text,
+            "content": said.text if said.text or not said.calls else None,
             "reasoning": sample.reasoning,
             "reasoning_content": sample.reasoning,
         }
+        if said.calls:
+            message["tool_calls"] = [
+                self._call(index, i, call.name, call.arguments) for i, call in enumerate(said.calls)
+            ]
         return {
             "index": index,
             "message": message,
             "logprobs": self._logprobs(sample.logprobs),
-            "finish_reason": sample.finish_reason,
+            "finish_reason": _reason(sample.finish_reason, bool(said.calls)),
             "stop_reason": sample.stop_reason,
             "thinking": thinking_total([sample.thinking]) if sample.thinking else None,
             **(_tokens(sample) if self._token_ids else {}),
@@ -121,15 +139,39 @@ class ChatAnswers(OpenAIAnswers):
         self._begun.add(index)
         if chunk.reasoning:
             delta |= {"reasoning": chunk.reasoning, "reasoning_content": chunk.reasoning}
-        if chunk.text or "role" in delta:
-            delta["content"] = chunk.text
+        text = self._read(index, chunk, delta) if self._calls else chunk.text
+        if text or "role" in delta:
+            delta["content"] = text
         return {
             "index": index,
             "delta": delta,
             "logprobs": self._logprobs(chunk.logprobs),
-            "finish_reason": chunk.finish_reason,
+            "finish_reason": _reason(chunk.finish_reason, index in self._called),
             **(_tokens(chunk) if self._token_ids else {}),
         }
+
+    def _read(self, index: int, chunk: Chunk, delta: Json) -> str:
+        """What of a chunk is text; its calls go into the delta."""
+        parser = self._parsers.setdefault(index, ToolCallParser())
+        text, calls = "", []
+        for piece in parser.push(chunk.text, last=chunk.finish_reason is not None):
+            if isinstance(piece, str):
+                text += piece
+            elif isinstance(piece, CallBegin):
+                call = self._call(index, piece.index, piece.name, "")
+                calls.append({"index": piece.index, **call})
+            elif calls and calls[-1]["index"] == piece.index:
+                calls[-1]["function"]["arguments"] += piece.text
+            else:
+                calls.append({"index": piece.index, "function": {"arguments": piece.text}})
+        if calls:
+            self._called.add(index)
+            delta["tool_calls"] = calls
+        return text
+
+    def _call(self, choice: int, index: int, name: str, arguments: str) -> Json:
+        function = {"name": name, "arguments": arguments}
+        return {"id": call_id(self.head, choice, index), "type": "function", "function": function}
 
     def _logprobs(self, entries: list[TokenLogprob] | None) -> Json | None:
         if entries is None:
@@ -199,6 +241,10 @@ class CompletionAnswers(OpenAIAnswers):
 
     def _text(self, token: int) -> str:
         return self._tokenizer.token_bytes(token).decode(errors="replace")
+
+
+def _reason(finish_reason: str | None, called: bool) -> str | None:
+    return "tool_calls" if called and finish_reason == "stop" else finish_reason
 
 
 def _tokens(source: CompletionOutput | Chunk) -> Json:

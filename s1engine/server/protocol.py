@@ -16,6 +16,7 @@ from s1engine.errors import RequestError
 from s1engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from s1engine.server.structured import ResponseFormat, StructuredOutputs, grammar_of
 from s1engine.server.thinking import EFFORTS, STRICT, ThinkingFields, agreed
+from s1engine.server.tools import Tool, ToolFields
 
 MAX_PROMPTS = 256
 MAX_TEMPLATE_KWARGS = 32
@@ -78,14 +79,25 @@ class GenerationFields(ThinkingFields):
         if not isinstance(values, dict):
             return values
         for name, allowed in NEUTRAL.items():
-            if name in values and not any(_same(values[name], value) for value in allowed):
+            if name in cls.model_fields or name not in values:
+                continue
+            if not any(_same(values[name], value) for value in allowed):
                 raise RequestError(f"{name} is not supported", param=name)
-        return {name: value for name, value in values.items() if name not in NEUTRAL}
+        known = cls.model_fields
+        return {name: v for name, v in values.items() if name in known or name not in NEUTRAL}
 
     @property
     def has_grammar(self) -> bool:
         """Must the answer keep to one?"""
         return self.response_format is not None or self.structured_outputs is not None
+
+    def grammar(self) -> str | None:
+        """It, if so. Raises RequestError."""
+        return grammar_of(self.response_format, self.structured_outputs)
+
+    def blame(self, error: RequestError) -> RequestError:
+        """The same error, of the field that the grammar was made of."""
+        return error
 
     def asked_logprobs(self) -> int | None:
         """How many log-probabilities of each token, as SamplingParams counts them."""
@@ -111,7 +123,7 @@ class GenerationFields(ThinkingFields):
         fields["logit_bias"] = _token_bias(self.logit_bias or {})
         fields["logprobs"] = self.asked_logprobs()
         fields["max_tokens"] = self.asked_max_tokens()
-        fields["grammar"] = grammar_of(self.response_format, self.structured_outputs)
+        fields["grammar"] = self.grammar()
         fields["thinking"], _ = self.thinking_asked(efforts)
         return SamplingParams(**fields)
 
@@ -147,7 +159,7 @@ class HttpFields(GenerationFields):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatRequest(HttpFields):
+class ChatRequest(ToolFields, HttpFields):
     """Body of ``POST /v1/chat/completions``."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
@@ -167,6 +179,24 @@ class ChatRequest(HttpFields):
                 raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
+    @property
+    def has_grammar(self) -> bool:
+        return super().has_grammar or self.must_call
+
+    def grammar(self) -> str | None:
+        structure, calls = super().grammar(), self.calls_grammar()
+        if structure is not None and self.offered:
+            raise RequestError(
+                "an answer that has a structure cannot call tools; say tool_choice: none",
+                param="tool_choice",
+            )
+        return structure or calls
+
+    def blame(self, error: RequestError) -> RequestError:
+        if error.param == "response_format" and self.must_call:
+            return RequestError(str(error), param="tools")
+        return error
+
     def asked_max_tokens(self) -> int | None:
         return agreed(max_tokens=self.max_tokens, max_completion_tokens=self.max_completion_tokens)
 
@@ -177,7 +207,7 @@ class ChatRequest(HttpFields):
             enable_thinking=options["enable_thinking"],
             chat_template_kwargs=kwargs.pop("enable_thinking", None),
         )
-        return options | {"template_kwargs": kwargs}
+        return options | {"template_kwargs": kwargs, "tools": self.offered}
 
 
 class CompletionRequest(HttpFields):
@@ -206,6 +236,7 @@ class TokenizeRequest(BaseModel):
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
+    tools: list[Tool] | None = None
     enable_thinking: bool | None = None
 
 

@@ -1,7 +1,8 @@
 """``POST /v1/responses``: OpenAI's newer body as a chat, and its answer as output items.
 
 Nothing is stored, so ``previous_response_id`` is refused. Thinking is an item ``reasoning`` with
-its full text; our own thinking fields may stand beside ``reasoning.effort``.
+its full text; our own thinking fields may stand beside ``reasoning.effort``. Calls of tools are
+items ``function_call``, their results items ``function_call_output``.
 """
 
 import time
@@ -12,11 +13,30 @@ from pydantic import Field
 
 from s1engine.errors import RequestError
 from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
-from s1engine.server.answers import Answers, Head, Json, sse, thinking_total
+from s1engine.server.answers import Answers, Head, Json, call_id, sse, thinking_total
 from s1engine.server.protocol import ChatRequest
 from s1engine.server.thinking import ThinkingFields
+from s1engine.server.tool_calls import CallBegin, Said, ToolCallParser, read_calls
+from s1engine.server.tools import Function, FunctionName
 
 TEXT_PARTS = ("input_text", "output_text", "text")
+
+
+class FunctionTool(Function):
+    """One of ``tools``."""
+
+    type: Literal["function"]
+
+    def of_chat(self) -> Json:
+        """The same as a chat has it."""
+        function = self.model_dump(exclude={"type"}, exclude_none=True)
+        return {"type": "function", "function": function}
+
+
+class FunctionChoice(FunctionName):
+    """``tool_choice`` of one function."""
+
+    type: Literal["function"]
 
 
 class ResponsesRequest(ThinkingFields):
@@ -35,8 +55,8 @@ class ResponsesRequest(ThinkingFields):
     store: bool | None = None
     truncation: Literal["disabled"] | None = None
     include: list[str] | None = None
-    tools: Annotated[list[Any] | None, Field(max_length=0)] = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: None = None
     background: Literal[False] | None = None
@@ -45,14 +65,21 @@ class ResponsesRequest(ThinkingFields):
 
     def chat(self) -> ChatRequest:
         """The same as a chat. Raises RequestError."""
-        items = [{"role": "user", "content": self.input}]
+        items: list[Json] = [{"role": "user", "content": self.input}]
         if not isinstance(self.input, str):
-            items = [_turn(item) for item in self.input if item.get("type") != "reasoning"]
+            items = _turns(item for item in self.input if item.get("type") != "reasoning")
         if self.instructions is not None:
             items.insert(0, {"role": "system", "content": self.instructions})
         same = {*ThinkingFields.model_fields, "model", "stream", "temperature", "top_p", "seed"}
         fields = self.model_dump(include={*same, "timeout", "metadata"}, exclude_none=True)
         fields |= {"messages": items, "max_tokens": self.max_output_tokens}
+        fields["tools"] = [tool.of_chat() for tool in self.tools or ()]
+        fields["parallel_tool_calls"] = self.parallel_tool_calls
+        choice = self.tool_choice
+        if isinstance(choice, FunctionChoice):
+            fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+        else:
+            fields["tool_choice"] = choice
         return ChatRequest.model_validate(fields | _response_format(self.text))
 
 
@@ -67,7 +94,28 @@ def _response_format(text: dict[str, Any] | None) -> Json:
     return {"response_format": form}
 
 
-def _turn(item: dict[str, Any]) -> dict[str, Any]:
+def _turns(items: Iterable[Json]) -> list[Json]:
+    """Items as messages; calls belong to the assistant's message before them."""
+    turns: list[Json] = []
+    for item in items:
+        if item.get("type") == "function_call":
+            if not turns or turns[-1]["role"] != "assistant":
+                turns.append({"role": "assistant", "content": ""})
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            turns[-1].setdefault("tool_calls", []).append(call)
+        elif item.get("type") == "function_call_output":
+            output = item.get("output")
+            if isinstance(output, list):
+                output = "".join(_part(part) for part in output)
+            name = item.get("call_id")
+            turns.append({"role": "tool", "tool_call_id": name, "content": output})
+        else:
+            turns.append(_turn(item))
+    return turns
+
+
+def _turn(item: Json) -> Json:
     content = item.get("content")
     if item.get("type", "message") != "message" or not isinstance(content, str | list):
         raise RequestError("input: only messages of text are supported", param="input")
@@ -89,21 +137,28 @@ class ResponsesAnswers(Answers):
 
     Args:
         body: the request, of which the answer repeats some fields.
+        calls: tools may be called.
     """
 
-    def __init__(self, head: Head, samples: int, body: ResponsesRequest) -> None:
+    def __init__(self, head: Head, samples: int, body: ResponsesRequest, calls: bool) -> None:
         super().__init__(head, samples)
+        self._parser = ToolCallParser() if calls else None
         self._body = body
         self._number = 0
         self._items: list[Json] = []
         self._grown = ""  # text of the last item, while it is open
+        self._last_call = CallBegin(0, "")
         self._is_open = False
 
     def whole(self, outputs: Sequence[RequestOutput]) -> Json:
         (output,) = outputs
         (sample,) = output.outputs
         items = [self._item(0, "reasoning", sample.reasoning)] if sample.reasoning else []
-        items.append(self._item(len(items), "message", sample.text))
+        said = read_calls(sample.text) if self._parser else Said(sample.text)
+        if said.text or not said.calls:
+            items.append(self._item(len(items), "message", said.text))
+        for i, call in enumerate(said.calls):
+            items.append(self._call(len(items), i, call.name, call.arguments))
         return self._response(items, output)
 
     def _response(self, items: list[Json], output: RequestOutput | None) -> Json:
@@ -126,9 +181,9 @@ class ResponsesAnswers(Answers):
             "temperature": body.temperature,
             "top_p": body.top_p,
             "text": body.text or {"format": {"type": "text"}},
-            "tools": [],
-            "tool_choice": "none",
-            "parallel_tool_calls": False,
+            "tools": [tool.model_dump(exclude_none=True) for tool in body.tools or ()],
+            "tool_choice": _choice(body),
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
             "metadata": body.metadata or {},
@@ -140,6 +195,13 @@ class ResponsesAnswers(Answers):
         if kind == "reasoning":
             return item | {"summary": [], "content": [_part_of(kind, text)] if text else []}
         return item | {"role": "assistant", "content": [_part_of(kind, text)] if text else []}
+
+    def _call(self, index: int, number: int, name: str, arguments: str, status: str = "") -> Json:
+        """The item of call ``number``."""
+        call = call_id(self.head, 0, number)
+        own = {"id": f"fc_{self.head.id}_{index}", "call_id": call, "name": name}
+        done = {"arguments": arguments, "status": status or "completed"}
+        return {"type": "function_call", **own, **done}
 
     # --- events ---
 
@@ -153,8 +215,30 @@ class ResponsesAnswers(Answers):
             return
         if event.reasoning:
             yield from self._grow("reasoning", "response.reasoning_text.delta", event.reasoning)
-        if event.text:
-            yield from self._grow("message", "response.output_text.delta", event.text)
+        if self._parser is None:
+            yield from self._say(event.text)
+            return
+        for piece in self._parser.push(event.text, last=event.finish_reason is not None):
+            if isinstance(piece, str):
+                yield from self._say(piece)
+            elif isinstance(piece, CallBegin):
+                yield from self._begin_call(piece)
+            else:
+                self._grown += piece.text
+                name = "response.function_call_arguments.delta"
+                yield self._event(name, **self._place(), delta=piece.text)
+
+    def _say(self, text: str) -> Iterable[bytes]:
+        if text:
+            yield from self._grow("message", "response.output_text.delta", text)
+
+    def _begin_call(self, call: CallBegin) -> Iterable[bytes]:
+        yield from self._close()
+        index = len(self._items)
+        self._items.append(self._call(index, call.index, call.name, "", "in_progress"))
+        self._is_open, self._grown, self._last_call = True, "", call
+        added = self._items[-1]
+        yield self._event("response.output_item.added", output_index=index, item=added)
 
     def _grow(self, kind: str, name: str, text: str) -> Iterable[bytes]:
         if not self._is_open or self._items[-1]["type"] != kind:
@@ -165,7 +249,8 @@ class ResponsesAnswers(Answers):
 
     def _place(self) -> Json:
         item = self._items[-1]
-        return {"item_id": item["id"], "output_index": len(self._items) - 1, "content_index": 0}
+        place = {"item_id": item["id"], "output_index": len(self._items) - 1}
+        return place if item["type"] == "function_call" else place | {"content_index": 0}
 
     def _begin_item(self, kind: str) -> Iterable[bytes]:
         index = len(self._items)
@@ -180,15 +265,24 @@ class ResponsesAnswers(Answers):
         if not self._is_open:
             return
         kind, index, text = self._items[-1]["type"], len(self._items) - 1, self._grown
+        if kind == "function_call":
+            call = self._last_call
+            self._items[-1] = self._call(index, call.index, call.name, text)
+            event = "response.function_call_arguments.done"
+            yield self._event(event, **self._place(), name=call.name, arguments=text)
+        else:
+            yield from self._close_text(kind, index, text)
+        done = self._items[-1]
+        yield self._event("response.output_item.done", output_index=index, item=done)
+        self._is_open = False
+
+    def _close_text(self, kind: str, index: int, text: str) -> Iterable[bytes]:
         name = "reasoning_text" if kind == "reasoning" else "output_text"
         place = self._place()
         yield self._event(f"response.{name}.done", **place, text=text, **_logprobs(kind))
         part = _part_of(kind, text)
         yield self._event("response.content_part.done", **place, part=part)
         self._items[-1] = self._item(index, kind, text)
-        done = self._items[-1]
-        yield self._event("response.output_item.done", output_index=index, item=done)
-        self._is_open = False
 
     def end(self, outputs: Sequence[RequestOutput]) -> Iterable[bytes]:
         yield from self._close()
@@ -201,6 +295,13 @@ class ResponsesAnswers(Answers):
     def _event(self, kind: str, **fields: Any) -> bytes:
         self._number += 1
         return sse({"type": kind, "sequence_number": self._number - 1, **fields}, kind)
+
+
+def _choice(body: ResponsesRequest) -> Any:
+    choice = body.tool_choice
+    if isinstance(choice, FunctionChoice):
+        return choice.model_dump()
+    return choice or ("auto" if body.tools else "none")
 
 
 def _logprobs(kind: str) -> Json:

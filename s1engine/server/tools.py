@@ -1,0 +1,111 @@
+"""Tools that a request offers, and whether they may, must or must not be called.
+
+``required`` and a named function are enforced by a grammar of the answer, so thinking stays free;
+``auto`` leaves it to the model. What the model wrote is read by ``tool_calls``.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from llguidance import LLMatcher
+from pydantic import BaseModel, Field
+
+from s1engine.errors import RequestError
+from s1engine.server.structured import COMPACT
+from s1engine.server.thinking import STRICT
+from s1engine.server.tool_calls import CLOSE, OPEN
+
+MAX_TOOLS = 128
+MAX_CALLS = 64  # of one answer that must call
+SPACED = COMPACT | {"item_separator": ", ", "key_separator": ": "}  # as models are taught to
+
+
+class Function(BaseModel):
+    """What can be called."""
+
+    model_config = STRICT
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    """One of ``tools``."""
+
+    model_config = STRICT
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(BaseModel):
+    """A function that must be called."""
+
+    model_config = STRICT
+
+    name: str
+
+
+class NamedTool(BaseModel):
+    """``tool_choice`` of one function."""
+
+    model_config = STRICT
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+class ToolFields(BaseModel):
+    """The fields of a chat that concern tools."""
+
+    model_config = STRICT
+
+    tools: Annotated[list[Tool] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """Tools as the chat template gets them; none if none may be called."""
+        if self.tool_choice == "none":
+            return []
+        return [
+            tool.model_dump(exclude_none=True, exclude={"function": {"strict"}})
+            for tool in self.tools or ()
+        ]
+
+    @property
+    def must_call(self) -> bool:
+        """Is the answer one call at least?"""
+        return self.tool_choice not in (None, "none", "auto")
+
+    def calls_grammar(self) -> str | None:
+        """The grammar of an answer that must call; None if it need not. Raises RequestError."""
+        if not self.must_call:
+            return None
+        functions = [tool.function for tool in self.tools or ()]
+        once = self.parallel_tool_calls is False
+        if isinstance(self.tool_choice, NamedTool):
+            name, once = self.tool_choice.function.name, True
+            functions = [function for function in functions if function.name == name]
+            if not functions:
+                raise RequestError(f"tool_choice: no tool is named {name!r}", param="tool_choice")
+        if not functions:
+            raise RequestError("tool_choice: there are no tools", param="tool_choice")
+        return LLMatcher.grammar_from_lark(_lark(functions, 1 if once else MAX_CALLS))
+
+
+def _lark(functions: Sequence[Function], most: int) -> str:
+    """Up to ``most`` calls, spelled as Qwen's template asks for them."""
+    choices = " | ".join(f"call{i}" for i in range(len(functions)))
+    more = f' ("\\n" call){{0,{most - 1}}}' if most > 1 else ""
+    rules = [f"start: call{more}", f"call: {choices}"]
+    for i, function in enumerate(functions):
+        schema = {"type": "object", **(function.parameters or {}), "x-guidance": SPACED}
+        begin = json.dumps(f'{OPEN}\n{{"name": "{function.name}", "arguments": ')
+        rules.append(f"call{i}: {begin} arguments{i} {json.dumps('}' + chr(10) + CLOSE)}")
+        rules.append(f"arguments{i}: %json {json.dumps(schema)}")
+    return "\n".join(rules)
