@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds that open requests get after SIGTERM; 0 aborts them (default: 10)",
     )
+    parser.add_argument(
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="send an OpenTelemetry span of each request to this collector (OTLP over HTTP); "
+        "needs s1engine[otel]",
+    )
     _add_replica_flags(parser.add_argument_group("replicas, on Ray Serve"))
     parser.add_argument("--uvicorn-log-level", choices=LOG_LEVELS, default="info")
     add_flags(parser.add_argument_group("engine"), EngineConfig, skip=("model",))
@@ -122,11 +128,20 @@ def _one(
     from s1engine.engine.remote_engine import RemoteLLMEngine
     from s1engine.server.admission import Admission
     from s1engine.server.app import create_app
+    from s1engine.server.tracing import Tracing, tracing_to
 
+    endpoint = args.otlp_traces_endpoint
+    tracing = Tracing() if endpoint is None else tracing_to(endpoint)
     engine = RemoteLLMEngine(config, progress=True)
     admission = Admission(config.max_num_seqs + queued)
-    timeout = args.request_timeout
-    app = create_app(engine, admission=admission, api_keys=keys, efforts=efforts, timeout=timeout)
+    app = create_app(
+        engine,
+        admission=admission,
+        api_keys=keys,
+        efforts=efforts,
+        timeout=args.request_timeout,
+        tracing=tracing,
+    )
     return app, engine, admission
 
 
@@ -143,10 +158,17 @@ def _many(
     from s1engine.server.fleet import RayFleet
     from s1engine.server.front import MAX_INSIDE, create_front
     from s1engine.server.replica import ReplicaOptions
+    from s1engine.server.tracing import tracing_to
 
     options = ReplicaOptions(
-        config=config, max_queued=queued, efforts=dict(efforts), timeout=args.request_timeout
+        config=config,
+        max_queued=queued,
+        efforts=dict(efforts),
+        timeout=args.request_timeout,
+        traces_endpoint=args.otlp_traces_endpoint,
     )
+    if options.traces_endpoint is not None:
+        tracing_to(options.traces_endpoint)  # a wrong one shows before Ray is started
     if replicas.address is None:
         resolve_model(config.model)  # a wrong name shows before Ray is started
     fleet = RayFleet(replicas, options)

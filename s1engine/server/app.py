@@ -37,6 +37,7 @@ from s1engine.server.protocol import (
 from s1engine.server.responses_api import ResponsesAnswers, ResponsesRequest
 from s1engine.server.thinking import EFFORTS
 from s1engine.server.tools import ToolFields
+from s1engine.server.tracing import Tracing
 
 CLIENT_CLOSED_REQUEST = 499  # nobody is there to read it; it is for the log
 PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
@@ -49,6 +50,7 @@ def create_app(
     api_keys: Sequence[str] = (),
     efforts: Mapping[str, int | None] = EFFORTS,
     timeout: float | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The ASGI application; it starts and shuts down ``engine``.
 
@@ -57,7 +59,9 @@ def create_app(
         api_keys: one of them must be brought as a bearer token; none: nothing is asked for.
         efforts: thinking tokens of each ``reasoning_effort``.
         timeout: seconds that a request may take if it does not say so itself; None: for ever.
+        tracing: where spans of requests go; None: nowhere.
     """
+    traces = tracing or Tracing()
     admission = admission or Admission(engine.config.max_num_seqs + MAX_QUEUED)
 
     @contextlib.asynccontextmanager
@@ -65,9 +69,10 @@ def create_app(
         await engine.start()
         yield
         await engine.shutdown()
+        await asyncio.to_thread(traces.shutdown)
 
     app = FastAPI(title="s1engine", version=__version__, lifespan=lifespan)
-    server = Server(engine, admission, efforts, timeout)
+    server = Server(engine, admission, efforts, timeout, traces)
     app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"])
     app.add_api_route("/v1/completions", server.complete, methods=["POST"])
     app.add_api_route("/v1/messages", server.message, methods=["POST"])
@@ -98,6 +103,7 @@ class Server:
         admission: Admission,
         efforts: Mapping[str, int | None],
         timeout: float | None,
+        tracing: Tracing,
     ) -> None:
         self._engine = engine
         self._admission = admission
@@ -107,7 +113,7 @@ class Server:
         self._started = int(time.time())
         self._metrics = Metrics(self._name, engine.stats)
         self._generation = Generation(
-            engine, admission, self._metrics, efforts=efforts, timeout=timeout
+            engine, admission, self._metrics, efforts=efforts, timeout=timeout, tracing=tracing
         )
 
     # --- answering ---

@@ -26,6 +26,9 @@ from s1engine.server.answers import Answers, Head
 from s1engine.server.metrics import Metrics
 from s1engine.server.protocol import ChatRequest, CompletionRequest
 from s1engine.server.streaming import EventStream, merge, unless_disconnected
+from s1engine.server.tracing import Trace, Tracing
+
+Run = AsyncGenerator[tuple[int, Any], None]  # events, each with the index of its prompt
 
 MAX_GRAMMARS = 2  # that are checked at once
 NO_CLIENT = ""  # where no API key tells clients apart
@@ -41,6 +44,7 @@ class Generation:
     Args:
         efforts: thinking tokens of each ``reasoning_effort``.
         timeout: seconds that a request may take if it does not say so itself; None: for ever.
+        tracing: told of each request that was let in.
     """
 
     def __init__(
@@ -51,12 +55,14 @@ class Generation:
         *,
         efforts: Mapping[str, int | None],
         timeout: float | None,
+        tracing: Tracing,
     ) -> None:
         self._engine = engine
         self._admission = admission
         self._metrics = metrics
         self._efforts = efforts
         self._timeout = timeout
+        self._tracing = tracing
         self._defaults = engine.compiler.text.default_sampling()
         # Grammars may take a second to check: those who ask for them wait for each other alone.
         self._slow = ThreadPoolExecutor(MAX_GRAMMARS, "s1engine-compile")
@@ -76,17 +82,24 @@ class Generation:
         loop = asyncio.get_running_loop()
         requests = await loop.run_in_executor(pool, self._compile, body, name)
         samples = requests[0].params.n
-        answers = shape(Head(name, int(time.time()), self._engine.config.model_name), samples)
+        head = Head(name, int(time.time()), self._engine.config.model_name)
+        answers = shape(head, samples)
         ticket = self._enter(http, requests)
+        operation = "chat" if isinstance(body, ChatRequest) else "text_completion"
+        trace = self._tracing.begin(operation, http.headers, head, requests)
         seconds = body.timeout if body.timeout is not None else self._timeout
-        if body.stream:
-            events = self._events(requests, ticket, answers, seconds)
-            return EventStream(events, lambda: self._admission.leave(ticket))
-        try:
-            work = self._finish(requests, ticket, seconds)
-            outputs = await unless_disconnected(http.receive, work)
-        finally:
+        run = self._run(requests, ticket, trace, seconds)
+
+        def done() -> None:
             self._admission.leave(ticket)
+            trace.end()
+
+        if body.stream:
+            return EventStream(self._events(run, answers), done)
+        try:
+            outputs = await unless_disconnected(http.receive, self._finish(run, len(requests)))
+        finally:
+            done()
         return json_response(answers.whole(outputs))
 
     def _compile(self, body: ChatRequest | CompletionRequest, name: str) -> list[Request]:
@@ -121,51 +134,45 @@ class Generation:
         return ticket
 
     async def _run(
-        self, requests: Sequence[Request], ticket: Ticket, seconds: float | None
-    ) -> AsyncGenerator[tuple[int, Any], None]:
+        self, requests: Sequence[Request], ticket: Ticket, trace: Trace, seconds: float | None
+    ) -> Run:
         """Events of all requests with their index. Raises TimedOut, EngineDeadError and
         RequestFailedError."""
         used = 0
-        loop = asyncio.get_running_loop()
-        deadline = None if seconds is None else loop.time() + seconds
-        async with contextlib.aclosing(merge([self._engine.run(r) for r in requests])) as events:
-            while True:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        i, event = await anext(events)
-                except StopAsyncIteration:
-                    break
-                except TimeoutError as error:
-                    raise TimedOut(f"the request took longer than {seconds:g} s") from error
-                except RequestFailedError:
-                    self._metrics.refuse("request_failed")
-                    raise
-                self._admission.began(ticket)
-                if isinstance(event, RequestOutput):
-                    self._metrics.observe(event)
-                    used += event.usage.prompt_tokens + event.usage.completion_tokens
-                yield i, event
+        events: Run = merge([self._engine.run(request) for request in requests])
+        if seconds is not None:
+            events = _in_time(events, seconds)
+        try:
+            async with contextlib.aclosing(events):
+                async for i, event in events:
+                    self._admission.began(ticket)
+                    if isinstance(event, RequestOutput):
+                        self._metrics.observe(event)
+                        trace.observe(event)
+                        used += event.usage.prompt_tokens + event.usage.completion_tokens
+                    yield i, event
+        except BaseException as error:  # leaving is one too
+            if isinstance(error, RequestFailedError):
+                self._metrics.refuse("request_failed")
+            trace.fail(error)
+            raise
         ticket.used = used
 
-    async def _finish(
-        self, requests: Sequence[Request], ticket: Ticket, seconds: float | None
-    ) -> list[RequestOutput]:
+    async def _finish(self, run: Run, count: int) -> list[RequestOutput]:
         outputs: dict[int, RequestOutput] = {}
-        async with contextlib.aclosing(self._run(requests, ticket, seconds)) as events:
+        async with contextlib.aclosing(run) as events:
             async for i, event in events:
                 if isinstance(event, RequestOutput):
                     outputs[i] = event
-        return [outputs[i] for i in range(len(requests))]
+        return [outputs[i] for i in range(count)]
 
-    async def _events(
-        self, requests: Sequence[Request], ticket: Ticket, answers: Answers, seconds: float | None
-    ) -> AsyncGenerator[bytes, None]:
+    async def _events(self, run: Run, answers: Answers) -> AsyncGenerator[bytes, None]:
         """What a stream sends: events for each step of each sample, in the end usage."""
         finished: list[RequestOutput] = []
         for event in answers.begin():
             yield event
         try:
-            async with contextlib.aclosing(self._run(requests, ticket, seconds)) as events:
+            async with contextlib.aclosing(run) as events:
                 async for i, new in events:
                     if isinstance(new, RequestOutput):
                         finished.append(new)
@@ -180,6 +187,21 @@ class Generation:
         except TimedOut as error:
             last = answers.failed(str(error), "request_timeout")
         for event in last:
+            yield event
+
+
+async def _in_time(events: Run, seconds: float) -> Run:
+    """The same, or TimedOut."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    async with contextlib.aclosing(events):
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    event = await anext(events)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                raise TimedOut(f"the request took longer than {seconds:g} s") from error
             yield event
 
 

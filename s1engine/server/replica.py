@@ -21,6 +21,7 @@ from s1engine.engine.request import Request
 from s1engine.server.admission import Admission
 from s1engine.server.affinity import Trail
 from s1engine.server.app import create_app
+from s1engine.server.tracing import tracing_to
 
 Message = dict[str, Any]
 
@@ -35,6 +36,7 @@ class ReplicaOptions:
     max_queued: int
     efforts: dict[str, int | None]
     timeout: float | None
+    traces_endpoint: str | None = None
 
 
 class ReplicaLostError(RuntimeError):
@@ -111,11 +113,13 @@ class Replica:
 
         self._name = serve.get_replica_context().replica_id.unique_id
         self._engine = await asyncio.to_thread(ReplicaEngine, options.config)
+        endpoint = options.traces_endpoint
         app = create_app(
             self._engine,
             admission=Admission(options.config.max_num_seqs + options.max_queued),
             efforts=options.efforts,
             timeout=options.timeout,
+            tracing=None if endpoint is None else tracing_to(endpoint),
         )
         await self._engine.start()
         self._app = app
