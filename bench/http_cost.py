@@ -2,7 +2,8 @@
 
 Both do the same requests, in turns, on the same machine; the client is on it too. The engine alone
 is ``LLM.generate``, which makes no chunks. Processor time of each process is told apart, because
-it, unlike the rate, says little of whatever else runs on the machine.
+it, unlike the rate, says little of whatever else runs on the machine. What a request costs besides
+its tokens is told by requests of one token each.
 """
 
 import argparse
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--input-len", type=int, default=32)
     parser.add_argument("--output-len", type=int, default=256)
+    parser.add_argument("--requests", type=int, default=1000, help="of one token each")
     parser.add_argument("--rounds", type=int, default=3)
 
 
@@ -32,7 +34,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Medians over rounds, the two ways by turns."""
     asks = random_asks(args.streams, args.input_len, args.output_len, 0.0, 300, 0)
     rates: dict[str, list[float]] = {"offline": [], "http": []}
-    cpu: dict[str, list[float]] = {"offline": [], "http": [], "engine": []}  # us a token
+    cpu: dict[str, list[float]] = {"offline": [], "http": [], "engine": [], "client": []}
+    short = random_asks(args.requests, args.input_len, 1, 0.0, 300, 1)
+    each: dict[str, list[float]] = {"http": [], "engine": [], "client": []}
     per_event: list[float] = []
     llm = LLM(args.model, progress=False)
     tokens = args.streams * args.output_len
@@ -41,13 +45,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for turn in range(args.rounds + 1):  # the first warms up
             marks = [time.process_time()]
             offline = _offline(llm, asks)
-            marks += [time.process_time(), _cpu_s(pid), _cpu_s(engine)]
-            http, tokens_per_event = _http(url, asks)
-            marks += [_cpu_s(pid), _cpu_s(engine)]
+            marks += [time.process_time()]
+            (http, tokens_per_event), used = _metered(pid, engine, url, asks)
+            _, used_by_short = _metered(pid, engine, url, short)
             if turn:
                 cpu["offline"].append(1e6 * (marks[1] - marks[0]) / tokens)
-                cpu["http"].append(1e6 * (marks[4] - marks[2]) / tokens)
-                cpu["engine"].append(1e6 * (marks[5] - marks[3]) / tokens)
+                for who, seconds in used.items():
+                    cpu[who].append(1e6 * seconds / tokens)
+                for who, seconds in used_by_short.items():
+                    each[who].append(1e6 * seconds / len(short))
                 rates["offline"].append(offline)
                 rates["http"].append(http)
                 per_event.append(tokens_per_event)
@@ -57,9 +63,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "output_len": args.output_len,
         "tokens_per_s": {way: round(rate, 1) for way, rate in medians.items()},
         "ratio": round(medians["http"] / medians["offline"], 3),
+        "requests": args.requests,
+        "cpu_us_per_request": {who: round(statistics.median(v), 1) for who, v in each.items()},
         "cpu_us_per_token": {who: round(statistics.median(v), 2) for who, v in cpu.items()},
         "tokens_per_event": round(statistics.median(per_event), 2),
     }
+
+
+def _metered(
+    pid: int, engine: int, url: str, asks: list[Ask]
+) -> tuple[tuple[float, float], dict[str, float]]:
+    """What ``_http`` gives, and the processor seconds of the three processes."""
+    before = (_cpu_s(pid), _cpu_s(engine), time.process_time())
+    result = _http(url, asks)
+    after = (_cpu_s(pid), _cpu_s(engine), time.process_time())
+    used = (b - a for a, b in zip(before, after, strict=True))
+    return result, dict(zip(("http", "engine", "client"), used, strict=True))
 
 
 def _child(pid: int) -> int:
