@@ -62,6 +62,12 @@ class HostRunner:
         logits = self._logits[: len(rows.seats)]
         return self.sampler.sample(logits, rows, self.batch.core.num_banned > 0)
 
+    def check(self) -> None:
+        """It cannot die."""
+
+    def close(self) -> None:
+        """It has nothing to end."""
+
 
 def measure(num_seqs: int, context: int, steps: int, *, thinking: bool, stream: bool) -> float:
     """Median microseconds of a decode step."""

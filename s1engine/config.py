@@ -33,6 +33,9 @@ class EngineConfig:
     """``int8`` or ``int4``: matrices in so many bits, made at load, on the CPU."""
     device: str = "auto"
     """``auto`` takes CUDA if there is a device, else the CPU."""
+    tensor_parallel_size: int = 1
+    """Ranks, each a process of its own, that share the model: one GPU each, or on the CPU an equal
+    part of the threads."""
     max_model_len: int | None = None
     """Longest prompt plus output, in tokens. None: what the model was made for."""
     max_num_seqs: int = 256
@@ -43,8 +46,9 @@ class EngineConfig:
     """Tokens of one KV block, a power of two; prefixes are shared by whole blocks. None: 64 on
     CUDA, 16 on the CPU."""
     kv_cache_memory_gb: float | None = None
-    """Size of the KV cache in GiB. None: on CUDA ``gpu_memory_utilization`` of what is free after
-    the weights; on the CPU a quarter of the available memory, at most 4 GiB."""
+    """Size of the KV cache in GiB, on each rank. None: on CUDA ``gpu_memory_utilization`` of what
+    is free after the weights; on the CPU a quarter of the available memory, at most 4 GiB, for all
+    ranks together."""
     kv_cache_dtype: str = "auto"
     """``auto``: ``dtype``. Eight bits hold about twice the tokens of 16, at some error: ``int8`` on
     the CPU, ``fp8`` (e4m3) on CUDA."""
@@ -56,7 +60,8 @@ class EngineConfig:
     """Never capture CUDA graphs."""
     run_ahead: int | None = None
     """Decode steps that the device takes while the host is behind, budgets included. None: 8 on
-    CUDA, 1 (the host decides each step) with ``enforce_eager`` and on the CPU."""
+    CUDA, 1 (the host decides each step) with ``enforce_eager``, on the CPU, and where
+    ``tensor_parallel_size`` is above 1, which allows no more."""
     served_model_name: str | None = None
     """Name in the API. None: the last part of ``model``."""
     chat_template: str | None = None
@@ -78,6 +83,7 @@ class EngineConfig:
         _one_of("reasoning_format", self.reasoning_format, REASONING_FORMATS)
         if self.max_model_len is not None:
             check_int("max_model_len", self.max_model_len, 1, 2**24)
+        check_int("tensor_parallel_size", self.tensor_parallel_size, 1, 64)
         check_int("max_num_seqs", self.max_num_seqs, 1, 4096)
         check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1, 2**20)
         if self.block_size is not None:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 Command = Callable[[], object]
 _Queue = asyncio.Queue[StreamEvent | RequestFailedError | None]
+IDLE_S = 1.0  # between steps of an engine with nothing to do, which find out whether it is alive
 
 
 class AsyncLLMEngine:
@@ -78,6 +79,7 @@ class AsyncLLMEngine:
         self._commands.put(None)
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self.engine.close)
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams, *, stream: bool = False, **options: Any
@@ -138,10 +140,11 @@ class AsyncLLMEngine:
             self._call_soon(self._end_streams)
 
     def _obey(self) -> bool:
-        """Carries out what is queued; waits if there is nothing to step. False: shut down."""
+        """Carries out what is queued; waits if there is nothing to step, up to IDLE_S. False: shut
+        down."""
         while True:
             try:
-                command = self._commands.get(block=not self.engine.has_unfinished)
+                command = self._commands.get(not self.engine.has_unfinished, IDLE_S)
             except queue.Empty:
                 return True
             if command is None:

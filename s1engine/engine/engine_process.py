@@ -16,7 +16,7 @@ import time
 from s1engine.config import EngineConfig
 from s1engine.engine import messages
 from s1engine.engine.llm_engine import LLMEngine
-from s1engine.errors import ModelError, RequestError
+from s1engine.errors import EngineDeadError, ModelError, RequestError
 
 BEAT_S = 1.0
 MAX_UNSENT_BYTES = 2**26  # beyond, whoever should read has stopped reading, and steps pause
@@ -86,10 +86,16 @@ def run(channel: Channel) -> None:
         _serve(channel, engine, waiting)
     except ConnectionError:
         raise
+    except EngineDeadError as error:
+        logger.error("%s; no further request can be served", error)
+        channel.finish(messages.Died(str(error)))
+        raise SystemExit(1) from error
     except Exception as error:
         logger.exception("the engine failed; no further request can be served")
         channel.finish(messages.Died(f"{type(error).__name__}: {error}"))
         raise SystemExit(1) from error
+    finally:
+        engine.close()
 
 
 def _load(channel: Channel, config: EngineConfig, progress: bool) -> LLMEngine | None:

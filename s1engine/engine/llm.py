@@ -28,6 +28,10 @@ class LLM:
             options["model"] = str(model)
         self.engine = LLMEngine(EngineConfig(**options), progress=progress)
 
+    def close(self) -> None:
+        """Ends the processes of other ranks now, rather than when this is collected."""
+        self.engine.close()
+
     def generate(
         self,
         prompts: Prompt | list[str] | list[list[int]],

@@ -46,6 +46,7 @@ class LLMEngine:
     Raises:
         ModelError: the model directory is missing, damaged or not supported.
         RequestError: an option does not fit the model or the machine.
+        EngineDeadError: another rank has died, then or in any later step.
     """
 
     def __init__(
@@ -247,6 +248,10 @@ class LLMEngine:
             prefix_hits=stats.prefix_hits,
         )
 
+    def close(self) -> None:
+        """Ends the processes of other ranks, if there are any. No step may follow."""
+        self.runner.close()
+
     # --- stepping ---
 
     def step(self) -> list[Event]:
@@ -258,6 +263,7 @@ class LLMEngine:
 
     def step_tokens(self) -> StepTokens | None:
         """The same, but returns its tokens; None if there was nothing to compute."""
+        self.runner.check()
         self._enforce_deadlines()
         self._admit_prepared()
         step = self._step()

@@ -23,6 +23,7 @@ ENGINE_FLAGS = {
     "max_model_len": int,
     "max_num_seqs": int,
     "max_num_batched_tokens": int,
+    "tensor_parallel_size": int,
     "kv_cache_memory_gb": float,
     "gpu_memory_utilization": float,
 }

@@ -4,16 +4,19 @@ Owns safetensors, one file or shards with an index, and the errors of files that
 truncated, or hold something else than the model needs. Knows tensors by name and shape only.
 """
 
+import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from s1engine.errors import ModelError
 from s1engine.models.fields import Fields
 
+FINGERPRINT_VALUES = 64
 _SUFFIX = ".safetensors"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -73,6 +76,17 @@ class Checkpoint:
         """A tensor on the CPU as it is stored, backed by the file."""
         tensor: Tensor = self._handles[self._files[name]].get_tensor(name)
         return tensor
+
+    def fingerprint(self) -> str:
+        """The same for equal weights only, as far as names, types, shapes and the first
+        FINGERPRINT_VALUES numbers of each tensor tell."""
+        digest = hashlib.sha256()
+        for name in sorted(self._files):
+            tensor = self.read(name)
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            first = tensor.flatten()[:FINGERPRINT_VALUES].contiguous()
+            digest.update(first.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def error(self, name: str, why: str) -> ModelError:
         """An error about tensor ``name``, to be raised."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from s1engine.models.collective import Collective
 from s1engine.models.config import ModelConfig
 from s1engine.models.rope import cos_sin_table
 from s1engine.ops import AttentionMetadata, Matrix, Ops, RunState
@@ -53,12 +54,15 @@ class Decoder:
         weights: DecoderWeights,
         ops: Ops,
         max_positions: int | None = None,
+        collective: Collective | None = None,
     ) -> None:
-        """``max_positions`` bounds the positions that will be asked for; None: the model's own."""
+        """``max_positions`` bounds the positions that will be asked for; None: the model's own.
+        ``collective``: config and weights are one rank's part of a model (models/shard.py)."""
         assert len(weights.layers) == config.num_layers
         self.config = config
         self.weights = weights
         self.ops = ops
+        self._collective = collective
         self.dtype = weights.norm.dtype
         self.device = weights.norm.device
         self.cos_sin = cos_sin_table(
@@ -75,7 +79,7 @@ class Decoder:
         """input_ids [T] -> hidden states after the last layer [T, H], not normed; writes K and V of
         these tokens into ``kv``, the (k_cache, v_cache) of each layer."""
         ops, eps = self.ops, self.config.rms_norm_eps
-        residual = ops.embed(input_ids, self.weights.embed)  # [T, H]
+        residual = self._embed(input_ids)  # [T, H]
         branch: Tensor | None = None  # what is still to be added to it
         for layer, caches in zip(self.weights.layers, kv, strict=True):
             q = ops.norm_qkv_rope_write(
@@ -92,18 +96,45 @@ class Decoder:
                 meta,
             )
             x = ops.paged_attention(q, *caches, self._scale, meta)
-            branch = ops.linear_residual(x, layer.o, layer.o_bias, residual)
+            branch = self._linear_residual(x, layer.o, layer.o_bias, residual)
             x = ops.norm_gate_up(branch, residual, layer.post_norm, eps, layer.gate_up)
-            branch = ops.linear_residual(x, layer.down, None, residual)
+            branch = self._linear_residual(x, layer.down, None, residual)
         return residual if branch is None else residual.add_(branch)
 
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        """Rows of ids that another rank holds come from there, by a sum with zeros."""
+        if self._collective is None:
+            return self.ops.embed(input_ids, self.weights.embed)
+        rows = self.config.vocab_size
+        own = input_ids - self._collective.shard.rank * rows
+        away = (own < 0) | (own >= rows)
+        found = self.ops.embed(own.masked_fill(away, 0), self.weights.embed)
+        return self._collective.sum(found.masked_fill_(away[:, None], 0))
+
+    def _linear_residual(
+        self, x: Tensor, weight: Matrix, bias: Tensor | None, residual: Tensor
+    ) -> Tensor | None:
+        """The product that ends a branch. Ranks have summands of it, so it is summed before anyone
+        may add it to the residual."""
+        if self._collective is None:
+            return self.ops.linear_residual(x, weight, bias, residual)
+        return self._collective.sum(self.ops.linear(x, weight, bias))
+
     def logits(self, hidden: Tensor, vocab_limit: int) -> Tensor:
-        """hidden [B, H] -> float32 [B, vocab_limit]; padding rows of the head are not computed."""
+        """hidden [B, H] -> float32 [B, vocab_limit]; padding rows of the head are not computed. If
+        ranks share the head, the first gets them, the others only what is their own."""
+        if self._collective is None:
+            return self._own_logits(hidden, vocab_limit)
+        own = self._own_logits(hidden, self.config.vocab_size)
+        return self._collective.gather(own)[:, :vocab_limit]
+
+    def _own_logits(self, hidden: Tensor, vocab_limit: int) -> Tensor:
         eps, head = self.config.rms_norm_eps, self._head(vocab_limit)
         return self.ops.logits(hidden, self.weights.norm, eps, head)
 
     def decide(self, hidden: Tensor, vocab_limit: int, run: RunState, *, filtered: bool) -> None:
         """hidden [B, H] of a run's lanes -> their next tokens, taken (``Ops.decide``)."""
+        assert self._collective is None, "ranks take single steps"
         eps, head = self.config.rms_norm_eps, self._head(vocab_limit)
         self.ops.decide(hidden, self.weights.norm, eps, head, run, filtered=filtered)
 

@@ -1,7 +1,8 @@
 """From a model's name to a Decoder on a device. Owns how checkpoint tensors become weights.
 
 q, k and v become one matrix, gate and up another, each copied straight from the memory-mapped file
-to its place, so that loading takes no second copy of the model.
+to its place, so that loading takes no second copy of the model. A rank that holds a part of the
+model reads that part alone.
 """
 
 import os
@@ -16,8 +17,10 @@ from tqdm import tqdm
 
 from s1engine.errors import ModelError
 from s1engine.models.checkpoint import Checkpoint
+from s1engine.models.collective import Collective
 from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder, DecoderWeights, LayerWeights
+from s1engine.models.shard import WHOLE, Shard
 from s1engine.ops import Matrix, Ops
 from s1engine.ops.quantization import HEAD_FORMATS, quantize
 
@@ -53,17 +56,20 @@ def load_decoder(
     progress: bool = False,
     max_positions: int | None = None,
     quantization: str | None = None,
+    collective: Collective | None = None,
 ) -> Decoder:
     """The model of directory ``path`` in ``dtype``; ``progress`` draws a bar on stderr.
 
-    ``max_positions`` as for Decoder; ``quantization``: format of the matrices
-    (``ops.quantization``).
+    ``max_positions`` and ``collective`` as for Decoder; ``config`` is the whole model's.
+    ``quantization``: format of the matrices (``ops.quantization``).
     """
+    shard = WHOLE if collective is None else collective.shard
+    own = shard.config(config)
     checkpoint = Checkpoint(path)
-    shapes = config.tensor_shapes()
-    checkpoint.check(shapes, allowed=(LM_HEAD,) if config.tie_word_embeddings else ())
+    allowed = (LM_HEAD,) if config.tie_word_embeddings else ()
+    checkpoint.check(config.tensor_shapes(), allowed)
     _check_tied(checkpoint, config)
-    total = config.num_parameters * dtype.itemsize
+    total = own.num_parameters * dtype.itemsize
     with tqdm(
         total=total,
         desc=f"loading {path.name}",
@@ -72,9 +78,9 @@ def load_decoder(
         unit_divisor=1024,
         disable=not progress,
     ) as bar:
-        reader = _Reader(checkpoint, shapes, dtype, device, bar)
-        weights = _weights(reader, config, _Packer(ops, quantization))
-        return Decoder(config, weights, ops, max_positions)
+        reader = _Reader(checkpoint, own.tensor_shapes(), dtype, device, bar, shard)
+        weights = _weights(reader, own, _Packer(ops, quantization))
+        return Decoder(own, weights, ops, max_positions, collective)
 
 
 class _Reader:
@@ -87,12 +93,14 @@ class _Reader:
         dtype: torch.dtype,
         device: str,
         bar: "tqdm[None]",
+        shard: Shard = WHOLE,
     ) -> None:
         self._checkpoint = checkpoint
         self._shapes = shapes
         self._dtype = dtype
         self._device = device
         self._bar = bar
+        self._shard = shard
 
     def take(self, *names: str) -> Tensor:
         """The tensors ``names``, one below the other in one new tensor."""
@@ -100,7 +108,9 @@ class _Reader:
         columns = self._shapes[names[0]][1:]
         out = torch.empty((sum(rows), *columns), dtype=self._dtype, device=self._device)
         for name, part in zip(names, torch.split(out, rows), strict=True):
-            part.copy_(self._checkpoint.read(name))
+            stored = self._shard.cut(name, self._checkpoint.read(name), tuple(part.shape))
+            part[: len(stored)].copy_(stored)
+            part[len(stored) :].zero_()
             if self._dtype == torch.float16 and not part.isfinite().all():
                 raise self._checkpoint.error(name, "does not fit float16; use bfloat16 or float32")
             self._bar.update(part.nbytes)

@@ -15,7 +15,9 @@ RUN_AHEAD = {"cpu": 1, "cuda": 8}  # steps
 def resolve_config(config: EngineConfig) -> EngineConfig:
     """The same with what the device decides filled in. Raises RequestError if it is not there."""
     device = resolve_device(config.device)
-    ahead = 1 if config.enforce_eager else RUN_AHEAD[device]
+    _check_ranks(config, device)
+    single = config.enforce_eager or config.tensor_parallel_size > 1
+    ahead = 1 if single else RUN_AHEAD[device]
     return replace(
         config,
         device=device,
@@ -30,6 +32,24 @@ def resolve_device(device: str) -> str:
     if device == "cuda" and not available:
         raise RequestError("device cuda: no CUDA device is available", param="device")
     return ("cuda" if available else "cpu") if device == "auto" else device
+
+
+def _check_ranks(config: EngineConfig, device: str) -> None:
+    ranks, gpus = config.tensor_parallel_size, torch.cuda.device_count()
+    if ranks == 1:
+        return
+    if device == "cuda" and ranks > gpus:
+        raise RequestError(
+            f"tensor_parallel_size {ranks}: there are {gpus} GPUs, and each rank needs its own; "
+            f"use at most {gpus}",
+            param="tensor_parallel_size",
+        )
+    if (config.run_ahead or 1) > 1:
+        raise RequestError(
+            f"run_ahead {config.run_ahead} with tensor_parallel_size {ranks} is not supported: the "
+            "first rank decides every step; leave run_ahead out",
+            param="run_ahead",
+        )
 
 
 def resolve_dtype(dtype: str, device: str, native: torch.dtype) -> torch.dtype:

@@ -1,10 +1,14 @@
 """The arrays of one step, shared with the scheduler without copying.
 
 Host tensors are allocated once; the C++ scheduler writes into them through their numpy views, and
-``inputs`` shows the written part. On a GPU the host side is pinned and copied asynchronously.
+``inputs`` shows the written part. On a GPU the host side is pinned and copied asynchronously. If
+several ranks share the model it stands in memory that all have, one array behind the other, so that
+the scheduler of the first rank writes for all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -12,6 +16,8 @@ from torch import Tensor
 
 from s1engine import _core
 from s1engine.ops import AttentionMetadata
+
+ALIGNMENT = 64  # bytes
 
 _FIELDS: dict[str, torch.dtype] = {
     "input_ids": torch.int32,
@@ -48,16 +54,29 @@ class StepInputs:
 
 
 class InputBatch:
-    """Buffers for up to ``max_tokens`` tokens in ``max_rows`` rows of ``max_blocks`` blocks."""
+    """Buffers for up to ``max_tokens`` tokens in ``max_rows`` rows of ``max_blocks`` blocks.
+    ``share`` makes memory of so many bytes, zeros, if it shall not be this process's alone."""
 
-    def __init__(self, *, max_tokens: int, max_rows: int, max_blocks: int, device: str) -> None:
-        sizes = {"block_table": (max_rows, max_blocks), "cu_seqlens_q": (max_rows + 1,)}
-        sizes |= dict.fromkeys(("input_ids", "positions", "slot_mapping"), (max_tokens,))
+    def __init__(
+        self,
+        *,
+        max_tokens: int,
+        max_rows: int,
+        max_blocks: int,
+        device: str,
+        share: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_FIELDS, (max_rows,))
+        shapes |= {"block_table": (max_rows, max_blocks), "cu_seqlens_q": (max_rows + 1,)}
+        shapes |= dict.fromkeys(("input_ids", "positions", "slot_mapping"), (max_tokens,))
         self.device = device
-        self._host = {
-            name: torch.zeros(sizes.get(name, (max_rows,)), dtype=dtype, pin_memory=device != "cpu")
-            for name, dtype in _FIELDS.items()
-        }
+        if share is None:
+            self._host = {
+                name: torch.zeros(shapes[name], dtype=dtype, pin_memory=device != "cpu")
+                for name, dtype in _FIELDS.items()
+            }
+        else:
+            self._host = _cut(share, shapes)
         views = {name: tensor.numpy() for name, tensor in self._host.items()}
         self.block_table = self._host["block_table"]  # on the host, [max_rows, max_blocks] int32
         self._seats = views["sample_seats"]
@@ -74,11 +93,17 @@ class InputBatch:
         """Of the rows that sample in the planned step, [n] int32; a view."""
         return self._seats[: self.core.num_samples]
 
-    def inputs(self) -> StepInputs:
-        """What the scheduler has written. Decoding goes on in the same sizes for many steps, so the
-        views are kept; a GPU needs a new copy each time."""
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Of the planned step: tokens, rows, rows that sample, tokens of the longest row."""
         core = self.core
-        sizes = (core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q)
+        return core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q
+
+    def inputs(self, sizes: tuple[int, int, int, int] | None = None) -> StepInputs:
+        """What the scheduler has written; one of another rank, a step of these ``sizes``. Decoding
+        goes on in the same sizes for many steps, so the views are kept; a GPU needs a new copy each
+        time."""
+        sizes = sizes or self.sizes
         if self._inputs is None or sizes != self._sizes or self.device != "cpu":
             self._sizes, self._inputs = sizes, self._make_inputs(*sizes)
         return self._inputs
@@ -105,3 +130,14 @@ class InputBatch:
     def _on_device(self, name: str, size: int) -> Tensor:
         tensor = self._host[name][:size]
         return tensor if self.device == "cpu" else tensor.to(self.device, non_blocking=True)
+
+
+def _cut(share: Callable[[int], Tensor], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The fields one behind the other, each at a multiple of ALIGNMENT."""
+    sizes = {name: prod(shapes[name]) * dtype.itemsize for name, dtype in _FIELDS.items()}
+    strides = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values()]
+    parts = torch.split(share(sum(strides)), strides)
+    return {
+        name: part[: sizes[name]].view(_FIELDS[name]).view(shapes[name])
+        for name, part in zip(_FIELDS, parts, strict=True)
+    }

@@ -114,4 +114,4 @@ def _cache_bytes(config: EngineConfig) -> float:
     if config.device == "cuda":
         free, total = torch.cuda.mem_get_info()
         return free - (1 - config.gpu_memory_utilization) * total
-    return min(_available_memory() / 4, MAX_DEFAULT_CPU_CACHE)
+    return min(_available_memory() / 4, MAX_DEFAULT_CPU_CACHE) / config.tensor_parallel_size

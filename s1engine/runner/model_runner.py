@@ -2,7 +2,8 @@
 
 Owns the weights, the KV cache, the batch buffers and the sampling state. Knows nothing of requests:
 it computes what the ScheduledBatch says and returns one token a sampling row. Steps that only
-decode may go to its CudaGraphRunner, a run at a time.
+decode may go to its CudaGraphRunner, a run at a time. If several ranks share the model each has one
+of these, and the first rank's samples.
 """
 
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 import torch
 
 from s1engine.config import EngineConfig
+from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import load_decoder
+from s1engine.models.shard import WHOLE, check
 from s1engine.ops import AttentionMetadata, RunState, select_ops
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.runner.cpu_plans import CpuPlans
@@ -24,6 +27,7 @@ from s1engine.runner.input_batch import InputBatch, StepInputs
 from s1engine.runner.kv_cache import KVCache
 from s1engine.runner.lanes import RunFormat
 from s1engine.runner.memory import check_weights_fit, plan_memory
+from s1engine.runner.ranks import Peers, Ranks
 from s1engine.runner.sampler import Sampler, SamplerOutput
 
 
@@ -39,6 +43,12 @@ class Runner(Protocol):
     def execute(self) -> SamplerOutput:
         """Computes the step that stands in ``batch``."""
 
+    def check(self) -> None:
+        """Raises EngineDeadError if a step could not be computed."""
+
+    def close(self) -> None:
+        """Ends processes that belong to it. No step may follow."""
+
 
 class ModelRunner:
     """A loaded model with memory for its sequences.
@@ -51,8 +61,10 @@ class ModelRunner:
         triggers: ids that end thinking, banned where the scheduler says so.
         newlines: [V] uint8, does the token's text end in a newline?
         progress: show a bar while weights load and graphs are captured.
+        peers: on other ranks than the first, where that is. The first starts the others itself.
 
     Raises:
+        EngineDeadError: another rank has died.
         RequestError: the memory does not suffice, or an operation does not cover the model.
         ModelError: the weights are damaged, or a graph cannot be captured.
     """
@@ -67,64 +79,99 @@ class ModelRunner:
         triggers: tuple[int, ...],
         newlines: np.ndarray,
         progress: bool,
+        peers: Peers | None = None,
     ) -> None:
+        check(model_config, config.tensor_parallel_size)
         assert config.block_size is not None and config.run_ahead is not None
-        self.device, block_size = config.device, config.block_size
-        self.dtype = resolve_dtype(config.dtype, self.device, model_config.torch_dtype)
-        cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, self.dtype)
+        self.device, self._vocab_limit = config.device, vocab_limit
+        self._ranks: Ranks | None = None
+        if config.tensor_parallel_size > 1 and peers is None:
+            assert isinstance(path, Path), "a model that is in memory already is not shared"
+            peers = self._ranks = Ranks(config, path)
+        try:
+            self._decoder = self._load(config, model_config, path, peers, progress)
+            self._allocate(config, path, peers)
+            self.sampler = Sampler(
+                max_num_seqs=config.max_num_seqs,
+                vocab_size=vocab_limit,
+                triggers=triggers,
+                ops=self.ops,
+                device=self.device,
+            )
+            self._starts = torch.arange(
+                config.max_num_seqs + 1, dtype=torch.int32, device=self.device
+            )  # cu_seqlens_q of a decode step
+            alone = peers is None  # else a step has sums, which are no kernels of ours
+            self._plans = CpuPlans(self.ops) if alone and isinstance(self.ops, CpuOps) else None
+            scratch_slot = self.num_blocks * config.block_size
+            fmt = RunFormat(triggers, newlines, config.block_size, scratch_slot)
+            self.ahead = self._make_ahead(config, fmt, progress) if config.run_ahead > 1 else None
+            if peers is not None:
+                peers.ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(
+        self,
+        config: EngineConfig,
+        whole: ModelConfig,
+        path: Path | Decoder,
+        peers: Peers | None,
+        progress: bool,
+    ) -> Decoder:
+        """The model, or this rank's part of it."""
+        own = (WHOLE if peers is None else peers.collective.shard).config(whole)
+        self.dtype = resolve_dtype(config.dtype, self.device, whole.torch_dtype)
+        self._cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, self.dtype)
         self.ops = path.ops if isinstance(path, Decoder) else select_ops(self.device)
+        assert config.block_size is not None
         self.ops.check_model(
-            head_dim=model_config.head_dim,
-            num_heads=model_config.num_heads,
-            num_kv_heads=model_config.num_kv_heads,
-            block_size=block_size,
+            head_dim=own.head_dim,
+            num_heads=own.num_heads,
+            num_kv_heads=own.num_kv_heads,
+            block_size=config.block_size,
             dtype=self.dtype,
-            cache_dtype=cache_dtype,
+            cache_dtype=self._cache_dtype,
             quantization=config.quantization,
         )
-        self._vocab_limit = vocab_limit
         if isinstance(path, Decoder):
-            self._decoder = path
-        else:
-            check_weights_fit(model_config, self.dtype, self.device, config.quantization)
-            self._decoder = load_decoder(
-                path,
-                model_config,
-                self.dtype,
-                self.device,
-                self.ops,
-                progress=progress,
-                quantization=config.quantization,
-            )
-        self.max_model_len, self.num_blocks = plan_memory(
-            config, model_config, cache_dtype, self._activation_bytes(config)
+            return path
+        check_weights_fit(own, self.dtype, self.device, config.quantization)
+        return load_decoder(
+            path,
+            whole,
+            self.dtype,
+            self.device,
+            self.ops,
+            progress=progress,
+            quantization=config.quantization,
+            collective=None if peers is None else peers.collective,
         )
+
+    def _allocate(self, config: EngineConfig, path: Path | Decoder, peers: Peers | None) -> None:
+        """Memory for sequences and steps, the same number of blocks on all ranks."""
+        assert config.block_size is not None
+        own = self._decoder.config
+        room = plan_memory(config, own, self._cache_dtype, self._activation_bytes(config))
+        if peers is not None:
+            assert isinstance(path, Path)
+            room = peers.agree(Checkpoint(path).fingerprint(), room)
+        self.max_model_len, self.num_blocks = room
         self.kv_cache = KVCache(
-            model_config,
+            own,
             num_blocks=self.num_blocks + 1,  # the last is scratch: lanes that have finished write
-            block_size=block_size,
-            dtype=cache_dtype,
+            block_size=config.block_size,
+            dtype=self._cache_dtype,
             device=self.device,
         )
         self.batch = InputBatch(
             max_tokens=config.max_num_batched_tokens,
             max_rows=config.max_num_seqs,
-            max_blocks=-(-self.max_model_len // block_size),
+            max_blocks=-(-self.max_model_len // config.block_size),
             device=self.device,
+            share=None if peers is None else peers.share,
         )
-        self.sampler = Sampler(
-            max_num_seqs=config.max_num_seqs,
-            vocab_size=vocab_limit,
-            triggers=triggers,
-            ops=self.ops,
-            device=self.device,
-        )
-        self._starts = torch.arange(
-            config.max_num_seqs + 1, dtype=torch.int32, device=self.device
-        )  # cu_seqlens_q of a decode step
-        self._plans = CpuPlans(self.ops) if isinstance(self.ops, CpuOps) else None
-        fmt = RunFormat(triggers, newlines, block_size, self.num_blocks * block_size)
-        self.ahead = self._make_ahead(config, fmt, progress) if config.run_ahead > 1 else None
 
     def _make_ahead(self, config: EngineConfig, fmt: RunFormat, progress: bool) -> CudaGraphRunner:
         assert config.run_ahead is not None
@@ -144,16 +191,38 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self) -> SamplerOutput:
         """Computes the step that stands in ``batch``."""
+        if self._ranks is None:
+            return self._execute()
+        with self._ranks.step(self.batch.sizes):
+            return self._execute()
+
+    def _execute(self) -> SamplerOutput:
         inputs = self.batch.inputs()
         logits = (
             self._logits(inputs) if self._plans is None else self._plans.run(inputs, self._logits)
         )
         return self.sampler.sample(logits, inputs.rows, self.batch.core.num_banned > 0)
 
+    @torch.inference_mode()
+    def follow(self, sizes: tuple[int, int, int, int]) -> None:
+        """This rank's part of a step that the first rank executes."""
+        self._logits(self.batch.inputs(sizes))
+
     def _logits(self, inputs: StepInputs) -> torch.Tensor:
+        """float32 [rows that sample, vocab_limit]; on other ranks than the first, a part."""
         hidden = self._decoder.forward(inputs.input_ids, self.kv_cache.layers, inputs.attention)
         rows = self.ops.take_rows(hidden, inputs.sample_tokens)
         return self._decoder.logits(rows, self._vocab_limit)
+
+    def check(self) -> None:
+        """Raises EngineDeadError if another rank has died."""
+        if self._ranks is not None:
+            self._ranks.check()
+
+    def close(self) -> None:
+        """Ends the other ranks, if there are any."""
+        if self._ranks is not None:
+            self._ranks.close()
 
     @torch.inference_mode()
     def decode_step(self, run: RunState, filtered: bool) -> None:

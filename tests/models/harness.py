@@ -33,9 +33,11 @@ class Rows:
     """Sequences that share one KV cache, whose free slots hold NaN, through shuffled tables."""
 
     def __init__(
-        self, decoder: Decoder, rows: int, max_context: int, block_size: int = 4, seed: int = 0
-    ) -> None:
+        self, decoder: Decoder, rows: int, max_context: int, block_size: int = 4, seed: int = 0,
+        vocab_size: int | None = None,
+    ) -> None:  # fmt: skip
         self.decoder = decoder
+        self.vocab_size = vocab_size or decoder.config.vocab_size  # a rank has a part of it
         self.block_size = block_size
         self.lens = [0] * rows
         blocks = rows * -(-max_context // block_size) + 3
@@ -62,7 +64,7 @@ class Rows:
         ids = torch.tensor([token for chunk in chunks for token in chunk], dtype=torch.int32)
         with torch.inference_mode():
             hidden = self.decoder.forward(ids, self.kv, meta)
-            logits = self.decoder.logits(hidden, self.decoder.config.vocab_size)
+            logits = self.decoder.logits(hidden, self.vocab_size)
         return list(torch.split(logits, [len(chunk) for chunk in chunks]))
 
 

@@ -1,0 +1,137 @@
+"""Parts of a model: together they are the whole, and compute what it computes."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from s1engine.config import BUNDLED_MODEL
+from s1engine.errors import RequestError
+from s1engine.models import ModelConfig, load_decoder
+from s1engine.models.checkpoint import Checkpoint
+from s1engine.models.shard import Shard, check
+from s1engine.ops.torch_ops import TorchOps
+from tests.models.harness import Rows
+from tests.models.ranks import ThreadCollective, on_ranks
+from tests.tiny_models import make_model
+
+NANO = ModelConfig.from_dir(BUNDLED_MODEL)
+
+# vocabularies that are no multiple of the ranks, biases after the sum, tied heads, shared KV heads
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("qwen2", {"vocab_size": 97}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True, "vocab_size": 95}),
+    "qwen3": ("qwen3", {"attention_bias": True}),
+    "llama-bias": ("llama", {"attention_bias": True, "num_key_value_heads": 4}),
+    "mistral": ("mistral", {"num_key_value_heads": 1}),
+}
+
+
+@st.composite
+def sharded_models(draw: st.DrawFn) -> tuple[ModelConfig, int]:
+    """A model that so many ranks can share."""
+    size = draw(st.integers(1, 5))
+    kv = draw(
+        st.sampled_from([n for n in range(1, 2 * size + 1) if n % size == 0 or size % n == 0])
+    )
+    group = draw(st.sampled_from([n for n in range(1, 2 * size + 1) if kv * n % size == 0]))
+    return replace(
+        NANO,
+        num_layers=1,
+        num_heads=kv * group,
+        num_kv_heads=kv,
+        head_dim=2 * draw(st.integers(1, 3)),
+        hidden_size=draw(st.integers(1, 7)),
+        intermediate_size=size * draw(st.integers(1, 4)),
+        vocab_size=draw(st.integers(size, 40)),
+        tie_word_embeddings=draw(st.booleans()),
+        o_bias=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
+    ), size
+
+
+@given(sharded_models())
+def test_parts_are_the_whole(drawn: tuple[ModelConfig, int]) -> None:
+    model, size = drawn
+    shards = [Shard(rank, size) for rank in range(size)]
+    for name, shape in model.tensor_shapes().items():
+        whole = torch.arange(torch.Size(shape).numel()).view(shape)
+        own = Shard(0, size).config(model).tensor_shapes()[name]
+        parts = [shard.cut(name, whole, own) for shard in shards]
+        assert all(part.shape[1:] == own[1:] and len(part) <= own[0] for part in parts)
+        if name.endswith("norm.weight"):
+            assert all(torch.equal(part, whole) for part in parts)
+        else:
+            assert torch.equal(joined(name, parts, model, size), whole), name
+
+
+def joined(name: str, parts: list[Tensor], model: ModelConfig, size: int) -> Tensor:
+    """The parts one behind the other; those that several ranks hold once."""
+    if ".k_proj." in name or ".v_proj." in name:
+        copies = max(size // model.num_kv_heads, 1)
+        assert all(torch.equal(part, parts[i - i % copies]) for i, part in enumerate(parts))
+        parts = parts[::copies]
+    columns = name.endswith(("o_proj.weight", "down_proj.weight"))
+    return torch.cat(parts, dim=1 if columns else 0)
+
+
+@given(sharded_models())
+def test_query_heads_stand_with_their_kv_heads(drawn: tuple[ModelConfig, int]) -> None:
+    model, size = drawn
+    for rank in range(size):
+        own = Shard(rank, size).config(model)
+        first = rank * own.num_heads
+        kv = Shard(rank, size).cut(
+            ".k_proj.", torch.arange(model.num_kv_heads), (own.num_kv_heads,)
+        )
+        for head in range(own.num_heads):
+            wanted = (first + head) * model.num_kv_heads // model.num_heads
+            assert kv[head * own.num_kv_heads // own.num_heads] == wanted
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ranks_compute_what_the_whole_computes(tmp_path: Path, variant: str, size: int) -> None:
+    family, overrides = VARIANTS[variant]
+    path = make_model(tmp_path, family, **overrides)
+    model = ModelConfig.from_dir(path)
+
+    def run(collective: ThreadCollective | None) -> list[Tensor]:
+        decoder = load_decoder(path, model, torch.float32, "cpu", TorchOps(), collective=collective)
+        rows = Rows(decoder, 2, 8, vocab_size=model.vocab_size)
+        steps = [[[5, 9, 1, 90], [3]], [[7], [8, 8, 2]]]
+        return [logits for step in steps for logits in rows.step(step)]
+
+    whole = run(None)
+    for got in on_ranks(size, run):
+        for part, wanted in zip(got, whole, strict=True):
+            torch.testing.assert_close(part, wanted, atol=1e-4, rtol=0)
+
+
+def test_sizes_that_do_not_divide_are_refused_with_those_that_do() -> None:
+    model = replace(NANO, num_heads=12, num_kv_heads=4, intermediate_size=352)
+    assert [n for n in range(1, 13) if fits(model, n)] == [1, 2, 4]
+    with pytest.raises(
+        RequestError, match=r"3 does not divide 12 .* use one of 1, 2, 4$"
+    ) as caught:
+        check(model, 3)
+    assert caught.value.param == "tensor_parallel_size"
+
+
+def fits(model: ModelConfig, size: int) -> bool:
+    try:
+        check(model, size)
+    except RequestError:
+        return False
+    return True
+
+
+def test_equal_weights_have_one_fingerprint_and_others_another(tmp_path: Path) -> None:
+    paths = [make_model(tmp_path / str(i), "llama", seed=seed) for i, seed in enumerate((0, 0, 1))]
+    first, same, other = (Checkpoint(path).fingerprint() for path in paths)
+    assert first == same != other
