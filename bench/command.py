@@ -22,6 +22,7 @@ BENCHES = {
     "latency": "latency",
     "kernels": "kernel_speed",
     "kv-cache": "kv_cache",
+    "quantization": "quantization",
     "budget": "budget",
     "harness": "harness",
     "http": "http_cost",

@@ -57,7 +57,7 @@ def forced_logits(decoder: Decoder, tokens: list[int], cache_dtype: torch.dtype)
         block_table=torch.arange(blocks, dtype=torch.int32)[None],
         max_seqlen_q=count,
     )
-    hidden = decoder.forward(torch.tensor(tokens), cache.layers, meta)
+    hidden = decoder.forward(torch.tensor(tokens, dtype=torch.int32), cache.layers, meta)
     return decoder.logits(hidden, decoder.config.vocab_size)
 
 

@@ -97,7 +97,6 @@ class Ops(Protocol):
 
     ``residual`` [T, H] is the stream that runs through the layers, ``branch`` [T, H] what the
     operation before left to be added to it, None if it added that itself; see ``linear_residual``.
-    What an operation of a layer returns is valid until the same operation is called again.
     """
 
     name: str

@@ -3,10 +3,13 @@
 Checks types and layouts, which the kernels take for granted, and hands them addresses; a step's
 metadata is checked once. Knows no model and no scheduler.
 
-Results of the operations that make a layer live in a workspace that the next call of the same
-operation overwrites, so a step of known sizes touches the same memory every time: that is what lets
-``Recording`` replay it without Python.
+Within ``reusing`` results live in a workspace that the next call of the same operation overwrites.
+So a step allocates nothing, and one of known sizes touches the same memory every time, which is
+what lets it be replayed without Python.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -57,6 +60,21 @@ class CpuOps(Unfused):
         self._torch = TorchOps()
         self._checked: AttentionMetadata | None = None
         self.workspace = Workspace()
+        self._reuses = False
+
+    @contextmanager
+    def reusing(self) -> Iterator[None]:
+        """What is returned in here is valid until the same operation is called again."""
+        self._reuses = True
+        try:
+            yield
+        finally:
+            self._reuses = False
+
+    def _out(self, name: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+        if self._reuses:
+            return self.workspace.get(name, rows, width, dtype)
+        return torch.empty(rows, width, dtype=dtype)
 
     def check_model(
         self,
@@ -86,7 +104,7 @@ class CpuOps(Unfused):
             return self._take_rows("embed", weight, ids)
         packed = _packed(weight)
         rows, (outputs, columns) = ids.shape[0], packed.shape
-        out = self.workspace.get("embed", rows, columns, packed.dtype)
+        out = self._out("embed", rows, columns, packed.dtype)
         cpu.embed(
             _DTYPES[packed.dtype],
             packed.format,
@@ -108,7 +126,7 @@ class CpuOps(Unfused):
         _check_index(index, torch.int32, index.shape[0])
         assert x.is_contiguous()
         rows, width = index.shape[0], x.shape[1]
-        out = self.workspace.get(name, rows, width, x.dtype)
+        out = self._out(name, rows, width, x.dtype)
         size = width * x.dtype.itemsize
         cpu.take_rows(x.data_ptr(), index.data_ptr(), out.data_ptr(), rows, size)
         return out
@@ -120,7 +138,7 @@ class CpuOps(Unfused):
 
     def logits(self, hidden: Tensor, norm: Tensor, eps: float, weight: Matrix) -> Tensor:
         x = self._norm(None, hidden, norm, eps)
-        out = self.workspace.get("logits", x.shape[0], weight.shape[0], torch.float32)
+        out = self._out("logits", x.shape[0], weight.shape[0], torch.float32)
         self._linear(x, weight, None, out, _STORE_FLOAT)
         return out
 
@@ -141,11 +159,11 @@ class CpuOps(Unfused):
     ) -> Tensor:
         x = self._norm(branch, residual, norm, eps)
         rows, width = x.shape[0], weight.shape[0] // 2
-        out = self.workspace.get("mlp", rows, width, x.dtype)
+        out = self._out("mlp", rows, width, x.dtype)
         if width % PANEL == 0:  # gate and up are whole panels
             self._linear(x, weight, None, out, _GATE)
             return out
-        both = self.workspace.get("gate_up", rows, 2 * width, x.dtype)
+        both = self._out("gate_up", rows, 2 * width, x.dtype)
         self._linear(x, weight, None, both, _STORE)
         cpu.silu_and_mul(_DTYPES[x.dtype], both.data_ptr(), out.data_ptr(), rows, 2 * width, width)
         return out
@@ -167,7 +185,7 @@ class CpuOps(Unfused):
     ) -> Tensor:
         x = self._norm(branch, residual, norm, eps)
         num_kv_heads, dim = k_cache.shape[1], cos_sin.shape[1]
-        out = self.workspace.get("qkv", x.shape[0], weight.shape[0], x.dtype)
+        out = self._out("qkv", x.shape[0], weight.shape[0], x.dtype)
         self._linear(x, weight, bias, out, _STORE)
         qkv = out.view(x.shape[0], -1, dim)
         num_heads = qkv.shape[1] - 2 * num_kv_heads
@@ -180,11 +198,11 @@ class CpuOps(Unfused):
 
     def _heads(self, name: str, x: Tensor) -> Tensor:
         tokens, heads, dim = x.shape
-        return self.workspace.get(name, tokens, heads * dim, x.dtype).view(x.shape)
+        return self._out(name, tokens, heads * dim, x.dtype).view(x.shape)
 
     def _norm(self, branch: Tensor | None, residual: Tensor, norm: Tensor, eps: float) -> Tensor:
         rows, width = residual.shape
-        out = self.workspace.get("norm", rows, width, residual.dtype)
+        out = self._out("norm", rows, width, residual.dtype)
         if branch is None:
             return self._rms_norm(residual, norm, eps, out)
         return self._add_rms_norm(branch, residual, norm, eps, out)
@@ -306,7 +324,7 @@ class CpuOps(Unfused):
         tokens, num_heads, head_dim = q.shape
         num_kv_heads, block_size = _cache_sizes(k_cache, v_cache, q)
         assert num_heads % num_kv_heads == 0 and meta.positions.shape[0] == tokens
-        out = self.workspace.get("attention", tokens, num_heads * head_dim, q.dtype)
+        out = self._out("attention", tokens, num_heads * head_dim, q.dtype)
         cpu.paged_attention(
             _DTYPES[q.dtype],
             _CACHE_DTYPES[k_cache.dtype],

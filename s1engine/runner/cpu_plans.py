@@ -26,14 +26,16 @@ class CpuPlans:
     """Recordings by (tokens, rows that sample)."""
 
     def __init__(self, ops: CpuOps) -> None:
+        self._ops = ops
         self._workspace = ops.workspace
         self._generation = -1
         self._recordings: dict[tuple[int, int], _Recording] = {}
 
     def run(self, inputs: StepInputs, step: Callable[[StepInputs], Tensor]) -> Tensor:
-        """``step(inputs)``, which must touch memory by the kernels alone."""
+        """``step(inputs)``, which must touch memory by the kernels alone; valid until the next."""
         if inputs.attention.max_seqlen_q > 1:
-            return step(inputs)
+            with self._ops.reusing():
+                return step(inputs)
         if self._generation != self._workspace.generation:
             self._recordings.clear()
             self._generation = self._workspace.generation
@@ -50,7 +52,8 @@ class CpuPlans:
         plan = cpu.Plan()
         cpu.record_into(plan)
         try:
-            logits = step(inputs)
+            with self._ops.reusing():
+                logits = step(inputs)
         finally:
             cpu.record_into(None)
         if self._generation == self._workspace.generation:  # else some addresses are old ones

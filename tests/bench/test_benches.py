@@ -137,3 +137,12 @@ def test_changes_are_found_by_what_they_measure(
     paths[1].write_text('{"bench": "host"}')
     with pytest.raises(RequestError, match="a result of host, not of kernels"):
         run(capsys, "compare", *map(str, paths))
+
+
+def test_few_bits_are_held_against_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = run(capsys, "quantization", "--traces", "2")
+    rows = found["rows"]
+    assert status == 0 and rows["int8"]["kl_mean"] < rows["int4"]["kl_mean"]
+    assert rows["int8"]["greedy_agreement"] > 0.99
+    sizes = found["weight_bytes"]
+    assert sizes["int4"] < sizes["int8"] < sizes["bfloat16"]

@@ -1,0 +1,63 @@
+"""Weights in few bits against those of the checkpoint: error on real traces, and memory.
+
+The traces are the model's own answers to the arithmetic task, in float32. Error is taken with every
+token given (teacher-forced), as in ``bench kv-cache``: KL(full || few bits) of the next token's
+distribution, and how often the likeliest token is the same one. What the device adds to the format
+itself, the rounding of activations to 8 bits, is told apart by the definition (``torch_ops``).
+"""
+
+import argparse
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s1engine.bench.kv_cache import difference, forced_logits, traces_of
+from s1engine.config import BUNDLED_MODEL
+from s1engine.engine.llm import LLM
+from s1engine.models.config import ModelConfig
+from s1engine.models.loader import load_decoder, resolve_model
+from s1engine.ops import Ops
+from s1engine.ops.cpu_ops import CpuOps
+from s1engine.ops.torch_ops import TorchOps
+from s1engine.runner.memory import weight_bytes
+
+FORMATS = ("int8", "int4")
+
+
+def errors(model: str, count: int) -> dict[str, Any]:
+    """By format, against the same model in bfloat16; what bfloat16 itself costs stands beside."""
+    path = resolve_model(model)
+    facts = ModelConfig.from_dir(path)
+    traces = traces_of(LLM(model, progress=False, dtype="float32"), count)
+
+    def logits(ops: Ops, dtype: torch.dtype, quantization: str | None = None) -> Tensor:
+        decoder = load_decoder(path, facts, dtype, "cpu", ops, quantization=quantization)
+        found = [forced_logits(decoder, [*p, *out], dtype)[len(p) - 1 :] for p, out in traces]
+        return torch.cat(found)
+
+    exact, full = logits(CpuOps(), torch.float32), logits(CpuOps(), torch.bfloat16)
+    rows = {"bfloat16 against float32": difference(exact, full)}
+    for fmt in FORMATS:
+        rows[fmt] = difference(full, logits(CpuOps(), torch.bfloat16, fmt))
+        rows[f"{fmt}, format alone"] = difference(full, logits(TorchOps(), torch.bfloat16, fmt))
+    return {
+        "traces": count,
+        "tokens": sum(len(out) for _, out in traces),
+        "rows": rows,
+        "weight_bytes": {
+            str(fmt or "bfloat16"): weight_bytes(facts, torch.bfloat16, fmt)
+            for fmt in (None, *FORMATS)
+        },
+    }
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The errors of both formats."""
+    return {"model": args.model, **errors(args.model, args.traces)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``s1engine bench quantization``."""
+    parser.add_argument("--model", default=str(BUNDLED_MODEL), help="default: bundled s1-nano")
+    parser.add_argument("--traces", type=int, default=64)
