@@ -182,5 +182,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shapes", default="nano,25M", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument("--requests", type=int, default=96, help="of those that come over time")
-    parser.add_argument("--load", type=float, default=0.7, help="their rate, of what is possible")
+    parser.add_argument("--load", type=float, default=0.4, help="their rate, of what is possible")
     parser.add_argument("--rounds", type=int, default=3, help="measured, for each workload")
