@@ -50,7 +50,8 @@ def random_engine(config: EngineConfig, model: ModelConfig) -> LLMEngine:
     text is made."""
     config = resolve_config(replace(config, model=str(BUNDLED_MODEL)))
     dtype = resolve_dtype(config.dtype, config.device, model.torch_dtype)
-    decoder = random_decoder(model, dtype, config.device, select_ops(config.device))
+    ops = select_ops(config.device)
+    decoder = random_decoder(model, dtype, config.device, ops, quantization=config.quantization)
     runner = ModelRunner(
         config,
         model,

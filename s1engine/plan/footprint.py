@@ -10,8 +10,10 @@ import torch
 
 from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
-from s1engine.plan.hardware import WEIGHT_BYTES
+from s1engine.ops.quantization import FORMATS, HEAD_FORMATS, bytes_per_weight
 from s1engine.runner.device import resolve_cache_dtype
+
+HEADS = {**HEAD_FORMATS, "fp8": "auto"}  # a head's format, where it is not the layers'
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,9 @@ def footprint(
         layers=model.num_layers,
         ranks=ranks,
         layer_weights=matrices,
-        layer_bytes=matrices * WEIGHT_BYTES.get(weights, size),
+        layer_bytes=matrices * _bytes(weights, size),
         head_weights=embedding,
-        head_bytes=embedding * size,
+        head_bytes=embedding * _bytes(HEADS.get(weights, weights), size),
         rest_bytes=(vectors + untied) * size,
         hidden_bytes=model.hidden_size * size,
         cache_dtype=cache_dtype,
@@ -82,6 +84,13 @@ def footprint(
         activation_bytes=max_num_batched_tokens * widest * size
         + 3 * 4 * max_num_seqs * model.vocab_size,  # logits in float32, and two copies
     )
+
+
+def _bytes(weights: str, size: int) -> float:
+    """Of one weight, its share of the scales included."""
+    if weights == "fp8":
+        return 1.0  # a scale a row is not counted
+    return bytes_per_weight(weights) if weights in FORMATS else size
 
 
 def divisors(model: ModelConfig) -> list[int]:

@@ -1,4 +1,4 @@
-"""GPUs by their data sheets, the shares of these figures that are counted on, bytes of formats.
+"""GPUs by their data sheets, and the shares of these figures that are counted on.
 
 Owns constants and nothing else. Every share can be checked by ``s1engine bench qualify`` on the
 GPU itself.
@@ -54,12 +54,8 @@ LINK_SHARE = 0.8
 """Of the link's bandwidth, in an all-reduce."""
 KERNELS_PER_LAYER, OTHER_KERNELS, KERNEL_GAP_US = 5, 3, 1.5
 """A step's kernels follow each other in a graph with this much idle time between two."""
-
-WEIGHT_SCALE_GROUP = 128
-"""Weights that share a 16-bit scale in int4."""
-WEIGHT_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.5 + 2 / WEIGHT_SCALE_GROUP}
-"""Of a layer's matrices; embedding, head and norms stay as they are. A scale a row is not
-counted."""
+WEIGHTS = ("fp8", "int8", "int4")
+"""Formats of matrices besides that of the checkpoint."""
 
 
 def find_gpu(name: str) -> Gpu:

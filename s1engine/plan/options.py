@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from s1engine.config import check_float, check_int
 from s1engine.errors import RequestError
-from s1engine.plan.hardware import CPU, MAX_GPUS, WEIGHT_BYTES, find_gpu
+from s1engine.plan.hardware import CPU, MAX_GPUS, WEIGHTS, find_gpu
 
 ROUTINGS = ("least-loaded", "round-robin")
-WEIGHTS = ("auto", *WEIGHT_BYTES)
 MAX_REQUESTS = 20_000
 MAX_LENGTH = 2**20
 
@@ -25,7 +24,7 @@ class PlanOptions:
     routing: str = "least-loaded"
     """How requests are dealt out to engines: least-loaded, round-robin."""
     weights: str = "auto"
-    """Of the layers' matrices: auto (as ``--dtype``), fp8, int8, int4."""
+    """Matrices: auto (as ``--quantization``, ``--dtype``), fp8, int8, int4; GPUs only."""
     trace: str | None = None
     """Recorded requests: CSV as Azure's or vidur's, JSON lines as Mooncake's or LLMServingSim's.
     None: lengths are drawn."""
@@ -67,7 +66,7 @@ class PlanOptions:
             raise RequestError(f"calibrate measures this CPU, not {self.gpu}", param="calibrate")
         for name, value, known in (
             ("routing", self.routing, ROUTINGS),
-            ("weights", self.weights, WEIGHTS),
+            ("weights", self.weights, ("auto", *WEIGHTS)),
         ):
             if value not in known:
                 raise RequestError(

@@ -13,7 +13,7 @@ from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
 from s1engine.ops.kv_rows import check_covered
 from s1engine.plan.footprint import Footprint, divisors, footprint
-from s1engine.plan.hardware import GPUS, WEIGHT_BYTES, Gpu
+from s1engine.plan.hardware import GPUS, WEIGHTS, Gpu
 from s1engine.runner.device import BLOCK_SIZES, RUN_AHEAD, resolve_cache_dtype
 from s1engine.runner.memory import GIB, plan_memory
 
@@ -122,7 +122,7 @@ def _what_fits(
     if more:
         ways.append(f"{more[0]} GPUs (--tensor-parallel {more[0]})")
     if weights == "auto":
-        smaller = [name for name in WEIGHT_BYTES if fits(gpu, name, ranks)]
+        smaller = [name for name in WEIGHTS if fits(gpu, name, ranks)]
         ways += [f"--weights {name}" for name in smaller]
     larger = [g.name for g in GPUS.values() if fits(g, weights, ranks)]
     if larger:

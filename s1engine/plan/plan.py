@@ -30,7 +30,7 @@ SHARES = (
     f"{hardware.LINK_SHARE:.0%}",
     f"{hardware.KERNELS_PER_LAYER} kernels a layer, {hardware.KERNEL_GAP_US:g} us between two; "
     "host work hidden behind the device",
-    "quantized weights save bytes, not operations; embedding and head stay as --dtype has them",
+    "quantized weights save bytes, not operations",
 )
 SCRIPTS = (
     "every request asks for as many tokens as it takes; prompts share what the trace says, else "
@@ -128,8 +128,13 @@ def _on_gpus(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> 
     gpu = find_gpu(options.gpu)
     dtype = resolve_dtype(config.dtype, "cuda", model.torch_dtype)
     ranks = options.tensor_parallel
-    place = on_gpus(config, model, dtype, gpu, weights=options.weights, ranks=ranks)
-    facts = {"gpu": asdict(gpu), "dtype": str(dtype).removeprefix("torch.")}
+    weights = config.quantization or options.weights
+    if options.weights not in ("auto", weights):
+        raise RequestError(
+            f"weights {options.weights} and quantization {weights} are both given", param="weights"
+        )
+    place = on_gpus(config, model, dtype, gpu, weights=weights, ranks=ranks)
+    facts = {"gpu": asdict(gpu), "weights": weights, "dtype": str(dtype).removeprefix("torch.")}
     return Engine(place, GpuTime(gpu, place.footprint), facts, SHARES)
 
 
@@ -142,9 +147,12 @@ def _calibrated(config: EngineConfig, model: ModelConfig) -> Engine:
     measuring = calibration_engine(config, model)
     warm_up(measuring)
     step_time, error = fitted([calibrate(measuring) for _ in range(PASSES)])
-    place = of(config, model, footprint(model, dtype, kv_cache_dtype=config.kv_cache_dtype))
+    weights = config.quantization or "auto"
+    foot = footprint(model, dtype, weights=weights, kv_cache_dtype=config.kv_cache_dtype)
+    place = of(config, model, foot)
     facts = {
         "gpu": {"name": hardware.CPU},
+        "weights": weights,
         "dtype": str(dtype).removeprefix("torch."),
         "time_model": step_time.to_json(),
         "fit_error": error,
@@ -158,7 +166,6 @@ def _placement_facts(engine: Engine, options: PlanOptions, mean: float) -> dict[
     alone = engine.time.seconds(decoding(1, mean / 2))
     return {
         "tensor_parallel": options.tensor_parallel,
-        "weights": options.weights,
         "kv_cache_dtype": str(foot.cache_dtype).removeprefix("torch."),
         "weight_bytes": round(foot.weight_bytes),
         "weight_bytes_per_gpu": round(foot.weight_bytes_per_rank),

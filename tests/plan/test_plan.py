@@ -21,6 +21,7 @@ from s1engine.plan.plan import make_plan
 from s1engine.plan.simulate import ROUTINGS, simulate
 from s1engine.plan.step import decoding
 from s1engine.plan.workload import Arrival, Ask, Budget, paced, read_trace, scripted
+from s1engine.runner.memory import weight_bytes
 from tests.plan.machines import Linear, placed
 from tests.shared_data import shared_file
 
@@ -43,9 +44,13 @@ def test_what_seven_billion_weights_take() -> None:
 
 
 def test_formats_save_what_they_say() -> None:
-    plain, int4 = on("H200", "32B").footprint, on("H200", "32B", weights="int4").footprint
-    assert plain.layer_bytes / int4.layer_bytes == pytest.approx(2 / (0.5 + 2 / 128))
-    assert plain.head_bytes == int4.head_bytes and plain.rest_bytes == int4.rest_bytes
+    model, plain = shape("32B"), on("H200", "32B").footprint
+    for weights in ("int8", "int4"):
+        foot = on("H200", "32B", weights=weights).footprint
+        wanted = weight_bytes(model, model.torch_dtype, weights)  # what the engine counts
+        assert foot.weight_bytes == pytest.approx(wanted, rel=1e-6)
+    fp8 = on("H200", "32B", weights="fp8").footprint
+    assert plain.layer_bytes == 2 * fp8.layer_bytes and plain.head_bytes == fp8.head_bytes
     cached = on("H200", "32B", kv="fp8").footprint.kv_bytes_per_token
     assert cached == shape("32B").kv_bytes_per_token(torch.float8_e4m3fn) < plain.kv_bytes_per_token
     with pytest.raises(RequestError, match="int8 is not covered on GPUs"):
@@ -118,6 +123,16 @@ def test_a_mistake_names_its_field(given: dict[str, Any], param: str | None) -> 
     with pytest.raises(error) as found:
         make_plan(EngineConfig(), shape("7B"), PlanOptions(**({"requests": 2} | given)))
     assert getattr(found.value, "param", None) == param
+
+
+def test_the_engines_own_quantization_counts() -> None:
+    config = EngineConfig(quantization="int8")
+    options: dict[str, Any] = {"requests": 2, "output_len": 8, "gpus": "1"}
+    plan = make_plan(config, shape("7B"), PlanOptions(**options))
+    same = make_plan(EngineConfig(), shape("7B"), PlanOptions(weights="int8", **options))
+    assert plan == same and plan["engine"]["weights"] == "int8"
+    with pytest.raises(RequestError, match="both given"):
+        make_plan(config, shape("7B"), PlanOptions(weights="fp8", **options))
 
 
 def test_routings_have_the_names_that_options_know() -> None:
