@@ -77,7 +77,7 @@ def test_ranks_share_the_work_but_not_the_gaps() -> None:
     ("gpu", "weights", "ways"),
     [
         ("L40S", "auto", ["2 GPUs (--tensor-parallel 2)", "--weights fp8", "--weights int4"]),
-        ("L4", "auto", ["4 GPUs (--tensor-parallel 4)", "--weights int4", "A100, H100"]),
+        ("L4", "auto", ["4 GPUs (--tensor-parallel 4)", "on 1 GPU: A100, H100"]),
         ("L4", "fp8", ["2 GPUs (--tensor-parallel 2)", "on 1 GPU: A100"]),
     ],
 )
