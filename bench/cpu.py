@@ -37,16 +37,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         limit_s=args.limit_s,
         split=args.split,
     )
+    about = {**where(), "threads": args.threads}
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
     for section in _sections(args, plan):
-        rows += section.run()
+        found = section.run()
+        if args.into and found:  # at once: a call that is cut short keeps what it has
+            cpu_report.gather(args.into, found, about)
+        rows += found
         failures += section.failures
     print(cpu_report.table(rows), file=sys.stderr)
-    result = {"absent": missing, "rows": rows}
-    if args.into:
-        cpu_report.gather(args.into, {**result, "where": {**where(), "threads": args.threads}})
-    return {**result, "failures": failures}
+    return {"absent": missing, "rows": rows, "failures": failures}
 
 
 def _sections(args: argparse.Namespace, plan: Plan) -> list[Section]:

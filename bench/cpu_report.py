@@ -27,17 +27,16 @@ of memory, a sum over 1 GiB beside each measurement, reached {read} GB/s.
 """
 
 
-def gather(path: Path, result: dict[str, Any]) -> None:
-    """Puts the rows of one call in place of those of the same sections and engines in file
-    ``path``, and writes table (.md) and figure (.png) beside it."""
+def gather(path: Path, found: Sequence[Row], about: dict[str, Any]) -> None:
+    """Puts rows in place of those of the same section and engine in file ``path``, and writes table
+    (.md) and figure (.png) beside it. ``about``: where they were measured, with ``threads``."""
     old = json.loads(path.read_text())["rows"] if path.exists() else []
-    commit = result["where"]["commit"]
-    new = [{**row, "commit": commit} for row in result["rows"]]
+    new = [{**row, "commit": about["commit"]} for row in found]
     replaced = {_key(row) for row in new}
     rows = sorted([*(row for row in old if _key(row) not in replaced), *new], key=_order)
-    kept = {"bench": "cpu", "rows": rows, "where": result["where"]}
+    kept = {"bench": "cpu", "rows": rows, "where": about}
     path.write_text(json.dumps(kept, indent=1) + "\n")
-    path.with_suffix(".md").write_text(_page(rows, result))
+    path.with_suffix(".md").write_text(_page(rows, about))
     draw(rows, path.with_suffix(".png"))
 
 
@@ -49,8 +48,7 @@ def _order(row: Row) -> tuple[Any, ...]:
     return (row["shape"], row["precision"], list(CASES).index(row["case"]), row["engine"])
 
 
-def _page(rows: Sequence[Row], result: dict[str, Any]) -> str:
-    about = result["where"]
+def _page(rows: Sequence[Row], about: dict[str, Any]) -> str:
     note = NOTE.format(threads=about["threads"], read=_span(rows))
     versions = sorted({f"{row['engine']} {row['version']}" for row in rows})
     commits = ", ".join(sorted({str(row["commit"]) for row in rows}))

@@ -135,6 +135,21 @@ def test_a_peer_that_fails_says_why(
     assert status == 1 and found["rows"] == [] and reason in found["failures"][0]
 
 
+def test_a_call_that_is_cut_short_keeps_its_sections(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def section(self: cpu_section.Section) -> list[dict[str, Any]]:
+        if self.case_name == "64":
+            raise KeyboardInterrupt
+        return [OLD | {"case": self.case_name}]
+
+    monkeypatch.setattr(cpu_section.Section, "run", section)
+    file = tmp_path / "cpu.json"
+    with pytest.raises(KeyboardInterrupt):
+        run(capsys, tmp_path, "--case", "16,64", "--engines", "vllm", "--into", str(file))
+    assert [row["case"] for row in json.loads(file.read_text())["rows"]] == ["16"]
+
+
 def test_a_precision_that_a_peer_lacks_is_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, work: Path
 ) -> None:
