@@ -6,6 +6,7 @@ precision and a case; ``--into`` gathers sections of many calls in one file, tab
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from s1engine.bench.shapes import NAMES, shape
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Every chosen section; rows also go to ``--into``, with a table and a figure beside it."""
+    # SystemExit, so that engines, which have sessions of their own, are closed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     places = environments(args.peer)
     args.work.mkdir(parents=True, exist_ok=True)
     reasons = {name: absent(name, places) for name in args.engines}
