@@ -151,26 +151,41 @@ def _workspace() -> tuple[Tensor, Tensor]:
     return empty(floats, dtype=torch.float32), _index(counters)
 
 
-def _linear(tokens: int, n: int, k: int, dtype: torch.dtype) -> object:
-    x, weight, out = (empty(*shape, dtype=dtype) for shape in ((tokens, k), (n, k), (tokens, n)))
-    return linear(x, weight, None, _workspace(), out)
+def _matrix(n: int, k: int, dtype: torch.dtype, fp8: bool) -> tuple[Tensor, Tensor | None]:
+    """Weights and, in fp8, their scales."""
+    if fp8:
+        return empty(n, k, dtype=torch.float8_e4m3fn), empty(n, dtype=torch.float32)
+    return empty(n, k, dtype=dtype), None
 
 
-def _norm_gate_up(tokens: int, f: int, k: int, dtype: torch.dtype) -> object:
-    x, norm, weight = (empty(*shape, dtype=dtype) for shape in ((tokens, k), (k,), (2 * f, k)))
-    return norm_gate_up(x, norm, 1e-6, weight, _workspace())
+def _linear(tokens: int, n: int, k: int, dtype: torch.dtype, fp8: bool = False) -> object:
+    x, out = empty(tokens, k, dtype=dtype), empty(tokens, n, dtype=dtype)
+    weight, scale = _matrix(n, k, dtype, fp8)
+    return linear(x, weight, None, _workspace(), out, scale)
+
+
+def _norm_gate_up(tokens: int, f: int, k: int, dtype: torch.dtype, fp8: bool = False) -> object:
+    x, norm = empty(tokens, k, dtype=dtype), empty(k, dtype=dtype)
+    weight, scale = _matrix(2 * f, k, dtype, fp8)
+    return norm_gate_up(x, norm, 1e-6, weight, _workspace(), scale)
 
 
 def _norm_qkv(
-    tokens: int, heads: Heads, k: int, dtype: torch.dtype, stored: torch.dtype | None = None
+    tokens: int,
+    heads: Heads,
+    k: int,
+    dtype: torch.dtype,
+    stored: torch.dtype | None = None,
+    fp8: bool = False,
 ) -> object:
     n = (heads.q + 2 * heads.kv) * heads.dim
-    x, norm, weight = (empty(*shape, dtype=dtype) for shape in ((tokens, k), (k,), (n, k)))
+    x, norm = empty(tokens, k, dtype=dtype), empty(k, dtype=dtype)
+    weight, scale = _matrix(n, k, dtype, fp8)
     cache = empty(64, heads.kv, 64, heads.dim, dtype=stored or dtype)
     table = empty(4096, heads.dim)
     return norm_qkv_rope_write(
         x, norm, 1e-6, weight, empty(n, dtype=dtype), table.float(), cache, cache,
-        _index(tokens), _index(tokens, dtype=torch.int64), _workspace(),
+        _index(tokens), _index(tokens, dtype=torch.int64), _workspace(), scale,
     )  # fmt: skip
 
 
@@ -300,11 +315,39 @@ def _linear_cases() -> dict[str, Case]:
     return cases
 
 
+def _fp8_weight_cases() -> dict[str, Case]:
+    """The products of a decode step whose weights are fp8, each at the shape of its matrix."""
+    bf16, half = torch.bfloat16, torch.float16
+    launches: dict[str, Callable[[], object]] = {}
+    for name, hidden, inner in (("7B", 3584, 18944), ("32B", 5120, 27648)):
+        heads = HEADS[name]
+        for t in (1, 4, 16, 64):
+            sizes = {
+                "o": partial(_linear, t, hidden, heads.q * heads.dim, bf16, True),
+                "down": partial(_linear, t, hidden, inner, bf16, True),
+                "norm_gate_up": partial(_norm_gate_up, t, inner, hidden, bf16, True),
+                "norm_qkv": partial(_norm_qkv, t, heads, hidden, bf16, None, True),
+            }
+            launches |= {f"{of} {name} fp8 weights T={t}": call for of, call in sizes.items()}
+    eight = torch.float8_e4m3fn
+    launches["norm_qkv 7B fp8 weights and cache T=16"] = partial(
+        _norm_qkv, 16, HEADS["7B"], 3584, bf16, eight, True
+    )
+    launches["norm_gate_up 7B fp16 fp8 weights T=16"] = partial(
+        _norm_gate_up, 16, 18944, 3584, half, True
+    )
+    return {
+        name: Case(launch, not name.endswith(("T=1", "T=4")), True)
+        for name, launch in launches.items()
+    }
+
+
 CASES: dict[str, Case] = {
     **_attention_cases(),
     **_fp8_cache_cases(),
     **_row_cases(),
     **_linear_cases(),
+    **_fp8_weight_cases(),
     "sample": Case(lambda: _sample(filtered=False, clean=False, triggers=0)),
     "sample adjusted": Case(lambda: _sample(filtered=False, clean=True, triggers=0)),
     "sample filtered": Case(lambda: _sample(filtered=True, clean=False, triggers=0)),

@@ -136,16 +136,22 @@ def _padded(tokens: int) -> int:
 
 
 def linear(tokens: int, n: int, k: int, itemsize: int) -> Rows:
-    """Weights [n, k] times up to MAX_TOKENS vectors."""
+    """Weights [n, k] of ``itemsize`` bytes times up to MAX_TOKENS vectors.
+
+    fp8 has as many bytes on their way as 16 bits: half the rows where a thread holds twice the
+    columns of each, more stages where the vectors leave them room.
+    """
     assert 0 < tokens <= MAX_TOKENS
     padded = _padded(tokens)
     if tokens <= MAX_VECTORS:
         block_k = min(1024 // itemsize, max(next_power_of_2(k), 64))
-        splits = _parts(cdiv(n, 8), cdiv(k, block_k), 4 * SMS)
-        return Rows(8, padded, block_k, splits, Launch(num_warps=2))
+        rows = 8 if itemsize > 1 else 4
+        splits = _parts(cdiv(n, rows), cdiv(k, block_k), 4 * SMS)
+        return Rows(rows, padded, block_k, splits, Launch(num_warps=2))
     rows, block_k = (64, 128) if itemsize < 4 else (16, 32)
     splits = _parts(cdiv(n, rows), cdiv(k, block_k), 2 * SMS)
-    return Rows(rows, padded, block_k, splits, Launch(num_warps=4, num_stages=4))
+    stages = 6 if itemsize == 1 and padded <= 32 else 4
+    return Rows(rows, padded, block_k, splits, Launch(num_warps=4, num_stages=stages))
 
 
 def head(tokens: int, k: int, itemsize: int) -> Rows:

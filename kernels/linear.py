@@ -11,13 +11,20 @@ from torch import Tensor
 
 from s1engine.kernels import config
 from s1engine.kernels.overlap import release
-from s1engine.kernels.weight_rows import add_parts, check_rows, multiply_rows, part_of
+from s1engine.kernels.weight_rows import (
+    add_parts,
+    check_rows,
+    multiply_rows,
+    part_of,
+    tile_bytes,
+)
 
 
 @triton.jit
 def _linear_kernel(
     x_ptr,  # [T, K]
     w_ptr,  # [N, K]
+    scale_ptr,  # one for each row of w, float32; not read unless w is e4m3
     bias_ptr,  # [N]; not read unless HAS_BIAS
     out_ptr,  # [T, N]; read too if HAS_RESIDUAL
     part_ptr,
@@ -41,8 +48,8 @@ def _linear_kernel(
     row, token = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
     first, end = part_of(split, K, BLOCK_K, SPLITS)
     acc, squares = multiply_rows(
-        x_ptr, x_ptr, w_ptr, tl.minimum(row, N - 1), tl.minimum(token, tokens - 1), x_stride,
-        first, end, K, ROWS, TOKENS, BLOCK_K, False, DOT, OVERLAP,
+        x_ptr, x_ptr, w_ptr, scale_ptr, tl.minimum(row, N - 1), tl.minimum(token, tokens - 1),
+        x_stride, first, end, K, ROWS, TOKENS, BLOCK_K, False, DOT, OVERLAP,
     )  # fmt: skip
     acc, squares, last = add_parts(
         acc, squares, part_ptr, arrived_ptr, tile, split, ROWS, TOKENS, SPLITS
@@ -64,19 +71,23 @@ def linear(
     bias: Tensor | None,
     workspace: tuple[Tensor, Tensor],
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """x [T, K], weight [N, K], bias [N] -> a new [T, N], or ``residual`` [T, N] to which it adds.
 
+    ``scale`` [N] or [N, 1] float32: the weights are e4m3, each row times its scale.
+
     ``workspace``: float32 and int32 (zeros, left zero), as large as config.WORKSPACE says.
     """
-    tokens, k = check_rows(x, weight, bias=bias)
+    tokens, k = check_rows(x, weight, bias=bias, scale=scale)
     n = weight.shape[0]
     out = x.new_empty((tokens, n)) if residual is None else residual
     assert out.shape == (tokens, n) and out.dtype == x.dtype and out.stride(1) == 1
-    tiles = config.linear(tokens, n, k, x.element_size())
+    tiles = config.linear(tokens, n, k, tile_bytes(x, weight))
     _linear_kernel[(config.cdiv(n, tiles.rows), tiles.splits)](
         x,
         weight,
+        x if scale is None else scale,
         x if bias is None else bias,
         out,
         *workspace,

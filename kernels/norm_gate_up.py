@@ -13,7 +13,14 @@ from torch import Tensor
 
 from s1engine.kernels import config
 from s1engine.kernels.overlap import release
-from s1engine.kernels.weight_rows import add_parts, check_rows, halves, multiply_rows, part_of
+from s1engine.kernels.weight_rows import (
+    add_parts,
+    check_rows,
+    halves,
+    multiply_rows,
+    part_of,
+    tile_bytes,
+)
 
 
 @triton.jit
@@ -21,6 +28,7 @@ def _norm_gate_up_kernel(
     x_ptr,  # [T, K]
     norm_ptr,  # [K]
     w_ptr,  # [2 F, K]: gate, up
+    scale_ptr,  # one for each row of w, float32; not read unless w is e4m3
     out_ptr,  # [T, F]
     part_ptr,
     arrived_ptr,
@@ -43,7 +51,7 @@ def _norm_gate_up_kernel(
     row = tl.minimum(tile * PAIRS + r % PAIRS, F - 1) + r // PAIRS * F
     first, end = part_of(split, K, BLOCK_K, SPLITS)
     acc, squares = multiply_rows(
-        x_ptr, norm_ptr, w_ptr, row, tl.minimum(token, tokens - 1), x_stride, first, end,
+        x_ptr, norm_ptr, w_ptr, scale_ptr, row, tl.minimum(token, tokens - 1), x_stride, first, end,
         K, ROWS, TOKENS, BLOCK_K, True, DOT, OVERLAP,
     )  # fmt: skip
     acc, squares, last = add_parts(
@@ -59,15 +67,21 @@ def _norm_gate_up_kernel(
 
 
 def norm_gate_up(
-    x: Tensor, norm: Tensor, eps: float, weight: Tensor, workspace: tuple[Tensor, Tensor]
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weight: Tensor,
+    workspace: tuple[Tensor, Tensor],
+    scale: Tensor | None = None,
 ) -> Tensor:
-    """x [T, K], norm [K], weight [2F, K] -> [T, F]; ``workspace`` as for ``linear``."""
-    tokens, k = check_rows(x, weight, norm)
+    """x [T, K], norm [K], weight [2F, K] -> [T, F]; ``workspace`` and ``scale`` as for ``linear``."""
+    tokens, k = check_rows(x, weight, norm, scale=scale)
     f = weight.shape[0] // 2
     assert weight.shape[0] == 2 * f
     out = x.new_empty((tokens, f))
-    tiles = config.linear(tokens, 2 * f, k, x.element_size())
+    tiles = config.linear(tokens, 2 * f, k, tile_bytes(x, weight))
     _norm_gate_up_kernel[(config.cdiv(f, tiles.rows // 2), tiles.splits)](
-        x, norm, weight, out, *workspace, tokens, x.stride(0), eps, F=f, K=k, **tiles.options()
-    )
+        x, norm, weight, x if scale is None else scale, out, *workspace, tokens, x.stride(0), eps,
+        F=f, K=k, **tiles.options(),
+    )  # fmt: skip
     return out

@@ -17,7 +17,14 @@ from torch import Tensor
 from s1engine.kernels import config
 from s1engine.kernels.kv_rows import as_stored
 from s1engine.kernels.overlap import release
-from s1engine.kernels.weight_rows import add_parts, check_rows, halves, multiply_rows, part_of
+from s1engine.kernels.weight_rows import (
+    add_parts,
+    check_rows,
+    halves,
+    multiply_rows,
+    part_of,
+    tile_bytes,
+)
 
 
 @triton.jit
@@ -31,6 +38,7 @@ def _norm_qkv_rope_write_kernel(
     x_ptr,  # [T, K]
     norm_ptr,  # [K]
     w_ptr,  # [(NUM_HEADS + 2 NUM_KV_HEADS) DIM, K]
+    scale_ptr,  # one for each row of w, float32; not read unless w is e4m3
     bias_ptr,  # one for each row of w; not read unless HAS_BIAS
     cos_sin_ptr,  # [max_positions, DIM] float32
     position_ptr,  # [T] int32
@@ -66,8 +74,8 @@ def _norm_qkv_rope_write_kernel(
     row = of_row // HALF * DIM + of_row % HALF + r // PAIRS * HALF
     begin_k, end_k = part_of(split, K, BLOCK_K, SPLITS)
     acc, squares = multiply_rows(
-        x_ptr, norm_ptr, w_ptr, row, tl.minimum(token, tokens - 1), x_stride, begin_k, end_k,
-        K, ROWS, TOKENS, BLOCK_K, True, DOT, OVERLAP,
+        x_ptr, norm_ptr, w_ptr, scale_ptr, row, tl.minimum(token, tokens - 1), x_stride,
+        begin_k, end_k, K, ROWS, TOKENS, BLOCK_K, True, DOT, OVERLAP,
     )  # fmt: skip
     acc, squares, last = add_parts(
         acc, squares, part_ptr, arrived_ptr, tile, split, ROWS, TOKENS, SPLITS
@@ -115,12 +123,13 @@ def norm_qkv_rope_write(
     positions: Tensor,
     slot_mapping: Tensor,
     workspace: tuple[Tensor, Tensor],
+    scale: Tensor | None = None,
 ) -> Tensor:
     """x [T, K], weight [(Hq + 2 Hkv) D, K], caches [num_blocks, Hkv, S, D] -> q [T, Hq, D].
 
-    ``workspace`` as for ``linear``.
+    ``workspace`` and ``scale`` as for ``linear``.
     """
-    tokens, k = check_rows(x, weight, norm, bias)
+    tokens, k = check_rows(x, weight, norm, bias, scale)
     _, num_kv_heads, block_size, dim = k_cache.shape
     num_heads = weight.shape[0] // dim - 2 * num_kv_heads
     assert weight.shape[0] == (num_heads + 2 * num_kv_heads) * dim and num_heads > 0
@@ -132,11 +141,11 @@ def norm_qkv_rope_write(
     assert positions.dtype == torch.int32 and slot_mapping.dtype == torch.int64
     assert positions.shape == slot_mapping.shape == (tokens,)
     q = x.new_empty((tokens, num_heads, dim))
-    tiles = config.linear(tokens, weight.shape[0], k, x.element_size())
+    tiles = config.linear(tokens, weight.shape[0], k, tile_bytes(x, weight))
     programs = config.cdiv(weight.shape[0], tiles.rows)
     _norm_qkv_rope_write_kernel[(programs, tiles.splits)](
-        x, norm, weight, x if bias is None else bias, cos_sin, positions, slot_mapping,
-        q, k_cache, v_cache, *workspace, tokens, x.stride(0), eps,
+        x, norm, weight, x if scale is None else scale, x if bias is None else bias, cos_sin,
+        positions, slot_mapping, q, k_cache, v_cache, *workspace, tokens, x.stride(0), eps,
         K=k, NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, DIM=dim, BLOCK_SIZE=block_size,
         HAS_BIAS=bias is not None, **tiles.options(),
     )  # fmt: skip

@@ -9,11 +9,15 @@ the norm needs no pass of its own. Up to four vectors are multiplied on the CUDA
 throughout, which keeps up with the memory; more of them on the tensor cores, with the weights as
 the tall operand that they want and the vectors padded to 16 or more.
 
+Weights may be e4m3 with a scale for each row, w = scale[r] value[r, k]: half the bytes. They turn
+into the type of x in registers, which is exact, and acc takes the scale at the end.
+
 Weights are read once in a step, so they are the first to leave the L2 cache, and none waits for the
 kernel before: the first are on their way when it ends. Rows and vectors out of range are clamped by
 the caller, not masked, since what becomes of them is not stored.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -29,6 +33,7 @@ def multiply_rows(
     x_ptr,  # [tokens, K], rows x_stride apart
     norm_ptr,  # [K]; not read unless NORM
     w_ptr,  # [N, K]
+    scale_ptr,  # [N] float32; not read unless w is e4m3
     row,  # [ROWS] of w
     token,  # [TOKENS] of x
     x_stride,
@@ -43,6 +48,9 @@ def multiply_rows(
     OVERLAP: tl.constexpr,
 ):
     """acc [ROWS, TOKENS] and squares [1, TOKENS], float32; waits for the kernel before."""
+    SCALED: tl.constexpr = w_ptr.dtype.element_ty == tl.float8e4nv
+    if SCALED:
+        scale = tl.load(scale_ptr + row)
     if DOT:
         acc, squares = _on_tensor_cores(
             x_ptr, norm_ptr, w_ptr, row, token, x_stride, begin, end,
@@ -53,6 +61,8 @@ def multiply_rows(
             x_ptr, norm_ptr, w_ptr, row, token, x_stride, begin, end,
             K, ROWS, TOKENS, BLOCK_K, NORM, OVERLAP,
         )  # fmt: skip
+    if SCALED:
+        acc *= scale[:, None]
     return acc, squares
 
 
@@ -96,7 +106,7 @@ def _on_tensor_cores(
     K: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_K: tl.constexpr,
     NORM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    SCALE: tl.constexpr = HALF_SCALE if NORM and w_ptr.dtype.element_ty == tl.float16 else 1.0
+    SCALE: tl.constexpr = HALF_SCALE if NORM and x_ptr.dtype.element_ty == tl.float16 else 1.0
     LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
     k = tl.arange(0, BLOCK_K)
     w_at = w_ptr + row[:, None].to(tl.int64) * K + k[None, :]
@@ -122,7 +132,7 @@ def _on_tensor_cores(
             x = (single * (norm.to(tl.float32) * SCALE)[None, :]).to(x.dtype)
             following = first + BLOCK_K + k
             norm = tl.load(norm_ptr + following, mask=following < K, other=0.0)
-        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+        acc = tl.dot(w.to(x.dtype), tl.trans(x), acc, input_precision="ieee")
     return acc * (1.0 / SCALE), squares[None, :]
 
 
@@ -175,13 +185,25 @@ def halves(acc, PAIRS: tl.constexpr, TOKENS: tl.constexpr):
 
 
 def check_rows(
-    x: Tensor, weight: Tensor, norm: Tensor | None = None, bias: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    norm: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> tuple[int, int]:
-    """T and K of x [T, K] that fits to weight [N, K], norm [K] and bias [N]."""
+    """T and K of x [T, K] that fits to weight [N, K], norm [K], bias [N] and scale [N]."""
     tokens, k = x.shape
     assert x.stride(1) == 1 and weight.shape[1] == k and weight.is_contiguous()
-    assert weight.dtype == x.dtype
+    assert weight.dtype == (x.dtype if scale is None else torch.float8_e4m3fn)
+    if scale is not None:
+        assert scale.numel() == weight.shape[0] and scale.dtype == torch.float32
+        assert scale.is_contiguous()
     for vector, size in ((norm, k), (bias, weight.shape[0])):
         if vector is not None:
             assert vector.shape == (size,) and vector.dtype == x.dtype and vector.is_contiguous()
     return tokens, k
+
+
+def tile_bytes(x: Tensor, weight: Tensor) -> int:
+    """What ``config.linear`` goes by: bytes of a weight, and of float32 wherever it is."""
+    return 4 if x.dtype == torch.float32 else weight.element_size()

@@ -13,7 +13,7 @@ from s1engine.errors import RequestError
 BUNDLED_MODEL = Path(__file__).parent / "assets" / "s1-nano"
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-QUANTIZATIONS = ("int8", "int4")
+QUANTIZATIONS = ("int8", "int4", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 REASONING_FORMATS = ("auto", "s1", "think-tag", "none")
@@ -30,7 +30,9 @@ class EngineConfig:
     """Weights, and the KV cache unless ``kv_cache_dtype`` says otherwise. ``auto``: the
     checkpoint's own type on CUDA and on CPUs with bf16 instructions, float32 on other CPUs."""
     quantization: str | None = None
-    """``int8`` or ``int4``: matrices in so many bits, made at load, on the CPU."""
+    """``int8`` or ``int4`` on the CPU, ``fp8`` (e4m3) on CUDA: matrices in fewer bits, made at
+    load. ``fp8`` leaves embeddings and head as they are, and on CUDA rounds the activations of
+    steps of more than 64 tokens to fp8 as well. None: as the checkpoint has them."""
     device: str = "auto"
     """``auto`` takes CUDA if there is a device, else the CPU."""
     tensor_parallel_size: int = 1

@@ -1,11 +1,11 @@
-"""Matrices in few bits: integers with a scale for every group of columns.
+"""Matrices in few bits: integers or fp8 with a scale for every group of columns.
 
-Owns what the formats mean: how a matrix becomes integers and which numbers these stand for. How a
+Owns what the formats mean: how a matrix becomes such values and which numbers these stand for. How a
 device stores them and multiplies by them is the device's own affair. Knows no model.
 
-Both formats are symmetric and rounded to nearest, from ordinary checkpoints at load: no
+All formats are symmetric and rounded to nearest, from ordinary checkpoints at load: no
 calibration. ``int8`` keeps a head or an embedding nearly as it was; with ``int4`` these two
-are ``int8``.
+are ``int8``. ``fp8`` is e4m3 with one scale for a whole row, and leaves these two alone.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,11 @@ from torch import Tensor
 
 from s1engine.errors import RequestError
 
-FORMATS = ("int8", "int4")
-HEAD_FORMATS = {"int4": "int8"}  # where it is not the same: what few bits harm most
+FORMATS = ("int8", "int4")  # those in integers
+FP8 = "fp8"
+FP8_LIMIT = 448.0  # the largest e4m3
+HEAD_FORMATS: dict[str, str | None] = {"int4": "int8", FP8: None}
+"""Where it is not the same, None for unquantized: what few bits harm most."""
 _GROUPS = {"int8": (128, 64, 32), "int4": (32,)}  # columns that share a scale: the first that fits
 
 
@@ -25,8 +28,8 @@ class QuantizedMatrix:
     """W [N, K] as values * scales."""
 
     format: str
-    values: Tensor  # [N, K] int8; for int4 within [-8, 7]
-    scales: Tensor  # [N, K / group] bfloat16
+    values: Tensor  # [N, K] int8; for int4 within [-8, 7]; for fp8 float8_e4m3fn
+    scales: Tensor  # [N, K / group] bfloat16; for fp8 [N, 1] float32
     dtype: torch.dtype  # of the matrix that it was made from, and of what it is multiplied with
 
     @property
@@ -39,7 +42,7 @@ class QuantizedMatrix:
         return self.values.shape[1] // self.scales.shape[1]
 
     def dequantize(self) -> Tensor:
-        """W [N, K] as the integers have it, in its dtype."""
+        """W [N, K] as the values have it, in its dtype."""
         scales = self.scales.float().repeat_interleave(self.group, dim=1)
         return (self.values.float() * scales).to(self.dtype)
 
@@ -50,11 +53,13 @@ class QuantizedMatrix:
 def quantize(weight: Tensor, fmt: str) -> QuantizedMatrix:
     """weight [N, K] float in the format ``fmt``. Raises RequestError if K is no multiple of the
     smallest group."""
+    if fmt == FP8:
+        return _to_fp8(weight)
     n, k = weight.shape
     group = group_size(k, fmt)
     values = torch.empty(n, k, dtype=torch.int8)
     scales = torch.empty(n, k // group, dtype=torch.bfloat16)
-    rows = max(1, 2**22 // k)  # at a time, for the memory of the float copies
+    rows = _rows_at_once(k)
     for at in range(0, n, rows):
         part = weight[at : at + rows].float().unflatten(1, (-1, group))
         low, high = (-127, 127) if fmt == "int8" else (-8, 7)
@@ -66,8 +71,34 @@ def quantize(weight: Tensor, fmt: str) -> QuantizedMatrix:
     return QuantizedMatrix(fmt, values, scales, weight.dtype)
 
 
-def bytes_per_weight(fmt: str) -> float:
-    """At most, the scales (two bytes each) included."""
+def _to_fp8(weight: Tensor) -> QuantizedMatrix:
+    """On the weight's device; the largest of a row becomes the largest e4m3."""
+    n, k = weight.shape
+    values = torch.empty(n, k, dtype=torch.float8_e4m3fn, device=weight.device)
+    scales = torch.empty(n, 1, dtype=torch.float32, device=weight.device)
+    rows = _rows_at_once(k)
+    for at in range(0, n, rows):
+        values[at : at + rows], scales[at : at + rows] = rows_in_fp8(weight[at : at + rows])
+    return QuantizedMatrix(FP8, values, scales, weight.dtype)
+
+
+def rows_in_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [T, K] -> e4m3 [T, K] and scales [T, 1] float32. A row that is not finite becomes NaN."""
+    wide = x.float()
+    scales = wide.abs().amax(1, keepdim=True) / FP8_LIMIT
+    scales.clamp_(min=torch.finfo(torch.float32).tiny)  # rows of zeros
+    return (wide / scales).clamp_(-FP8_LIMIT, FP8_LIMIT).to(torch.float8_e4m3fn), scales
+
+
+def _rows_at_once(columns: int) -> int:
+    """For the memory of the float copies."""
+    return max(1, 2**22 // columns)
+
+
+def bytes_per_weight(fmt: str, columns: int) -> float:
+    """At most, the scales (two bytes each, four of fp8) included."""
+    if fmt == FP8:
+        return 1.0 + 4 / columns
     return {"int8": 1.0, "int4": 0.5}[fmt] + 2 / _GROUPS[fmt][-1]
 
 

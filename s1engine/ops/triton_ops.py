@@ -33,7 +33,8 @@ from s1engine.ops import (
     kv_rows,
     torch_sampling,
 )
-from s1engine.ops.quantization import QuantizedMatrix
+from s1engine.ops.fp8_linear import fp8_linear
+from s1engine.ops.quantization import FP8, QuantizedMatrix
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.unfused import Unfused
 
@@ -65,21 +66,17 @@ class TritonOps(Unfused):
         quantization: str | None = None,
     ) -> None:
         _check_covered(head_dim, num_heads, num_kv_heads, block_size, dtype)
-        if quantization is not None:
-            raise RequestError(
-                f"quantization {quantization} is not covered on CUDA", param="quantization"
-            )
+        _refuse(
+            quantization in (None, FP8), f"quantization {quantization}", FP8, "quantization"
+        )
         kv_rows.check_covered(cache_dtype, dtype, "fp8", "CUDA")
-        if cache_dtype is torch.float8_e4m3fn and torch.cuda.is_available():
-            _refuse(
-                torch.cuda.get_device_capability() >= FP8_CAPABILITY,
-                f"kv_cache_dtype fp8 of {torch.cuda.get_device_name()}",
-                "devices of compute capability 8.9 and above",
-                "kv_cache_dtype",
-            )
+        if cache_dtype is torch.float8_e4m3fn:
+            _check_fp8("kv_cache_dtype")
+        if quantization == FP8:
+            _check_fp8("quantization")
 
     def pack(self, weight: Tensor | QuantizedMatrix) -> Matrix:
-        assert isinstance(weight, Tensor)  # see check_model
+        assert isinstance(weight, Tensor) or weight.format == FP8  # see check_model
         return weight
 
     def embed(self, ids: Tensor, weight: Matrix) -> Tensor:
@@ -89,18 +86,20 @@ class TritonOps(Unfused):
         return self._torch.take_rows(x, index)
 
     def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
-        assert isinstance(weight, Tensor)
-        if not config.fused(x.shape[0], *weight.shape):
-            return functional.linear(x, weight, bias)
-        return linear(x, weight, bias, self._split_sums(x.device))
+        values, scale = _values(weight)
+        if config.fused(x.shape[0], *values.shape):
+            return linear(x, values, bias, self._split_sums(x.device), scale=scale)
+        if isinstance(weight, QuantizedMatrix):
+            return fp8_linear(x, weight, bias)
+        return functional.linear(x, values, bias)
 
     def linear_residual(
         self, x: Tensor, weight: Matrix, bias: Tensor | None, residual: Tensor
     ) -> Tensor | None:
-        assert isinstance(weight, Tensor)
-        if not config.fused(x.shape[0], *weight.shape):
+        values, scale = _values(weight)
+        if not config.fused(x.shape[0], *values.shape):
             return super().linear_residual(x, weight, bias, residual)
-        linear(x, weight, bias, self._split_sums(x.device), residual)
+        linear(x, values, bias, self._split_sums(x.device), residual, scale)
         return None
 
     def norm_qkv_rope_write(
@@ -118,19 +117,19 @@ class TritonOps(Unfused):
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> Tensor:
-        assert isinstance(weight, Tensor)
+        values, scale = _values(weight)
         if (
             branch is not None
             or q_norm is not None
-            or not config.fused(residual.shape[0], *weight.shape)
+            or not config.fused(residual.shape[0], *values.shape)
         ):
             return super().norm_qkv_rope_write(
                 branch, residual, norm, eps, weight, bias, q_norm, k_norm,
                 cos_sin, k_cache, v_cache, meta,
             )  # fmt: skip
         return norm_qkv_rope_write(
-            residual, norm, eps, weight, bias, cos_sin, k_cache, v_cache,
-            meta.positions, meta.slot_mapping, self._split_sums(residual.device),
+            residual, norm, eps, values, bias, cos_sin, k_cache, v_cache,
+            meta.positions, meta.slot_mapping, self._split_sums(residual.device), scale,
         )  # fmt: skip
 
     def norm_gate_up(
@@ -141,10 +140,10 @@ class TritonOps(Unfused):
         eps: float,
         weight: Matrix,
     ) -> Tensor:
-        assert isinstance(weight, Tensor)
-        if branch is not None or not config.fused(residual.shape[0], *weight.shape):
+        values, scale = _values(weight)
+        if branch is not None or not config.fused(residual.shape[0], *values.shape):
             return super().norm_gate_up(branch, residual, norm, eps, weight)
-        return norm_gate_up(residual, norm, eps, weight, self._split_sums(residual.device))
+        return norm_gate_up(residual, norm, eps, values, self._split_sums(residual.device), scale)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return rms_norm(x, weight, eps)
@@ -228,7 +227,7 @@ class TritonOps(Unfused):
         *,
         filtered: bool,
     ) -> None:
-        assert isinstance(weight, Tensor)
+        assert isinstance(weight, Tensor)  # HEAD_FORMATS
         bans = {"banned": run.lane("sample_banned"), "triggers": run.triggers}
         if not filtered and config.fused(hidden.shape[0], *weight.shape):
             sampled = norm_head_sample(
@@ -290,6 +289,24 @@ class TritonOps(Unfused):
             self._outgrown += [] if self._arrived is None else [self._arrived]
             self._arrived = torch.zeros(counters, dtype=torch.int32, device=q.device)
         return self._parts, self._arrived
+
+
+def _values(weight: Matrix) -> tuple[Tensor, Tensor | None]:
+    """What the kernels read: weights, or e4m3 and the scale of each row."""
+    if isinstance(weight, QuantizedMatrix):
+        return weight.values, weight.scales
+    assert isinstance(weight, Tensor)
+    return weight, None
+
+
+def _check_fp8(param: str) -> None:
+    if torch.cuda.is_available():
+        _refuse(
+            torch.cuda.get_device_capability() >= FP8_CAPABILITY,
+            f"{param} fp8 of {torch.cuda.get_device_name()}",
+            "devices of compute capability 8.9 and above",
+            param,
+        )
 
 
 @lru_cache

@@ -80,7 +80,8 @@ def weight_bytes(model: ModelConfig, dtype: torch.dtype, quantization: str | Non
             fmt = None  # rows are looked up in it, nothing is multiplied by it
         elif name in (EMBED, LM_HEAD) and fmt is not None:
             fmt = HEAD_FORMATS.get(fmt, fmt)
-        total += int(math.prod(shape) * (dtype.itemsize if fmt is None else bytes_per_weight(fmt)))
+        per_weight = dtype.itemsize if fmt is None else bytes_per_weight(fmt, shape[1])
+        total += int(math.prod(shape) * per_weight)
     return total
 
 
