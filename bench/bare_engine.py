@@ -15,7 +15,7 @@ from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import random_decoder
 from s1engine.ops import Ops, select_ops
-from s1engine.runner.device import resolve_config, resolve_dtype
+from s1engine.runner.device import resolve_cache_dtype, resolve_config, resolve_dtype
 from s1engine.runner.model_runner import ModelRunner
 from s1engine.sampling_params import SamplingParams
 
@@ -133,5 +133,16 @@ class BareEngine:
 def make_decoder(model: ModelConfig, config: EngineConfig, ops: Ops | None = None) -> Decoder:
     """Random weights for an engine of that configuration."""
     resolved = resolve_config(config)
+    assert resolved.block_size is not None
     dtype = resolve_dtype(config.dtype, resolved.device, model.torch_dtype)
-    return random_decoder(model, dtype, resolved.device, ops or select_ops(resolved.device))
+    ops = ops or select_ops(resolved.device)
+    ops.check_model(
+        head_dim=model.head_dim,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        block_size=resolved.block_size,
+        dtype=dtype,
+        cache_dtype=resolve_cache_dtype(config.kv_cache_dtype, dtype),
+        quantization=config.quantization,
+    )
+    return random_decoder(model, dtype, resolved.device, ops, quantization=config.quantization)

@@ -16,7 +16,7 @@ from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
 from s1engine.bench.device_time import ceilings
 from s1engine.bench.kernel_speed import numbers
 from s1engine.bench.shapes import NAMES, shape, step_bytes
-from s1engine.config import EngineConfig
+from s1engine.config import QUANTIZATIONS, EngineConfig
 from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder
 
@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         run_ahead=args.run_ahead,
         enforce_eager=args.enforce_eager,
         kv_cache_memory_gb=args.kv_cache_memory_gb,
+        quantization=args.quantization,
     )
     model = shape(args.shape)
     decoder = make_decoder(model, config)
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         plain = decode(config, model, decoder, thinks=False, **sizes)
         row = decode(config, model, decoder, thinks=True, **sizes)
         context = args.prompt + args.steps // 2
-        nbytes = step_bytes(model, decoder.dtype.itemsize, batch, context)
+        nbytes = step_bytes(model, decoder.dtype.itemsize, batch, context, args.quantization)
         rows.append(
             {
                 "batch": batch,
@@ -101,6 +102,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "shape": args.shape,
         "dtype": str(decoder.dtype).removeprefix("torch."),
+        "quantization": args.quantization,
         "prompt": args.prompt,
         "ceilings": limits,
         "rows": rows,
@@ -114,6 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
     parser.add_argument("--steps", type=int, default=128, help="decode steps to time")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="default: none")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--run-ahead", type=int, help="steps; default as for serving")
     parser.add_argument("--enforce-eager", action="store_true", help="no CUDA graphs")

@@ -7,6 +7,7 @@ out is filled with NaN, so what was never written shows; a second run must give 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from s1engine.bench.kernel_work import Place
 from s1engine.models.rope import cos_sin_table
-from s1engine.ops import AttentionMetadata, Ops
+from s1engine.ops import AttentionMetadata, Matrix, Ops
+from s1engine.ops.quantization import FP8, quantize
 from s1engine.ops.torch_ops import TorchOps
 
 CONTEXTS = (1, 63, 64, 65, 4097)
@@ -44,29 +46,39 @@ def silu_call(at: Place, tokens: int) -> Call:
     return lambda ops, cast: ops.silu_and_mul(cast(x))
 
 
-def gate_up_call(at: Place, tokens: int) -> Call:
+def matrix(
+    ops: Ops, cast: Callable[[Tensor], Tensor], weight: Tensor, quantization: str | None
+) -> Matrix:
+    """weight for ``ops``, in fewer bits the same ones in every type that it is cast to."""
+    if quantization is None:
+        return ops.pack(cast(weight))
+    return ops.pack(replace(quantize(weight, quantization), dtype=cast(weight[:1]).dtype))
+
+
+def gate_up_call(at: Place, tokens: int, quantization: str | None = None) -> Call:
     m = at.model
     residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
     weight = at.normal(2 * m.intermediate_size, m.hidden_size) * m.hidden_size**-0.5
     return lambda ops, cast: ops.norm_gate_up(
-        None, cast(residual), cast(norm), 1e-6, ops.pack(cast(weight))
+        None, cast(residual), cast(norm), 1e-6, matrix(ops, cast, weight, quantization)
     )
 
 
-def residual_call(at: Place, tokens: int) -> Call:
+def residual_call(at: Place, tokens: int, quantization: str | None = None) -> Call:
     m = at.model
     x, residual = at.normal(tokens, m.intermediate_size), at.normal(tokens, m.hidden_size)
     weight = at.normal(m.hidden_size, m.intermediate_size) * m.intermediate_size**-0.5
 
     def call(ops: Ops, cast: Callable[[Tensor], Tensor]) -> Tensor:
         total = cast(residual)
-        branch = ops.linear_residual(cast(x), ops.pack(cast(weight)), None, total)
+        w = matrix(ops, cast, weight, quantization)
+        branch = ops.linear_residual(cast(x), w, None, total)
         return total if branch is None else total + branch
 
     return call
 
 
-def qkv_call(at: Place, tokens: int, block: int) -> Call:
+def qkv_call(at: Place, tokens: int, block: int, quantization: str | None = None) -> Call:
     """Queries, keys and values, as they come out and as they stand in the cache."""
     m = at.model
     residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
@@ -86,8 +98,8 @@ def qkv_call(at: Place, tokens: int, block: int) -> Call:
     def call(ops: Ops, cast: Callable[[Tensor], Tensor]) -> Tensor:
         k, v = (cast(torch.zeros(size, dtype=at.dtype, device=at.device)) for _ in range(2))
         q = ops.norm_qkv_rope_write(
-            None, cast(residual), cast(norm), 1e-6, ops.pack(cast(weight)), cast(bias), None, None,
-            cos_sin, k, v, meta,
+            None, cast(residual), cast(norm), 1e-6, matrix(ops, cast, weight, quantization),
+            cast(bias), None, None, cos_sin, k, v, meta,
         )  # fmt: skip
         return torch.cat((q.flatten(), k.flatten(), v.flatten()))
 
@@ -122,6 +134,11 @@ def calls(at: Place, block: int) -> dict[str, Call]:
         found[f"norm_gate_up T={tokens}"] = gate_up_call(at, tokens)
         found[f"linear_residual T={tokens}"] = residual_call(at, tokens)
         found[f"norm_qkv_rope_write T={tokens}"] = qkv_call(at, tokens, block)
+    if at.device == "cuda":  # up to the tokens for which the inputs keep their type
+        for tokens in (1, 4, 5, 64):
+            found[f"norm_gate_up fp8 T={tokens}"] = gate_up_call(at, tokens, FP8)
+            found[f"linear_residual fp8 T={tokens}"] = residual_call(at, tokens, FP8)
+            found[f"norm_qkv_rope_write fp8 T={tokens}"] = qkv_call(at, tokens, block, FP8)
     found |= {
         f"decode B={b}": attention_call(at, [1] * b, [CONTEXTS[i % 5] for i in range(b)], block)
         for b in (1, 5, 64)

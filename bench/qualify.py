@@ -25,7 +25,7 @@ from s1engine.bench.kernel_speed import numbers
 from s1engine.bench.kernel_work import KERNELS, Place
 from s1engine.bench.shapes import NAMES, shape, step_bytes
 from s1engine.bench.transformers_peer import peer_of
-from s1engine.config import EngineConfig
+from s1engine.config import QUANTIZATIONS, EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder
@@ -47,6 +47,7 @@ class Shared:
     batches: list[int]
     contexts: list[int]
     steps: int
+    quantization: str | None
     out: Path
     found: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -133,6 +134,7 @@ def _config(shared: Shared, **options: Any) -> EngineConfig:
         max_num_batched_tokens=max(2048, most),
         max_model_len=PROMPT + shared.steps + 256,
         enable_prefix_caching=False,
+        quantization=shared.quantization,
         **options,
     )
 
@@ -149,7 +151,13 @@ def _run_engine(shared: Shared, model: ModelConfig) -> dict[str, Any]:
         sizes = {"batch": batch, "prompt": PROMPT, "steps": shared.steps}
         plain = latency.decode(config, model, decoder, thinks=False, **sizes)
         row = latency.decode(config, model, decoder, thinks=True, **sizes)
-        nbytes = step_bytes(model, decoder.dtype.itemsize, batch, PROMPT + shared.steps // 2)
+        nbytes = step_bytes(
+            model,
+            decoder.dtype.itemsize,
+            batch,
+            PROMPT + shared.steps // 2,
+            shared.quantization,
+        )
         read = shared.found["ceilings"]["read_bytes_per_s"]
         row["share_of_read"] = nbytes / read / row["step_s"]
         row["budgets_on_off"] = row["tokens_per_s"] / plain["tokens_per_s"]
@@ -247,6 +255,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         contexts=numbers("context", args.context),
         steps=args.steps,
         out=args.out,
+        quantization=args.quantization,
     )
     for name in shared.shapes:
         if name not in NAMES:
@@ -305,5 +314,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=256, help="decode steps to time")
     parser.add_argument("--minutes", type=float, default=7.5, help="for everything")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
+    parser.add_argument(
+        "--quantization", choices=QUANTIZATIONS, help="of the engine phase; default: none"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--out", type=Path, default=Path("qualification"), help="folder")

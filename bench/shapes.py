@@ -7,8 +7,11 @@ are at hand; what such a model says means nothing.
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from s1engine.config import BUNDLED_MODEL
 from s1engine.models.config import ModelConfig
+from s1engine.runner.memory import weight_bytes
 
 # hidden size, inner size, layers, query heads, KV heads, head size, vocabulary, tied embeddings
 _SIZES: dict[str, tuple[int, int, int, int, int, int, int, bool]] = {
@@ -48,9 +51,14 @@ def shape(name: str) -> ModelConfig:
     return replace(nano, **sizes)
 
 
-def step_bytes(model: ModelConfig, itemsize: int, batch: int, context: int) -> float:
+def step_bytes(
+    model: ModelConfig, itemsize: int, batch: int, context: int, quantization: str | None = None
+) -> float:
     """Bytes that one decode step must read: every weight but the input embedding, of which a step
     gathers a few rows, and the KV cache of all sequences."""
     embedding = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
     kv = 2 * model.num_layers * model.num_kv_heads * model.head_dim * batch * context
-    return itemsize * (model.num_parameters - embedding + kv)
+    if quantization is None:
+        return itemsize * (model.num_parameters - embedding + kv)
+    dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
+    return weight_bytes(model, dtype, quantization) + itemsize * (kv - embedding)

@@ -138,8 +138,8 @@ def _padded(tokens: int) -> int:
 def linear(tokens: int, n: int, k: int, itemsize: int) -> Rows:
     """Weights [n, k] of ``itemsize`` bytes times up to MAX_TOKENS vectors.
 
-    fp8 has as many bytes on their way as 16 bits: half the rows where a thread holds twice the
-    columns of each, more stages where the vectors leave them room.
+    fp8 takes half the rows where a thread holds twice the columns of each, more stages, so that as
+    many bytes are on their way, and narrower tiles beside 64 vectors, where wider would spill.
     """
     assert 0 < tokens <= MAX_TOKENS
     padded = _padded(tokens)
@@ -149,8 +149,10 @@ def linear(tokens: int, n: int, k: int, itemsize: int) -> Rows:
         splits = _parts(cdiv(n, rows), cdiv(k, block_k), 4 * SMS)
         return Rows(rows, padded, block_k, splits, Launch(num_warps=2))
     rows, block_k = (64, 128) if itemsize < 4 else (16, 32)
+    if itemsize == 1 and padded == MAX_TOKENS:
+        block_k = 64
     splits = _parts(cdiv(n, rows), cdiv(k, block_k), 2 * SMS)
-    stages = 6 if itemsize == 1 and padded <= 32 else 4
+    stages = 6 if itemsize == 1 else 4
     return Rows(rows, padded, block_k, splits, Launch(num_warps=4, num_stages=stages))
 
 

@@ -74,7 +74,7 @@ def norm_gate_up(
     workspace: tuple[Tensor, Tensor],
     scale: Tensor | None = None,
 ) -> Tensor:
-    """x [T, K], norm [K], weight [2F, K] -> [T, F]; ``workspace`` and ``scale`` as for ``linear``."""
+    """x [T, K], norm [K], weight [2F, K] -> [T, F]; the rest as for ``linear``."""
     tokens, k = check_rows(x, weight, norm, scale=scale)
     f = weight.shape[0] // 2
     assert weight.shape[0] == 2 * f

@@ -52,8 +52,8 @@ def _head_tile_kernel(
     token = tile * ROWS + tl.arange(0, ROWS)
     live = b < rows
     acc, squares = multiply_rows(
-        x_ptr, norm_ptr, w_ptr, w_ptr, tl.minimum(token, size - 1), tl.minimum(b, rows - 1), x_stride,
-        0, K, K, ROWS, TOKENS, BLOCK_K, True, DOT, OVERLAP,
+        x_ptr, norm_ptr, w_ptr, w_ptr, tl.minimum(token, size - 1), tl.minimum(b, rows - 1),
+        x_stride, 0, K, K, ROWS, TOKENS, BLOCK_K, True, DOT, OVERLAP,
     )  # fmt: skip
     acc = tl.trans(acc * tl.rsqrt(squares / K + eps))  # [TOKENS, ROWS]
     logits = acc.to(x_ptr.dtype.element_ty).to(tl.float32)

@@ -139,7 +139,8 @@ def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) ->
     path = resolve_model(config.model)
     facts = ModelConfig.from_dir(path)
     dtype = resolve_dtype(config.dtype, device, facts.torch_dtype)
-    weights = weight_bytes(facts, dtype, config.quantization)
+    quantization = facts.quantization(config.quantization)
+    weights = weight_bytes(facts, dtype, quantization)
     cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, dtype)
     max_len, blocks = plan_memory(config, facts, cache_dtype)
     assert config.block_size is not None
@@ -149,7 +150,7 @@ def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) ->
         "architecture": facts.architecture,
         "parameters": facts.num_parameters,
         "dtype": str(dtype).removeprefix("torch."),
-        "quantization": config.quantization,
+        "quantization": quantization,
         "weight_bytes": weights,
         "kv_cache_dtype": str(cache_dtype).removeprefix("torch."),
         "kv_bytes_per_token": per_token,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from s1engine.errors import ModelError
 from s1engine.models.fields import Fields
+from s1engine.models.fp8_layout import Fp8Layout
 
 FINGERPRINT_VALUES = 64
 _SUFFIX = ".safetensors"
@@ -22,6 +23,7 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 _DTYPES = ("F32", "F16", "BF16")
+_FP8 = "F8_E4M3"
 
 
 class Checkpoint:
@@ -54,23 +56,49 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]], allowed: Collection[str]) -> None:
+    def check(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        allowed: Collection[str],
+        fp8: Fp8Layout | None = None,
+    ) -> None:
         """Raise unless there are exactly the tensors of ``shapes``, so shaped, in a float type.
 
-        Further tensors may be those of ``allowed``, and tables of rotary frequencies, which old
-        checkpoints store although they follow from the config.
+        Matrices that ``fp8`` covers may be in fp8 and have their scales beside them. Further
+        tensors may be those of ``allowed``, and tables of rotary frequencies, which old checkpoints
+        store although they follow from the config.
         """
+        known = {*shapes, *allowed}
         for name, shape in shapes.items():
-            if name not in self._files:
-                raise ModelError(f"{self._listing}: tensor {name!r} is missing")
-            stored = self._handles[self._files[name]].get_slice(name)
-            if tuple(stored.get_shape()) != shape:
-                raise self.error(name, f"has shape {stored.get_shape()}, not {list(shape)}")
-            if stored.get_dtype() not in _DTYPES:
-                raise self.error(name, f"has type {stored.get_dtype()}, not {', '.join(_DTYPES)}")
+            if fp8 is not None and fp8.covers(name) and self.is_fp8(name):
+                self._check_tensor(name, (shape,), (_FP8,))
+                self._check_tensor(fp8.scales(name), fp8.scale_shapes(shape), _DTYPES)
+                known |= {fp8.scales(name), fp8.inputs(name)}
+            else:
+                self._check_tensor(name, (shape,), _DTYPES)
         for name in self._files:
-            if name not in shapes and name not in allowed and not name.endswith(".inv_freq"):
+            if name not in known and not name.endswith(".inv_freq"):
                 raise self.error(name, "is not part of this model")
+
+    def _check_tensor(
+        self, name: str, shapes: Collection[tuple[int, ...]], dtypes: Collection[str]
+    ) -> None:
+        stored = self._slice(name)
+        if tuple(stored.get_shape()) not in shapes:
+            wanted = " or ".join(str(list(shape)) for shape in shapes)
+            raise self.error(name, f"has shape {stored.get_shape()}, not {wanted}")
+        if stored.get_dtype() not in dtypes:
+            raise self.error(name, f"has type {stored.get_dtype()}, not {', '.join(dtypes)}")
+
+    def is_fp8(self, name: str) -> bool:
+        """Is the tensor stored in e4m3?"""
+        dtype: str = self._slice(name).get_dtype()
+        return dtype == _FP8
+
+    def _slice(self, name: str) -> Any:
+        if name not in self._files:
+            raise ModelError(f"{self._listing}: tensor {name!r} is missing")
+        return self._handles[self._files[name]].get_slice(name)
 
     def read(self, name: str) -> Tensor:
         """A tensor on the CPU as it is stored, backed by the file."""

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from s1engine.models.fields import Fields
+from s1engine.models.fp8_layout import Fp8Layout, parse_fp8
 from s1engine.models.rope import extended_positions, parse_rope
 from s1engine.ops.kv_rows import row_size
+from s1engine.ops.quantization import FP8
 
 MAX_POSITIONS = 2**24
 
@@ -72,6 +74,8 @@ class ModelConfig:
     generation_defaults: dict[str, float]
     """Sampling parameters that the model's authors recommend; temperature 0 if they do not ask
     for sampling."""
+    fp8: Fp8Layout | None = None
+    """How matrices that are stored in fp8 are stored; None: none is."""
 
     @classmethod
     def from_dir(cls, path: str | Path) -> "ModelConfig":
@@ -111,7 +115,12 @@ class ModelConfig:
             eos_token_ids=_eos_token_ids(config, generation),
             torch_dtype=_dtype(config),
             generation_defaults=_generation_defaults(generation),
+            fp8=parse_fp8(config),
         )
+
+    def quantization(self, wanted: str | None) -> str | None:
+        """Format of the matrices in memory: the wanted one, else the checkpoint's own."""
+        return wanted or (None if self.fp8 is None else FP8)
 
     @property
     def num_parameters(self) -> int:
@@ -174,8 +183,6 @@ def _architecture(config: Fields) -> str:
 
 
 def _refuse_unsupported(config: Fields) -> None:
-    if config.get("quantization_config"):
-        raise config.error("quantization_config", "is set: quantized weights are not supported")
     activation = config.get("hidden_act") or "silu"
     if activation != "silu":
         raise config.error("hidden_act", f"{activation!r} is not supported; only silu is")

@@ -22,7 +22,7 @@ from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder, DecoderWeights, LayerWeights
 from s1engine.models.shard import WHOLE, Shard
 from s1engine.ops import Matrix, Ops
-from s1engine.ops.quantization import HEAD_FORMATS, quantize
+from s1engine.ops.quantization import FP8, HEAD_FORMATS, QuantizedMatrix, quantize
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["*.json", "*.jinja", "merges.txt", "model*.safetensors"]
@@ -61,13 +61,13 @@ def load_decoder(
     """The model of directory ``path`` in ``dtype``; ``progress`` draws a bar on stderr.
 
     ``max_positions`` and ``collective`` as for Decoder; ``config`` is the whole model's.
-    ``quantization``: format of the matrices (``ops.quantization``).
+    ``quantization``: format of the matrices (``ops.quantization``), None: the checkpoint's own.
     """
     shard = WHOLE if collective is None else collective.shard
     own = shard.config(config)
     checkpoint = Checkpoint(path)
     allowed = (LM_HEAD,) if config.tie_word_embeddings else ()
-    checkpoint.check(config.tensor_shapes(), allowed)
+    checkpoint.check(config.tensor_shapes(), allowed, config.fp8)
     _check_tied(checkpoint, config)
     total = own.num_parameters * dtype.itemsize
     with tqdm(
@@ -78,8 +78,8 @@ def load_decoder(
         unit_divisor=1024,
         disable=not progress,
     ) as bar:
-        reader = _Reader(checkpoint, own.tensor_shapes(), dtype, device, bar, shard)
-        weights = _weights(reader, own, _Packer(ops, quantization))
+        reader = _Reader(checkpoint, own, dtype, device, bar, shard)
+        weights = _weights(reader, own, _Packer(ops, config.quantization(quantization)))
         return Decoder(own, weights, ops, max_positions, collective)
 
 
@@ -89,14 +89,15 @@ class _Reader:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        shapes: dict[str, tuple[int, ...]],
+        config: ModelConfig,
         dtype: torch.dtype,
         device: str,
         bar: "tqdm[None]",
         shard: Shard = WHOLE,
     ) -> None:
         self._checkpoint = checkpoint
-        self._shapes = shapes
+        self._shapes = config.tensor_shapes()
+        self._fp8 = config.fp8
         self._dtype = dtype
         self._device = device
         self._bar = bar
@@ -108,13 +109,39 @@ class _Reader:
         columns = self._shapes[names[0]][1:]
         out = torch.empty((sum(rows), *columns), dtype=self._dtype, device=self._device)
         for name, part in zip(names, torch.split(out, rows), strict=True):
-            stored = self._shard.cut(name, self._checkpoint.read(name), tuple(part.shape))
+            stored = self._shard.cut(name, self._plain(name), tuple(part.shape))
             part[: len(stored)].copy_(stored)
             part[len(stored) :].zero_()
             if self._dtype == torch.float16 and not part.isfinite().all():
                 raise self._checkpoint.error(name, "does not fit float16; use bfloat16 or float32")
             self._bar.update(part.nbytes)
         return out
+
+    def matrix(self, *names: str) -> Tensor | QuantizedMatrix:
+        """The same in fp8 if that is how they are stored, with a scale for each row at most."""
+        fp8 = self._fp8
+        if fp8 is None or fp8.per == "block" or not all(map(self._checkpoint.is_fp8, names)):
+            return self.take(*names)
+        rows = [self._shapes[name][0] for name in names]
+        size = (sum(rows), self._shapes[names[0]][1])
+        values = torch.empty(size, dtype=torch.float8_e4m3fn, device=self._device)
+        scales = torch.empty((size[0], 1), dtype=torch.float32, device=self._device)
+        parts = zip(names, torch.split(values, rows), torch.split(scales, rows), strict=True)
+        for name, part, scale in parts:
+            stored = self._checkpoint.read(name)
+            part.copy_(self._shard.cut(name, stored, tuple(part.shape)))
+            of_rows = fp8.row_scales(self._checkpoint.read(fp8.scales(name)), len(stored))
+            scale.copy_(self._shard.cut(name, of_rows, tuple(scale.shape)))
+            self._bar.update(part.numel() * self._dtype.itemsize)
+        return QuantizedMatrix(FP8, values, scales, self._dtype)
+
+    def _plain(self, name: str) -> Tensor:
+        """A tensor as it is stored, from fp8 as what it stands for."""
+        stored = self._checkpoint.read(name)
+        if self._fp8 is None or not self._checkpoint.is_fp8(name):
+            return stored
+        scales = self._checkpoint.read(self._fp8.scales(name))
+        return self._fp8.dequantize(stored, scales, self._dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +151,18 @@ class _Packer:
     ops: Ops
     quantization: str | None
 
-    def layer(self, weight: Tensor) -> Matrix:
+    def layer(self, weight: Tensor | QuantizedMatrix) -> Matrix:
         return self._pack(weight, self.quantization)
 
     def head(self, weight: Tensor) -> Matrix:
         """Head and tied embeddings: what few bits harm most."""
         return self._pack(weight, HEAD_FORMATS.get(self.quantization or "", self.quantization))
 
-    def _pack(self, weight: Tensor, fmt: str | None) -> Matrix:
+    def _pack(self, weight: Tensor | QuantizedMatrix, fmt: str | None) -> Matrix:
+        if isinstance(weight, QuantizedMatrix):
+            if weight.format == fmt:
+                return self.ops.pack(weight)
+            weight = weight.dequantize()
         return self.ops.pack(weight if fmt is None else quantize(weight, fmt))
 
 
@@ -158,15 +189,15 @@ def _layer(
     qkv = [attention + name for name in ("q_proj", "k_proj", "v_proj")]
     return LayerWeights(
         input_norm=reader.take(layer + "input_layernorm.weight"),
-        qkv=pack.layer(reader.take(*(name + ".weight" for name in qkv))),
+        qkv=pack.layer(reader.matrix(*(name + ".weight" for name in qkv))),
         qkv_bias=reader.take(*(name + ".bias" for name in qkv)) if config.qkv_bias else None,
         q_norm=reader.take(attention + "q_norm.weight") if config.qk_norm else None,
         k_norm=reader.take(attention + "k_norm.weight") if config.qk_norm else None,
-        o=pack.layer(reader.take(attention + "o_proj.weight")),
+        o=pack.layer(reader.matrix(attention + "o_proj.weight")),
         o_bias=reader.take(attention + "o_proj.bias") if config.o_bias else None,
         post_norm=reader.take(layer + "post_attention_layernorm.weight"),
-        gate_up=pack.layer(reader.take(mlp + "gate_proj.weight", mlp + "up_proj.weight")),
-        down=pack.layer(reader.take(mlp + "down_proj.weight")),
+        gate_up=pack.layer(reader.matrix(mlp + "gate_proj.weight", mlp + "up_proj.weight")),
+        down=pack.layer(reader.matrix(mlp + "down_proj.weight")),
     )
 
 
@@ -209,3 +240,6 @@ class _RandomReader:
         if len(size) == 1 and names[0].endswith("weight"):  # a norm
             return out.fill_(1)
         return out.normal_(0, 0.02, generator=self.generator)
+
+    def matrix(self, *names: str) -> Tensor:
+        return self.take(*names)

@@ -1,4 +1,4 @@
-"""Products of weights in fp8 with the many tokens of a step, in which arithmetic is what takes time.
+"""Products of weights in fp8 with the many tokens of a step, of which arithmetic takes the time.
 
     out = (x / a) values^T * (a s) + bias,  a: a scale for each token, s: one for each row of values
 

@@ -1,7 +1,7 @@
 """Matrices in few bits: integers or fp8 with a scale for every group of columns.
 
-Owns what the formats mean: how a matrix becomes such values and which numbers these stand for. How a
-device stores them and multiplies by them is the device's own affair. Knows no model.
+Owns what the formats mean: how a matrix becomes such values and which numbers these stand for. How
+a device stores them and multiplies by them is the device's own affair. Knows no model.
 
 All formats are symmetric and rounded to nearest, from ordinary checkpoints at load: no
 calibration. ``int8`` keeps a head or an embedding nearly as it was; with ``int4`` these two

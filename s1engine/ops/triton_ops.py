@@ -66,9 +66,7 @@ class TritonOps(Unfused):
         quantization: str | None = None,
     ) -> None:
         _check_covered(head_dim, num_heads, num_kv_heads, block_size, dtype)
-        _refuse(
-            quantization in (None, FP8), f"quantization {quantization}", FP8, "quantization"
-        )
+        _refuse(quantization in (None, FP8), f"quantization {quantization}", FP8, "quantization")
         kv_rows.check_covered(cache_dtype, dtype, "fp8", "CUDA")
         if cache_dtype is torch.float8_e4m3fn:
             _check_fp8("kv_cache_dtype")

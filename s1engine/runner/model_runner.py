@@ -126,6 +126,7 @@ class ModelRunner:
         self._cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, self.dtype)
         self.ops = path.ops if isinstance(path, Decoder) else select_ops(self.device)
         assert config.block_size is not None
+        quantization = whole.quantization(config.quantization)
         self.ops.check_model(
             head_dim=own.head_dim,
             num_heads=own.num_heads,
@@ -133,11 +134,11 @@ class ModelRunner:
             block_size=config.block_size,
             dtype=self.dtype,
             cache_dtype=self._cache_dtype,
-            quantization=config.quantization,
+            quantization=quantization,
         )
         if isinstance(path, Decoder):
             return path
-        check_weights_fit(own, self.dtype, self.device, config.quantization)
+        check_weights_fit(own, self.dtype, self.device, quantization)
         return load_decoder(
             path,
             whole,
@@ -145,7 +146,7 @@ class ModelRunner:
             self.device,
             self.ops,
             progress=progress,
-            quantization=config.quantization,
+            quantization=quantization,
             collective=None if peers is None else peers.collective,
         )
 

@@ -35,8 +35,9 @@ def tall_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "linear", tall)
 
 
-def decoder(path: Path, ops: Ops) -> Decoder:
-    return load_decoder(path, ModelConfig.from_dir(path), torch.float32, "cpu", ops)
+def decoder(path: Path, ops: Ops, quantization: str | None = None) -> Decoder:
+    config = ModelConfig.from_dir(path)
+    return load_decoder(path, config, torch.float32, "cpu", ops, quantization=quantization)
 
 
 def greedy_tokens(model: Decoder, prompts: list[list[int]], chunk: int, steps: int) -> list[int]:
@@ -59,20 +60,21 @@ def greedy_tokens(model: Decoder, prompts: list[list[int]], chunk: int, steps: i
 
 
 @pytest.mark.parametrize(
-    ("family", "sizes"),
+    ("family", "sizes", "quantization"),
     [
-        ("qwen2", {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 1}),
-        ("qwen3", {"head_dim": 32}),
+        ("qwen2", {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 1}, None),
+        ("qwen3", {"head_dim": 32}, None),
+        ("qwen2", {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}, "fp8"),
     ],
 )
 def test_greedy_tokens_are_those_of_torch(
-    tmp_path: Path, family: str, sizes: dict[str, int]
+    tmp_path: Path, family: str, sizes: dict[str, int], quantization: str | None
 ) -> None:
     path = make_model(tmp_path, family, **sizes)
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(96, (n,), generator=generator).tolist() for n in (20, 1, 9)]
-    wanted = greedy_tokens(decoder(path, TorchOps()), prompts, chunk=7, steps=3)
-    got = greedy_tokens(decoder(path, TritonOps()), prompts, chunk=7, steps=3)
+    wanted = greedy_tokens(decoder(path, TorchOps(), quantization), prompts, chunk=7, steps=3)
+    got = greedy_tokens(decoder(path, TritonOps(), quantization), prompts, chunk=7, steps=3)
     assert got == wanted and len(set(wanted)) > 3
 
 

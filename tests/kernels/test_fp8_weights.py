@@ -48,9 +48,7 @@ def check(actual: Tensor, by_torch: Tensor, truth: Tensor, k: int) -> None:
     dtype=DTYPES,
     seed=st.integers(0, 99),
 )
-def test_linear(
-    tokens: int, n: int, k: int, residual: bool, dtype: torch.dtype, seed: int
-) -> None:
+def test_linear(tokens: int, n: int, k: int, residual: bool, dtype: torch.dtype, seed: int) -> None:
     x, bias = randn(tokens, k, seed=seed, dtype=dtype), randn(n, seed=seed + 2, dtype=dtype)
     weight, exact = matrix(n, k, seed + 1, dtype)
     truth = x.double() @ exact.T + bias.double()
@@ -79,11 +77,11 @@ def test_norm_gate_up(tokens: int, f: int, k: int, dtype: torch.dtype, seed: int
           gate / (1 + torch.exp(-gate)) * up, k)  # fmt: skip
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(
-    tokens=TOKENS,
+    tokens=st.sampled_from([2, 5, 17]),
     heads=st.sampled_from([(2, 1), (3, 1), (2, 2)]),
-    k=st.sampled_from([8, 97, 300]),
+    k=st.sampled_from([8, 97]),
     seed=st.integers(0, 99),
 )
 def test_norm_qkv_rope_write(tokens: int, heads: tuple[int, int], k: int, seed: int) -> None:
