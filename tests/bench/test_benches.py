@@ -144,5 +144,6 @@ def test_few_bits_are_held_against_the_checkpoint(capsys: pytest.CaptureFixture[
     rows = found["rows"]
     assert status == 0 and rows["int8"]["kl_mean"] < rows["int4"]["kl_mean"]
     assert rows["int8"]["greedy_agreement"] > 0.99
+    assert 0 < rows["fp8, format alone"]["kl_mean"] < rows["fp8"]["kl_mean"]
     sizes = found["weight_bytes"]
-    assert sizes["int4"] < sizes["int8"] < sizes["bfloat16"]
+    assert sizes["int4"] < sizes["int8"] < sizes["fp8"] < sizes["bfloat16"]
