@@ -2,7 +2,7 @@
 
 Matrices of the layers are e4m3 beside a tensor of scales: one for each row, one for the whole
 matrix, or one for each block. Matrices that a checkpoint left in 16 bits are read as ever. How it
-wants activations rounded is its runtime's affair and not followed here. Reads no tensors.
+wants activations rounded is its runtime's affair and not followed here. Opens no files.
 """
 
 from dataclasses import dataclass
