@@ -10,10 +10,11 @@ import torch
 
 from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
-from s1engine.ops.quantization import FORMATS, HEAD_FORMATS, bytes_per_weight
+from s1engine.ops.quantization import FORMATS, FP8, HEAD_FORMATS, bytes_per_weight
 from s1engine.runner.device import resolve_cache_dtype
 
-HEADS = {**HEAD_FORMATS, "fp8": "auto"}  # a head's format, where it is not the layers'
+HEADS = {fmt: head or "auto" for fmt, head in HEAD_FORMATS.items()}
+"""A head's format, where it is not the layers'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +65,19 @@ def footprint(
     check_ranks(model, ranks)
     size, cache_dtype = dtype.itemsize, resolve_cache_dtype(kv_cache_dtype, dtype)
     shapes = model.tensor_shapes()
-    matrices = sum(prod(s) for n, s in shapes.items() if ".layers." in n and len(s) == 2)
+    matrices = [s for n, s in shapes.items() if ".layers." in n and len(s) == 2]
+    layer_weights = sum(map(prod, matrices))
     embedding = model.vocab_size * model.hidden_size
     untied = 0 if model.tie_word_embeddings else embedding
-    vectors = model.num_parameters - matrices - embedding - untied
+    vectors = model.num_parameters - layer_weights - embedding - untied
     widest = 2 * model.intermediate_size // ranks + 4 * model.hidden_size
     return Footprint(
         layers=model.num_layers,
         ranks=ranks,
-        layer_weights=matrices,
-        layer_bytes=matrices * _bytes(weights, size),
+        layer_weights=layer_weights,
+        layer_bytes=sum(prod(s) * _bytes(weights, s[1], size) for s in matrices),
         head_weights=embedding,
-        head_bytes=embedding * _bytes(HEADS.get(weights, weights), size),
+        head_bytes=embedding * _bytes(HEADS.get(weights, weights), model.hidden_size, size),
         rest_bytes=(vectors + untied) * size,
         hidden_bytes=model.hidden_size * size,
         cache_dtype=cache_dtype,
@@ -86,11 +88,9 @@ def footprint(
     )
 
 
-def _bytes(weights: str, size: int) -> float:
+def _bytes(weights: str, columns: int, size: int) -> float:
     """Of one weight, its share of the scales included."""
-    if weights == "fp8":
-        return 1.0  # a scale a row is not counted
-    return bytes_per_weight(weights) if weights in FORMATS else size
+    return bytes_per_weight(weights, columns) if weights in (*FORMATS, FP8) else size
 
 
 def divisors(model: ModelConfig) -> list[int]:
