@@ -42,12 +42,13 @@ struct BoundBatch {
 };
 
 std::unique_ptr<BoundBatch> make_batch(const py::dict& buffers, int32_t max_tokens,
-                                       int32_t max_rows, int32_t max_blocks) {
+                                       int32_t max_rows, int32_t max_blocks, int32_t max_samples) {
   auto bound = std::make_unique<BoundBatch>();
   s1::ScheduledBatch& b = bound->batch;
   b.max_tokens = max_tokens;
   b.max_rows = max_rows;
   b.max_blocks = max_blocks;
+  b.max_samples = std::max(max_samples, max_rows);
   const auto take = [&]<typename T>(T*& field, const char* name, int64_t size) {
     bound->owners.push_back(buffers[name].cast<py::array>());
     field = buffer<T>(bound->owners.back(), size, name);
@@ -58,10 +59,10 @@ std::unique_ptr<BoundBatch> make_batch(const py::dict& buffers, int32_t max_toke
   take(b.cu_seqlens_q, "cu_seqlens_q", max_rows + 1);
   take(b.context_lens, "context_lens", max_rows);
   take(b.block_table, "block_table", static_cast<int64_t>(max_rows) * max_blocks);
-  take(b.sample_tokens, "sample_tokens", max_rows);
-  take(b.sample_seats, "sample_seats", max_rows);
-  take(b.sample_positions, "sample_positions", max_rows);
-  take(b.sample_banned, "sample_banned", max_rows);
+  take(b.sample_tokens, "sample_tokens", b.max_samples);
+  take(b.sample_seats, "sample_seats", b.max_samples);
+  take(b.sample_positions, "sample_positions", b.max_samples);
+  take(b.sample_banned, "sample_banned", b.max_samples);
   return bound;
 }
 
@@ -149,6 +150,10 @@ void bind_enums(py::module_& m) {
       .value("STOP", s1::FinishReason::kStop)
       .value("LENGTH", s1::FinishReason::kLength)
       .value("ABORT", s1::FinishReason::kAbort);
+  py::enum_<s1::Drafting>(m, "Drafting")
+      .value("NEVER", s1::Drafting::kNever)
+      .value("THINKING", s1::Drafting::kThinking)
+      .value("ALWAYS", s1::Drafting::kAlways);
   m.attr("MARK_THINK") = static_cast<int>(s1::kThink);
   m.attr("MARK_DELIMITER") = static_cast<int>(s1::kDelimiter);
   m.attr("MARK_REGION") = static_cast<int>(s1::kRegionMask);
@@ -207,7 +212,7 @@ void bind_budget(py::module_& m) {
 void bind_batch(py::module_& m) {
   py::class_<BoundBatch>(m, "ScheduledBatch")
       .def(py::init(&make_batch), py::arg("buffers"), py::kw_only(), py::arg("max_tokens"),
-           py::arg("max_rows"), py::arg("max_blocks"))
+           py::arg("max_rows"), py::arg("max_blocks"), py::arg("max_samples") = 0)
       .def_property_readonly("num_tokens", [](const BoundBatch& b) { return b.batch.num_tokens; })
       .def_property_readonly("num_rows", [](const BoundBatch& b) { return b.batch.num_rows; })
       .def_property_readonly("num_samples", [](const BoundBatch& b) { return b.batch.num_samples; })
@@ -225,6 +230,27 @@ void bind_run(py::module_& m) {
   m.attr("IGNORED") = s1::kIgnored;
 }
 
+// Guesses of one drafter over growing tokens, for measurements and tests.
+void bind_drafter(py::module_& m) {
+  py::class_<s1::Drafter>(m, "Drafter")
+      .def(py::init<>())
+      .def(
+          "propose",
+          [](s1::Drafter& self, const IntArray& tokens, int32_t limit, double least) {
+            std::vector<s1::Guess> guesses;
+            self.propose({tokens.data(), static_cast<size_t>(tokens.size())}, limit, least,
+                         guesses);
+            std::vector<std::tuple<s1::TokenId, int32_t, double>> out;
+            for (const s1::Guess& g : guesses) out.emplace_back(g.token, g.level, g.chance);
+            return out;
+          },
+          py::arg("tokens"), py::kw_only(), py::arg("limit"), py::arg("least") = 0.0)
+      .def("learn", &s1::Drafter::learn, py::arg("level"), py::arg("right"))
+      .def_readonly_static("MIN_MATCH", &s1::Drafter::kMinMatch)
+      .def_readonly_static("MAX_MATCH", &s1::Drafter::kMaxMatch)
+      .def_readonly_static("MAX_PLACES", &s1::Drafter::kMaxPlaces);
+}
+
 void bind_stats(py::module_& m) {
   using s1::SchedulerStats;
   py::class_<SchedulerStats>(m, "SchedulerStats")
@@ -233,6 +259,10 @@ void bind_stats(py::module_& m) {
       .def_readonly("num_sampled_tokens", &SchedulerStats::num_sampled_tokens)
       .def_readonly("num_forced_tokens", &SchedulerStats::num_forced_tokens)
       .def_readonly("num_preemptions", &SchedulerStats::num_preemptions)
+      .def_readonly("num_drafts", &SchedulerStats::num_drafts)
+      .def_readonly("num_draft_tokens", &SchedulerStats::num_draft_tokens)
+      .def_readonly("num_accepted_tokens", &SchedulerStats::num_accepted_tokens)
+      .def_readonly("num_undrafted", &SchedulerStats::num_undrafted)
       .def_readonly("prefix_queries", &SchedulerStats::prefix_queries)
       .def_readonly("prefix_hits", &SchedulerStats::prefix_hits)
       .def_readonly("num_running", &SchedulerStats::num_running)
@@ -245,7 +275,7 @@ s1::SequenceSpec make_spec(s1::SeqId id, const IntArray& prompt, int32_t max_len
                            const py::bytes& salt, const s1::BudgetParams* budget,
                            int32_t thinking_tokens, int32_t max_thinking,
                            const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
-                           int32_t loop_repeats) {
+                           int32_t loop_repeats, s1::Drafting drafting) {
   std::vector<s1::Checkpoint> below;
   for (const auto& [maximum, child] : checkpoints) below.push_back({maximum, child});
   return {.id = id,
@@ -260,32 +290,37 @@ s1::SequenceSpec make_spec(s1::SeqId id, const IntArray& prompt, int32_t max_len
           .thinking_tokens = budget == nullptr ? -1 : thinking_tokens,
           .max_thinking = max_thinking,
           .checkpoints = std::move(below),
-          .loop_repeats = loop_repeats};
+          .loop_repeats = loop_repeats,
+          .drafting = drafting};
 }
 
 void bind_scheduler(py::module_& m) {
   using s1::Scheduler;
   py::class_<Scheduler>(m, "Scheduler")
-      .def(py::init([](int32_t num_blocks, int32_t block_size, int32_t max_num_seqs,
-                       int32_t max_num_batched_tokens, bool enable_prefix_caching,
-                       double min_reserve) {
-             return std::make_unique<Scheduler>(
-                 s1::SchedulerConfig{num_blocks, block_size, max_num_seqs, max_num_batched_tokens,
-                                     enable_prefix_caching, min_reserve});
-           }),
-           py::kw_only(), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_num_seqs"),
-           py::arg("max_num_batched_tokens"), py::arg("enable_prefix_caching") = true,
-           py::arg("min_reserve") = s1::SchedulerConfig{}.min_reserve)
+      .def(
+          py::init([](int32_t num_blocks, int32_t block_size, int32_t max_num_seqs,
+                      int32_t max_num_batched_tokens, bool enable_prefix_caching,
+                      double min_reserve, int32_t max_draft, int32_t max_samples,
+                      std::vector<std::pair<int32_t, double>> step_costs) {
+            return std::make_unique<Scheduler>(s1::SchedulerConfig{
+                num_blocks, block_size, max_num_seqs, max_num_batched_tokens, enable_prefix_caching,
+                min_reserve, max_draft, max_samples, std::move(step_costs)});
+          }),
+          py::kw_only(), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_num_seqs"),
+          py::arg("max_num_batched_tokens"), py::arg("enable_prefix_caching") = true,
+          py::arg("min_reserve") = s1::SchedulerConfig{}.min_reserve, py::arg("max_draft") = 0,
+          py::arg("max_samples") = 0,
+          py::arg("step_costs") = std::vector<std::pair<int32_t, double>>())
       .def(
           "add",
           [](Scheduler& self, s1::SeqId id, const IntArray& prompt, int32_t max_len,
              int32_t priority, int64_t order, std::vector<s1::TokenId> stop_tokens, bool watched,
              const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
              int32_t max_thinking, const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
-             int32_t loop_repeats) {
+             int32_t loop_repeats, s1::Drafting drafting) {
             self.add(make_spec(id, prompt, max_len, priority, order, std::move(stop_tokens),
                                watched, salt, budget, thinking_tokens, max_thinking, checkpoints,
-                               loop_repeats));
+                               loop_repeats, drafting));
           },
           py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
           py::arg("priority") = 0, py::arg("order") = 0,
@@ -293,7 +328,7 @@ void bind_scheduler(py::module_& m) {
           py::arg("salt") = py::bytes(std::string(16, '\0')), py::arg("budget") = nullptr,
           py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
           py::arg("checkpoints") = std::vector<std::pair<int32_t, s1::SeqId>>(),
-          py::arg("loop_repeats") = 0)
+          py::arg("loop_repeats") = 0, py::arg("drafting") = s1::Drafting::kAlways)
       .def("schedule", [](Scheduler& self, BoundBatch& b) { return self.schedule(b.batch); })
       .def("update",
            [](Scheduler& self, const LongArray& sampled) {
@@ -351,6 +386,7 @@ void bind_core(py::module_& m) {
   bind_budget(m);
   bind_batch(m);
   bind_run(m);
+  bind_drafter(m);
   bind_stats(m);
   bind_scheduler(m);
 }

@@ -32,6 +32,11 @@ class FinishReason(Enum):
     LENGTH = ...
     ABORT = ...
 
+class Drafting(Enum):
+    NEVER = ...
+    THINKING = ...
+    ALWAYS = ...
+
 class BudgetFormat:
     def __init__(
         self,
@@ -85,6 +90,7 @@ class ScheduledBatch:
         max_tokens: int,
         max_rows: int,
         max_blocks: int,
+        max_samples: int = 0,
     ) -> None: ...
     @property
     def num_tokens(self) -> int: ...
@@ -113,12 +119,25 @@ class RunBatch:
     @property
     def num_phrases(self) -> int: ...
 
+class Drafter:
+    MIN_MATCH: int
+    MAX_MATCH: int
+    MAX_PLACES: int
+    def propose(
+        self, tokens: NDArray[np.int32], *, limit: int, least: float = 0.0
+    ) -> list[tuple[int, int, float]]: ...
+    def learn(self, level: int, right: bool) -> None: ...
+
 class SchedulerStats:
     num_steps: int
     num_computed_tokens: int
     num_sampled_tokens: int
     num_forced_tokens: int
     num_preemptions: int
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_undrafted: int
     prefix_queries: int
     prefix_hits: int
     num_running: int
@@ -147,6 +166,9 @@ class Scheduler:
         max_num_batched_tokens: int,
         enable_prefix_caching: bool = True,
         min_reserve: float = ...,
+        max_draft: int = 0,
+        max_samples: int = 0,
+        step_costs: list[tuple[int, float]] = ...,
     ) -> None: ...
     def add(
         self,
@@ -164,6 +186,7 @@ class Scheduler:
         max_thinking: int = 0,
         checkpoints: list[tuple[int, int]] = ...,
         loop_repeats: int = 0,
+        drafting: Drafting = ...,
     ) -> None: ...
     def schedule(self, batch: ScheduledBatch) -> list[int]: ...
     def update(self, sampled: NDArray[np.int64]) -> None: ...

@@ -11,21 +11,23 @@ namespace s1 {
 void Scheduler::write_row(ScheduledBatch& batch, const Row& row) const {
   const Sequence& sequence = *row.sequence;
   const int32_t block_size = config_.block_size;
-  for (int32_t i = 0; i < row.num_scheduled; ++i) {
+  const int32_t num_tokens = row.num_scheduled + row.num_drafted;
+  for (int32_t i = 0; i < num_tokens; ++i) {
     const int32_t position = sequence.num_computed + i;
     const auto block =
         static_cast<int64_t>(sequence.blocks[static_cast<size_t>(position / block_size)]);
     const int32_t token = batch.num_tokens + i;
-    batch.input_ids[token] = sequence.tokens[static_cast<size_t>(position)];
+    batch.input_ids[token] = i < row.num_scheduled ? sequence.tokens[static_cast<size_t>(position)]
+                                                   : guess(row, i - row.num_scheduled).token;
     batch.positions[token] = position;
     batch.slot_mapping[token] = block * block_size + position % block_size;
   }
-  batch.num_tokens += row.num_scheduled;
-  batch.max_seqlen_q = std::max(batch.max_seqlen_q, row.num_scheduled);
-  batch.context_lens[batch.num_rows] = sequence.num_computed + row.num_scheduled;
+  batch.num_tokens += num_tokens;
+  batch.max_seqlen_q = std::max(batch.max_seqlen_q, num_tokens);
+  batch.context_lens[batch.num_rows] = sequence.num_computed + num_tokens;
   write_table(batch, batch.num_rows, sequence);
   batch.cu_seqlens_q[++batch.num_rows] = batch.num_tokens;
-  if (row.samples) write_sample(batch, sequence);
+  write_samples(batch, row);
 }
 
 void Scheduler::write_table(ScheduledBatch& batch, int32_t index, const Sequence& sequence) const {
@@ -38,14 +40,21 @@ void Scheduler::write_table(ScheduledBatch& batch, int32_t index, const Sequence
   row.num_blocks = num_blocks;
 }
 
-void Scheduler::write_sample(ScheduledBatch& batch, const Sequence& sequence) const {
-  const int32_t sample = batch.num_samples++;
-  const bool banned = bans_triggers(sequence.budget, sequence.thinking);
-  batch.sample_tokens[sample] = batch.num_tokens - 1;
-  batch.sample_seats[sample] = sequence.seat;
-  batch.sample_positions[sample] = sequence.num_tokens();
-  batch.sample_banned[sample] = banned;
-  batch.num_banned += banned;
+// What follows a drafted token is sampled as if it had been appended.
+void Scheduler::write_samples(ScheduledBatch& batch, const Row& row) const {
+  const Sequence& sequence = *row.sequence;
+  BudgetState state = sequence.thinking;
+  for (int32_t i = 0; i < row.samples; ++i) {
+    const int32_t sample = batch.num_samples++;
+    const bool banned = bans_triggers(sequence.budget, state);
+    batch.sample_tokens[sample] = batch.num_tokens - row.samples + i;
+    batch.sample_seats[sample] = sequence.seat;
+    batch.sample_positions[sample] = sequence.num_tokens() + i;
+    batch.sample_banned[sample] = banned;
+    batch.num_banned += banned;
+    state.banned = false;
+    ++state.thinking_tokens;
+  }
 }
 
 }  // namespace s1

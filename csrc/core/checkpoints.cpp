@@ -57,6 +57,7 @@ void Scheduler::fork(const Sequence& parent, const Checkpoint& checkpoint, const
   child->salt = parent.salt;
   child->budget = parent.budget;
   child->thinking = state;
+  child->drafting = parent.drafting;
   child->loop_repeats = parent.loop_repeats;
   if (parent.loop != nullptr) child->loop = std::make_unique<LoopDetector>(*parent.loop);
   append(*child, sampled, kThink, appended);

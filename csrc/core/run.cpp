@@ -111,6 +111,7 @@ bool Scheduler::plan_is_run(int32_t max_pending) const {
 int32_t Scheduler::begin_run(ScheduledBatch& batch, RunBatch& run, int32_t steps,
                              int32_t max_pending) {
   check(in_step_, "begin_run() without a plan");
+  check(config_.max_draft == 0, "a run of a scheduler that drafts");
   check(steps > 0 && run.rows >= static_cast<int32_t>(rows_.size()), "a run too small");
   if (!plan_is_run(max_pending)) return 0;
   lanes_.clear();

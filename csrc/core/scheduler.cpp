@@ -23,11 +23,14 @@ void require(bool condition, const char* message) {
 Scheduler::Scheduler(const SchedulerConfig& config)
     : config_(config),
       reserve_(std::max(config.min_reserve, kFirstReserve)),
-      blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching) {
+      blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching),
+      cost_(config.step_costs, config.max_num_batched_tokens) {
   require(config.min_reserve >= 0 && config.min_reserve <= 1, "min_reserve must be in [0, 1]");
   require(config.max_num_seqs > 0, "max_num_seqs must be positive");
   require(config.max_num_batched_tokens >= config.max_num_seqs,
           "max_num_batched_tokens must be at least max_num_seqs");
+  require(config.max_draft >= 0, "max_draft must not be negative");
+  config_.max_samples = std::max(config.max_samples, config.max_num_seqs);
   for (int32_t seat = config.max_num_seqs; seat-- > 0;) free_seats_.push_back(seat);
 }
 
@@ -51,6 +54,8 @@ void Scheduler::add(const SequenceSpec& spec) {
   sequence->watched = spec.watched;
   sequence->salt = spec.salt;
   sequence->budget = spec.budget;
+  sequence->drafting = spec.drafting;
+  stats_.num_undrafted += config_.max_draft > 0 && spec.drafting != Drafting::kAlways;
   if (spec.thinking_tokens >= 0) {
     require(spec.budget.format != nullptr, "a thinking sequence needs a format");
     BudgetState& state = sequence->thinking;
@@ -112,6 +117,7 @@ void Scheduler::end(Sequence& sequence, FinishReason reason) {
     waiting_.erase(&sequence);
   }
   sequence.finish_reason = reason;
+  sequence.drafter.reset();
   reserve_ = std::max(reserve_ * kReserveDecay, config_.min_reserve);
   if (sequence.thinking.phase == Phase::kThinking) {
     sequence.thinking.end_reason =
@@ -134,6 +140,7 @@ void Scheduler::stop_running(Sequence& sequence) {
 
 const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch) {
   check(!in_step_ && run_steps_ == 0, "schedule() before update() or replay()");
+  check(config_.max_samples <= batch.max_samples, "a batch without room for the samples");
   lanes_.clear();
   rows_.clear();
   seated_.clear();
@@ -141,6 +148,7 @@ const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch) {
   preempted_ = false;
   plan_running();
   plan_waiting();
+  plan_drafts();
   has_news_ = false;
   batch.num_tokens = batch.num_rows = batch.num_samples = batch.num_banned = 0;
   batch.max_seqlen_q = 0;
@@ -240,17 +248,17 @@ void Scheduler::preempt(Sequence& victim) {
 void Scheduler::update(std::span<const int64_t> sampled) {
   check(in_step_, "update() before schedule()");
   clear_news_of_step();
-  check(sampled.size() == num_samples(), "one sampled token for each sample of the plan");
-  size_t sample = 0;
+  check(sampled.size() == static_cast<size_t>(num_samples()), "one token for each sample");
   for (const Row& row : rows_) {
     Sequence& sequence = *row.sequence;
-    const TokenId token = row.samples ? static_cast<TokenId>(sampled[sample++]) : 0;
-    stats_.num_computed_tokens += row.num_scheduled;
+    const auto own = sampled.first(static_cast<size_t>(row.samples));
+    sampled = sampled.subspan(own.size());
+    stats_.num_computed_tokens += row.num_scheduled + row.num_drafted;
     if (sequence.finished()) continue;  // while the step was under way
     sequence.num_computed += row.num_scheduled;
     const int32_t seat = sequence.seat;
     const int32_t before = sequence.num_tokens();
-    if (row.samples) apply(sequence, token);
+    take_samples(row, own);
     report(sequence, seat, before);
     if (!sequence.finished()) blocks_.commit(sequence);
   }
@@ -276,9 +284,10 @@ void Scheduler::report(const Sequence& sequence, int32_t seat, int32_t num_token
   if (sequence.finished()) ended_.push_back(sequence.id);
 }
 
-size_t Scheduler::num_samples() const {
-  return static_cast<size_t>(
-      std::count_if(rows_.begin(), rows_.end(), [](const Row& row) { return row.samples; }));
+int32_t Scheduler::num_samples() const {
+  int32_t samples = 0;
+  for (const Row& row : rows_) samples += row.samples;
+  return samples;
 }
 
 void Scheduler::apply(Sequence& sequence, TokenId sampled) {

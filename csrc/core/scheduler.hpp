@@ -10,7 +10,8 @@
 // long as blocks are left for a share of what the running ones may still add (their budgets bound
 // it; scheduler.cpp says how the share adapts). When blocks run out, the running sequence that
 // comes last in that order gives all of its up and waits again; what it had computed is computed
-// anew, or found in the prefix cache.
+// anew, or found in the prefix cache. Into what is left come drafts (speculation.cpp), where they
+// make the step worth more than it costs.
 
 #pragma once
 
@@ -26,6 +27,7 @@
 #include "progress.hpp"
 #include "run.hpp"
 #include "sequence.hpp"
+#include "step_cost.hpp"
 
 namespace s1 {
 
@@ -37,6 +39,9 @@ struct SchedulerConfig {
   bool enable_prefix_caching = true;
   double min_reserve = 0.05;  // least share of what runs may still add that admission keeps free;
                               // 1: none is preempted while answers stay usual
+  int32_t max_draft = 0;      // tokens that may be drafted for a sequence in a step; 0: no drafts
+  int32_t max_samples = 0;    // of a step; 0: max_num_seqs
+  std::vector<std::pair<int32_t, double>> step_costs;  // (tokens, time), see StepCost
 };
 
 // Counters since the start, and the present state.
@@ -46,8 +51,12 @@ struct SchedulerStats {
   int64_t num_sampled_tokens = 0;
   int64_t num_forced_tokens = 0;
   int64_t num_preemptions = 0;
-  int64_t prefix_queries = 0;  // prompt tokens looked up
-  int64_t prefix_hits = 0;     // prompt tokens found
+  int64_t num_drafts = 0;           // of one sequence in one step
+  int64_t num_draft_tokens = 0;     // in them
+  int64_t num_accepted_tokens = 0;  // of those, sampled as drafted
+  int64_t num_undrafted = 0;        // sequences whose sampling or answer forbids drafts
+  int64_t prefix_queries = 0;       // prompt tokens looked up
+  int64_t prefix_hits = 0;          // prompt tokens found
   int32_t num_running = 0;
   int32_t num_waiting = 0;
   int32_t num_free_blocks = 0;
@@ -124,18 +133,30 @@ class Scheduler {
  private:
   struct Row {
     Sequence* sequence;
-    int32_t num_scheduled;
-    bool samples;  // its last pending token is among the scheduled ones
+    int32_t num_scheduled;    // pending tokens
+    int32_t samples;          // behind the last pending token and each drafted one; 0: it is not
+                              // among those scheduled
+    int32_t num_drafted = 0;  // leading guesses that are computed
+    int32_t num_guesses = 0;  // in guesses_, from first_guess on
+    size_t first_guess = 0;
   };
   struct Precedes {
     bool operator()(const Sequence* a, const Sequence* b) const { return a->precedes(*b); }
   };
 
-  size_t num_samples() const;
+  int32_t num_samples() const;
   int32_t tokens_left() const { return config_.max_num_batched_tokens - planned_tokens_; }
   void plan(Sequence& sequence);
   void plan_running();
   void plan_waiting();
+  bool drafts_may_pay(int32_t samples, int32_t room) const;
+  void plan_drafts();
+  void propose(Row& row);
+  void cut_drafts(int32_t samples, int32_t room);
+  void make_room_for_draft(Row& row);
+  const Guess& guess(const Row& row, int32_t i) const {
+    return guesses_[row.first_guess + static_cast<size_t>(i)];
+  }
   int32_t growth_blocks(const Sequence& sequence) const;
   int32_t blocks_to_come(const Sequence& sequence) const;
   bool make_room(Sequence& sequence, int32_t num_tokens);
@@ -143,8 +164,9 @@ class Scheduler {
   void stop_running(Sequence& sequence);
   void write_row(ScheduledBatch& batch, const Row& row) const;
   void write_table(ScheduledBatch& batch, int32_t index, const Sequence& sequence) const;
-  void write_sample(ScheduledBatch& batch, const Sequence& sequence) const;
+  void write_samples(ScheduledBatch& batch, const Row& row) const;
   void clear_news_of_step();
+  void take_samples(const Row& row, std::span<const int64_t> sampled);
   void apply(Sequence& sequence, TokenId sampled);
   void report(const Sequence& sequence, int32_t seat, int32_t num_tokens_before);
   void limit(Sequence& sequence, int32_t max_thinking, EndReason reason);
@@ -166,12 +188,15 @@ class Scheduler {
   SchedulerConfig config_;
   double reserve_;
   BlockManager blocks_;
+  StepCost cost_;
   std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;
   std::set<Sequence*, Precedes> waiting_;
   std::vector<Sequence*> running_;
   std::vector<int32_t> free_seats_;
-  std::vector<Row> rows_;              // the plan between schedule() and update()
-  std::vector<Sequence*> candidates_;  // scratch of plan_running()
+  std::vector<Row> rows_;                            // the plan between schedule() and update()
+  std::vector<Sequence*> candidates_;                // scratch of plan_running()
+  std::vector<Guess> guesses_;                       // of the plan
+  std::vector<std::pair<double, int32_t>> ranking_;  // scratch of cut_drafts(): chance, row
   int32_t planned_tokens_ = 0;
   bool in_step_ = false;          // between schedule() and update()
   bool preempted_ = false;        // in this step

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "budget.hpp"
+#include "drafter.hpp"
 #include "loop.hpp"
 #include "types.hpp"
 
@@ -27,6 +28,10 @@ struct Checkpoint {
   int32_t max_thinking = 0;
   SeqId id = 0;  // of the child
 };
+
+// When drafts may be made for a sequence: never where what is sampled depends on the tokens before
+// it by more than the model.
+enum class Drafting : uint8_t { kNever, kThinking, kAlways };
 
 // What a caller hands in. Copied into the sequence.
 struct SequenceSpec {
@@ -43,6 +48,7 @@ struct SequenceSpec {
   int32_t max_thinking = 0;             // effective maximum, those in the prompt included
   std::vector<Checkpoint> checkpoints;  // ascending, all below max_thinking
   int32_t loop_repeats = 0;  // thinking ends when a phrase stands so often in a row; 0: never
+  Drafting drafting = Drafting::kAlways;
 };
 
 struct Sequence {
@@ -72,6 +78,8 @@ struct Sequence {
   std::vector<Checkpoint> checkpoints;  // not reached yet, ascending
   int32_t loop_repeats = 0;
   std::unique_ptr<LoopDetector> loop;  // if loop_repeats > 0
+  Drafting drafting = Drafting::kAlways;
+  std::unique_ptr<Drafter> drafter;  // from its first draft on
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_pending() const { return num_tokens() - num_computed; }

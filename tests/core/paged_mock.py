@@ -32,8 +32,16 @@ def hashed_model(seed: int, favourites: Iterable[int] = ()) -> Model:
     return rank
 
 
+def repeating_model(seed: int, favourites: Iterable[int] = ()) -> Model:
+    """Ranks by a hash of the last two tokens and, now and then, of how many there are: its texts
+    repeat themselves, but not for ever."""
+    hashed = hashed_model(seed, favourites)
+    return lambda ids: hashed([*ids[-2:], len(ids) if len(ids) % 7 == seed % 7 else 0])
+
+
 class PagedMock:
-    """Scheduler, batch buffers and token cache of one engine."""
+    """Scheduler, batch buffers and token cache of one engine; ``drafts``: the scheduler's
+    max_draft, max_samples and step_costs."""
 
     def __init__(
         self,
@@ -45,6 +53,7 @@ class PagedMock:
         enable_prefix_caching: bool = True,
         min_reserve: float = 0.05,
         triggers: Iterable[int] = (),
+        **drafts: Any,
     ) -> None:
         self.scheduler = _core.Scheduler(
             num_blocks=num_blocks,
@@ -53,11 +62,13 @@ class PagedMock:
             max_num_batched_tokens=max_num_batched_tokens,
             enable_prefix_caching=enable_prefix_caching,
             min_reserve=min_reserve,
+            **drafts,
         )
         self.block_size = block_size
         self.triggers = frozenset(triggers)
         self.max_blocks = num_blocks
         rows, tokens = max_num_seqs, max_num_batched_tokens
+        samples = max(rows, drafts.get("max_samples", 0))
         self.buffers: dict[str, Any] = {
             "input_ids": np.full(tokens, -1, np.int32),
             "positions": np.full(tokens, -1, np.int32),
@@ -65,13 +76,17 @@ class PagedMock:
             "cu_seqlens_q": np.full(rows + 1, -1, np.int32),
             "context_lens": np.full(rows, -1, np.int32),
             "block_table": np.full((rows, num_blocks), -1, np.int32),
-            "sample_tokens": np.full(rows, -1, np.int32),
-            "sample_seats": np.full(rows, -1, np.int32),
-            "sample_positions": np.full(rows, -1, np.int64),
-            "sample_banned": np.full(rows, 0, np.uint8),
+            "sample_tokens": np.full(samples, -1, np.int32),
+            "sample_seats": np.full(samples, -1, np.int32),
+            "sample_positions": np.full(samples, -1, np.int64),
+            "sample_banned": np.full(samples, 0, np.uint8),
         }
         self.batch = _core.ScheduledBatch(
-            self.buffers, max_tokens=tokens, max_rows=rows, max_blocks=num_blocks
+            self.buffers,
+            max_tokens=tokens,
+            max_rows=rows,
+            max_blocks=num_blocks,
+            max_samples=samples,
         )
         self.cache = np.full((num_blocks * block_size, 2), -1, np.int64)  # token, position
 
@@ -92,8 +107,8 @@ class PagedMock:
         )
         sampled = []
         for i in range(self.batch.num_samples):
-            row = int(row_of[b["sample_tokens"][i]])
-            context = self.context(row)
+            token = int(b["sample_tokens"][i])
+            context = self.context(int(row_of[token]))[: int(b["positions"][token]) + 1]
             assert len(context) == b["sample_positions"][i]
             banned = self.triggers if b["sample_banned"][i] else frozenset()
             sampled.append(next(t for t in model(context) if t not in banned))

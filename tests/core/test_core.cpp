@@ -25,8 +25,9 @@ struct Buffers {
   std::vector<uint8_t> sample_banned;
   s1::ScheduledBatch batch;
 
-  Buffers(int32_t tokens, int32_t rows, int32_t blocks) {
+  Buffers(int32_t tokens, int32_t rows, int32_t blocks, int32_t samples) {
     batch.max_tokens = tokens;
+    batch.max_samples = samples;
     batch.max_rows = rows;
     batch.max_blocks = blocks;
     const auto make = [](auto& buffer, int32_t size) {
@@ -39,10 +40,10 @@ struct Buffers {
     batch.cu_seqlens_q = make(cu_seqlens_q, rows + 1);
     batch.context_lens = make(context_lens, rows);
     batch.block_table = make(block_table, rows * blocks);
-    batch.sample_tokens = make(sample_tokens, rows);
-    batch.sample_seats = make(sample_seats, rows);
-    batch.sample_positions = make(sample_positions, rows);
-    batch.sample_banned = make(sample_banned, rows);
+    batch.sample_tokens = make(sample_tokens, samples);
+    batch.sample_seats = make(sample_seats, samples);
+    batch.sample_positions = make(sample_positions, samples);
+    batch.sample_banned = make(sample_banned, samples);
   }
 };
 
@@ -54,6 +55,8 @@ class Fuzz {
     config_.max_num_seqs = pick(1, 6);
     config_.max_num_batched_tokens = pick(config_.max_num_seqs, 32);
     config_.enable_prefix_caching = pick(0, 3) > 0;
+    config_.max_draft = pick(0, 2) * pick(1, 4);
+    config_.max_samples = config_.max_num_seqs + pick(0, 12);
     format_->triggers = {kTrigger, kEos};
     format_->natural_end = {kTrigger, 7};
     format_->newline = {3};
@@ -64,10 +67,14 @@ class Fuzz {
   // Children forked so far.
   int64_t forks() const { return forks_; }
 
+  // Drafted tokens that were accepted.
+  int64_t accepted() const { return accepted_; }
+
   // Returns the number of preemptions, to show that the fuzz reaches them.
   int64_t run(int32_t num_sequences) {
     Scheduler scheduler(config_);
-    Buffers buffers(config_.max_num_batched_tokens, config_.max_num_seqs, config_.num_blocks);
+    Buffers buffers(config_.max_num_batched_tokens, config_.max_num_seqs, config_.num_blocks,
+                    config_.max_samples);
     std::set<s1::SeqId> live;
     for (s1::SeqId id = 0; id < num_sequences || scheduler.has_unfinished();) {
       if (id < num_sequences && pick(0, 2) == 0) {
@@ -91,6 +98,7 @@ class Fuzz {
     }
     const s1::SchedulerStats stats = scheduler.stats();
     s1::check(stats.num_free_blocks == config_.num_blocks, "block lost");
+    accepted_ += stats.num_accepted_tokens;
     return stats.num_preemptions;
   }
 
@@ -155,6 +163,7 @@ class Fuzz {
 
   std::mt19937_64 random_;
   int64_t forks_ = 0;
+  int64_t accepted_ = 0;
   s1::SchedulerConfig config_;
   std::shared_ptr<s1::BudgetFormat> format_ = std::make_shared<s1::BudgetFormat>();
 };
@@ -164,14 +173,18 @@ class Fuzz {
 int main() {
   int64_t preemptions = 0;
   int64_t forks = 0;
+  int64_t accepted = 0;
   for (uint64_t seed = 0; seed < 300; ++seed) {
     Fuzz fuzz(seed);
     preemptions += fuzz.run(20);
     forks += fuzz.forks();
+    accepted += fuzz.accepted();
   }
   s1::check(preemptions > 0, "the fuzz never preempted");
   s1::check(forks > 0, "the fuzz never forked");
-  std::printf("300 scenarios, %lld preemptions, %lld forks\n", static_cast<long long>(preemptions),
-              static_cast<long long>(forks));
+  s1::check(accepted > 0, "no draft of the fuzz was accepted");
+  std::printf("300 scenarios, %lld preemptions, %lld forks, %lld drafted tokens accepted\n",
+              static_cast<long long>(preemptions), static_cast<long long>(forks),
+              static_cast<long long>(accepted));
   return 0;
 }
