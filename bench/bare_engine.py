@@ -69,6 +69,9 @@ class BareEngine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
+            max_draft=config.num_speculative_tokens,
+            max_samples=config.max_samples,
+            step_costs=self.runner.step_costs() if config.num_speculative_tokens else [],
         )
         self._format = _core.BudgetFormat(
             triggers=list(TRIGGERS), newline_always=False, ends_in_newline=self._newlines,

@@ -56,6 +56,10 @@ class HostRunner:
         self.ahead: CudaGraphRunner | None = None
         self._logits = torch.zeros(num_seqs, 8)
 
+    def step_costs(self) -> list[tuple[int, float]]:
+        """Drafts are not measured here."""
+        return []
+
     def execute(self) -> SamplerOutput:
         """What ModelRunner.execute does, less the model."""
         rows = self.batch.inputs().rows

@@ -4,6 +4,7 @@ Knows nothing of the model's own facts (layers, end-of-text ids): those come fro
 directory and are constructor arguments of what needs them.
 """
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ QUANTIZATIONS = ("int8", "int4", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 REASONING_FORMATS = ("auto", "s1", "think-tag", "none")
+MAX_DRAFT = 32
+MAX_DRAFTING_SAMPLES = (
+    512  # of a step with drafts, however many sequences run: a row of logits each
+)
 DEFAULT_ANSWER_RESERVE = 100  # s1's "auto" keeps as many tokens free of thinking
 
 
@@ -62,8 +67,12 @@ class EngineConfig:
     """Never capture CUDA graphs."""
     run_ahead: int | None = None
     """Decode steps that the device takes while the host is behind, budgets included. None: 8 on
-    CUDA, 1 (the host decides each step) with ``enforce_eager``, on the CPU, and where
-    ``tensor_parallel_size`` is above 1, which allows no more."""
+    CUDA, 1 (the host decides each step) with ``enforce_eager``, drafts, on the CPU, and
+    where ``tensor_parallel_size`` is above 1, which allows no more."""
+    num_speculative_tokens: int = 0
+    """Longest draft: tokens guessed from how the request's own text went on before, and verified in
+    one step. Outputs stay the same; fewer are drafted, or none, where they would not pay. 0: off.
+    Excludes ``run_ahead``."""
     served_model_name: str | None = None
     """Name in the API. None: the last part of ``model``."""
     chat_template: str | None = None
@@ -92,6 +101,14 @@ class EngineConfig:
             check_int("block_size", self.block_size, 1, 1024)
         if self.run_ahead is not None:
             check_int("run_ahead", self.run_ahead, 1, 64)
+        check_int("num_speculative_tokens", self.num_speculative_tokens, 0, MAX_DRAFT)
+        if self.num_speculative_tokens and (self.run_ahead or 1) > 1:
+            raise RequestError(
+                f"run_ahead ({self.run_ahead}) and num_speculative_tokens "
+                f"({self.num_speculative_tokens}) exclude one another: drafts are made where the "
+                "host decides each step",
+                param="num_speculative_tokens",
+            )
         if self.overload_thinking_floor is not None:
             check_int("overload_thinking_floor", self.overload_thinking_floor, 0, 2**24)
         check_int("seed", self.seed, 0, 2**63 - 1)
@@ -111,6 +128,34 @@ class EngineConfig:
     def model_name(self) -> str:
         """The name that the API shows."""
         return self.served_model_name or Path(self.model).name
+
+    @property
+    def max_samples(self) -> int:
+        """Tokens that one step may sample: one a sequence, and as many as are drafted."""
+        if not self.num_speculative_tokens:
+            return self.max_num_seqs
+        most = max(MAX_DRAFTING_SAMPLES, self.max_num_seqs)
+        return min(
+            self.max_num_seqs * (1 + self.num_speculative_tokens), self.max_num_batched_tokens, most
+        )
+
+
+def parse_speculative_config(text: str) -> int:
+    """``num_speculative_tokens`` of vLLM's JSON object, whose method must be one of ours."""
+    param = "speculative_config"
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise RequestError(f"{param} is not JSON: {error}", param=param) from error
+    if not isinstance(given, dict) or given.get("method") not in ("ngram", "suffix"):
+        raise RequestError(
+            f'{param} must be an object whose method is "ngram" or "suffix"; got {text}',
+            param=param,
+        )
+    unknown = sorted(set(given) - {"method", "num_speculative_tokens"})
+    if unknown:
+        raise RequestError(f"{param} has unknown fields: {', '.join(unknown)}", param=param)
+    return check_int("num_speculative_tokens", given.get("num_speculative_tokens"), 1, MAX_DRAFT)
 
 
 def _one_of(param: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from s1engine.config import EngineConfig, check_float, check_int
+from s1engine.config import EngineConfig, check_float, check_int, parse_speculative_config
 from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given
 
@@ -65,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="send an OpenTelemetry span of each request to this collector (OTLP over HTTP); "
         "needs s1engine[otel]",
     )
+    parser.add_argument(
+        "--speculative-config",
+        metavar="JSON",
+        help="the same as --num-speculative-tokens in vLLM's spelling: "
+        '{"method": "ngram", "num_speculative_tokens": N}',
+    )
     _add_replica_flags(parser.add_argument_group("replicas, on Ray Serve"))
     parser.add_argument("--uvicorn-log-level", choices=LOG_LEVELS, default="info")
     add_flags(parser.add_argument_group("engine"), EngineConfig, skip=("model",))
@@ -100,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
     options = given(args, EngineConfig)
     if options.get("model") is None:
         options.pop("model", None)
+    if args.speculative_config is not None:
+        options["num_speculative_tokens"] = _speculative_tokens(args.speculative_config, options)
     config = EngineConfig(**options)
     replicas = _replicas(args)
 
@@ -196,6 +204,16 @@ def _serve(args: argparse.Namespace, app: Any, engine: "Watched", admission: "Ad
     )
     server.run()
     return 0 if server.started and engine.failure is None else 1
+
+
+def _speculative_tokens(text: str, options: dict[str, Any]) -> int:
+    """From ``--speculative-config``, which must not contradict the plain flag."""
+    tokens = parse_speculative_config(text)
+    if options.get("num_speculative_tokens", tokens) != tokens:
+        raise RequestError(
+            "num_speculative_tokens and speculative_config differ", param="speculative_config"
+        )
+    return tokens
 
 
 def _replicas(args: argparse.Namespace) -> "FleetOptions | None":

@@ -14,6 +14,7 @@ from typing import Any
 from s1engine import _core
 from s1engine.config import EngineConfig
 from s1engine.engine.core_budgets import CoreBudgets
+from s1engine.engine.drafts import drafting
 from s1engine.engine.failures import Failures
 from s1engine.engine.group import Group, Sample, sample_seed
 from s1engine.engine.messages import EngineStats
@@ -80,6 +81,9 @@ class LLMEngine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
+            max_draft=config.num_speculative_tokens,
+            max_samples=config.max_samples,
+            step_costs=self.runner.step_costs() if config.num_speculative_tokens else [],
         )
         self.compiler = RequestCompiler(text, self.max_model_len)
         self._budgets = CoreBudgets(text)
@@ -148,6 +152,7 @@ class LLMEngine:
                 max_thinking=maximum,
                 checkpoints=[(b, sequence + child) for child, b in checkpoints if b < maximum],
                 loop_repeats=plan.loop_repeats if plan else 0,
+                drafting=drafting(request.params),
             )
         finally:  # a child may have come off before it failed
             self._adopt()
@@ -244,6 +249,10 @@ class LLMEngine:
             num_preemptions=stats.num_preemptions,
             num_computed_tokens=stats.num_computed_tokens,
             num_sampled_tokens=stats.num_sampled_tokens,
+            num_drafts=stats.num_drafts,
+            num_draft_tokens=stats.num_draft_tokens,
+            num_accepted_tokens=stats.num_accepted_tokens,
+            num_undrafted=stats.num_undrafted,
             prefix_queries=stats.prefix_queries,
             prefix_hits=stats.prefix_hits,
         )

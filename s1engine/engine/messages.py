@@ -30,6 +30,10 @@ class EngineStats:
     num_preemptions: int
     num_computed_tokens: int
     num_sampled_tokens: int
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_undrafted: int
     prefix_queries: int
     prefix_hits: int
 

@@ -17,7 +17,7 @@ def resolve_config(config: EngineConfig) -> EngineConfig:
     device = resolve_device(config.device)
     _check_ranks(config, device)
     single = config.enforce_eager or config.tensor_parallel_size > 1
-    ahead = 1 if single else RUN_AHEAD[device]
+    ahead = 1 if single or config.num_speculative_tokens else RUN_AHEAD[device]
     return replace(
         config,
         device=device,
@@ -49,6 +49,12 @@ def _check_ranks(config: EngineConfig, device: str) -> None:
             f"run_ahead {config.run_ahead} with tensor_parallel_size {ranks} is not supported: the "
             "first rank decides every step; leave run_ahead out",
             param="run_ahead",
+        )
+    if config.num_speculative_tokens:
+        raise RequestError(
+            f"num_speculative_tokens {config.num_speculative_tokens} with tensor_parallel_size "
+            f"{ranks} is not supported; leave one of them out",
+            param="num_speculative_tokens",
         )
 
 

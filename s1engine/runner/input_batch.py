@@ -54,8 +54,9 @@ class StepInputs:
 
 
 class InputBatch:
-    """Buffers for up to ``max_tokens`` tokens in ``max_rows`` rows of ``max_blocks`` blocks.
-    ``share`` makes memory of so many bytes, zeros, if it shall not be this process's alone."""
+    """Buffers for up to ``max_tokens`` tokens in ``max_rows`` rows of ``max_blocks`` blocks, of
+    which ``max_samples`` are sampled; None: one a row. ``share`` makes memory of so many bytes,
+    zeros, if it shall not be this process's alone."""
 
     def __init__(
         self,
@@ -64,11 +65,14 @@ class InputBatch:
         max_rows: int,
         max_blocks: int,
         device: str,
+        max_samples: int | None = None,
         share: Callable[[int], Tensor] | None = None,
     ) -> None:
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_FIELDS, (max_rows,))
         shapes |= {"block_table": (max_rows, max_blocks), "cu_seqlens_q": (max_rows + 1,)}
         shapes |= dict.fromkeys(("input_ids", "positions", "slot_mapping"), (max_tokens,))
+        samples = (max_samples or max_rows,)
+        shapes |= {name: samples for name in _FIELDS if name.startswith("sample_")}
         self.device = device
         if share is None:
             self._host = {
@@ -82,7 +86,11 @@ class InputBatch:
         self._seats = views["sample_seats"]
         self._banned = views["sample_banned"]
         self.core = _core.ScheduledBatch(
-            views, max_tokens=max_tokens, max_rows=max_rows, max_blocks=max_blocks
+            views,
+            max_tokens=max_tokens,
+            max_rows=max_rows,
+            max_blocks=max_blocks,
+            max_samples=samples[0],
         )
 
         self._sizes: tuple[int, ...] = ()

@@ -6,6 +6,7 @@ decode may go to its CudaGraphRunner, a run at a time. If several ranks share th
 of these, and the first rank's samples.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +30,7 @@ from s1engine.runner.lanes import RunFormat
 from s1engine.runner.memory import check_weights_fit, plan_memory
 from s1engine.runner.ranks import Peers, Ranks
 from s1engine.runner.sampler import Sampler, SamplerOutput
+from s1engine.runner.step_costs import measure_costs
 
 
 class Runner(Protocol):
@@ -48,6 +50,9 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Ends processes that belong to it. No step may follow."""
+
+    def step_costs(self) -> list[tuple[int, float]]:
+        """What steps take by their tokens, in any unit; points of a line."""
 
 
 class ModelRunner:
@@ -84,6 +89,7 @@ class ModelRunner:
         check(model_config, config.tensor_parallel_size)
         assert config.block_size is not None and config.run_ahead is not None
         self.device, self._vocab_limit = config.device, vocab_limit
+        self._max_samples = config.max_samples
         self._ranks: Ranks | None = None
         if config.tensor_parallel_size > 1 and peers is None:
             assert isinstance(path, Path), "a model that is in memory already is not shared"
@@ -171,6 +177,7 @@ class ModelRunner:
             max_rows=config.max_num_seqs,
             max_blocks=-(-self.max_model_len // config.block_size),
             device=self.device,
+            max_samples=config.max_samples,
             share=None if peers is None else peers.share,
         )
 
@@ -225,6 +232,31 @@ class ModelRunner:
         if self._ranks is not None:
             self._ranks.close()
 
+    def step_costs(self) -> list[tuple[int, float]]:
+        """Seconds of steps by their tokens, measured now. Between steps alone."""
+        return measure_costs(self._rehearsal, self._max_samples)
+
+    def _rehearsal(self, tokens: int) -> Callable[[], None]:
+        """A step of one sequence that samples at every token, over the scratch block."""
+        size, at = self.kv_cache.block_size, torch.arange(tokens, device=self.device)
+        zeros = torch.zeros(tokens, dtype=torch.int32, device=self.device)
+        meta = AttentionMetadata(
+            positions=zeros,
+            slot_mapping=self.num_blocks * size + at % size,
+            cu_seqlens_q=torch.tensor([0, tokens], dtype=torch.int32, device=self.device),
+            context_lens=torch.tensor([tokens], dtype=torch.int32, device=self.device),
+            block_table=torch.full_like(at[None, : -(-tokens // size)], self.num_blocks).int(),
+            max_seqlen_q=tokens,
+        )
+        greedy = self.sampler.greedy(at)
+
+        @torch.inference_mode()
+        def step() -> None:
+            hidden = self._decoder.forward(zeros, self.kv_cache.layers, meta)
+            self.ops.sample(self._decoder.logits(hidden, self._vocab_limit), greedy).cpu()
+
+        return step
+
     @torch.inference_mode()
     def decode_step(self, run: RunState, filtered: bool) -> None:
         """One token for every lane of a run; reads and writes its buffers alone, waits for
@@ -254,7 +286,7 @@ class ModelRunner:
 @torch.inference_mode()
 def largest_step(decoder: Decoder, config: EngineConfig, vocab_limit: int) -> torch.Tensor:
     """A step of ``max_num_batched_tokens`` tokens of one sequence, over a cache of one block, and
-    logits of ``max_num_seqs`` rows, which are returned."""
+    logits of ``max_samples`` rows, which are returned."""
     assert config.block_size is not None
     tokens, device = config.max_num_batched_tokens, decoder.device
 
@@ -277,5 +309,5 @@ def largest_step(decoder: Decoder, config: EngineConfig, vocab_limit: int) -> to
         max_seqlen_q=tokens,
     )
     hidden = decoder.forward(zeros(tokens), cache.layers, meta)
-    rows = hidden[:1].expand(config.max_num_seqs, -1).contiguous()
+    rows = hidden[:1].expand(config.max_samples, -1).contiguous()
     return decoder.logits(rows, vocab_limit)

@@ -122,6 +122,16 @@ class _Engine(Collector):
             "prefix_cache_queries": (stats.prefix_queries, "Prompt tokens looked up."),
             "prefix_cache_hits": (stats.prefix_hits, "Prompt tokens found in the cache."),
             "num_preemptions": (stats.num_preemptions, "Sequences that gave up their blocks."),
+            "spec_decode_num_drafts": (stats.num_drafts, "Drafts, of one sequence in one step."),
+            "spec_decode_num_draft_tokens": (stats.num_draft_tokens, "Tokens in drafts."),
+            "spec_decode_num_accepted_tokens": (
+                stats.num_accepted_tokens,
+                "Drafted tokens that were sampled so.",
+            ),
+            "spec_decode_undrafted": (
+                stats.num_undrafted,
+                "Sequences that allow no drafts, or none of the answer.",
+            ),
             "computed_tokens": (stats.num_computed_tokens, "Tokens that went through the model."),
         }
         families: list[GaugeMetricFamily | CounterMetricFamily] = []

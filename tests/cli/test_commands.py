@@ -13,6 +13,8 @@ from s1engine.sampling_params import SamplingParams, ThinkingBudget
 QUESTION = "a=3 b=a+4 c=b*2 c?"
 COMMON = ("--dtype", "float32", "--max-num-seqs", "8")
 
+DRAFTS_OF_FOUR = '{"method": "ngram", "num_speculative_tokens": 4}'
+
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
@@ -130,6 +132,12 @@ def test_a_bad_row_is_named_by_its_line(
         (["generate", "--prompt", "x", "--chat-template", "/no/such/file"], 2, "chat_template"),
         (["serve", "--port", "99999"], 2, "port"),
         (["serve", "--max-num-seqs", "0"], 2, "max_num_seqs"),
+        (["serve", "--speculative-config", "{}"], 2, "speculative_config"),
+        (
+            ["serve", "--num-speculative-tokens", "3", "--speculative-config", DRAFTS_OF_FOUR],
+            2,
+            "speculative_config differ",
+        ),
         (["serve", "--reasoning-effort-budgets", "low"], 2, "reasoning_effort_budgets"),
         (["eval", "--task", "arithmetic", "--budgets", "x", "--out", "/tmp/x"], 2, "budgets"),
     ],
