@@ -17,6 +17,7 @@ from s1engine.models.loader import random_decoder
 from s1engine.ops import Ops, select_ops
 from s1engine.runner.device import resolve_cache_dtype, resolve_config, resolve_dtype
 from s1engine.runner.model_runner import ModelRunner
+from s1engine.runner.sampler import SamplerOutput
 from s1engine.sampling_params import SamplingParams
 
 TRIGGERS = (2,)
@@ -110,8 +111,11 @@ class BareEngine:
             return 0
         if begin_run(self.scheduler, self.runner):
             return follow(self.scheduler, self.runner)
-        self.scheduler.update(self.runner.execute().token_ids)
+        self.scheduler.update(self._execute().token_ids)
         return 1
+
+    def _execute(self) -> SamplerOutput:
+        return self.runner.execute()
 
     def _seat(self, name: int) -> None:
         job = self._jobs[name]

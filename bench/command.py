@@ -20,6 +20,8 @@ BENCHES = {
     "throughput": "throughput",
     "cpu": "cpu",
     "latency": "latency",
+    "speculation": "speculation",
+    "drafts": "drafts",
     "kernels": "kernel_speed",
     "kv-cache": "kv_cache",
     "quantization": "quantization",

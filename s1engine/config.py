@@ -19,9 +19,7 @@ DEVICES = ("auto", "cpu", "cuda")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 REASONING_FORMATS = ("auto", "s1", "think-tag", "none")
 MAX_DRAFT = 32
-MAX_DRAFTING_SAMPLES = (
-    512  # of a step with drafts, however many sequences run: a row of logits each
-)
+MAX_DRAFTING_SAMPLES = 512  # of a step with drafts; each is a row of logits
 DEFAULT_ANSWER_RESERVE = 100  # s1's "auto" keeps as many tokens free of thinking
 
 

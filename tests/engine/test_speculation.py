@@ -114,7 +114,8 @@ def test_a_step_samples_at_least_a_token_a_sequence(seqs: int, draft: int, more:
 
 def test_metrics_count_drafts(drafter: LLM) -> None:
     stats = drafter.engine.stats()
-    lines = Metrics("m", lambda: stats).render().decode().splitlines()
+    text = Metrics("m", lambda: stats).render().decode()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
     counts = {line.split("{")[0]: float(line.split()[-1]) for line in lines if "spec_" in line}
     assert counts["s1engine:spec_decode_num_drafts_total"] == stats.num_drafts > 0
     assert counts["s1engine:spec_decode_num_draft_tokens_total"] == stats.num_draft_tokens

@@ -1,0 +1,167 @@
+"""Tokens per second with drafts over those without, at several concurrencies, in one process.
+
+The bundled model answers questions of its own kind. Other shapes have random weights, whose words
+mean nothing, so there the sampled tokens are replaced by those of real traces: steps cost what the
+shape costs, and drafts are as good as they are on these traces.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
+from s1engine.bench.shapes import NAMES, shape
+from s1engine.bench.speculation import read_traces
+from s1engine.config import EngineConfig
+from s1engine.engine.llm import LLM
+from s1engine.eval.tasks import arithmetic_questions
+from s1engine.models.config import ModelConfig
+from s1engine.runner.sampler import SamplerOutput
+from s1engine.sampling_params import SamplingParams, ThinkingBudget
+from s1engine.tokenizer import Tokenizer
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_layers": 8,
+    "num_heads": 8,
+}
+
+Work = Callable[[], tuple[int, int]]  # does it; tokens gained, steps taken
+
+
+@dataclass(slots=True)
+class ReplayEngine(BareEngine):
+    """Whose sequences say what their traces say; ``traces`` by job, tokens from the prompt on."""
+
+    traces: list[np.ndarray] = field(default_factory=list)
+    _by_seat: dict[int, int] = field(default_factory=dict)
+
+    def _seat(self, name: int) -> None:
+        BareEngine._seat(self, name)
+        self._by_seat[self.scheduler.seat(name)] = name
+
+    def _execute(self) -> SamplerOutput:
+        output, rows = self.runner.execute(), self.runner.batch.inputs().rows
+        places = zip(rows.seats.tolist(), rows.positions.tolist(), strict=True)
+        tokens = [self.traces[self._by_seat[seat]][at] for seat, at in places]
+        return replace(output, token_ids=np.array(tokens, np.int64))
+
+
+def chat_work(llm: LLM, batch: int, temperature: float) -> Work:
+    """Questions of arithmetic, each with three waits."""
+    budget = ThinkingBudget(num_waits=3)
+    params = SamplingParams(temperature=temperature, seed=0, thinking=budget)
+    questions = arithmetic_questions(0, batch)
+    chats = [[{"role": "user", "content": question.prompt}] for question in questions]
+
+    def work() -> tuple[int, int]:
+        before = llm.engine.scheduler.stats().num_steps
+        outputs = llm.chat(chats, params, progress=False)
+        steps = llm.engine.scheduler.stats().num_steps - before
+        return sum(len(output.outputs[0].token_ids) for output in outputs), steps
+
+    return work
+
+
+def replay_work(
+    config: EngineConfig, model: ModelConfig, decoder: Any, traces: list[np.ndarray], context: int
+) -> Work:
+    """Continues the traces behind their first ``context`` tokens, which are computed before."""
+    engine = ReplayEngine(config, model, decoder, traces=[])
+
+    def work() -> tuple[int, int]:
+        engine.scheduler.clear_cache()
+        engine.traces += traces
+        for trace in traces:
+            engine.add(Job(prompt=trace[:context].tolist(), max_new=len(trace) - context))
+        return len(traces) * (len(traces[0]) - context), engine.run()
+
+    return work
+
+
+def compare(plain: Work, drafting: Work, rounds: int) -> dict[str, Any]:
+    """Rates of both, in turns; the ratio is the median of those of single rounds."""
+    rates: list[list[float]] = [[], []]
+    steps = [0, 0]
+    for turn in range(rounds + 1):
+        for i, work in enumerate((plain, drafting)):
+            begin = time.perf_counter()
+            tokens, steps[i] = work()
+            if turn:  # the first warms up
+                rates[i].append(tokens / (time.perf_counter() - begin))
+    ratios = [fast / slow for slow, fast in zip(*rates, strict=True)]
+    return {
+        "tokens_per_s": round(statistics.median(rates[0]), 1),
+        "drafting_tokens_per_s": round(statistics.median(rates[1]), 1),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in sorted(ratios)],
+        "steps": steps,
+    }
+
+
+def bundled(args: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
+    """The bundled model, greedy and sampled."""
+    options: dict[str, Any] = {"progress": False, "max_num_seqs": max(batches)}
+    llms = LLM(**options), LLM(**options, num_speculative_tokens=args.draft)
+    found: dict[str, Any] = {}
+    for temperature in (0.0, 0.8):
+        for batch in batches:
+            works = [chat_work(llm, batch, temperature) for llm in llms]
+            name = f"temperature {temperature}, batch {batch}"
+            found[name] = compare(works[0], works[1], args.rounds)
+            print(f"s1-nano, {name}: {found[name]}", file=sys.stderr)
+    return found
+
+
+def replayed(args: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
+    """Traces at another shape, every sequence a different one."""
+    model = shape("0.5B" if args.shape == "small" else args.shape)
+    model = replace(model, **SMALL) if args.shape == "small" else model
+    length = args.context + args.tokens
+    tokenizer = Tokenizer.from_dir(args.tokenizer)
+    traces = [t.tokens[:length] for t in read_traces(args.traces, tokenizer, 1)]
+    traces = [trace for trace in traces if len(trace) == length]
+    options: dict[str, Any] = {
+        "max_num_seqs": max(batches), "enable_prefix_caching": False, "max_model_len": length + 1,
+    }  # fmt: skip
+    configs = [EngineConfig(**options, num_speculative_tokens=n) for n in (0, args.draft)]
+    decoder = make_decoder(model, configs[0])
+    found: dict[str, Any] = {"context": args.context, "tokens": args.tokens}
+    for batch in batches:
+        works = [
+            replay_work(config, model, decoder, traces[:batch], args.context) for config in configs
+        ]
+        found[f"batch {batch}"] = compare(works[0], works[1], args.rounds)
+        print(f"{args.shape}, batch {batch}: {found[f'batch {batch}']}", file=sys.stderr)
+    return found
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The bundled model, and traces at another shape if they are given."""
+    batches = [int(text) for text in args.batch.split(",")]
+    result: dict[str, Any] = {"draft": args.draft}
+    if args.traces is None:
+        result["s1-nano"] = bundled(args, batches)
+    else:
+        result[args.shape] = replayed(args, batches)
+    return result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of ``s1engine bench drafts``."""
+    parser.add_argument("--draft", type=int, default=8, help="num_speculative_tokens")
+    parser.add_argument("--batch", default="1,4,16,64", help="comma-separated")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--traces", type=Path, help="as of `bench speculation`: replay these")
+    parser.add_argument("--tokenizer", type=Path, help="of the traces, a directory")
+    parser.add_argument("--shape", choices=("small", *NAMES[1:]), default="small")
+    parser.add_argument("--context", type=int, default=768, help="tokens of a trace before")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of a trace to decode")
