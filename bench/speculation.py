@@ -26,6 +26,7 @@ from s1engine.tokenizer import Tokenizer
 SLOPES = (0.01, 0.03, 0.1, 0.3)  # a; a GPU with one sequence is near the first, a CPU the last
 AFTER_WAIT = 64  # tokens that count as following a "Wait"
 LIMIT = 8  # longest draft of the engine's drafter
+LEAST = 0.05  # chance of the least likely guess that the scheduler looks at, and learns from
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,9 @@ class Own:
         self._drafted = 0
 
     def draft(self, position: int) -> list[int]:
-        self._guesses = self._drafter.propose(self._tokens[:position], limit=self._limit)
+        self._guesses = self._drafter.propose(
+            self._tokens[:position], limit=self._limit, least=LEAST
+        )
         chosen = [token for token, _, chance in self._guesses if chance >= self._least]
         self._drafted = len(chosen)
         return chosen
