@@ -113,6 +113,8 @@ def test_a_step_samples_at_least_a_token_a_sequence(seqs: int, draft: int, more:
 
 
 def test_metrics_count_drafts(drafter: LLM) -> None:
+    params = SamplingParams(temperature=0, thinking=ThinkingBudget(num_waits=3))
+    drafter.chat([{"role": "user", "content": QUESTIONS[0]}], params, progress=False)
     stats = drafter.engine.stats()
     text = Metrics("m", lambda: stats).render().decode()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
