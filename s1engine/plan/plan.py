@@ -133,6 +133,8 @@ def _on_gpus(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> 
         raise RequestError(
             f"weights {options.weights} and quantization {weights} are both given", param="weights"
         )
+    if weights == "auto":
+        weights = model.quantization(None) or "auto"  # a checkpoint in fp8
     place = on_gpus(config, model, dtype, gpu, weights=weights, ranks=ranks)
     facts = {"gpu": asdict(gpu), "weights": weights, "dtype": str(dtype).removeprefix("torch.")}
     return Engine(place, GpuTime(gpu, place.footprint), facts, SHARES)

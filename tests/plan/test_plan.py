@@ -1,6 +1,7 @@
 """The plan of known models on known GPUs, its options, its traces, its command."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from s1engine import cli
 from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
+from s1engine.models.fp8_layout import Fp8Layout
 from s1engine.plan import options as plan_options
 from s1engine.plan.gpu_time import GpuTime
 from s1engine.plan.hardware import GPUS
@@ -134,6 +136,12 @@ def test_the_engines_own_quantization_counts() -> None:
     assert plan == same and plan["engine"]["weights"] == "int8"
     with pytest.raises(RequestError, match="both given"):
         make_plan(config, shape("7B"), PlanOptions(weights="fp8", **options))
+
+
+def test_a_checkpoint_in_fp8_is_planned_so() -> None:
+    options = PlanOptions(requests=2, output_len=8, gpus="1")
+    stored = replace(shape("7B"), fp8=Fp8Layout("weight_scale", "row"))
+    assert make_plan(EngineConfig(), stored, options)["engine"]["weights"] == "fp8"
 
 
 def test_routings_have_the_names_that_options_know() -> None:
