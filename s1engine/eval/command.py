@@ -129,6 +129,19 @@ def _identity(
 @contextmanager
 def _backend(args: argparse.Namespace) -> Iterator[Backend]:
     given = engine_options(args)
+    _check_backend(args)
+    if args.backend == "ray":
+        from s1engine.eval.ray_backend import RayBackend, RayOptions
+
+        replicas = 1 if args.replicas is None else args.replicas
+        on_ray = RayBackend(
+            RayOptions(model=args.model, engine=given, replicas=replicas, address=args.ray_address)
+        )
+        try:
+            yield on_ray
+        finally:
+            on_ray.close()
+        return
     if args.base_url is None:
         from s1engine.engine.llm import LLM
         from s1engine.eval.engine_backend import EngineBackend
@@ -156,6 +169,16 @@ def _backend(args: argparse.Namespace) -> Iterator[Backend]:
         yield backend
     finally:
         backend.close()
+
+
+def _check_backend(args: argparse.Namespace) -> None:
+    if args.backend == "ray":
+        if args.base_url is not None:
+            raise RequestError("base_url does not apply with --backend ray", param="base_url")
+        return
+    for name in ("replicas", "ray_address"):
+        if getattr(args, name) is not None:
+            raise RequestError(f"{name} needs --backend ray", param=name)
 
 
 def _printer(seed: int) -> Callable[[RunRows], None]:

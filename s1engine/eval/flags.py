@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_task_flags(parser.add_argument_group("questions"))
     _add_method_flags(parser.add_argument_group("methods"))
     _add_server_flags(parser.add_argument_group("a server instead of a model in this process"))
-    _add_engine_flags(parser.add_argument_group("the engine in this process"))
+    _add_engine_flags(parser.add_argument_group("the engine"))
     _add_result_flags(parser.add_argument_group("results"))
 
 
@@ -92,6 +92,16 @@ def _add_server_flags(group: Any) -> None:
 
 
 def _add_engine_flags(group: Any) -> None:
+    group.add_argument(
+        "--backend",
+        choices=("engine", "ray"),
+        default="engine",
+        help="in this process, or on Ray, in batches (default: engine)",
+    )
+    group.add_argument("--replicas", type=int, metavar="N", help="engines on Ray (default: 1)")
+    group.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="or auto; default: Ray on this machine"
+    )
     for name, kind in ENGINE_FLAGS.items():
         group.add_argument(f"--{name.replace('_', '-')}", type=kind)
     for name, choices in ENGINE_CHOICES.items():

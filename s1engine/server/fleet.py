@@ -12,13 +12,13 @@ waiting for the client, so a slow one holds at most its own answer here.
 
 import asyncio
 import logging
-import os
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from s1engine.config import EngineConfig, check_int
+from s1engine.config import check_int
+from s1engine.engine.ray_cluster import check_address, connect, resources
 from s1engine.errors import EngineDeadError, RequestError
 from s1engine.server.affinity import Trail
 from s1engine.server.replica import Message, Replica, ReplicaLostError, ReplicaOptions
@@ -30,7 +30,6 @@ HEALTH_PERIOD_S = 2.0
 HEALTH_TIMEOUT_S = 30.0
 BROADCAST_S = 10.0  # for all replicas to say something
 DRAIN_S = 3600.0  # for a replica that is scaled away to finish its requests
-OBJECT_STORE_BYTES = 80 * 2**20  # nothing of ours goes through it; Ray's least is 75 MiB
 NAME = "Replica"
 
 logger = logging.getLogger(__name__)
@@ -55,12 +54,7 @@ class FleetOptions:
             raise RequestError("max_replicas is below min_replicas", param="max_replicas")
         if self.target is not None:
             check_int("target_ongoing_requests", self.target, 1, 2**20)
-        if self.address is not None and self.address.startswith("ray://"):
-            raise RequestError(
-                "ray_address: Ray's client protocol (ray://) cannot stream; "
-                "give host:port of the cluster, or auto",
-                param="ray_address",
-            )
+        check_address(self.address)
 
 
 class RayFleet:
@@ -71,24 +65,19 @@ class RayFleet:
     """
 
     def __init__(self, options: FleetOptions, replica: ReplicaOptions) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            import ray
-            from ray import serve
-        except ImportError as error:
-            raise RequestError(
-                "replicas need Ray: pip install 's1engine[ray]'", param="replicas"
-            ) from error
+        ray = connect(options.address, options.max_replicas)
+        from ray import serve
+
         self.on_failure: Callable[[], None] = lambda: None
         self.failure: EngineDeadError | None = None
         self.up = 0
         self.wanted = options.min_replicas
         self._local = options.address is None
         self._name = f"s1engine-{uuid.uuid4().hex[:8]}"
-        _connect(ray, options)
         try:
             serve.start(proxy_location="Disabled", logging_config=_quiet())
-            deployment = _deployment(options, replica, _resources(ray, options, replica.config))
+            needs = resources(ray, options.address, options.max_replicas, replica.config)
+            deployment = _deployment(options, replica, needs)
             handle = serve.run(deployment.bind(replica), name=self._name, route_prefix=None)
         except BaseException as error:
             ray.shutdown()
@@ -180,31 +169,7 @@ def _quiet() -> dict[str, Any]:
     return {"log_level": "WARNING", "enable_access_log": False}
 
 
-def _connect(ray: Any, options: FleetOptions) -> None:
-    """Joins the cluster, or starts one of this machine, which ends with this process."""
-    if options.address is not None:
-        ray.init(address=options.address, logging_level=logging.WARNING)
-        return
-    ray.init(
-        num_cpus=max(os.cpu_count() or 1, options.max_replicas),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        logging_level=logging.WARNING,
-        _node_ip_address="127.0.0.1",
-    )
-
-
-def _resources(ray: Any, options: FleetOptions, config: EngineConfig) -> dict[str, float]:
-    """Of one replica: its GPUs, or its share of this machine's cores (Ray limits the threads of
-    an engine to them)."""
-    if config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU")):
-        return {"num_cpus": 1, "num_gpus": getattr(config, "tensor_parallel_size", 1)}
-    if options.address is not None:
-        return {"num_cpus": 1}
-    return {"num_cpus": max((os.cpu_count() or 1) // options.max_replicas, 1)}
-
-
-def _deployment(options: FleetOptions, replica: ReplicaOptions, resources: dict[str, float]) -> Any:
+def _deployment(options: FleetOptions, replica: ReplicaOptions, needs: dict[str, int]) -> Any:
     from ray import serve
     from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
@@ -226,7 +191,7 @@ def _deployment(options: FleetOptions, replica: ReplicaOptions, resources: dict[
         name=NAME,
         max_ongoing_requests=inside + 64,  # the replica itself refuses what is too much
         request_router_config=router,
-        ray_actor_options=resources,
+        ray_actor_options=needs,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_wait_loop_s=0.5,
