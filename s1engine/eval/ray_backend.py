@@ -1,8 +1,8 @@
 """Answers from many machines: Ray Data hands batches of asks to actors that hold an LLM each.
 
-Whatever was submitted when replies are read is one dataset; what is submitted meanwhile is the
-next, for which Ray starts its actors anew. So methods that ask again after each reply pay for
-loading the model once a round, and those that ask everything at once pay once.
+Whatever was submitted when replies are read is one dataset, and Ray starts the actors of each
+dataset anew. So the model is loaded once for every run of a sweep, and again for each round of a
+method that asks further when it has read replies: this is for runs that are long beside that.
 """
 
 import pickle

@@ -3,7 +3,7 @@
 What the application sends comes back as lists of ASGI messages, held until the engine has begun
 with the request (or there is nothing to begin with): until then the front may send the request to
 another replica, and the client does not notice. Text that comes faster than it is taken travels in
-fewer and larger messages. Knows nothing of Ray but the name that it has there.
+fewer and larger messages: each costs Ray more than the token in it costs the engine (REST). Knows nothing of Ray but the name that it has there.
 """
 
 import asyncio
@@ -24,6 +24,8 @@ from s1engine.server.app import create_app
 from s1engine.server.tracing import tracing_to
 
 Message = dict[str, Any]
+
+REST = 3.0  # pause after a message of a stream, as a multiple of what handing it to Ray took
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +143,7 @@ class Replica:
         work = asyncio.ensure_future(self._work(scope, body, outbox))
         _outbox.reset(token)
         work.add_done_callback(lambda _: outbox.release())
+        loop = asyncio.get_running_loop()
         try:
             done = False
             while not done:
@@ -148,7 +151,10 @@ class Replica:
                 done = work.done()  # then nothing comes any more
                 if done and not outbox.begun and self._engine.failure is not None:
                     raise ReplicaLostError(self._name)
+                begin = loop.time()
                 yield self._named(messages)
+                if not done:
+                    await asyncio.sleep(REST * (loop.time() - begin))
             if (error := work.exception()) is not None:
                 logger.error("the application failed", exc_info=error)
         finally:

@@ -284,7 +284,8 @@ def test_a_dead_engine_is_as_a_dead_replica_and_both_are_replaced(
     readings = [Reading(client, long_ask(i)) for i in range(100, 104)]
     until(lambda: all(len(reading.events) > 3 for reading in readings))
     assert len({reading.home for reading in readings}) == 2
-    (engine,) = descendants(replica_processes(process)[0])
+    inside = descendants(replica_processes(process)[0])
+    (engine,) = [pid for pid in inside if "engine_process" in command(pid)]
     os.kill(engine, signal.SIGKILL)
     later = together(lambda i: client.post(CHAT, json=ask(i)), range(20))
     assert {answer.status_code for answer in later} == {200}
