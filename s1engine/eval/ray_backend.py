@@ -104,7 +104,8 @@ class RayBackend:
         batches = max(options.replicas, -(-len(asks) // MAX_BATCH))
         rows = [{"number": i, "ask": pickle.dumps(ask)} for i, ask in enumerate(asks)]
         blocks = min(batches, len(rows))
-        return data.from_items(rows, override_num_blocks=blocks).map_batches(
+        dataset: Any = data.from_items(rows, override_num_blocks=blocks)
+        return dataset.map_batches(
             Answerer,
             fn_constructor_kwargs={"model": options.model, "engine": options.engine},
             batch_size=None,  # a block is a batch
