@@ -3,7 +3,8 @@
 What the application sends comes back as lists of ASGI messages, held until the engine has begun
 with the request (or there is nothing to begin with): until then the front may send the request to
 another replica, and the client does not notice. Text that comes faster than it is taken travels in
-fewer and larger messages: each costs Ray more than the token in it costs the engine (REST). Knows nothing of Ray but the name that it has there.
+fewer and larger messages: each costs Ray more than the token in it costs the engine (REST). Knows
+nothing of Ray but the name that it has there.
 """
 
 import asyncio
