@@ -39,8 +39,8 @@ class RayOptions:
     @property
     def config(self) -> EngineConfig:
         """Of every engine."""
-        named = {} if self.model is None else {"model": self.model}
-        return EngineConfig(**named, **self.engine)
+        named = self.engine if self.model is None else {"model": self.model, **self.engine}
+        return EngineConfig(**named)
 
 
 class Answerer:

@@ -142,7 +142,7 @@ def test_streams_are_the_single_servers(path: str, client: httpx.Client, served:
         return http.post(path, json=ask(3, path, stream=True)).text
 
     ours, theirs = text(client), text(served.http)
-    assert ours.count("\n\n") >= 10
+    assert ours.count("\n\n") >= 3
     kinds = [[line for line in t.splitlines() if line.startswith("event:")] for t in (ours, theirs)]
     assert list(dict.fromkeys(kinds[0])) == list(dict.fromkeys(kinds[1]))
     if path == CHAT:
