@@ -4,14 +4,17 @@ Owns the layouts and the way into them, written in torch: packing happens once, 
 numbers mean does not change.
 """
 
+import mmap
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from s1engine.ops.quantization import QuantizedMatrix
 
 PANEL = 16
+HUGE_PAGE = 2**21
 _FORMATS = {"native": 0, "int8": 1, "int4": 2}  # WeightFormat
 
 
@@ -76,12 +79,21 @@ def _panels(x: Tensor, columns: int, width: int) -> Tensor:
     """x [N, K] -> [ceil(N / 16), bytes of 16 x ``columns`` elements] uint8, in the order [columns /
     width, 16, width], padded with zeros."""
     n, k = x.shape
-    count = -(-n // PANEL)
-    out = torch.zeros(count, columns // width, PANEL, width, dtype=x.dtype)
-    whole = n // PANEL
-    source = x if k == columns else torch.nn.functional.pad(x, (0, columns - k))
-    source = source.unflatten(1, (-1, width))  # [N, columns / width, width]
-    out[:whole].copy_(source[: whole * PANEL].unflatten(0, (-1, PANEL)).transpose(1, 2))
+    count, whole = -(-n // PANEL), n // PANEL
+    unit = {2: torch.int16, 4: torch.int32}[width * x.dtype.itemsize]  # width elements as one
+    source = (x if k == columns else functional.pad(x, (0, columns - k))).view(unit)
+    out = _zeros(count * source.shape[1] * PANEL * unit.itemsize)
+    panels = out.view(unit).view(count, -1, PANEL)
+    panels[:whole].copy_(source[: whole * PANEL].unflatten(0, (-1, PANEL)).transpose(1, 2))
     if n % PANEL:
-        out[whole, :, : n % PANEL] = source[whole * PANEL :].transpose(0, 1)
-    return out.view(torch.uint8).view(count, -1)
+        panels[whole, :, : n % PANEL] = source[whole * PANEL :].T
+    return out.view(count, -1)
+
+
+def _zeros(size: int) -> Tensor:
+    """[size] uint8; on huge pages if they are many, for weights are read in long streams."""
+    if size < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(size, dtype=torch.uint8)
+    area = mmap.mmap(-1, size)
+    area.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(area, dtype=torch.uint8)

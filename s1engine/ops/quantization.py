@@ -62,12 +62,16 @@ def quantize(weight: Tensor, fmt: str) -> QuantizedMatrix:
     rows = _rows_at_once(k)
     for at in range(0, n, rows):
         part = weight[at : at + rows].float().unflatten(1, (-1, group))
-        low, high = (-127, 127) if fmt == "int8" else (-8, 7)
-        peak = part.gather(2, part.abs().argmax(2, keepdim=True))  # with its sign
-        scale = (peak.abs() / 127 if fmt == "int8" else peak / -8).bfloat16()
-        whole = (part / scale.float()).nan_to_num_(0).round_().clamp_(low, high)
-        values[at : at + rows] = whole.flatten(1).to(torch.int8)
+        most, least = part.amax(2, keepdim=True), part.amin(2, keepdim=True)
+        if fmt == "int8":
+            scale, low, high = torch.maximum(most, -least) / 127, -127, 127
+        else:  # what is largest, whatever its sign, becomes -8: there is no 8
+            scale, low, high = torch.where(most > -least, most, least) / -8, -8, 7
         scales[at : at + rows] = scale.squeeze(2)
+        scale = scales[at : at + rows].float().unsqueeze(2)
+        scale[scale == 0] = 1  # groups of zeros
+        whole = (part / scale).round_().clamp_(low, high)
+        values[at : at + rows] = whole.flatten(1)
     return QuantizedMatrix(fmt, values, scales, weight.dtype)
 
 
@@ -91,8 +95,8 @@ def rows_in_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rows_at_once(columns: int) -> int:
-    """For the memory of the float copies."""
-    return max(1, 2**22 // columns)
+    """So that the float copies stay in a processor's caches."""
+    return max(1, 2**18 // columns)
 
 
 def bytes_per_weight(fmt: str, columns: int) -> float:
