@@ -49,7 +49,7 @@ struct RopeWrite {
 constexpr int64_t kPadding = 16;
 constexpr int64_t padded(int64_t size) { return (size + kPadding - 1) / kPadding * kPadding; }
 
-constexpr int64_t kTileKeys = 32;  // keys that are in work at a time
+constexpr int64_t kTileKeys = 64;  // keys that are in work at a time
 
 struct Attention {
   const void* q;
