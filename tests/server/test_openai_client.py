@@ -50,7 +50,7 @@ def test_a_stream_joins_to_the_whole(served: Served, llm: LLM) -> None:
     assert deltas[0].role == "assistant" and all(d.role is None for d in deltas[1:])
     assert "".join(delta.content or "" for delta in deltas) == sample.text
     reasoning = [getattr(delta, "reasoning", None) or "" for delta in deltas]
-    assert "".join(reasoning) == sample.reasoning and len([r for r in reasoning if r]) > 10
+    assert "".join(reasoning) == sample.reasoning and len([r for r in reasoning if r]) > 1
     ids = [token for chunk in chunks[:-1] for token in chunk.choices[0].token_ids]  # type: ignore[attr-defined]
     assert ids == sample.token_ids
     assert [c.choices[0].finish_reason for c in chunks[-2:-1]] == [sample.finish_reason]
