@@ -270,28 +270,27 @@ void bind_stats(py::module_& m) {
       .def_readonly("num_free_blocks", &SchedulerStats::num_free_blocks);
 }
 
-s1::SequenceSpec make_spec(s1::SeqId id, const IntArray& prompt, int32_t max_len, int32_t priority,
-                           int64_t order, std::vector<s1::TokenId> stop_tokens, bool watched,
-                           const py::bytes& salt, const s1::BudgetParams* budget,
-                           int32_t thinking_tokens, int32_t max_thinking,
-                           const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
-                           int32_t loop_repeats, s1::Drafting drafting) {
+void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t max_len,
+         int32_t priority, int64_t order, std::vector<s1::TokenId> stop_tokens, bool watched,
+         const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
+         int32_t max_thinking, const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
+         int32_t loop_repeats, s1::Drafting drafting) {
   std::vector<s1::Checkpoint> below;
   for (const auto& [maximum, child] : checkpoints) below.push_back({maximum, child});
-  return {.id = id,
-          .prompt = {prompt.data(), prompt.data() + prompt.size()},
-          .max_len = max_len,
-          .priority = priority,
-          .order = order,
-          .stop_tokens = std::move(stop_tokens),
-          .watched = watched,
-          .salt = salt_from(salt),
-          .budget = budget == nullptr ? s1::BudgetParams{} : *budget,
-          .thinking_tokens = budget == nullptr ? -1 : thinking_tokens,
-          .max_thinking = max_thinking,
-          .checkpoints = std::move(below),
-          .loop_repeats = loop_repeats,
-          .drafting = drafting};
+  scheduler.add({.id = id,
+                 .prompt = {prompt.data(), prompt.data() + prompt.size()},
+                 .max_len = max_len,
+                 .priority = priority,
+                 .order = order,
+                 .stop_tokens = std::move(stop_tokens),
+                 .watched = watched,
+                 .salt = salt_from(salt),
+                 .budget = budget == nullptr ? s1::BudgetParams{} : *budget,
+                 .thinking_tokens = budget == nullptr ? -1 : thinking_tokens,
+                 .max_thinking = max_thinking,
+                 .checkpoints = std::move(below),
+                 .loop_repeats = loop_repeats,
+                 .drafting = drafting});
 }
 
 void bind_scheduler(py::module_& m) {
@@ -311,24 +310,13 @@ void bind_scheduler(py::module_& m) {
           py::arg("min_reserve") = s1::SchedulerConfig{}.min_reserve, py::arg("max_draft") = 0,
           py::arg("max_samples") = 0,
           py::arg("step_costs") = std::vector<std::pair<int32_t, double>>())
-      .def(
-          "add",
-          [](Scheduler& self, s1::SeqId id, const IntArray& prompt, int32_t max_len,
-             int32_t priority, int64_t order, std::vector<s1::TokenId> stop_tokens, bool watched,
-             const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
-             int32_t max_thinking, const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
-             int32_t loop_repeats, s1::Drafting drafting) {
-            self.add(make_spec(id, prompt, max_len, priority, order, std::move(stop_tokens),
-                               watched, salt, budget, thinking_tokens, max_thinking, checkpoints,
-                               loop_repeats, drafting));
-          },
-          py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
-          py::arg("priority") = 0, py::arg("order") = 0,
-          py::arg("stop_tokens") = std::vector<s1::TokenId>(), py::arg("watched") = false,
-          py::arg("salt") = py::bytes(std::string(16, '\0')), py::arg("budget") = nullptr,
-          py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
-          py::arg("checkpoints") = std::vector<std::pair<int32_t, s1::SeqId>>(),
-          py::arg("loop_repeats") = 0, py::arg("drafting") = s1::Drafting::kAlways)
+      .def("add", &add, py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
+           py::arg("priority") = 0, py::arg("order") = 0,
+           py::arg("stop_tokens") = std::vector<s1::TokenId>(), py::arg("watched") = false,
+           py::arg("salt") = py::bytes(std::string(16, '\0')), py::arg("budget") = nullptr,
+           py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
+           py::arg("checkpoints") = std::vector<std::pair<int32_t, s1::SeqId>>(),
+           py::arg("loop_repeats") = 0, py::arg("drafting") = s1::Drafting::kAlways)
       .def("schedule", [](Scheduler& self, BoundBatch& b) { return self.schedule(b.batch); })
       .def("update",
            [](Scheduler& self, const LongArray& sampled) {
@@ -391,30 +379,7 @@ void bind_core(py::module_& m) {
   bind_scheduler(m);
 }
 
-void bind_cpu(py::module_& m) {
-  namespace cpu = s1::cpu;
-  const py::call_guard<py::gil_scoped_release> unlocked;
-  py::module_ sub = m.def_submodule(
-      "cpu", "CPU kernels: tensors cross as addresses and sizes; see csrc/cpu/ops.hpp.");
-  sub.def("isa", &cpu::isa)
-      .def("set_isa", &cpu::set_isa)
-      .def("num_threads", &cpu::num_threads)
-      .def("set_num_threads", &cpu::set_num_threads, unlocked)
-      .def("record_into", &cpu::Plan::record_into)
-      .def("rms_norm", &cpu::Recorded<&cpu::rms_norm>::call, unlocked)
-      .def("add_rms_norm", &cpu::Recorded<&cpu::add_rms_norm>::call, unlocked)
-      .def("silu_and_mul", &cpu::Recorded<&cpu::silu_and_mul>::call, unlocked)
-      .def("rope_write", &cpu::Recorded<&cpu::rope_write>::call, unlocked)
-      .def("paged_attention", &cpu::Recorded<&cpu::paged_attention>::call, unlocked)
-      .def("linear", &cpu::Recorded<&cpu::linear>::call, unlocked)
-      .def("embed", &cpu::Recorded<&cpu::embed>::call, unlocked)
-      .def("take_rows", &cpu::Recorded<&cpu::take_rows>::call, unlocked)
-      .def("sample", &cpu::sample, unlocked);
-  py::class_<cpu::Plan, std::shared_ptr<cpu::Plan>>(sub, "Plan")
-      .def(py::init<>())
-      .def("replay", &cpu::Plan::replay, unlocked)
-      .def("__len__", &cpu::Plan::size);
-}
+#include "bindings_cpu.inc"
 
 }  // namespace
 

@@ -64,6 +64,10 @@ def plan(args: argparse.Namespace, config: EngineConfig) -> int:
     from s1engine.plan.page import write_page
     from s1engine.plan.plan import make_plan
 
+    if config.tensor_parallel_size > 1:
+        raise RequestError("a plan has its own --tensor-parallel", param="tensor_parallel_size")
+    if config.num_speculative_tokens:
+        raise RequestError("a plan knows no drafts", param="num_speculative_tokens")
     options = PlanOptions(**given(args, PlanOptions))
     path = Path(config.model).expanduser()
     is_file = path.is_file()
@@ -130,14 +134,16 @@ def _seconds(call: Callable[[], object], device: str, rounds: int = 5) -> float:
 
 
 def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) -> dict[str, Any]:
-    """Sizes of a model and of what the engine would keep for it; weights are not read."""
+    """Sizes of a model, or of the part that each rank has, and of what the engine would keep for
+    it; weights are not read."""
     from s1engine.models.config import ModelConfig
     from s1engine.models.loader import resolve_model
+    from s1engine.models.shard import Shard
     from s1engine.runner.device import resolve_cache_dtype, resolve_dtype
     from s1engine.runner.memory import plan_memory, weight_bytes
 
     path = resolve_model(config.model)
-    facts = ModelConfig.from_dir(path)
+    facts = Shard(0, config.tensor_parallel_size).config(ModelConfig.from_dir(path))
     dtype = resolve_dtype(config.dtype, device, facts.torch_dtype)
     quantization = facts.quantization(config.quantization)
     weights = weight_bytes(facts, dtype, quantization)
@@ -148,6 +154,7 @@ def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) ->
     found: dict[str, Any] = {
         "path": str(path),
         "architecture": facts.architecture,
+        "ranks": config.tensor_parallel_size,
         "parameters": facts.num_parameters,
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantization,

@@ -58,28 +58,15 @@ class Answerer:
 class RayBackend:
     """A ``Backend`` on Ray. Close it after use."""
 
+    max_thinking: int | None = None  # known by the actors alone
+    can_think = True
+
     def __init__(self, options: RayOptions) -> None:
         self._options = options
-        self._name = options.config.model_name
+        self.name = options.config.model_name
+        self.generated_tokens = 0
         self._ray = connect(options.address, options.replicas)
         self._waiting: list[Ask] = []
-        self._generated = 0
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def max_thinking(self) -> int | None:
-        return None
-
-    @property
-    def can_think(self) -> bool:
-        return True
-
-    @property
-    def generated_tokens(self) -> int:
-        return self._generated
 
     def submit(self, ask: Ask) -> None:
         self._waiting.append(ask)
@@ -90,7 +77,7 @@ class RayBackend:
                 asks, self._waiting = self._waiting, []
                 for row in self._dataset(asks).iter_rows():
                     reply: Reply = pickle.loads(row["reply"])
-                    self._generated += sum(sample.output_tokens for sample in reply.samples)
+                    self.generated_tokens += sum(sample.output_tokens for sample in reply.samples)
                     yield replace(reply, ask=asks[reply.ask.key])
         finally:
             self._waiting.clear()

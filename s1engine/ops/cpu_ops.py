@@ -17,34 +17,23 @@ from torch import Tensor
 from s1engine._core import cpu
 from s1engine.errors import RequestError
 from s1engine.ops import AttentionMetadata, Matrix, SamplingMetadata, kv_rows, torch_sampling
+from s1engine.ops.layouts import (
+    cache_sizes,
+    check_index,
+    check_sampling,
+    row_stride,
+    token_stride,
+)
 from s1engine.ops.packed import PANEL, PackedMatrix, pack
 from s1engine.ops.quantization import FORMATS, QuantizedMatrix
 from s1engine.ops.torch_ops import TorchOps
-from s1engine.ops.unfused import Unfused
+from s1engine.ops.unfused import Unfused, add_norm, split_heads
+from s1engine.ops.workspace import Workspace
 
 # Numbered as in csrc/cpu/kernels.hpp.
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _CACHE_DTYPES = {**_DTYPES, torch.int8: 3}
 _STORE, _STORE_FLOAT, _ADD, _GATE = range(4)
-
-
-class Workspace:
-    """Memory for results, one buffer for each name, as large as was ever needed."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-        self.generation = 0
-        """Grows whenever a buffer moves: what was recorded before is void."""
-
-    def get(self, name: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """[rows, width] of undefined content."""
-        size = rows * width * dtype.itemsize
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.nbytes < size:
-            buffer = torch.empty(size, dtype=torch.uint8)
-            self._buffers[name] = buffer
-            self.generation += 1
-        return buffer[:size].view(dtype).view(rows, width)
 
 
 class CpuOps(Unfused):
@@ -99,7 +88,7 @@ class CpuOps(Unfused):
         return pack(weight)
 
     def embed(self, ids: Tensor, weight: Matrix) -> Tensor:
-        _check_index(ids, torch.int32, ids.shape[0])
+        check_index(ids, torch.int32, ids.shape[0])
         if isinstance(weight, Tensor):
             return self._take_rows("embed", weight, ids)
         packed = _packed(weight)
@@ -123,7 +112,7 @@ class CpuOps(Unfused):
         return self._take_rows("rows", x, index)
 
     def _take_rows(self, name: str, x: Tensor, index: Tensor) -> Tensor:
-        _check_index(index, torch.int32, index.shape[0])
+        check_index(index, torch.int32, index.shape[0])
         assert x.is_contiguous()
         rows, width = index.shape[0], x.shape[1]
         out = self._out(name, rows, width, x.dtype)
@@ -132,12 +121,12 @@ class CpuOps(Unfused):
         return out
 
     def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
-        out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
+        out = self._out("linear", x.shape[0], weight.shape[0], x.dtype)
         self._linear(x, weight, bias, out, _STORE)
         return out
 
     def logits(self, hidden: Tensor, norm: Tensor, eps: float, weight: Matrix) -> Tensor:
-        x = self._norm(None, hidden, norm, eps)
+        x = self.rms_norm(hidden, norm, eps)
         out = self._out("logits", x.shape[0], weight.shape[0], torch.float32)
         self._linear(x, weight, None, out, _STORE_FLOAT)
         return out
@@ -157,15 +146,12 @@ class CpuOps(Unfused):
         eps: float,
         weight: Matrix,
     ) -> Tensor:
-        x = self._norm(branch, residual, norm, eps)
-        rows, width = x.shape[0], weight.shape[0] // 2
+        rows, width = residual.shape[0], weight.shape[0] // 2
+        if width % PANEL:  # gate and up share a panel
+            return super().norm_gate_up(branch, residual, norm, eps, weight)
+        x = add_norm(self, branch, residual, norm, eps)
         out = self._out("mlp", rows, width, x.dtype)
-        if width % PANEL == 0:  # gate and up are whole panels
-            self._linear(x, weight, None, out, _GATE)
-            return out
-        both = self._out("gate_up", rows, 2 * width, x.dtype)
-        self._linear(x, weight, None, both, _STORE)
-        cpu.silu_and_mul(_DTYPES[x.dtype], both.data_ptr(), out.data_ptr(), rows, 2 * width, width)
+        self._linear(x, weight, None, out, _GATE)
         return out
 
     def norm_qkv_rope_write(
@@ -183,13 +169,8 @@ class CpuOps(Unfused):
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> Tensor:
-        x = self._norm(branch, residual, norm, eps)
-        num_kv_heads, dim = k_cache.shape[1], cos_sin.shape[1]
-        out = self._out("qkv", x.shape[0], weight.shape[0], x.dtype)
-        self._linear(x, weight, bias, out, _STORE)
-        qkv = out.view(x.shape[0], -1, dim)
-        num_heads = qkv.shape[1] - 2 * num_kv_heads
-        q, k, v = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+        x = add_norm(self, branch, residual, norm, eps)
+        q, k, v = split_heads(self.linear(x, weight, bias), k_cache.shape[1], cos_sin.shape[1])
         if q_norm is not None and k_norm is not None:
             q = self._rms_norm(q, q_norm, eps, self._heads("q", q))
             k = self._rms_norm(k, k_norm, eps, self._heads("k", k))
@@ -199,13 +180,6 @@ class CpuOps(Unfused):
     def _heads(self, name: str, x: Tensor) -> Tensor:
         tokens, heads, dim = x.shape
         return self._out(name, tokens, heads * dim, x.dtype).view(x.shape)
-
-    def _norm(self, branch: Tensor | None, residual: Tensor, norm: Tensor, eps: float) -> Tensor:
-        rows, width = residual.shape
-        out = self._out("norm", rows, width, residual.dtype)
-        if branch is None:
-            return self._rms_norm(residual, norm, eps, out)
-        return self._add_rms_norm(branch, residual, norm, eps, out)
 
     def _linear(
         self, x: Tensor, weight: Matrix, bias: Tensor | None, out: Tensor, epilogue: int
@@ -228,17 +202,14 @@ class CpuOps(Unfused):
             columns,
             outputs,
             packed.group,
-            _row_stride(x),
-            _row_stride(out),
+            row_stride(x),
+            row_stride(out),
         )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        return self._rms_norm(x, weight, eps, out)
-
-    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        return self._add_rms_norm(x, residual, weight, eps, out)
+        if x.ndim == 3:
+            return self._rms_norm(x, weight, eps, torch.empty(x.shape, dtype=x.dtype))
+        return self._rms_norm(x, weight, eps, self._out("norm", x.shape[0], x.shape[1], x.dtype))
 
     def _rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
         rows, inner_rows, dim = x.shape if x.ndim == 3 else (x.shape[0], 1, x.shape[1])
@@ -258,11 +229,10 @@ class CpuOps(Unfused):
         )
         return out
 
-    def _add_rms_norm(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor
-    ) -> Tensor:
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         rows, dim = x.shape
-        stride, residual_stride = _row_stride(x), _row_stride(residual)
+        out = self._out("norm", rows, dim, x.dtype)
+        stride, residual_stride = row_stride(x), row_stride(residual)
         assert residual.shape == x.shape and weight.shape == (dim,)
         assert x.dtype is residual.dtype is weight.dtype
         cpu.add_rms_norm(
@@ -291,7 +261,7 @@ class CpuOps(Unfused):
     ) -> None:
         self._check(meta)
         tokens, num_heads, head_dim = q.shape
-        num_kv_heads, block_size = _cache_sizes(k_cache, v_cache, q)
+        num_kv_heads, block_size = cache_sizes(k_cache, v_cache, q)
         assert k.shape == v.shape == (tokens, num_kv_heads, head_dim)
         assert k.dtype is v.dtype is q.dtype and meta.positions.shape[0] == tokens
         assert cos_sin.dtype is torch.float32 and cos_sin.is_contiguous()
@@ -312,9 +282,9 @@ class CpuOps(Unfused):
             num_kv_heads,
             head_dim,
             block_size,
-            _token_stride(q),
-            _token_stride(k),
-            _token_stride(v),
+            token_stride(q),
+            token_stride(k),
+            token_stride(v),
         )
 
     def paged_attention(
@@ -322,7 +292,7 @@ class CpuOps(Unfused):
     ) -> Tensor:
         self._check(meta)
         tokens, num_heads, head_dim = q.shape
-        num_kv_heads, block_size = _cache_sizes(k_cache, v_cache, q)
+        num_kv_heads, block_size = cache_sizes(k_cache, v_cache, q)
         assert num_heads % num_kv_heads == 0 and meta.positions.shape[0] == tokens
         out = self._out("attention", tokens, num_heads * head_dim, q.dtype)
         cpu.paged_attention(
@@ -341,7 +311,7 @@ class CpuOps(Unfused):
             num_kv_heads,
             head_dim,
             block_size,
-            _token_stride(q),
+            token_stride(q),
             scale,
         )
         return out
@@ -349,13 +319,13 @@ class CpuOps(Unfused):
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         rows, dim = gate_up.shape[0], gate_up.shape[1] // 2
         assert gate_up.shape[1] == 2 * dim
-        out = torch.empty((rows, dim), dtype=gate_up.dtype)
+        out = self._out("mlp", rows, dim, gate_up.dtype)
         cpu.silu_and_mul(
             _DTYPES[gate_up.dtype],
             gate_up.data_ptr(),
             out.data_ptr(),
             rows,
-            _row_stride(gate_up),
+            row_stride(gate_up),
             dim,
         )
         return out
@@ -363,7 +333,7 @@ class CpuOps(Unfused):
     def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
         rows, size = logits.shape
         assert logits.dtype is torch.float32
-        _check_sampling(meta, rows)
+        check_sampling(meta, rows)
         plain = meta.bias is None and meta.penalties is None and meta.banned is None
         if not plain:
             torch_sampling.adjust_logits(logits, meta)
@@ -372,7 +342,7 @@ class CpuOps(Unfused):
             logits.data_ptr(),
             out.data_ptr(),
             rows,
-            _row_stride(logits),
+            row_stride(logits),
             size,
             meta.temperature.data_ptr(),
             meta.top_k.data_ptr(),
@@ -391,10 +361,10 @@ class CpuOps(Unfused):
     def _check(self, meta: AttentionMetadata) -> None:
         if meta is not self._checked:
             rows = meta.context_lens.shape[0]
-            _check_index(meta.positions, torch.int32, meta.positions.shape[0])
-            _check_index(meta.slot_mapping, torch.int64, meta.positions.shape[0])
-            _check_index(meta.cu_seqlens_q, torch.int32, rows + 1)
-            _check_index(meta.context_lens, torch.int32, rows)
+            check_index(meta.positions, torch.int32, meta.positions.shape[0])
+            check_index(meta.slot_mapping, torch.int64, meta.positions.shape[0])
+            check_index(meta.cu_seqlens_q, torch.int32, rows + 1)
+            check_index(meta.context_lens, torch.int32, rows)
             assert meta.block_table.dtype is torch.int32 and meta.block_table.shape[0] == rows
             assert meta.block_table.stride(1) == 1
             self._checked = meta
@@ -407,40 +377,3 @@ def _packed(weight: Matrix) -> PackedMatrix:
 
 def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
-
-
-def _row_stride(x: Tensor) -> int:
-    """From row to row of a matrix whose rows are contiguous."""
-    row, element = x.stride()
-    assert element == 1
-    return row
-
-
-def _token_stride(x: Tensor) -> int:
-    """From token to token of x [T, H, D], where a token's heads follow each other without gaps."""
-    token, head, element = x.stride()
-    assert element == 1 and (head == x.shape[2] or x.shape[1] == 1)
-    return token
-
-
-def _cache_sizes(k_cache: Tensor, v_cache: Tensor, q: Tensor) -> tuple[int, int]:
-    """Hkv and S of caches that fit to q."""
-    _, num_kv_heads, block_size, row = k_cache.shape
-    assert v_cache.shape == k_cache.shape and v_cache.dtype is k_cache.dtype
-    assert k_cache.dtype in (q.dtype, torch.int8)
-    assert row == kv_rows.row_size(q.shape[2], k_cache.dtype)
-    assert k_cache.is_contiguous() and v_cache.is_contiguous()
-    return num_kv_heads, block_size
-
-
-def _check_index(index: Tensor, dtype: torch.dtype, size: int) -> None:
-    assert index.dtype is dtype and index.shape == (size,) and index.is_contiguous()
-
-
-def _check_sampling(meta: SamplingMetadata, rows: int) -> None:
-    _check_index(meta.temperature, torch.float32, rows)
-    _check_index(meta.top_k, torch.int32, rows)
-    _check_index(meta.top_p, torch.float32, rows)
-    _check_index(meta.min_p, torch.float32, rows)
-    _check_index(meta.seeds, torch.int64, rows)
-    _check_index(meta.positions, torch.int64, rows)

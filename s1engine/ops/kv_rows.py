@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from s1engine.errors import RequestError
+from s1engine.ops.quantization import FP8_LIMIT
 
 EIGHT_BITS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}  # by name in kv_cache_dtype
 INT8_LIMIT = 127.0
-FP8_LIMIT = 448.0  # the largest finite e4m3
 SCALE_BYTES = 4
 
 

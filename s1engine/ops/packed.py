@@ -5,7 +5,7 @@ numbers mean does not change.
 """
 
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,14 +32,7 @@ class PackedMatrix:
     def __getitem__(self, rows: slice) -> "PackedMatrix":
         """The first rows: panels of which a part may lie beyond the end."""
         assert rows.start is None and rows.step is None and 0 < rows.stop <= self.shape[0]
-        return PackedMatrix(
-            self.format,
-            self.dtype,
-            self.panels,
-            self.scales,
-            (rows.stop, self.shape[1]),
-            self.group,
-        )
+        return replace(self, shape=(rows.stop, self.shape[1]))
 
 
 def pack(weight: Tensor | QuantizedMatrix) -> PackedMatrix:

@@ -29,11 +29,8 @@ class Unfused:
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> Tensor:
-        x = _add_norm(self, branch, residual, norm, eps)
-        num_kv_heads, dim = k_cache.shape[1], cos_sin.shape[1]
-        qkv = self.linear(x, weight, bias).view(x.shape[0], -1, dim)
-        num_heads = qkv.shape[1] - 2 * num_kv_heads
-        q, k, v = torch.split(qkv, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+        x = add_norm(self, branch, residual, norm, eps)
+        q, k, v = split_heads(self.linear(x, weight, bias), k_cache.shape[1], cos_sin.shape[1])
         if q_norm is not None and k_norm is not None:
             q = self.rms_norm(q, q_norm, eps)
             k = self.rms_norm(k, k_norm, eps)
@@ -56,7 +53,7 @@ class Unfused:
         eps: float,
         weight: Matrix,
     ) -> Tensor:
-        x = _add_norm(self, branch, residual, norm, eps)
+        x = add_norm(self, branch, residual, norm, eps)
         return self.silu_and_mul(self.linear(x, weight))
 
     def decide(
@@ -73,9 +70,16 @@ class Unfused:
         budget_step(self.sample(logits, sampling_metadata(run, filtered)), run)
 
 
-def _add_norm(
-    ops: Ops, branch: Tensor | None, residual: Tensor, norm: Tensor, eps: float
-) -> Tensor:
+def add_norm(ops: Ops, branch: Tensor | None, residual: Tensor, norm: Tensor, eps: float) -> Tensor:
+    """residual += branch if there is one, then its rms_norm."""
     if branch is None:
         return ops.rms_norm(residual, norm, eps)
     return ops.add_rms_norm(branch, residual, norm, eps)
+
+
+def split_heads(qkv: Tensor, num_kv_heads: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """qkv [T, (Hq + 2 Hkv) D] -> views q [T, Hq, D], k and v [T, Hkv, D]."""
+    heads = qkv.view(qkv.shape[0], -1, dim)
+    num_heads = heads.shape[1] - 2 * num_kv_heads
+    q, k, v = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+    return q, k, v

@@ -238,21 +238,12 @@ class ModelRunner:
 
     def _rehearsal(self, tokens: int) -> Callable[[], None]:
         """A step of one sequence that samples at every token, over the scratch block."""
-        size, at = self.kv_cache.block_size, torch.arange(tokens, device=self.device)
-        zeros = torch.zeros(tokens, dtype=torch.int32, device=self.device)
-        meta = AttentionMetadata(
-            positions=zeros,
-            slot_mapping=self.num_blocks * size + at % size,
-            cu_seqlens_q=torch.tensor([0, tokens], dtype=torch.int32, device=self.device),
-            context_lens=torch.tensor([tokens], dtype=torch.int32, device=self.device),
-            block_table=torch.full_like(at[None, : -(-tokens // size)], self.num_blocks).int(),
-            max_seqlen_q=tokens,
-        )
-        greedy = self.sampler.greedy(at)
+        meta = _one_sequence(tokens, self.kv_cache.block_size, self.num_blocks, self.device)
+        greedy = self.sampler.greedy(torch.arange(tokens, device=self.device))
 
         @torch.inference_mode()
         def step() -> None:
-            hidden = self._decoder.forward(zeros, self.kv_cache.layers, meta)
+            hidden = self._decoder.forward(meta.positions, self.kv_cache.layers, meta)
             self.ops.sample(self._decoder.logits(hidden, self._vocab_limit), greedy).cpu()
 
         return step
@@ -290,9 +281,6 @@ def largest_step(decoder: Decoder, config: EngineConfig, vocab_limit: int) -> to
     assert config.block_size is not None
     tokens, device = config.max_num_batched_tokens, decoder.device
 
-    def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
     cache = KVCache(
         decoder.config,
         num_blocks=1,
@@ -300,14 +288,24 @@ def largest_step(decoder: Decoder, config: EngineConfig, vocab_limit: int) -> to
         dtype=resolve_cache_dtype(config.kv_cache_dtype, decoder.dtype),
         device=str(device),
     )
-    meta = AttentionMetadata(
-        positions=zeros(tokens),
-        slot_mapping=zeros(tokens, dtype=torch.int64),
-        cu_seqlens_q=torch.tensor([0, tokens], dtype=torch.int32, device=device),
-        context_lens=torch.tensor([tokens], dtype=torch.int32, device=device),
-        block_table=zeros(1, -(-tokens // config.block_size) + 1),
-        max_seqlen_q=tokens,
-    )
-    hidden = decoder.forward(zeros(tokens), cache.layers, meta)
+    meta = _one_sequence(tokens, config.block_size, 0, device)
+    hidden = decoder.forward(meta.positions, cache.layers, meta)
     rows = hidden[:1].expand(config.max_samples, -1).contiguous()
     return decoder.logits(rows, vocab_limit)
+
+
+def _one_sequence(
+    tokens: int, block_size: int, block: int, device: str | torch.device
+) -> AttentionMetadata:
+    """A step of one sequence's first ``tokens`` tokens, all of whose blocks are ``block``, and all
+    of whose positions are 0: what it costs does not depend on them."""
+    at = torch.arange(tokens, device=device)
+    blocks = -(-tokens // block_size)
+    return AttentionMetadata(
+        positions=torch.zeros(tokens, dtype=torch.int32, device=device),
+        slot_mapping=block * block_size + at % block_size,
+        cu_seqlens_q=torch.tensor([0, tokens], dtype=torch.int32, device=device),
+        context_lens=torch.tensor([tokens], dtype=torch.int32, device=device),
+        block_table=torch.full((1, blocks), block, dtype=torch.int32, device=device),
+        max_seqlen_q=tokens,
+    )

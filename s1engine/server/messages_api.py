@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from s1engine.errors import RequestError
-from s1engine.outputs import CheckpointOutput, Chunk, CompletionOutput, RequestOutput
-from s1engine.server.answers import Answers, Head, Json, call_id, sse, thinking_total
+from s1engine.outputs import CompletionOutput, RequestOutput
+from s1engine.server.answers import Head, Json, call_id, sse, thinking_total
+from s1engine.server.block_answers import BlockAnswers
 from s1engine.server.protocol import ChatRequest
 from s1engine.server.thinking import STRICT, ThinkingFields
-from s1engine.server.tool_calls import CallBegin, Said, ToolCallParser, read_calls
+from s1engine.server.tool_calls import CallBegin, Said
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "abort": "end_turn"}
 SILENT_BLOCKS = ("thinking", "redacted_thinking")  # of earlier turns: not shown to the model again
@@ -146,16 +147,11 @@ def _text(param: str, blocks: Sequence[dict[str, Any]]) -> str:
     return "".join(texts)
 
 
-class MessagesAnswers(Answers):
-    """A message, or the events of one.
-
-    Args:
-        calls: tools may be called.
-    """
+class MessagesAnswers(BlockAnswers):
+    """A message, or the events of one."""
 
     def __init__(self, head: Head, samples: int, calls: bool) -> None:
-        super().__init__(head, samples)
-        self._parser = ToolCallParser() if calls else None
+        super().__init__(head, samples, calls)
         self._called = False
         self._open: str | None = None  # kind of the block that grows
         self._blocks = 0
@@ -166,7 +162,7 @@ class MessagesAnswers(Answers):
         content: list[Json] = []
         if sample.reasoning:
             content.append({"type": "thinking", "thinking": sample.reasoning, "signature": ""})
-        said = read_calls(sample.text) if self._parser else Said(sample.text)
+        said = self.said(sample.text)
         inputs = [_object(call.arguments) for call in said.calls]
         if None in inputs:
             said, inputs = Said(sample.text), []
@@ -191,29 +187,20 @@ class MessagesAnswers(Answers):
         usage = {"usage": {"input_tokens": 0, "output_tokens": 0}}
         yield _event("message_start", message=self._message([], reason) | usage)
 
-    def event(self, prompt: int, event: Chunk | CheckpointOutput) -> Iterable[bytes]:
-        """Checkpoints, for which this shape has no place, come with the usage."""
-        if not isinstance(event, Chunk):
-            return
-        if event.reasoning:
-            yield from self._grow("thinking", {"type": "thinking_delta"}, event.reasoning)
-        if self._parser is None:
-            yield from self._say(event.text)
-            return
-        for piece in self._parser.push(event.text, last=event.finish_reason is not None):
-            if isinstance(piece, str):
-                yield from self._say(piece)
-            elif isinstance(piece, CallBegin):
-                yield from self._close()
-                yield self._start("tool_use", self._tool_use(piece.index, piece.name))
-                self._called = True
-            else:
-                delta = {"type": "input_json_delta", "partial_json": piece.text}
-                yield _event("content_block_delta", index=self._blocks, delta=delta)
+    def think(self, text: str) -> Iterable[bytes]:
+        return self._grow("thinking", {"type": "thinking_delta"}, text)
 
-    def _say(self, text: str) -> Iterable[bytes]:
-        if text:
-            yield from self._grow("text", {"type": "text_delta"}, text)
+    def say(self, text: str) -> Iterable[bytes]:
+        return self._grow("text", {"type": "text_delta"}, text)
+
+    def call(self, begin: CallBegin) -> Iterable[bytes]:
+        yield from self._close()
+        yield self._start("tool_use", self._tool_use(begin.index, begin.name))
+        self._called = True
+
+    def argue(self, text: str) -> Iterable[bytes]:
+        delta = {"type": "input_json_delta", "partial_json": text}
+        yield _event("content_block_delta", index=self._blocks, delta=delta)
 
     def _grow(self, kind: str, delta: Json, text: str) -> Iterable[bytes]:
         if self._open != kind:

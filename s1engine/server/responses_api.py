@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from s1engine.errors import RequestError
-from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
-from s1engine.server.answers import Answers, Head, Json, call_id, sse, thinking_total
+from s1engine.outputs import RequestOutput
+from s1engine.server.answers import Head, Json, call_id, sse, thinking_total
+from s1engine.server.block_answers import BlockAnswers
 from s1engine.server.protocol import ChatRequest
 from s1engine.server.thinking import ThinkingFields
-from s1engine.server.tool_calls import CallBegin, Said, ToolCallParser, read_calls
+from s1engine.server.tool_calls import CallBegin
 from s1engine.server.tools import Function, FunctionName
 
 TEXT_PARTS = ("input_text", "output_text", "text")
@@ -132,17 +133,15 @@ def _part(part: Any) -> str:
     return text
 
 
-class ResponsesAnswers(Answers):
+class ResponsesAnswers(BlockAnswers):
     """A response, or the events of one.
 
     Args:
         body: the request, of which the answer repeats some fields.
-        calls: tools may be called.
     """
 
     def __init__(self, head: Head, samples: int, body: ResponsesRequest, calls: bool) -> None:
-        super().__init__(head, samples)
-        self._parser = ToolCallParser() if calls else None
+        super().__init__(head, samples, calls)
         self._body = body
         self._number = 0
         self._items: list[Json] = []
@@ -154,7 +153,7 @@ class ResponsesAnswers(Answers):
         (output,) = outputs
         (sample,) = output.outputs
         items = [self._item(0, "reasoning", sample.reasoning)] if sample.reasoning else []
-        said = read_calls(sample.text) if self._parser else Said(sample.text)
+        said = self.said(sample.text)
         if said.text or not said.calls:
             items.append(self._item(len(items), "message", said.text))
         for i, call in enumerate(said.calls):
@@ -209,36 +208,23 @@ class ResponsesAnswers(Answers):
         yield self._event("response.created", response=self._response([], None))
         yield self._event("response.in_progress", response=self._response([], None))
 
-    def event(self, prompt: int, event: Chunk | CheckpointOutput) -> Iterable[bytes]:
-        """Checkpoints, for which this shape has no place, come with the usage."""
-        if not isinstance(event, Chunk):
-            return
-        if event.reasoning:
-            yield from self._grow("reasoning", "response.reasoning_text.delta", event.reasoning)
-        if self._parser is None:
-            yield from self._say(event.text)
-            return
-        for piece in self._parser.push(event.text, last=event.finish_reason is not None):
-            if isinstance(piece, str):
-                yield from self._say(piece)
-            elif isinstance(piece, CallBegin):
-                yield from self._begin_call(piece)
-            else:
-                self._grown += piece.text
-                name = "response.function_call_arguments.delta"
-                yield self._event(name, **self._place(), delta=piece.text)
+    def think(self, text: str) -> Iterable[bytes]:
+        return self._grow("reasoning", "response.reasoning_text.delta", text)
 
-    def _say(self, text: str) -> Iterable[bytes]:
-        if text:
-            yield from self._grow("message", "response.output_text.delta", text)
+    def say(self, text: str) -> Iterable[bytes]:
+        return self._grow("message", "response.output_text.delta", text)
 
-    def _begin_call(self, call: CallBegin) -> Iterable[bytes]:
+    def call(self, begin: CallBegin) -> Iterable[bytes]:
         yield from self._close()
         index = len(self._items)
-        self._items.append(self._call(index, call.index, call.name, "", "in_progress"))
-        self._is_open, self._grown, self._last_call = True, "", call
+        self._items.append(self._call(index, begin.index, begin.name, "", "in_progress"))
+        self._is_open, self._grown, self._last_call = True, "", begin
         added = self._items[-1]
         yield self._event("response.output_item.added", output_index=index, item=added)
+
+    def argue(self, text: str) -> Iterable[bytes]:
+        self._grown += text
+        yield self._event("response.function_call_arguments.delta", **self._place(), delta=text)
 
     def _grow(self, kind: str, name: str, text: str) -> Iterable[bytes]:
         if not self._is_open or self._items[-1]["type"] != kind:

@@ -171,6 +171,30 @@ def test_help_is_quick_and_lists_every_command(capsys: pytest.CaptureFixture[str
         assert flag in out
 
 
+def test_info_tells_the_part_of_a_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [
+        json.loads(run(capsys, "info", "--json", "--no-ceilings", *words)[1])["model"]
+        for words in ([], ["--tensor-parallel-size", "2"])
+    ]
+    assert [model["ranks"] for model in found] == [1, 2]
+    assert found[1]["kv_bytes_per_token"] * 2 == found[0]["kv_bytes_per_token"]
+    assert found[1]["weight_bytes"] < 0.6 * found[0]["weight_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--tensor-parallel-size", "its own --tensor-parallel"),
+        ("--num-speculative-tokens", "draft"),
+    ],
+)
+def test_a_plan_ignores_no_flag_of_the_engine(
+    capsys: pytest.CaptureFixture[str], flag: str, words: str
+) -> None:
+    status, _, err = run(capsys, "info", "--plan", flag, "2")
+    assert status == 2 and words in err and len(err.splitlines()) == 1
+
+
 def test_info_tells_what_fits(capsys: pytest.CaptureFixture[str], llm: LLM) -> None:
     status, out, _ = run(capsys, "info", "--json", "--dtype", "float32")
     facts = json.loads(out)

@@ -166,3 +166,44 @@ def check_equals_reference(mock: PagedMock, model: reference.Model, scenario: li
         if spec.budget is not None:
             assert out["thinking_tokens"] == result.thinking_tokens
             assert spec.budget.min_thinking <= out["thinking_tokens"] <= spec.budget.max_thinking
+
+
+@dataclass
+class Disturbances:
+    """What a host decides about sequences while others go on: at which moment of a run it aborts
+    one, or lowers the maximum of one's thinking."""
+
+    aborted: dict[int, int]  # moment: sequence
+    limited: dict[int, tuple[int, int]]  # moment: sequence, maximum
+    _bounds: dict[int, int] = field(default_factory=dict)
+
+    def apply(self, scheduler: _core.Scheduler, moment: int) -> None:
+        if moment in self.aborted:
+            scheduler.finish(self.aborted[moment], _core.FinishReason.ABORT)
+        if moment in self.limited:
+            seq_id, limit = self.limited[moment]
+            state = scheduler.take(seq_id)
+            if state["phase"].name == "THINKING" and limit < state["max_thinking"]:
+                self._bounds[seq_id] = max(limit, state["thinking_tokens"])
+            scheduler.limit_thinking(seq_id, limit, _core.EndReason.DEADLINE)
+
+    def check(
+        self, scheduler: _core.Scheduler, scenario: list[Spec], model: reference.Model
+    ) -> None:
+        """Lowered maxima hold from where the host stood; whom it let alone is as ever."""
+        for seq_id, bound in self._bounds.items():
+            assert scheduler.take(seq_id)["thinking_tokens"] <= bound
+        touched = {*self.aborted.values(), *(seq_id for seq_id, _ in self.limited.values())}
+        for seq_id in set(range(len(scenario))) - touched:
+            wanted = scenario[seq_id].expected(model)[0]
+            assert scheduler.take(seq_id)["token_ids"] == wanted.token_ids
+
+
+def disturbances(sequences: int, last: int) -> st.SearchStrategy[Disturbances]:
+    """Of a run with so many sequences, until moment ``last``."""
+    ids, moments = st.integers(0, sequences - 1), st.integers(0, last)
+    return st.builds(
+        Disturbances,
+        st.dictionaries(moments, ids, max_size=2),
+        st.dictionaries(moments, st.tuples(ids, st.integers(0, 12)), max_size=3),
+    )

@@ -18,6 +18,7 @@ from tests.core.scenarios import (
     TRIGGER,
     Spec,
     check_equals_reference,
+    disturbances,
     engines,
     play,
     spares,
@@ -70,32 +71,16 @@ def test_what_the_host_decides_meanwhile_counts_at_once(
     """Aborted sequences harm nobody; a lowered maximum holds from where the host stands."""
     model = hashed_model(1, favourites=(TRIGGER, EOS))
     mock = make_device(scenario, spare, engine, ahead)
-    ids = st.integers(0, len(scenario) - 1)
-    moments = st.integers(0, 12)
-    victims = data.draw(st.dictionaries(moments, ids, max_size=2))
-    limited = data.draw(st.dictionaries(moments, st.tuples(ids, st.integers(0, 12)), max_size=3))
+    disturbed = data.draw(disturbances(len(scenario), last=12))
     for seq_id, spec in enumerate(scenario):
         spec.add_to(mock.scheduler, seq_id)
-    bounds: dict[int, int] = {}
     for moment in range(10_000):
         if not mock.scheduler.has_unfinished():
             break
-        if moment in victims:
-            mock.scheduler.finish(victims[moment], _core.FinishReason.ABORT)
-        if moment in limited:
-            seq_id, limit = limited[moment]
-            state = mock.scheduler.take(seq_id)
-            if state["phase"].name == "THINKING" and limit < state["max_thinking"]:
-                bounds[seq_id] = max(limit, state["thinking_tokens"])
-            mock.scheduler.limit_thinking(seq_id, limit, _core.EndReason.DEADLINE)
+        disturbed.apply(mock.scheduler, moment)
         mock.step(model)
         mock.scheduler.check_integrity()
-    for seq_id, bound in bounds.items():
-        assert mock.scheduler.take(seq_id)["thinking_tokens"] <= bound
-    touched = {*victims.values(), *(seq_id for seq_id, _ in limited.values())}
-    for seq_id in set(range(len(scenario))) - touched:
-        wanted = scenario[seq_id].expected(model)[0]
-        assert mock.scheduler.take(seq_id)["token_ids"] == wanted.token_ids
+    disturbed.check(mock.scheduler, scenario, model)
 
 
 @settings(max_examples=15)

@@ -17,6 +17,7 @@ from tests.core.scenarios import (
     TRIGGER,
     Spec,
     check_equals_reference,
+    disturbances,
     engines,
     make_mock,
     play,
@@ -57,34 +58,19 @@ def test_what_the_host_decides_within_a_step_counts_at_once(
     """Aborts and lowered maxima between a plan with drafts and its samples."""
     model = repeating_model(1, favourites=(TRIGGER,))
     mock = make_mock(scenario, spare, engine)
-    ids, moments = st.integers(0, len(scenario) - 1), st.integers(0, 15)
-    victims = data.draw(st.dictionaries(moments, ids, max_size=2))
-    limited = data.draw(st.dictionaries(moments, st.tuples(ids, st.integers(0, 12)), max_size=3))
+    disturbed = data.draw(disturbances(len(scenario), last=15))
     for seq_id, spec in enumerate(scenario):
         spec.add_to(mock.scheduler, seq_id)
-    bounds: dict[int, int] = {}
     for moment in range(10_000):
         if not mock.scheduler.has_unfinished():
             break
         mock.scheduler.schedule(mock.batch)
         sampled = mock.forward(model) if mock.batch.num_rows else None
-        if moment in victims:
-            mock.scheduler.finish(victims[moment], _core.FinishReason.ABORT)
-        if moment in limited:
-            seq_id, limit = limited[moment]
-            state = mock.scheduler.take(seq_id)
-            if state["phase"].name == "THINKING" and limit < state["max_thinking"]:
-                bounds[seq_id] = max(limit, state["thinking_tokens"])
-            mock.scheduler.limit_thinking(seq_id, limit, _core.EndReason.DEADLINE)
+        disturbed.apply(mock.scheduler, moment)
         if sampled is not None:
             mock.scheduler.update(sampled)
         mock.scheduler.check_integrity()
-    for seq_id, bound in bounds.items():
-        assert mock.scheduler.take(seq_id)["thinking_tokens"] <= bound
-    touched = {*victims.values(), *(seq_id for seq_id, _ in limited.values())}
-    for seq_id in set(range(len(scenario))) - touched:
-        wanted = scenario[seq_id].expected(model)[0]
-        assert mock.scheduler.take(seq_id)["token_ids"] == wanted.token_ids
+    disturbed.check(mock.scheduler, scenario, model)
 
 
 @settings(max_examples=40)

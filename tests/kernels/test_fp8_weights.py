@@ -15,7 +15,7 @@ from s1engine.ops.fp8_linear import fp8_linear
 from s1engine.ops.quantization import QuantizedMatrix, quantize
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.triton_ops import TritonOps
-from tests.kernels.oracle import assert_as_good_as
+from tests.kernels.test_linear import check
 from tests.ops.test_torch_ops import randn
 from tests.paged import make_meta
 
@@ -31,12 +31,6 @@ def matrix(n: int, k: int, seed: int, dtype: torch.dtype) -> tuple[QuantizedMatr
     rows = torch.logspace(-2, 1, n).to(dtype)[:, None]
     weight = quantize(randn(n, k, seed=seed, dtype=dtype) * rows / math.sqrt(k), "fp8")
     return weight, weight.values.double() * weight.scales.double()
-
-
-def check(actual: Tensor, by_torch: Tensor, truth: Tensor, k: int) -> None:
-    """Sums of k products in another order than torch's, which also rounds each weight."""
-    slack = 2.0 if actual.dtype == torch.float16 else math.sqrt(k)
-    assert_as_good_as(actual, by_torch, truth, slack)
 
 
 @settings(max_examples=12)
