@@ -8,6 +8,7 @@ fp8 is a format for CUDA: here the definition runs, and torch's scaled product o
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def errors(model: str, count: int) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The errors of all formats."""
-    return {"model": args.model, **errors(args.model, args.traces)}
+    return {"model": Path(args.model).name, **errors(args.model, args.traces)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
