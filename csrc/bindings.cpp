@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "core/inbox.hpp"
 #include "core/scheduler.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/ops.hpp"
@@ -369,6 +370,18 @@ void bind_scheduler(py::module_& m) {
       .def("check_integrity", &Scheduler::check_integrity);
 }
 
+void bind_inbox(py::module_& m) {
+  using s1::Inbox;
+  py::class_<Inbox>(m, "Inbox")
+      .def(py::init<int32_t>(), py::kw_only(), py::arg("sequence_bits"))
+      .def("open", &Inbox::open)
+      .def("close", &Inbox::close)
+      .def("add", [](Inbox& self, const py::bytes& records) { return self.add(records); })
+      .def_property_readonly("has_news", &Inbox::has_news)
+      .def("take_news", &Inbox::take_news)
+      .def("take", [](Inbox& self, int64_t request) { return py::bytes(self.take(request)); });
+}
+
 void bind_core(py::module_& m) {
   bind_enums(m);
   bind_budget(m);
@@ -377,6 +390,7 @@ void bind_core(py::module_& m) {
   bind_drafter(m);
   bind_stats(m);
   bind_scheduler(m);
+  bind_inbox(m);
 }
 
 #include "bindings_cpu.inc"

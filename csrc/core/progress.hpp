@@ -18,6 +18,12 @@
 
 namespace s1 {
 
+// Where in a record its parts stand, in bytes.
+inline constexpr size_t kRecordCount = sizeof(SeqId) + sizeof(int32_t);
+inline constexpr size_t kRecordCached = sizeof(SeqId) + 5 * sizeof(int32_t);
+inline constexpr size_t kRecordFinish = sizeof(SeqId) + 6 * sizeof(int32_t) + 1;
+inline constexpr size_t kRecordHead = kRecordFinish + 2;
+
 // Appends the record of `sequence`, whose generated tokens then count as taken.
 void take_progress(Sequence& sequence, int32_t seat, std::string& out);
 

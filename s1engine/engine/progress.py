@@ -14,6 +14,7 @@ from s1engine.outputs import RowLogprobs
 _HEADER = struct.Struct("<q6i3B")
 _CHILD_BITS = 7  # 0: the sample itself, i: its child at the i-th checkpoint
 _INDEX_BITS = 7
+SEQUENCE_BITS = _CHILD_BITS + _INDEX_BITS  # of an id, below the request's number
 
 FINISH_REASONS = (None, "stop", "length", "abort")
 END_REASONS = tuple(name.lower() for name in _core.EndReason.__members__)
@@ -27,7 +28,7 @@ def sequence_id(number: int, index: int, child: int = 0) -> int:
 
 def request_number(sequence: int) -> int:
     """The request that a sequence belongs to."""
-    return sequence >> _INDEX_BITS + _CHILD_BITS
+    return sequence >> SEQUENCE_BITS
 
 
 def sample_index(sequence: int) -> int:
@@ -42,7 +43,7 @@ def child_number(sequence: int) -> int:
 
 @dataclass(slots=True)
 class Progress:
-    """One record; ``absorb`` makes one of two."""
+    """One record."""
 
     sequence: int
     seat: int
@@ -58,21 +59,9 @@ class Progress:
     rows: list[RowLogprobs] = field(default_factory=list)  # of the sampled tokens, if asked for
 
     @property
-    def sampled(self) -> bool:
-        """Was nothing of it forced?"""
-        return not any(mark & _core.MARK_FORCED for mark in self.marks)
-
-    def absorb(self, later: "Progress") -> None:
-        """Adds what the same sequence gained next."""
-        self.thinking_tokens = later.thinking_tokens
-        self.max_thinking = later.max_thinking
-        self.waits_used = later.waits_used
-        self.thinking = later.thinking
-        self.finish_reason = later.finish_reason
-        self.end_reason = later.end_reason
-        self.token_ids += later.token_ids
-        self.marks += later.marks
-        self.rows += later.rows
+    def num_sampled(self) -> int:
+        """How many of its tokens were not forced."""
+        return sum(not mark & _core.MARK_FORCED for mark in self.marks)
 
 
 @dataclass(slots=True)
@@ -90,7 +79,7 @@ class StepTokens:
         """The records, each with its log-probabilities."""
         for progress in read_progress(self.records):
             row = self.logprobs.get(progress.seat) if self.logprobs else None
-            if row is not None and not all(mark & _core.MARK_FORCED for mark in progress.marks):
+            if row is not None and progress.num_sampled:
                 progress.rows.append(row)  # else what was sampled gave way to what was forced
             yield progress
 

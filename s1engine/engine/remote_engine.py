@@ -8,7 +8,6 @@ with forced tokens stay chunks of their own.
 """
 
 import asyncio
-import itertools
 import socket
 import subprocess
 import sys
@@ -16,22 +15,29 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 
+from s1engine import _core
 from s1engine.config import EngineConfig
 from s1engine.engine import messages
 from s1engine.engine.assembly import Assembly, StreamEvent
 from s1engine.engine.messages import EngineStats
 from s1engine.engine.model_text import ModelText
-from s1engine.engine.progress import Progress, StepTokens, request_number
+from s1engine.engine.progress import (
+    SEQUENCE_BITS,
+    Progress,
+    StepTokens,
+    read_progress,
+    request_number,
+)
 from s1engine.engine.request import Request, RequestCompiler
 from s1engine.errors import EngineDeadError, ModelError, RequestError, RequestFailedError
 from s1engine.models.loader import resolve_model
-from s1engine.outputs import RequestOutput
+from s1engine.outputs import RequestOutput, RowLogprobs
 
 PROCESS = "s1engine.engine.engine_process"
 STUCK_S = 60.0  # without a sign of life
 END_S = 10.0  # for the process to end by itself
 READ_BYTES = 2**18
-REST = 2.0  # pause between two rounds of text, as a multiple of what the first took
+REST = 6.0  # pause between two rounds of text, as a multiple of what the first took
 
 
 class RemoteLLMEngine:
@@ -56,7 +62,8 @@ class RemoteLLMEngine:
         self._transport: asyncio.WriteTransport | None = None
         self._failure: EngineDeadError | None = None
         self._closing = False
-        self._pacer = _Pacer()
+        self._inbox = _core.Inbox(sequence_bits=SEQUENCE_BITS)
+        self._pacer = _Pacer(self._wake_readers)
         self.on_failure: Callable[[], None] = lambda: None
         try:
             located = replace(config, model=str(path), served_model_name=config.model_name)
@@ -131,8 +138,9 @@ class RemoteLLMEngine:
         generator aborts. Raises EngineDeadError, RequestFailedError."""
         if self._failure is not None or self._closing:
             raise EngineDeadError("the engine is not running") from self._failure
-        stream = _Stream(Assembly(request, self.compiler.text.tokenizer))
+        stream = _Stream(Assembly(request, self.compiler.text.tokenizer), self._inbox)
         self._streams[request.number] = stream
+        self._inbox.open(request.number)
         self._numbers[request.request_id] = request.number
         self._send(messages.Add(request))
         finished = False
@@ -142,6 +150,7 @@ class RemoteLLMEngine:
                     finished = isinstance(event, RequestOutput)
                     yield event
         finally:
+            self._inbox.close(request.number)
             del self._streams[request.number], self._numbers[request.request_id]
             if not finished:
                 self._send(messages.Abort(request.request_id))
@@ -182,12 +191,18 @@ class RemoteLLMEngine:
         for child in step.forked:
             if (stream := self._streams.get(request_number(child))) is not None:
                 stream.assembly.fork(child)
-        for progress in step.progress():
-            if (stream := self._streams.get(request_number(progress.sequence))) is not None:
-                if stream.add(progress, step.ended):
-                    stream.wake()
-                else:
-                    self._pacer.add(stream)
+        if step.logprobs:
+            for progress in step.progress():
+                if (stream := self._streams.get(request_number(progress.sequence))) is not None:
+                    stream.add_rows(progress)
+        for number in self._inbox.add(step.records):
+            self._streams[number].see(step.ended)
+        if self._inbox.has_news:
+            self._pacer.plan()
+
+    def _wake_readers(self) -> None:
+        for number in self._inbox.take_news():
+            self._streams[number].wake()
 
     def fail(self, message: str) -> None:
         """Nothing more will come."""
@@ -213,16 +228,17 @@ class _Receiver(asyncio.Protocol):
 
 
 class _Pacer:
-    """Wakes the readers of streams in rounds, and rests between two as long as REST says."""
+    """Wakes readers in rounds, and rests between two as long as REST says."""
 
-    def __init__(self) -> None:
-        self._news: set[_Stream] = set()
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
         self._next = 0.0
         self._planned = False
+        self._wanted = False  # while a round is not over
 
-    def add(self, stream: "_Stream") -> None:
-        """Has its reader woken in the next round."""
-        self._news.add(stream)
+    def plan(self) -> None:
+        """Has all who have news woken in the next round."""
+        self._wanted = self._planned
         if not self._planned:
             self._planned = True
             asyncio.get_running_loop().call_at(self._next, self._round)
@@ -230,43 +246,38 @@ class _Pacer:
     def _round(self) -> None:
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        for stream in self._news:
-            stream.wake()
-        self._news.clear()
+        self._wanted = False
+        self._wake()
         loop.call_soon(self._rest, begin)  # after all that was woken
 
     def _rest(self, begin: float) -> None:
         loop = asyncio.get_running_loop()
         self._next = loop.time() + REST * (loop.time() - begin)
         self._planned = False
-        if self._news:
-            self._planned = True
-            loop.call_at(self._next, self._round)
+        if self._wanted:
+            self.plan()
 
 
 class _Stream:
-    """Records of one request between the socket and whoever reads its events."""
+    """One request between the socket and whoever reads its events."""
 
-    def __init__(self, assembly: Assembly) -> None:
+    def __init__(self, assembly: Assembly, inbox: _core.Inbox) -> None:
         self.assembly = assembly
-        self._pending: dict[int, list[Progress]] = {}  # by sequence
+        self._inbox = inbox
+        self._rows: dict[int, list[RowLogprobs]] = {}  # by sequence, of tokens not read yet
         self._now = 0.0
-        self._begun = False
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def add(self, progress: Progress, now: float) -> bool:
-        """True for a beginning or an end, which should not wait."""
+    def see(self, now: float) -> None:
+        """A beginning or an end, which should not wait."""
         self.assembly.begin(now)
         self._now = now
-        known = self._pending.setdefault(progress.sequence, [])
-        if known and known[-1].sampled and progress.sampled:
-            known[-1].absorb(progress)
-        else:
-            known.append(progress)
-        urgent = not self._begun or progress.finish_reason is not None
-        self._begun = True
-        return urgent
+        self.wake()
+
+    def add_rows(self, progress: Progress) -> None:
+        """Keeps a step's log-probabilities until its tokens are read."""
+        self._rows.setdefault(progress.sequence, []).extend(progress.rows)
 
     def fail(self, failure: Exception) -> None:
         self._failure = failure
@@ -278,13 +289,17 @@ class _Stream:
 
     async def events(self) -> list[StreamEvent]:
         """What has come since the last call; waits for it."""
-        while not self._pending:
+        while not (records := self._inbox.take(self.assembly.request.number)):
             if isinstance(self._failure, RequestFailedError):
                 raise self._failure
             if self._failure is not None:
                 raise EngineDeadError("the engine has stopped") from self._failure
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        pending, self._pending = self._pending, {}
-        records = itertools.chain.from_iterable(pending.values())
-        return [e for progress in records for e in self.assembly.push(progress, self._now)]
+        found: list[StreamEvent] = []
+        for progress in read_progress(records):
+            if (rows := self._rows.get(progress.sequence)) is not None:
+                progress.rows = rows[: progress.num_sampled]
+                del rows[: progress.num_sampled]
+            found += self.assembly.push(progress, self._now)
+        return found

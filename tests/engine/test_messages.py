@@ -1,8 +1,6 @@
 """Frames between the processes: however the bytes are cut, the messages come out as they went in,
 and what is no message is refused."""
 
-import copy
-
 import msgspec
 import numpy as np
 import pytest
@@ -10,10 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s1engine.engine import messages
-from s1engine.engine.assembly import Assembly
 from s1engine.engine.llm import LLM
 from s1engine.engine.progress import (
-    Progress,
     child_number,
     request_number,
     sample_index,
@@ -82,38 +78,3 @@ def test_a_sequence_id_says_what_the_sequence_is(number: int, index: int, child:
     assert request_number(sequence) == number
     assert sample_index(sequence) == index
     assert child_number(sequence) == child
-
-
-def test_absorbing_joins_what_was_generated() -> None:
-    def record(tokens: list[int], finish: str | None) -> Progress:
-        return Progress(1, 0, len(tokens), 9, 0, 0, True, finish, None, tokens, bytes(len(tokens)))
-
-    joined = record([1, 2], None)
-    joined.absorb(record([3], "stop"))
-    assert joined.token_ids == [1, 2, 3] and len(joined.marks) == 3
-    assert joined.finish_reason == "stop" and joined.thinking_tokens == 1
-
-
-@pytest.mark.parametrize("waits", [0, 2])
-def test_joined_records_read_like_single_ones(llm: LLM, waits: int) -> None:
-    """All steps of a request in one record: text, marks and log-probabilities as step by step."""
-    thinking = ThinkingBudget(num_waits=waits)
-    asked = SamplingParams(temperature=1, seed=1, max_tokens=120, logprobs=2, thinking=thinking)
-    request = llm.engine.make_request(CHAT, asked, stream=True)
-    llm.engine.add_request(request)
-    step_by_step, at_once = (Assembly(request, llm.engine.tokenizer) for _ in range(2))
-    joined: Progress | None = None
-    outputs = []
-    while llm.engine.has_unfinished:
-        step = llm.engine.step_tokens()
-        for progress in step.progress() if step else ():
-            outputs += step_by_step.push(copy.deepcopy(progress), 0.0)
-            if joined is None:
-                joined = progress
-            else:
-                joined.absorb(progress)
-    llm.engine.step()
-    assert joined is not None
-    assert at_once.push(joined, 0.0)[-1] == outputs[-1]
-    samples = outputs[-1].outputs  # type: ignore[union-attr]
-    assert samples[0].thinking.end_reason == "natural" and len(samples[0].logprobs) > 20

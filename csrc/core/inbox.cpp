@@ -1,0 +1,118 @@
+#include "inbox.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "progress.hpp"
+
+namespace s1 {
+
+namespace {
+
+// A record's parts, where it lies.
+struct Record {
+  std::string_view head;
+  std::string_view tokens;
+  std::string_view marks;
+
+  SeqId id() const { return read<SeqId>(0); }
+  bool ended() const {
+    return head[kRecordFinish] != static_cast<char>(FinishReason::kNone);
+  }
+  bool sampled() const {
+    return std::none_of(marks.begin(), marks.end(), [](char mark) { return mark & kForced; });
+  }
+  size_t size() const { return head.size() + tokens.size() + marks.size(); }
+
+  template <typename T>
+  T read(size_t at) const {
+    T value;
+    std::memcpy(&value, head.data() + at, sizeof value);
+    return value;
+  }
+};
+
+// The first of `records`. Throws std::invalid_argument if that is cut off.
+Record first_of(std::string_view records) {
+  Record record;
+  size_t rest = records.size();
+  if (rest >= kRecordHead) {
+    record.head = records.substr(0, kRecordHead);
+    rest -= kRecordHead;
+    const auto count = static_cast<size_t>(std::max(record.read<int32_t>(kRecordCount), 0));
+    if (rest / (sizeof(TokenId) + 1) >= count) {
+      record.tokens = records.substr(kRecordHead, count * sizeof(TokenId));
+      record.marks = records.substr(kRecordHead + record.tokens.size(), count);
+      return record;
+    }
+  }
+  throw std::invalid_argument("a record is cut off");
+}
+
+}  // namespace
+
+std::vector<int64_t> Inbox::add(std::string_view records) {
+  std::vector<int64_t> urgent;
+  while (!records.empty()) {
+    const Record record = first_of(records);
+    records.remove_prefix(record.size());
+    const int64_t number = record.id() >> sequence_bits_;
+    const auto found = requests_.find(number);
+    if (found == requests_.end()) continue;
+    Request& request = found->second;
+    join(request.joined, {record.id(), std::string(record.head), std::string(record.tokens),
+                          std::string(record.marks), record.sampled()});
+    if (!request.begun || record.ended()) {
+      urgent.push_back(number);
+    } else if (!request.in_news) {
+      request.in_news = true;
+      news_.push_back(number);
+    }
+    request.begun = true;
+  }
+  return urgent;
+}
+
+void Inbox::join(std::vector<Joined>& joined, Joined&& record) {
+  const auto last = std::find_if(joined.rbegin(), joined.rend(),
+                                 [&](const Joined& known) { return known.id == record.id; });
+  if (last == joined.rend() || !last->sampled || !record.sampled) {
+    joined.push_back(std::move(record));
+    return;
+  }
+  record.head.replace(kRecordCached, sizeof(int32_t), last->head, kRecordCached, sizeof(int32_t));
+  last->head = std::move(record.head);
+  last->tokens += record.tokens;
+  last->marks += record.marks;
+}
+
+std::vector<int64_t> Inbox::take_news() {
+  std::vector<int64_t> open;
+  for (const int64_t number : news_) {
+    const auto found = requests_.find(number);
+    if (found == requests_.end()) continue;
+    found->second.in_news = false;
+    open.push_back(number);
+  }
+  news_.clear();
+  return open;
+}
+
+std::string Inbox::take(int64_t request) {
+  std::string out;
+  const auto found = requests_.find(request);
+  if (found == requests_.end()) return out;
+  for (const Joined& joined : found->second.joined) {
+    const auto count = static_cast<int32_t>(joined.marks.size());
+    const size_t begin = out.size();
+    out += joined.head;
+    std::memcpy(out.data() + begin + kRecordCount, &count, sizeof count);
+    out += joined.tokens;
+    out += joined.marks;
+  }
+  found->second.joined.clear();
+  return out;
+}
+
+}  // namespace s1

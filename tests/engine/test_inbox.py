@@ -1,0 +1,141 @@
+"""Records that are joined while nobody reads them: a reader that looks seldom sees what one that
+looks at each step sees."""
+
+import struct
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s1engine import _core
+from s1engine.engine.assembly import Assembly
+from s1engine.engine.llm import LLM
+from s1engine.engine.progress import (
+    SEQUENCE_BITS,
+    Progress,
+    read_progress,
+    request_number,
+    sequence_id,
+)
+from s1engine.sampling_params import SamplingParams, ThinkingBudget
+
+FORCED = _core.MARK_FORCED
+
+
+def record(sequence: int, tokens: list[int], marks: list[int], state: int, ended: bool) -> bytes:
+    head = struct.pack("<q6i3B", sequence, 0, len(tokens), *[state] * 4, 0, ended, 0)
+    return head + struct.pack(f"<{len(tokens)}i", *tokens) + bytes(marks)
+
+
+def inbox(*requests: int) -> _core.Inbox:
+    made = _core.Inbox(sequence_bits=SEQUENCE_BITS)
+    for number in requests:
+        made.open(number)
+    return made
+
+
+steps = st.lists(  # each a set of sequences that gain something, and who looks after it
+    st.tuples(
+        st.dictionaries(
+            st.tuples(st.integers(0, 2), st.integers(0, 2)),
+            st.lists(st.sampled_from([0, 1, FORCED, 1 | FORCED]), min_size=1, max_size=3),
+        ),
+        st.sets(st.integers(0, 2)),
+    ),
+    max_size=12,
+)
+
+
+@given(steps, st.sets(st.integers(0, 2)))
+def test_nothing_is_lost_and_forced_steps_stand_alone(
+    played: list[tuple[dict[tuple[int, int], list[int]], set[int]]], opened: set[int]
+) -> None:
+    box = inbox(*opened)
+    sent: dict[int, list[Progress]] = defaultdict(list)
+    got: dict[int, list[Progress]] = defaultdict(list)
+
+    def look(number: int) -> None:
+        for progress in read_progress(box.take(number)):
+            assert request_number(progress.sequence) == number
+            got[progress.sequence].append(progress)
+
+    begun: set[int] = set()
+    for state, (gains, looks) in enumerate(played):
+        records = b""
+        for (number, index), marks in gains.items():
+            one = record(sequence_id(number, index), [state] * len(marks), marks, state, False)
+            sent[sequence_id(number, index)] += read_progress(one)
+            records += one
+        named = {number for number, _ in gains} & opened
+        assert set(box.add(records)) == named - begun
+        begun |= named
+        for number in looks:
+            look(number)
+    for number in range(3):
+        look(number)
+    for sequence, single in sent.items():
+        joined = got[sequence]
+        if request_number(sequence) not in opened:
+            assert not joined
+            continue
+        assert [t for one in joined for t in one.token_ids] == [
+            t for one in single for t in one.token_ids
+        ]
+        assert b"".join(one.marks for one in joined) == b"".join(one.marks for one in single)
+        assert joined[-1].thinking_tokens == single[-1].thinking_tokens
+        assert joined[0].num_cached == single[0].num_cached
+        forced = [one.marks for one in single if one.num_sampled < len(one.marks)]
+        assert [one.marks for one in joined if one.num_sampled < len(one.marks)] == forced
+
+
+def test_a_beginning_and_an_end_should_not_wait() -> None:
+    box = inbox(1, 2)
+    both = record(sequence_id(1, 0), [5], [0], 0, False) + record(
+        sequence_id(2, 0), [5], [0], 0, False
+    )
+    assert box.add(both) == [1, 2] and not box.has_news
+    assert box.add(both) == [] and box.has_news
+    box.close(2)
+    assert box.take_news() == [1] and not box.has_news
+    assert box.add(record(sequence_id(1, 0), [6], [0], 0, True)) == [1]
+    [joined] = read_progress(box.take(1))
+    assert joined.token_ids == [5, 5, 6] and joined.finish_reason == "stop"
+    assert not box.take(1) and not box.take(2)
+
+
+@given(st.binary(max_size=60))
+def test_noise_is_refused(noise: bytes) -> None:
+    whole = record(sequence_id(1, 0), [1, 2], [0, 0], 0, False)
+    for bad in (whole[:-1], whole + whole[:9], whole[:8] + b"\xff" * 8):
+        with pytest.raises(ValueError, match="cut off"):
+            inbox(1).add(bad)
+    try:
+        inbox(1).add(noise)
+    except ValueError as error:
+        assert "cut off" in str(error)
+
+
+@pytest.mark.parametrize("waits", [0, 2])
+def test_joined_records_read_like_single_ones(llm: LLM, waits: int) -> None:
+    """All steps of a request read at once: text and marks as step by step."""
+    thinking = ThinkingBudget(num_waits=waits)
+    asked = SamplingParams(temperature=1, seed=1, max_tokens=120, thinking=thinking)
+    chat = [{"role": "user", "content": "a=3 b=a+4 c=b*2 c?"}]
+    request = llm.engine.make_request(chat, asked, stream=True)
+    llm.engine.add_request(request)
+    box = inbox(request.number)
+    step_by_step, at_once = (Assembly(request, llm.engine.tokenizer) for _ in range(2))
+    outputs: list[Any] = []
+    while llm.engine.has_unfinished:
+        step = llm.engine.step_tokens()
+        for progress in step.progress() if step else ():
+            outputs += step_by_step.push(progress, 0.0)
+        box.add(step.records if step else b"")
+    llm.engine.step()
+    joined = list(read_progress(box.take(request.number)))
+    assert len(joined) <= 2 * waits + 3
+    events = [event for progress in joined for event in at_once.push(progress, 0.0)]
+    assert events[-1] == outputs[-1]
+    assert outputs[-1].outputs[0].thinking.end_reason == "natural"
