@@ -17,9 +17,7 @@ struct Record {
   std::string_view marks;
 
   SeqId id() const { return read<SeqId>(0); }
-  bool ended() const {
-    return head[kRecordFinish] != static_cast<char>(FinishReason::kNone);
-  }
+  bool ended() const { return head[kRecordFinish] != static_cast<char>(FinishReason::kNone); }
   bool sampled() const {
     return std::none_of(marks.begin(), marks.end(), [](char mark) { return mark & kForced; });
   }
