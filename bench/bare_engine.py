@@ -4,6 +4,7 @@ The same schedule, run-ahead and budgets as in LLMEngine.step, less requests and
 that what a step costs can be told from what its text costs.
 """
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,6 +106,7 @@ class BareEngine:
         ahead, core = self.runner.ahead, self.runner.batch.core
         if ahead is not None and ahead.in_flight:
             return follow(self.scheduler, self.runner)
+        began = time.monotonic()
         for name in self.scheduler.schedule(core):
             self._seat(name)
         if core.num_rows == 0:
@@ -112,6 +114,7 @@ class BareEngine:
         if begin_run(self.scheduler, self.runner):
             return follow(self.scheduler, self.runner)
         self.scheduler.update(self._execute().token_ids)
+        self.scheduler.took(time.monotonic() - began)
         return 1
 
     def _execute(self) -> SamplerOutput:

@@ -2,7 +2,8 @@
 
 The bundled model answers questions of its own kind. Other shapes have random weights, whose words
 mean nothing, so there the sampled tokens are replaced by those of real traces: steps cost what the
-shape costs, and drafts are as good as they are on these traces.
+shape costs, and drafts are as good as they are on these traces. Tokens drawn at random, all alike,
+can stand for traces too: of few kinds, they make for many guesses, nearly all of them wrong.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from s1engine.bench.shapes import NAMES, shape
 from s1engine.bench.speculation import read_traces
 from s1engine.config import EngineConfig
 from s1engine.engine.llm import LLM
+from s1engine.errors import RequestError
 from s1engine.eval.tasks import arithmetic_questions
 from s1engine.models.config import ModelConfig
 from s1engine.runner.sampler import SamplerOutput
@@ -74,11 +76,11 @@ def chat_work(llm: LLM, batch: int, temperature: float) -> Work:
 def replay_work(
     config: EngineConfig, model: ModelConfig, decoder: Any, traces: list[np.ndarray], context: int
 ) -> Work:
-    """Continues the traces behind their first ``context`` tokens, which are computed before."""
+    """Continues the traces behind their first ``context`` tokens, whose blocks the first time
+    leaves in the cache."""
     engine = ReplayEngine(config, model, decoder, traces=[])
 
     def work() -> tuple[int, int]:
-        engine.scheduler.clear_cache()
         engine.traces += traces
         for trace in traces:
             engine.add(Job(prompt=trace[:context].tolist(), max_new=len(trace) - context))
@@ -88,11 +90,12 @@ def replay_work(
 
 
 def compare(plain: Work, drafting: Work, rounds: int) -> dict[str, Any]:
-    """Rates of both, in turns; the ratio is the median of those of single rounds."""
+    """Rates of both, in turns, each first in every second; the ratio is the median of those of
+    single rounds."""
     rates: list[list[float]] = [[], []]
     steps = [0, 0]
     for turn in range(rounds + 1):
-        for i, work in enumerate((plain, drafting)):
+        for i, work in ((0, plain), (1, drafting))[:: 1 if turn % 2 else -1]:
             begin = time.perf_counter()
             tokens, steps[i] = work()
             if turn:  # the first warms up
@@ -126,12 +129,8 @@ def replayed(args: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
     model = shape("0.5B" if args.shape == "small" else args.shape)
     model = replace(model, **SMALL) if args.shape == "small" else model
     length = args.context + args.tokens
-    tokenizer = Tokenizer.from_dir(args.tokenizer)
-    traces = [t.tokens[:length] for t in read_traces(args.traces, tokenizer, 1)]
-    traces = [trace for trace in traces if len(trace) == length]
-    options: dict[str, Any] = {
-        "max_num_seqs": max(batches), "enable_prefix_caching": False, "max_model_len": length + 1,
-    }  # fmt: skip
+    traces = traces_of(args, length, max(batches), model.vocab_size)
+    options: dict[str, Any] = {"max_num_seqs": max(batches), "max_model_len": length + 1}
     configs = [EngineConfig(**options, num_speculative_tokens=n) for n in (0, args.draft)]
     decoder = make_decoder(model, configs[0])
     found: dict[str, Any] = {"context": args.context, "tokens": args.tokens}
@@ -144,11 +143,24 @@ def replayed(args: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
     return found
 
 
+def traces_of(args: argparse.Namespace, length: int, count: int, vocab: int) -> list[np.ndarray]:
+    """``count`` traces of ``length`` tokens, [length] int32 each; fewer if the file has fewer."""
+    if args.kinds:
+        chance = np.random.default_rng(0)
+        kinds = chance.choice(vocab, args.kinds, replace=False)
+        return list(chance.choice(kinds, (count, length)).astype(np.int32))
+    traces = read_traces(args.traces, Tokenizer.from_dir(args.tokenizer), 1)
+    heads = [trace.tokens[:length] for trace in traces if len(trace.tokens) >= length][:count]
+    if max(map(max, heads)) >= vocab:
+        raise RequestError("--traces: their words are not in this shape's vocabulary")
+    return heads
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The bundled model, and traces at another shape if they are given."""
     batches = [int(text) for text in args.batch.split(",")]
     result: dict[str, Any] = {"draft": args.draft}
-    if args.traces is None:
+    if args.traces is None and not args.kinds:
         result["s1-nano"] = bundled(args, batches)
     else:
         result[args.shape] = replayed(args, batches)
@@ -162,6 +174,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--traces", type=Path, help="as of `bench speculation`: replay these")
     parser.add_argument("--tokenizer", type=Path, help="of the traces, a directory")
-    parser.add_argument("--shape", choices=("small", *NAMES[1:]), default="small")
+    parser.add_argument("--kinds", type=int, default=0, metavar="N", help="random ones of N kinds")
+    parser.add_argument("--shape", choices=("small", *NAMES), default="small")
     parser.add_argument("--context", type=int, default=768, help="tokens of a trace before")
     parser.add_argument("--tokens", type=int, default=128, help="tokens of a trace to decode")

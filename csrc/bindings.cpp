@@ -233,8 +233,15 @@ void bind_run(py::module_& m) {
 
 // Guesses of one drafter over growing tokens, for measurements and tests.
 void bind_drafter(py::module_& m) {
-  py::class_<s1::Drafter>(m, "Drafter")
+  py::class_<s1::TrackRecord>(m, "TrackRecord")
       .def(py::init<>())
+      .def("learn", &s1::TrackRecord::learn, py::arg("level"), py::arg("right"))
+      .def("as_prior", &s1::TrackRecord::as_prior);
+  py::class_<s1::Drafter>(m, "Drafter")
+      .def(py::init([](const s1::TrackRecord* prior) {
+             return s1::Drafter(prior == nullptr ? s1::TrackRecord() : *prior);
+           }),
+           py::arg("prior") = nullptr)
       .def(
           "propose",
           [](s1::Drafter& self, const IntArray& tokens, int32_t limit, double least) {
@@ -250,6 +257,16 @@ void bind_drafter(py::module_& m) {
       .def_readonly_static("MIN_MATCH", &s1::Drafter::kMinMatch)
       .def_readonly_static("MAX_MATCH", &s1::Drafter::kMaxMatch)
       .def_readonly_static("MAX_PLACES", &s1::Drafter::kMaxPlaces);
+  using s1::StepCost;
+  py::class_<StepCost>(m, "StepCost")
+      .def(py::init([](const std::vector<std::pair<int32_t, double>>& points, int32_t max_tokens) {
+             return StepCost(points, max_tokens);
+           }),
+           py::arg("points"), py::kw_only(), py::arg("max_tokens"))
+      .def("of", &StepCost::of, py::kw_only(), py::arg("rows"), py::arg("tokens"),
+           py::arg("drafted"))
+      .def("learn", &StepCost::learn, py::kw_only(), py::arg("rows"), py::arg("tokens"),
+           py::arg("drafted"), py::arg("time"));
 }
 
 void bind_stats(py::module_& m) {
@@ -323,6 +340,7 @@ void bind_scheduler(py::module_& m) {
            [](Scheduler& self, const LongArray& sampled) {
              self.update({sampled.data(), static_cast<size_t>(sampled.size())});
            })
+      .def("took", &Scheduler::took)
       .def(
           "begin_run",
           [](Scheduler& self, BoundBatch& b, BoundRun& r, int32_t steps, int32_t max_pending) {

@@ -8,17 +8,17 @@ namespace {
 
 // Of 1,000 guesses so many were right, on 159 traces of QwQ-32B. Rows: matches of 2, 3, 4, 5 to 6,
 // 7 to 9, 10 to 15, 16 tokens. Columns: a single place; all agree; over 3/5 agree; fewer.
-constexpr std::array<int32_t, Drafter::kLevels> kMeasured = {416, 750, 518, 254,  //
-                                                             492, 773, 513, 282,  //
-                                                             548, 788, 537, 299,  //
-                                                             597, 814, 546, 330,  //
-                                                             675, 864, 582, 370,  //
-                                                             748, 895, 632, 412,  //
-                                                             850, 965, 683, 454};
+constexpr std::array<int32_t, TrackRecord::kLevels> kMeasured = {416, 750, 518, 254,  //
+                                                                 492, 773, 513, 282,  //
+                                                                 548, 788, 537, 299,  //
+                                                                 597, 814, 546, 330,  //
+                                                                 675, 864, 582, 370,  //
+                                                                 748, 895, 632, 412,  //
+                                                                 850, 965, 683, 454};
 
 // The measured shares count as so many guesses; beyond kMemory the older ones fade.
-constexpr int32_t kWeight = 32;
-constexpr int32_t kMemory = 256;
+constexpr double kWeight = 16.0;
+constexpr double kMemory = 256.0;
 
 int32_t level_of(int32_t match, int32_t votes, int32_t places) {
   constexpr std::array<int32_t, 6> kRows = {3, 4, 5, 7, 10, 16};  // first match of rows 1 to 6
@@ -127,10 +127,32 @@ int32_t PairIndex::latest(std::span<const TokenId> tokens, size_t end) const {
 
 /* === guesses === */
 
-Drafter::Drafter() {
-  for (size_t level = 0; level < records_.size(); ++level) {
-    records_[level] = {kWeight, (kMeasured[level] * kWeight + 500) / 1000};
+TrackRecord::TrackRecord() {
+  for (size_t level = 0; level < counts_.size(); ++level) {
+    counts_[level] = {kWeight, kWeight * kMeasured[level] / 1000};
   }
+}
+
+double TrackRecord::chance(int32_t level) const {
+  const Count& count = counts_[static_cast<size_t>(level)];
+  return count.right / count.tried;
+}
+
+void TrackRecord::learn(int32_t level, bool right) {
+  Count& count = counts_[static_cast<size_t>(level)];
+  ++count.tried;
+  count.right += right;
+  if (count.tried < kMemory) return;
+  count.tried /= 2;
+  count.right /= 2;
+}
+
+TrackRecord TrackRecord::as_prior() const {
+  TrackRecord prior;
+  for (int32_t level = 0; level < kLevels; ++level) {
+    prior.counts_[static_cast<size_t>(level)] = {kWeight, std::max(kWeight * chance(level), 1.0)};
+  }
+  return prior;
 }
 
 int32_t Drafter::propose(std::span<const TokenId> tokens, int32_t limit, double least,
@@ -148,21 +170,11 @@ int32_t Drafter::propose(std::span<const TokenId> tokens, int32_t limit, double 
     const int32_t voters = places.count;
     const auto [token, votes] = vote(places, token_at);
     const int32_t level = level_of(places.match + i, votes, voters);
-    const Record& record = records_[static_cast<size_t>(level)];
-    chance *= static_cast<double>(record.right) / record.tried;
+    chance *= record_.chance(level);
     if (chance < least) break;
     guesses.push_back({token, level, chance});
   }
   return static_cast<int32_t>(guesses.size() - first);
-}
-
-void Drafter::learn(int32_t level, bool right) {
-  Record& record = records_[static_cast<size_t>(level)];
-  ++record.tried;
-  record.right += right;
-  if (record.tried < kMemory) return;
-  record.tried /= 2;
-  record.right /= 2;
 }
 
 }  // namespace s1

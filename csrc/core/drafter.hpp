@@ -9,8 +9,9 @@
 // vote on. A place that reaches the end of the sequence goes on in the guesses themselves.
 //
 // How likely a guess is right depends on the length of the match, guesses included, and on how
-// united the vote is: its level. The shares of right guesses by level start from those measured on
-// reasoning traces (bench/speculation.py) and follow the sequence's own.
+// united the vote is: its level. The shares of right guesses by level start from those of the
+// sequences before, the first from those measured on reasoning traces (bench/speculation.py), and
+// follow the sequence's own.
 
 #pragma once
 
@@ -53,14 +54,34 @@ class PairIndex {
   size_t num_pairs_ = 0;
 };
 
+// Shares of right guesses by level.
+class TrackRecord {
+ public:
+  static constexpr int32_t kLevels = 28;  // 7 of the match, 4 of the vote
+
+  TrackRecord();  // as measured
+
+  double chance(int32_t level) const;
+  void learn(int32_t level, bool right);
+  // The same shares, as a beginning that soon gives way; none so small that nobody tries again.
+  TrackRecord as_prior() const;
+
+ private:
+  struct Count {
+    double tried = 0.0;
+    double right = 0.0;
+  };
+
+  std::array<Count, kLevels> counts_;
+};
+
 class Drafter {
  public:
   static constexpr int32_t kMinMatch = 2;   // of PairIndex
   static constexpr int32_t kMaxMatch = 16;  // longer ones count as this
   static constexpr int32_t kMaxPlaces = 16;
-  static constexpr int32_t kLevels = 28;  // 7 of the match, 4 of the vote
 
-  Drafter();
+  explicit Drafter(const TrackRecord& prior = {}) : record_(prior) {}
 
   // Appends to `guesses` up to `limit` of what follows `tokens`, all of the sequence so far, as
   // long as their chance is at least `least`. Returns their number.
@@ -68,16 +89,11 @@ class Drafter {
                   std::vector<Guess>& guesses);
 
   // A guess of this level came up, all before it having been right: was it?
-  void learn(int32_t level, bool right);
+  void learn(int32_t level, bool right) { record_.learn(level, right); }
 
  private:
-  struct Record {
-    int32_t tried = 0;
-    int32_t right = 0;
-  };
-
   PairIndex index_;
-  std::array<Record, kLevels> records_;
+  TrackRecord record_;
 };
 
 }  // namespace s1

@@ -80,6 +80,10 @@ class Scheduler {
   // happened.
   void update(std::span<const int64_t> sampled);
 
+  // What the step that update() has just ended took, in the unit of step_costs: drafts are made
+  // accordingly. Need not be called.
+  void took(double time);
+
   // Instead of update(): lets the device take up to `steps` decode steps of the planned sequences
   // by itself, and writes what it needs to `run`. Returns how many it may take; 0 if the plan is no
   // run: a sequence has more than `max_pending` tokens to compute, or blocks or phrases lack room.
@@ -149,6 +153,7 @@ class Scheduler {
   void plan(Sequence& sequence);
   void plan_running();
   void plan_waiting();
+  double cost_of_step(int32_t drafted) const;
   bool drafts_may_pay(int32_t samples, int32_t room) const;
   void plan_drafts();
   void propose(Row& row);
@@ -189,6 +194,7 @@ class Scheduler {
   double reserve_;
   BlockManager blocks_;
   StepCost cost_;
+  TrackRecord track_record_;  // of all sequences
   std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;
   std::set<Sequence*, Precedes> waiting_;
   std::vector<Sequence*> running_;

@@ -42,11 +42,26 @@ bool ends_draft(const Sequence& sequence, TokenId token) {
 
 }  // namespace
 
+// What the planned step takes with so many drafted tokens more.
+double Scheduler::cost_of_step(int32_t drafted) const {
+  return cost_.of(static_cast<int32_t>(rows_.size()), planned_tokens_ + drafted, drafted);
+}
+
+// Steps that extend say nothing of those that only decode.
+void Scheduler::took(double time) {
+  int32_t drafted = 0;
+  for (const Row& row : rows_) drafted += row.num_drafted;
+  const auto rows = static_cast<int32_t>(rows_.size());
+  if (rows > 0 && rows + drafted == planned_tokens_) {
+    cost_.learn(rows, planned_tokens_, drafted, time);
+  }
+}
+
 // Could the step be better with drafts, if their guesses were as sure as they get?
 bool Scheduler::drafts_may_pay(int32_t samples, int32_t room) const {
-  const double now = samples / cost_.of(planned_tokens_);
+  const double now = samples / cost_of_step(0);
   for (int32_t extra = 1; extra <= room; ++extra) {
-    const double then = (samples + kSurest * extra) / cost_.of(planned_tokens_ + extra);
+    const double then = (samples + kSurest * extra) / cost_of_step(extra);
     if (then > kMargin * now) return true;
   }
   return false;
@@ -73,7 +88,9 @@ void Scheduler::propose(Row& row) {
   Sequence& sequence = *row.sequence;
   const int32_t limit = std::min(draft_limit(sequence), config_.max_draft);
   if (limit <= 0) return;
-  if (sequence.drafter == nullptr) sequence.drafter = std::make_unique<Drafter>();
+  if (sequence.drafter == nullptr) {
+    sequence.drafter = std::make_unique<Drafter>(track_record_.as_prior());
+  }
   row.first_guess = guesses_.size();
   row.num_guesses = sequence.drafter->propose(sequence.tokens, limit, kLeast, guesses_);
   for (int32_t i = 0; i < row.num_guesses; ++i) {
@@ -95,11 +112,11 @@ void Scheduler::cut_drafts(int32_t samples, int32_t room) {
   std::stable_sort(ranking_.begin(), ranking_.end(), likelier);
   const auto most = std::min(ranking_.size(), static_cast<size_t>(room));
   double yield = samples;
-  double best = kMargin * samples / cost_.of(planned_tokens_);
+  double best = kMargin * samples / cost_of_step(0);
   size_t taken = 0;
   for (size_t i = 0; i < most; ++i) {
     yield += ranking_[i].first;
-    const double rate = yield / cost_.of(planned_tokens_ + static_cast<int32_t>(i) + 1);
+    const double rate = yield / cost_of_step(static_cast<int32_t>(i) + 1);
     if (rate <= best) continue;
     best = rate;
     taken = i + 1;
@@ -126,7 +143,10 @@ void Scheduler::take_samples(const Row& row, std::span<const int64_t> sampled) {
     const int32_t before = sequence.num_tokens();
     const Phase phase = sequence.thinking.phase;
     const bool right = i < row.num_guesses && token == guess(row, i).token;
-    if (i < row.num_guesses) sequence.drafter->learn(guess(row, i).level, right);
+    if (i < row.num_guesses) {
+      sequence.drafter->learn(guess(row, i).level, right);
+      track_record_.learn(guess(row, i).level, right);
+    }
     apply(sequence, token);
     const bool plain = sequence.num_tokens() == before + 1 && sequence.thinking.phase == phase;
     if (sequence.finished() || !right || !plain || i == row.num_drafted) return;

@@ -1,8 +1,10 @@
-"""Decode steps on the CPU, recorded once for each number of rows and replayed without Python.
+"""Decode steps on the CPU, recorded once for each size and replayed without Python.
 
 Owns the recordings. A step is a function from fixed buffers (InputBatch, weights, KV cache, the
-workspace of CpuOps) to fixed buffers, so a list of kernel calls is all there is to it. Steps that
-extend prompts come in endless sizes and have more to compute: they are done call by call.
+workspace of CpuOps) to fixed buffers, so a list of kernel calls is all there is to it. The kernels
+read where each row begins from these buffers, so one recording serves all steps of so many tokens
+in so many rows, whichever of them have drafts. Steps that extend prompts come in endless sizes and
+have more to compute: they are done call by call.
 """
 
 from collections.abc import Callable
@@ -14,6 +16,8 @@ from s1engine._core import cpu
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.runner.input_batch import StepInputs
 
+MAX_RECORDINGS = 1024  # some 30 KB each for a deep model; then the oldest goes
+
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
@@ -23,7 +27,7 @@ class _Recording:
 
 
 class CpuPlans:
-    """Recordings by (tokens, rows that sample)."""
+    """Recordings by (tokens, rows)."""
 
     def __init__(self, ops: CpuOps) -> None:
         self._ops = ops
@@ -33,13 +37,13 @@ class CpuPlans:
 
     def run(self, inputs: StepInputs, step: Callable[[StepInputs], Tensor]) -> Tensor:
         """``step(inputs)``, which must touch memory by the kernels alone; valid until the next."""
-        if inputs.attention.max_seqlen_q > 1:
+        sizes = inputs.input_ids.shape[0], inputs.attention.context_lens.shape[0]
+        if inputs.sample_tokens.shape[0] < sizes[0]:  # some token is a prompt's
             with self._ops.reusing():
                 return step(inputs)
         if self._generation != self._workspace.generation:
             self._recordings.clear()
             self._generation = self._workspace.generation
-        sizes = inputs.input_ids.shape[0], inputs.sample_tokens.shape[0]
         recording = self._recordings.get(sizes)
         if recording is not None:
             recording.plan.replay()
@@ -57,5 +61,7 @@ class CpuPlans:
         finally:
             cpu.record_into(None)
         if self._generation == self._workspace.generation:  # else some addresses are old ones
+            if len(self._recordings) == MAX_RECORDINGS:
+                del self._recordings[next(iter(self._recordings))]
             self._recordings[sizes] = _Recording(plan, inputs, logits)
         return logits

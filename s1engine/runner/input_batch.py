@@ -8,6 +8,7 @@ the scheduler of the first rank writes for all.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -18,6 +19,7 @@ from s1engine import _core
 from s1engine.ops import AttentionMetadata
 
 ALIGNMENT = 64  # bytes
+KEPT_VIEWS = 1024  # sizes of steps
 
 _FIELDS: dict[str, torch.dtype] = {
     "input_ids": torch.int32,
@@ -92,9 +94,9 @@ class InputBatch:
             max_blocks=max_blocks,
             max_samples=samples[0],
         )
-
-        self._sizes: tuple[int, ...] = ()
-        self._inputs: StepInputs | None = None
+        # A GPU needs a new copy each time; in main memory steps come in the same sizes again.
+        keep = lru_cache(KEPT_VIEWS if device == "cpu" else 0)
+        self._make = keep(self._make_inputs)
 
     @property
     def seats(self) -> np.ndarray:
@@ -108,13 +110,23 @@ class InputBatch:
         return core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q
 
     def inputs(self, sizes: tuple[int, int, int, int] | None = None) -> StepInputs:
-        """What the scheduler has written; one of another rank, a step of these ``sizes``. Decoding
-        goes on in the same sizes for many steps, so the views are kept; a GPU needs a new copy each
-        time."""
-        sizes = sizes or self.sizes
-        if self._inputs is None or sizes != self._sizes or self.device != "cpu":
-            self._sizes, self._inputs = sizes, self._make_inputs(*sizes)
-        return self._inputs
+        """What the scheduler has written; one of another rank, a step of these ``sizes``."""
+        return self._make(*(sizes or self.sizes))
+
+    def rehearse(self, tokens: int, block: int, block_size: int) -> tuple[int, int, int, int]:
+        """Writes a step whose rows begin in ``block`` and sample at every token, in as many rows as
+        there can be. Returns its sizes. Before the scheduler's first step alone."""
+        host, most = self._host, len(self._host["context_lens"])
+        rows = min(tokens, most)
+        lengths = torch.full((rows,), tokens // rows, dtype=torch.int32)
+        lengths[: tokens % rows] += 1
+        host["cu_seqlens_q"][1 : rows + 1] = lengths.cumsum(0)
+        host["context_lens"][:rows] = lengths
+        host["block_table"][:rows, : -(-int(lengths[0]) // block_size)] = block
+        host["slot_mapping"][:tokens] = block * block_size + torch.arange(tokens) % block_size
+        host["sample_tokens"][:tokens] = torch.arange(tokens)
+        host["sample_positions"][:tokens] = 1
+        return tokens, rows, tokens, int(lengths[0])
 
     def _make_inputs(self, tokens: int, rows: int, samples: int, max_seqlen_q: int) -> StepInputs:
         return StepInputs(

@@ -206,10 +206,15 @@ class ModelRunner:
 
     def _execute(self) -> SamplerOutput:
         inputs = self.batch.inputs()
-        logits = (
+        return self.sampler.sample(
+            self._compute(inputs), inputs.rows, self.batch.core.num_banned > 0
+        )
+
+    def _compute(self, inputs: StepInputs) -> torch.Tensor:
+        """The logits, by a recording if there is one."""
+        return (
             self._logits(inputs) if self._plans is None else self._plans.run(inputs, self._logits)
         )
-        return self.sampler.sample(logits, inputs.rows, self.batch.core.num_banned > 0)
 
     @torch.inference_mode()
     def follow(self, sizes: tuple[int, int, int, int]) -> None:
@@ -233,18 +238,18 @@ class ModelRunner:
             self._ranks.close()
 
     def step_costs(self) -> list[tuple[int, float]]:
-        """Seconds of steps by their tokens, measured now. Between steps alone."""
-        return measure_costs(self._rehearsal, self._max_samples)
+        """Seconds of steps by their tokens, measured now. Before the first step alone."""
+        most = len(self.batch.block_table) * self.max_model_len
+        return measure_costs(self._rehearsal, min(self._max_samples, most))
 
     def _rehearsal(self, tokens: int) -> Callable[[], None]:
-        """A step of one sequence that samples at every token, over the scratch block."""
-        meta = _one_sequence(tokens, self.kv_cache.block_size, self.num_blocks, self.device)
-        greedy = self.sampler.greedy(torch.arange(tokens, device=self.device))
+        """A step that samples at every token, as such steps are taken, over the scratch block."""
+        sizes = self.batch.rehearse(tokens, self.num_blocks, self.kv_cache.block_size)
 
         @torch.inference_mode()
         def step() -> None:
-            hidden = self._decoder.forward(meta.positions, self.kv_cache.layers, meta)
-            self.ops.sample(self._decoder.logits(hidden, self._vocab_limit), greedy).cpu()
+            inputs = self.batch.inputs(sizes)
+            self.sampler.sample(self._compute(inputs), inputs.rows, any_banned=False)
 
         return step
 

@@ -127,21 +127,6 @@ class Sampler:
             getattr(lanes, name)[:n] = getattr(self, f"_{name}")[seats]
         lanes.filtered = bool(self._filters[seats].any())
 
-    def greedy(self, positions: Tensor) -> SamplingMetadata:
-        """How rows at ``positions`` [n] int64 are sampled that just take the likeliest token."""
-        n = len(positions)
-        zeros, ones = np.zeros(n, np.float32), np.ones(n, np.float32)
-        return SamplingMetadata(
-            temperature=self._tensor(zeros),
-            top_k=self._tensor(np.zeros(n, np.int32)),
-            top_p=self._tensor(ones),
-            min_p=self._tensor(zeros),
-            seeds=self._tensor(np.zeros(n, np.int64)),
-            positions=positions,
-            all_greedy=True,
-            filtered=False,
-        )
-
     def sample(self, logits: Tensor, rows: SampleRows, any_banned: bool) -> SamplerOutput:
         """Samples one token for each row of ``logits`` [n, V] float32."""
         gathered = self._gather(rows)

@@ -215,3 +215,106 @@ def test_a_drafter_learns_how_often_it_is_right(right: bool) -> None:
         drafter.learn(level, right)
     ((_, _, after),) = drafter.propose(tokens, limit=1)
     assert after > 0.95 if right else after < 0.05 < before
+
+
+prompts_that_repeat = st.lists(
+    st.lists(st.integers(9, 12), min_size=12, max_size=40), min_size=1, max_size=4
+)
+MARGIN = 1.05
+
+
+@settings(max_examples=80)
+@given(
+    prompts_that_repeat,
+    st.lists(st.floats(0, 0.2), min_size=180, max_size=180),
+    st.lists(st.floats(0.1, 9), max_size=9),
+)
+def test_a_step_with_drafts_is_worth_more_than_one_without(
+    prompts: list[list[int]], rises: list[float], took: list[float]
+) -> None:
+    """By the costs as they were measured and learnt; and no choice would be worth more."""
+    points = [(n, 1 + sum(rises[:n])) for n in range(1, 181)]
+    rows, limit = len(prompts), 4
+    mock = PagedMock(
+        max_num_batched_tokens=200, max_draft=limit, max_samples=40, step_costs=points,
+        num_blocks=200, enable_prefix_caching=False,
+    )  # fmt: skip
+    cost = _core.StepCost(points, max_tokens=200)
+    for i in range(rows):
+        mock.scheduler.add(99 + i, np.array([3], np.int32), max_len=2 + len(took),
+                           drafting=_core.Drafting.NEVER)  # fmt: skip
+    for time in [*took, points[rows - 1][1]]:
+        mock.step(lambda ids: [9])
+        mock.scheduler.took(time)
+        cost.learn(rows=rows, tokens=rows, drafted=0, time=time)
+    assert not mock.scheduler.has_unfinished()
+
+    for i, prompt in enumerate(prompts):
+        mock.scheduler.add(i, np.array(prompt, np.int32), max_len=len(prompt) + 9)
+    mock.scheduler.schedule(mock.batch)
+    samples = mock.buffers["sample_seats"][: mock.batch.num_samples].tolist()
+    drafted, base = len(samples) - rows, sum(map(len, prompts))
+    assert mock.batch.num_tokens == base + drafted
+    chances = []
+    for prompt in prompts:
+        drafter = _core.Drafter(_core.TrackRecord().as_prior())
+        guessed = drafter.propose(np.array(prompt, np.int32), limit=limit, least=0.05)
+        chances.append([chance for _, _, chance in guessed])
+    likeliest = sorted((c for own in chances for c in own), reverse=True)
+
+    def rate(count: int, surest: float = 1.0) -> float:
+        gained = sum(min(chance, surest) for chance in likeliest[:count])
+        return (rows + gained) / cost.of(rows=rows, tokens=base + count, drafted=count)
+
+    event(f"drafted: {drafted > 0}")
+    least = MARGIN * rate(0)
+    assert drafted == 0 or rate(drafted) > least
+    chosen = rate(drafted) if drafted else least
+    assert max(rate(n, surest=0.95) for n in range(len(likeliest) + 1)) <= chosen * (1 + 1e-9)
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4), st.floats(0.5, 2)), max_size=20),
+    st.floats(0, 5),
+    st.floats(0, 5),
+)
+def test_costs_follow_what_steps_take(
+    seen: list[tuple[int, int, float]], over: float, drafting: float
+) -> None:
+    """Whatever was seen before, and for each magnitude of rows alone."""
+    points = [(n, float(n)) for n in (1, 2, 12)]
+    cost = _core.StepCost(points, max_tokens=12)
+    for rows, drafted, share in seen:
+        told = cost.of(rows=rows, tokens=rows + drafted, drafted=drafted)
+        cost.learn(rows=rows, tokens=rows + drafted, drafted=drafted, time=told * share)
+    other = cost.of(rows=8, tokens=8, drafted=0)
+    for _ in range(600):
+        cost.learn(rows=4, tokens=4, drafted=0, time=4 + over)
+        cost.learn(rows=4, tokens=6, drafted=2, time=6 + over + drafting)
+    assert cost.of(rows=5, tokens=5, drafted=0) == pytest.approx(
+        5 + over, abs=0.02 * (5 + drafting)
+    )
+    told = cost.of(rows=4, tokens=6, drafted=2)
+    assert told == pytest.approx(6 + over + drafting, abs=0.03 * (6 + drafting))
+    assert cost.of(rows=8, tokens=8, drafted=0) == other == 8
+
+
+def test_what_did_not_pay_is_tried_again() -> None:
+    cost = _core.StepCost([(1, 1.0), (2, 1.1)], max_tokens=4)
+    for _ in range(200):
+        cost.learn(rows=1, tokens=2, drafted=1, time=9.0)
+    assert cost.of(rows=1, tokens=2, drafted=1) > 5
+    for _ in range(12_000):
+        cost.learn(rows=1, tokens=1, drafted=0, time=1.0)
+    assert cost.of(rows=1, tokens=2, drafted=1) == pytest.approx(1.1, rel=0.01)
+
+
+def test_a_hopeless_guess_is_tried_again_by_the_next_sequence() -> None:
+    record, tokens = _core.TrackRecord(), np.array([5, 6, 7, 8, 5, 6], np.int32)
+    ((_, level, before),) = _core.Drafter(record).propose(tokens, limit=1)
+    for _ in range(900):
+        record.learn(level, right=False)
+    ((_, _, after),) = _core.Drafter(record.as_prior()).propose(tokens, limit=1, least=0.05)
+    assert 0.05 <= after < before
+    assert _core.Drafter(record).propose(tokens, limit=1, least=0.05) == []

@@ -1,5 +1,8 @@
 """Recorded steps: what is replayed gives what the calls gave, also after buffers have moved."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from s1engine import _core
@@ -7,8 +10,10 @@ from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
 from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
 from s1engine.ops.cpu_ops import CpuOps
+from s1engine.runner import cpu_plans
 from s1engine.runner.cpu_plans import CpuPlans
 from s1engine.runner.input_batch import StepInputs
+from s1engine.runner.model_runner import ModelRunner
 
 CONFIG = EngineConfig(device="cpu", dtype="float32", max_num_seqs=6, max_num_batched_tokens=32)
 MODEL = shape("nano")
@@ -36,6 +41,55 @@ def test_replayed_steps_give_the_same_tokens() -> None:
     assert tokens(recorded=True) == tokens(recorded=False)
 
 
+def test_a_recording_serves_drafts_of_any_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many tokens in as many rows, but cut otherwise."""
+    monkeypatch.setattr(ModelRunner, "step_costs", lambda self: [])
+    config = replace(CONFIG, num_speculative_tokens=3)
+    found = []
+    for recorded in (True, False):
+        engine = BareEngine(config, MODEL, DECODER)
+        assert isinstance(engine.runner._plans, CpuPlans)
+        if not recorded:
+            engine.runner._plans = None
+        generator = torch.Generator().manual_seed(1)
+        names, shapes = [], set()
+        for _ in range(5):
+            ids = (20 + torch.randint(0, 3, (24,), generator=generator)).tolist()
+            names.append(engine.add(Job(prompt=ids, max_new=40)))
+        while engine.scheduler.has_unfinished():
+            engine.step()
+            core = engine.runner.batch.core
+            starts = engine.runner.batch.inputs().attention.cu_seqlens_q
+            if core.num_samples == core.num_tokens:
+                shapes.add((core.num_tokens, core.num_rows, tuple(starts.tolist())))
+        assert len({shape[:2] for shape in shapes}) < len(shapes)
+        found.append([engine.generated(name) for name in names])
+    assert found[0] == found[1]
+
+
+def test_the_oldest_recording_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_plans, "MAX_RECORDINGS", 2)
+    assert tokens(recorded=True) == tokens(recorded=False)
+    engine = BareEngine(CONFIG, MODEL, DECODER)
+    for _, new in LENGTHS:
+        engine.add(Job(prompt=[5, 6], max_new=new))
+    engine.run()
+    assert isinstance(engine.runner._plans, CpuPlans)
+    assert len(engine.runner._plans._recordings) == 2
+
+
+def test_costs_are_measured_on_recorded_steps_and_leave_no_trace() -> None:
+    config = replace(CONFIG, num_speculative_tokens=3)
+    engine = BareEngine(config, MODEL, DECODER)  # measures
+    plans = engine.runner._plans
+    assert isinstance(plans, CpuPlans) and (24, 6) in plans._recordings  # the largest
+    plain = BareEngine(CONFIG, MODEL, DECODER)
+    for one in (engine, plain):
+        one.add(Job(prompt=[5, 6, 7, 8, 9], max_new=40))
+        one.run()
+    assert engine.generated(0) == plain.generated(0)
+
+
 def test_a_size_is_recorded_once_and_again_when_memory_has_moved() -> None:
     ops = CpuOps()
     plans = CpuPlans(ops)
@@ -48,7 +102,7 @@ def test_a_size_is_recorded_once_and_again_when_memory_has_moved() -> None:
         return ops.take_rows(table, inputs.input_ids)
 
     class Attention:
-        max_seqlen_q = 1
+        context_lens = ids
 
     inputs = StepInputs(ids, Attention(), ids, None)  # type: ignore[arg-type]
     for _ in range(4):
