@@ -24,6 +24,7 @@ BENCHES = {
     "drafts": "drafts",
     "kernels": "kernel_speed",
     "kv-cache": "kv_cache",
+    "ranks": "ranks",
     "quantization": "quantization",
     "budget": "budget",
     "harness": "harness",

@@ -41,6 +41,15 @@ def test_kernels_are_held_against_ceiling_and_baseline(
         assert row["speedup"] == pytest.approx(row["baseline_us"] / row["us"], rel=0.05)
 
 
+def test_ranks_are_held_against_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ("--shape", "nano", "--rows", "1,2", "--rounds", "1", "--max-tokens", "3")
+    status, found = run(capsys, "ranks", *words, "--work", str(tmp_path))
+    assert status == 0 and all(us > 0 for us in found["sum_us"].values())
+    one, two = found["tokens_per_s"].values()
+    for rows, ratio in found["ratio"].items():
+        assert ratio == pytest.approx(two[rows] / one[rows], abs=0.01)
+
+
 def test_an_unknown_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RequestError, match="'gemm' is unknown; there are rms_norm"):
         run(capsys, "kernels", "--kernels", "gemm", "--device", "cpu")
