@@ -14,6 +14,7 @@
 
 #include "core/inbox.hpp"
 #include "core/scheduler.hpp"
+#include "cpu/collective.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/ops.hpp"
 #include "cpu/plan.hpp"

@@ -13,6 +13,7 @@ namespace s1::cpu {
 
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kInt8 };
 constexpr int kNumDTypes = 3;  // that an operation can be in; int8 is for KV caches alone
+constexpr int64_t item_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 // Row i of x starts at (i / inner_rows) * outer_stride + (i % inner_rows) * inner_stride, so that
 // the heads of a token can be rows; residual and out likewise have rows.
@@ -43,6 +44,14 @@ struct RopeWrite {
   const int64_t* slots;
   int64_t num_heads, num_kv_heads, head_dim, block_size;
   int64_t q_stride, k_stride, v_stride;  // from token to token; heads are contiguous
+};
+
+// out = parts[0] + parts[1] + ..., in this order, plus what out holds if `add`.
+struct SumParts {
+  const void* parts;  // `count` arrays, `stride` apart
+  int64_t stride, count;
+  void* out;
+  bool add;
 };
 
 // Sizes in floats are padded to a multiple of this, itself a multiple of every vector's width.
@@ -144,9 +153,10 @@ struct PrepareRows {
   Rows out;
 };
 
-// Rows of W by their numbers; those outside of W are zeros.
+// Rows of W by their numbers, of which W's begin at `first`; those outside of W are zeros.
 struct Embed {
   const int32_t* ids;
+  int64_t first;
   const void* panels;
   const uint16_t* scales;
   void* out;       // [rows, columns]
@@ -200,6 +210,7 @@ struct CacheKernels {
 struct Kernels {
   void (*rms_norm)(const RmsNorm&, int64_t begin, int64_t end);
   void (*silu_and_mul)(const SiluAndMul&, int64_t begin, int64_t end);
+  void (*sum_parts)(const SumParts&, int64_t begin, int64_t end);  // elements, not rows
   // All parts of a unit into the output.
   void (*join_parts)(const Attention&, const AttentionUnit&, float* parts, float* scratch);
   CacheKernels own_cache;  // in the type of everything else

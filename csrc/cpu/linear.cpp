@@ -70,9 +70,10 @@ void linear(int dtype, int format, int epilogue, Address x, Address panels, Addr
 }
 
 void embed(int dtype, int format, Address ids, Address panels, Address scales, Address out,
-           int64_t rows, int64_t columns, int64_t outputs, int64_t group) {
+           int64_t rows, int64_t columns, int64_t outputs, int64_t group, int64_t first) {
   static thread_local Scratch scratch;
   const Embed args{.ids = pointer<const int32_t>(ids),
+                   .first = first,
                    .panels = pointer<const void>(panels),
                    .scales = pointer<const uint16_t>(scales),
                    .out = pointer<void>(out),
@@ -83,11 +84,16 @@ void embed(int dtype, int format, Address ids, Address panels, Address scales, A
   linear_kernels(DType{dtype}, WeightFormat{format}).embed(args, 0, rows);
 }
 
-void take_rows(Address x, Address index, Address out, int64_t rows, int64_t row_bytes) {
+void take_rows(Address x, Address index, Address out, int64_t rows, int64_t row_bytes,
+               int64_t x_rows, int64_t first) {
   for (int64_t i = 0; i < rows; ++i) {
-    std::memcpy(pointer<char>(out) + i * row_bytes,
-                pointer<const char>(x) + pointer<const int32_t>(index)[i] * row_bytes,
-                static_cast<size_t>(row_bytes));
+    const int64_t row = pointer<const int32_t>(index)[i] - first;
+    char* to = pointer<char>(out) + i * row_bytes;
+    if (row >= 0 && row < x_rows) {
+      std::memcpy(to, pointer<const char>(x) + row * row_bytes, static_cast<size_t>(row_bytes));
+    } else {
+      std::memset(to, 0, static_cast<size_t>(row_bytes));
+    }
   }
 }
 

@@ -54,12 +54,14 @@ void linear(int dtype, int format, int epilogue, Address x, Address panels, Addr
             Address bias, Address out, int64_t rows, int64_t columns, int64_t outputs,
             int64_t group, int64_t x_stride, int64_t out_stride);
 
-// out [rows, columns] = rows of W by their int32 numbers; those outside of W are zeros.
+// out [rows, columns] = rows of W by their int32 numbers, of which W's begin at `first`; those
+// outside of W are zeros.
 void embed(int dtype, int format, Address ids, Address panels, Address scales, Address out,
-           int64_t rows, int64_t columns, int64_t outputs, int64_t group);
+           int64_t rows, int64_t columns, int64_t outputs, int64_t group, int64_t first);
 
-// out [rows, row_bytes] = rows of x by their int32 numbers.
-void take_rows(Address x, Address index, Address out, int64_t rows, int64_t row_bytes);
+// out [rows, row_bytes] = rows of x [x_rows, row_bytes], numbered likewise.
+void take_rows(Address x, Address index, Address out, int64_t rows, int64_t row_bytes,
+               int64_t x_rows, int64_t first);
 
 // out [rows] int64 = a token of each row of float32 logits [rows, size], which are overwritten. The
 // other arrays have one value a row; top_k, top_p and min_p are read only if `filtered`. `clean`:

@@ -13,29 +13,14 @@
 #include <algorithm>
 #include <chrono>
 
+#include "spin.hpp"
+
 namespace s1::cpu {
 namespace {
 
 // How long a thread looks for work before it sleeps: longer than what one thread does alone between
 // two jobs of a step, and than it takes to wake a thread up.
 constexpr auto kSpin = std::chrono::microseconds(50);
-
-void relax() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
-// Spins until `done()` or until kSpin has passed; the last value of done().
-template <typename Done>
-bool spin_until(const Done& done) {
-  const auto deadline = std::chrono::steady_clock::now() + kSpin;
-  while (!done()) {
-    for (int i = 0; i < 8; ++i) relax();
-    if (std::chrono::steady_clock::now() >= deadline) return done();
-  }
-  return true;
-}
 
 }  // namespace
 
@@ -94,14 +79,14 @@ void ThreadPool::run_chunks(const Job& job) {
 }
 
 void ThreadPool::await_workers() {
-  if (spin_until([this] { return inside_ == 0; })) return;
+  if (spin_until([this] { return inside_ == 0; }, kSpin)) return;
   for (int32_t inside = inside_; inside != 0; inside = inside_) inside_.wait(inside);
 }
 
 void ThreadPool::work() {
   uint32_t seen = epoch_;
   while (!stopping_) {
-    if (!spin_until([&] { return epoch_ != seen; })) epoch_.wait(seen);
+    if (!spin_until([&] { return epoch_ != seen; }, kSpin)) epoch_.wait(seen);
     seen = epoch_;
     ++inside_;
     if (open_) run_chunks(job_);

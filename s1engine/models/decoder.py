@@ -105,11 +105,8 @@ class Decoder:
         """Rows of ids that another rank holds come from there, by a sum with zeros."""
         if self._collective is None:
             return self.ops.embed(input_ids, self.weights.embed)
-        rows = self.config.vocab_size
-        own = input_ids - self._collective.shard.rank * rows
-        away = (own < 0) | (own >= rows)
-        found = self.ops.embed(own.masked_fill(away, 0), self.weights.embed)
-        return self._collective.sum(found.masked_fill_(away[:, None], 0))
+        first = self._collective.shard.rank * self.config.vocab_size
+        return self._collective.sum(self.ops.embed_part(input_ids, self.weights.embed, first))
 
     def _linear_residual(
         self, x: Tensor, weight: Matrix, bias: Tensor | None, residual: Tensor
@@ -118,7 +115,7 @@ class Decoder:
         may add it to the residual."""
         if self._collective is None:
             return self.ops.linear_residual(x, weight, bias, residual)
-        return self._collective.sum(self.ops.linear(x, weight, bias))
+        return self._collective.sum_residual(self.ops.linear(x, weight, bias), residual)
 
     def logits(self, hidden: Tensor, vocab_limit: int) -> Tensor:
         """hidden [B, H] -> float32 [B, vocab_limit]; padding rows of the head are not computed. If

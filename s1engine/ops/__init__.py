@@ -120,6 +120,10 @@ class Ops(Protocol):
     def embed(self, ids: Tensor, weight: Matrix) -> Tensor:
         """Rows ``ids`` [T] int32 of weight [V, H] -> [T, H]; the caller may write into them."""
 
+    def embed_part(self, ids: Tensor, weight: Matrix, first: int) -> Tensor:
+        """The same for a weight whose rows are those of ids ``first`` and on; zeros for ids that it
+        does not have."""
+
     def take_rows(self, x: Tensor, index: Tensor) -> Tensor:
         """Rows ``index`` [n] int32 of x [T, H] -> [n, H]."""
 

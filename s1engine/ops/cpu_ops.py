@@ -31,8 +31,8 @@ from s1engine.ops.unfused import Unfused, add_norm, split_heads
 from s1engine.ops.workspace import Workspace
 
 # Numbered as in csrc/cpu/kernels.hpp.
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_CACHE_DTYPES = {**_DTYPES, torch.int8: 3}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_CACHE_DTYPES = {**DTYPES, torch.int8: 3}
 _STORE, _STORE_FLOAT, _ADD, _GATE = range(4)
 
 
@@ -88,14 +88,17 @@ class CpuOps(Unfused):
         return pack(weight)
 
     def embed(self, ids: Tensor, weight: Matrix) -> Tensor:
+        return self.embed_part(ids, weight, 0)
+
+    def embed_part(self, ids: Tensor, weight: Matrix, first: int) -> Tensor:
         check_index(ids, torch.int32, ids.shape[0])
         if isinstance(weight, Tensor):
-            return self._take_rows("embed", weight, ids)
+            return self._take_rows("embed", weight, ids, first)
         packed = _packed(weight)
         rows, (outputs, columns) = ids.shape[0], packed.shape
         out = self._out("embed", rows, columns, packed.dtype)
         cpu.embed(
-            _DTYPES[packed.dtype],
+            DTYPES[packed.dtype],
             packed.format,
             ids.data_ptr(),
             packed.panels.data_ptr(),
@@ -105,19 +108,27 @@ class CpuOps(Unfused):
             columns,
             outputs,
             packed.group,
+            first,
         )
         return out
 
     def take_rows(self, x: Tensor, index: Tensor) -> Tensor:
         return self._take_rows("rows", x, index)
 
-    def _take_rows(self, name: str, x: Tensor, index: Tensor) -> Tensor:
+    def _take_rows(self, name: str, x: Tensor, index: Tensor, first: int = 0) -> Tensor:
         check_index(index, torch.int32, index.shape[0])
         assert x.is_contiguous()
-        rows, width = index.shape[0], x.shape[1]
+        rows, (x_rows, width) = index.shape[0], x.shape
         out = self._out(name, rows, width, x.dtype)
-        size = width * x.dtype.itemsize
-        cpu.take_rows(x.data_ptr(), index.data_ptr(), out.data_ptr(), rows, size)
+        cpu.take_rows(
+            x.data_ptr(),
+            index.data_ptr(),
+            out.data_ptr(),
+            rows,
+            width * x.dtype.itemsize,
+            x_rows,
+            first,
+        )
         return out
 
     def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
@@ -190,7 +201,7 @@ class CpuOps(Unfused):
         assert out.shape == (rows, outputs // 2 if epilogue == _GATE else outputs)
         assert bias is None or (bias.dtype is x.dtype and bias.shape == (outputs,))
         cpu.linear(
-            _DTYPES[x.dtype],
+            DTYPES[x.dtype],
             packed.format,
             epilogue,
             x.data_ptr(),
@@ -216,7 +227,7 @@ class CpuOps(Unfused):
         strides = x.stride()
         assert strides[-1] == 1 and weight.shape == (dim,) and weight.dtype is x.dtype
         cpu.rms_norm(
-            _DTYPES[x.dtype],
+            DTYPES[x.dtype],
             x.data_ptr(),
             weight.data_ptr(),
             out.data_ptr(),
@@ -236,7 +247,7 @@ class CpuOps(Unfused):
         assert residual.shape == x.shape and weight.shape == (dim,)
         assert x.dtype is residual.dtype is weight.dtype
         cpu.add_rms_norm(
-            _DTYPES[x.dtype],
+            DTYPES[x.dtype],
             x.data_ptr(),
             residual.data_ptr(),
             weight.data_ptr(),
@@ -267,7 +278,7 @@ class CpuOps(Unfused):
         assert cos_sin.dtype is torch.float32 and cos_sin.is_contiguous()
         assert cos_sin.shape[1] == head_dim and head_dim % 2 == 0
         cpu.rope_write(
-            _DTYPES[q.dtype],
+            DTYPES[q.dtype],
             _CACHE_DTYPES[k_cache.dtype],
             q.data_ptr(),
             k.data_ptr(),
@@ -296,7 +307,7 @@ class CpuOps(Unfused):
         assert num_heads % num_kv_heads == 0 and meta.positions.shape[0] == tokens
         out = self._out("attention", tokens, num_heads * head_dim, q.dtype)
         cpu.paged_attention(
-            _DTYPES[q.dtype],
+            DTYPES[q.dtype],
             _CACHE_DTYPES[k_cache.dtype],
             q.data_ptr(),
             k_cache.data_ptr(),
@@ -321,7 +332,7 @@ class CpuOps(Unfused):
         assert gate_up.shape[1] == 2 * dim
         out = self._out("mlp", rows, dim, gate_up.dtype)
         cpu.silu_and_mul(
-            _DTYPES[gate_up.dtype],
+            DTYPES[gate_up.dtype],
             gate_up.data_ptr(),
             out.data_ptr(),
             rows,

@@ -14,6 +14,12 @@ from s1engine.ops.torch_budget import budget_step, sampling_metadata
 class Unfused:
     """To be inherited by classes that have the other operations of ``Ops``."""
 
+    def embed_part(self: Ops, ids: Tensor, weight: Matrix, first: int) -> Tensor:
+        own = ids - first
+        away = (own < 0) | (own >= weight.shape[0])
+        found = self.embed(own.masked_fill(away, 0), weight)
+        return found.masked_fill_(away[:, None], 0)
+
     def norm_qkv_rope_write(
         self: Ops,
         branch: Tensor | None,

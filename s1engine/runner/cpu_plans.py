@@ -1,10 +1,10 @@
 """Decode steps on the CPU, recorded once for each size and replayed without Python.
 
 Owns the recordings. A step is a function from fixed buffers (InputBatch, weights, KV cache, the
-workspace of CpuOps) to fixed buffers, so a list of kernel calls is all there is to it. The kernels
-read where each row begins from these buffers, so one recording serves all steps of so many tokens
-in so many rows, whichever of them have drafts. Steps that extend prompts come in endless sizes and
-have more to compute: they are done call by call.
+workspaces) to fixed buffers, so a list of kernel calls, sums over ranks among them, is all there is
+to it. The kernels read where each row begins from these buffers, so one recording serves all steps
+of so many tokens in so many rows, whichever of them have drafts. Steps that extend prompts come in
+endless sizes and have more to compute: they are done call by call.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from s1engine._core import cpu
 from s1engine.ops.cpu_ops import CpuOps
+from s1engine.ops.workspace import Workspace
 from s1engine.runner.input_batch import StepInputs
 
 MAX_RECORDINGS = 1024  # some 30 KB each for a deep model; then the oldest goes
@@ -27,11 +28,15 @@ class _Recording:
 
 
 class CpuPlans:
-    """Recordings by (tokens, rows)."""
+    """Recordings by (tokens, rows).
 
-    def __init__(self, ops: CpuOps) -> None:
+    Args:
+        others: workspaces that steps use beside that of ``ops``.
+    """
+
+    def __init__(self, ops: CpuOps, *others: Workspace) -> None:
         self._ops = ops
-        self._workspace = ops.workspace
+        self._workspaces = (ops.workspace, *others)
         self._generation = -1
         self._recordings: dict[tuple[int, int], _Recording] = {}
 
@@ -41,9 +46,9 @@ class CpuPlans:
         if inputs.sample_tokens.shape[0] < sizes[0]:  # some token is a prompt's
             with self._ops.reusing():
                 return step(inputs)
-        if self._generation != self._workspace.generation:
+        if self._generation != self._moves():
             self._recordings.clear()
-            self._generation = self._workspace.generation
+            self._generation = self._moves()
         recording = self._recordings.get(sizes)
         if recording is not None:
             recording.plan.replay()
@@ -60,8 +65,12 @@ class CpuPlans:
                 logits = step(inputs)
         finally:
             cpu.record_into(None)
-        if self._generation == self._workspace.generation:  # else some addresses are old ones
+        if self._generation == self._moves():  # else some addresses are old ones
             if len(self._recordings) == MAX_RECORDINGS:
                 del self._recordings[next(iter(self._recordings))]
             self._recordings[sizes] = _Recording(plan, inputs, logits)
         return logits
+
+    def _moves(self) -> int:
+        """Grows whenever a buffer of a workspace moves."""
+        return sum(workspace.generation for workspace in self._workspaces)

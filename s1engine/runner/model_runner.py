@@ -15,6 +15,7 @@ import torch
 
 from s1engine.config import EngineConfig
 from s1engine.models.checkpoint import Checkpoint
+from s1engine.models.collective import SharedCollective
 from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import load_decoder
@@ -107,8 +108,7 @@ class ModelRunner:
             self._starts = torch.arange(
                 config.max_num_seqs + 1, dtype=torch.int32, device=self.device
             )  # cu_seqlens_q of a decode step
-            alone = peers is None  # else a step has sums, which are no kernels of ours
-            self._plans = CpuPlans(self.ops) if alone and isinstance(self.ops, CpuOps) else None
+            self._plans = self._make_plans(peers)
             scratch_slot = self.num_blocks * config.block_size
             fmt = RunFormat(triggers, newlines, config.block_size, scratch_slot)
             self.ahead = self._make_ahead(config, fmt, progress) if config.run_ahead > 1 else None
@@ -181,6 +181,13 @@ class ModelRunner:
             share=None if peers is None else peers.share,
         )
 
+    def _make_plans(self, peers: Peers | None) -> CpuPlans | None:
+        if not isinstance(self.ops, CpuOps):
+            return None
+        collective = None if peers is None else peers.collective
+        assert collective is None or isinstance(collective, SharedCollective)
+        return CpuPlans(self.ops, *(() if collective is None else (collective.workspace,)))
+
     def _make_ahead(self, config: EngineConfig, fmt: RunFormat, progress: bool) -> CudaGraphRunner:
         assert config.run_ahead is not None
         ahead = CudaGraphRunner(
@@ -219,7 +226,7 @@ class ModelRunner:
     @torch.inference_mode()
     def follow(self, sizes: tuple[int, int, int, int]) -> None:
         """This rank's part of a step that the first rank executes."""
-        self._logits(self.batch.inputs(sizes))
+        self._compute(self.batch.inputs(sizes))
 
     def _logits(self, inputs: StepInputs) -> torch.Tensor:
         """float32 [rows that sample, vocab_limit]; on other ranks than the first, a part."""

@@ -27,7 +27,8 @@ from s1engine.models.collective import Collective, CollectiveError
 from s1engine.models.config import ModelConfig
 from s1engine.models.shard import Shard
 from s1engine.runner.model_runner import ModelRunner
-from s1engine.runner.ranks import LOST, SIZES, Room, shared
+from s1engine.runner.ranks import LOST, SIZES, Room, connect
+from s1engine.runner.shared_memory import SharedMemory
 
 GRACE_S = 1.0  # to end in order after the first rank has
 
@@ -35,7 +36,9 @@ GRACE_S = 1.0  # to end in order after the first rank has
 class Member:
     """``Peers`` of a rank other than the first: where that is."""
 
-    def __init__(self, connection: socket.socket, collective: Collective, memory: int) -> None:
+    def __init__(
+        self, connection: socket.socket, collective: Collective, memory: SharedMemory
+    ) -> None:
         self.collective = collective
         self._socket = connection
         self._memory = memory
@@ -48,7 +51,7 @@ class Member:
 
     def share(self, size: int) -> Tensor:
         """See Peers."""
-        return shared(self._memory, size)
+        return self._memory.take(size)
 
     def ready(self) -> None:
         """See Peers."""
@@ -58,7 +61,7 @@ class Member:
         """This process ends as a whole."""
 
 
-def run(connection: socket.socket, shard: Shard, memory: int) -> None:
+def run(connection: socket.socket, shard: Shard, memory: SharedMemory) -> None:
     """Computes steps until the first rank ends. Raises ConnectionError then."""
     start = _receive_line(connection)
     config = EngineConfig(**start["config"])
@@ -66,7 +69,7 @@ def run(connection: socket.socket, shard: Shard, memory: int) -> None:
         torch.cuda.set_device(shard.rank)
     torch.set_num_threads(start["threads"])
     _send(connection, here=True)
-    collective = Collective(shard, config.device, start["store"])
+    collective = connect(shard, config.device, memory, start["store"])
     model = ModelConfig.from_dir(start["path"])
     runner = ModelRunner(
         config,
@@ -131,7 +134,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     status = 0
     try:
-        run(connection, Shard(rank, size), memory)
+        run(connection, Shard(rank, size), SharedMemory(memory))
     except ConnectionError:
         pass
     except CollectiveError:

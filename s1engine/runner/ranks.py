@@ -18,7 +18,6 @@ for one who will not come, and the step, or the next one, raises EngineDeadError
 
 import contextlib
 import json
-import mmap
 import os
 import queue
 import socket
@@ -38,8 +37,9 @@ from torch import Tensor
 
 from s1engine.config import EngineConfig
 from s1engine.errors import EngineDeadError, ModelError, RequestError
-from s1engine.models.collective import Collective
+from s1engine.models.collective import Collective, NcclCollective, SharedCollective
 from s1engine.models.shard import Shard
+from s1engine.runner.shared_memory import SharedMemory
 
 SIZES = struct.Struct("<4q")  # of a step: InputBatch.sizes
 LOST = 3  # exit status of a rank that has lost another: not the cause
@@ -77,11 +77,11 @@ class Ranks:
     def __init__(self, config: EngineConfig, path: Path) -> None:
         self.size = config.tensor_parallel_size
         self._threads = torch.get_num_threads()
-        self._memory = _anonymous_file()
+        self._memory = SharedMemory()
         threads = max(self._threads // self.size, 1)
         if config.device == "cpu":
             torch.set_num_threads(threads)
-        self._watch = _Watch(self.size, self._memory, threads)
+        self._watch = _Watch(self.size, self._memory.fd, threads)
         self._end = weakref.finalize(self, self._watch.close)
         try:
             store = self._watch.store
@@ -93,7 +93,7 @@ class Ranks:
             }
             self._watch.tell(json.dumps(start).encode() + b"\n")
             self._collect()  # all are there, so connecting does not wait for one that has died
-            self.collective = Collective(Shard(0, self.size), config.device, store)
+            self.collective = connect(Shard(0, self.size), config.device, self._memory, store)
             self._watch.collective = self.collective
         except BaseException:
             self.close()
@@ -115,7 +115,7 @@ class Ranks:
 
     def share(self, size: int) -> Tensor:
         """See Peers."""
-        return shared(self._memory, size)
+        return self._memory.take(size)
 
     def ready(self) -> None:
         """See Peers."""
@@ -156,7 +156,7 @@ class Ranks:
         """Ends the other ranks, and waits until they are gone."""
         if self._end.alive:
             self._end()
-            os.close(self._memory)
+            self._memory.close()
             torch.set_num_threads(self._threads)
 
     @property
@@ -275,14 +275,9 @@ def _fate(status: int | None) -> str:
     return f"was killed by signal {-status}" if status < 0 else f"has ended with status {status}"
 
 
-def _anonymous_file() -> int:
-    """A file in memory that is gone when the last process that has it open is."""
-    if not hasattr(os, "memfd_create"):
-        raise RequestError("tensor_parallel_size above 1 needs Linux", param="tensor_parallel_size")
-    return os.memfd_create("s1engine step")
-
-
-def shared(fd: int, size: int) -> Tensor:
-    """``size`` bytes of a file in memory."""
-    os.ftruncate(fd, size)
-    return torch.frombuffer(mmap.mmap(fd, size), dtype=torch.uint8)
+def connect(shard: Shard, device: str, memory: SharedMemory, store: str) -> Collective:
+    """What the ranks of a model on that device add up with; all call this. ``store`` is the path of
+    a file, empty at first."""
+    if device == "cpu":
+        return SharedCollective(shard, memory.take(SharedCollective.memory_bytes(shard.size)))
+    return NcclCollective(shard, store)

@@ -14,10 +14,11 @@ from s1engine.config import BUNDLED_MODEL
 from s1engine.errors import RequestError
 from s1engine.models import ModelConfig, load_decoder
 from s1engine.models.checkpoint import Checkpoint
+from s1engine.models.collective import SharedCollective
 from s1engine.models.shard import Shard, check
 from s1engine.ops.torch_ops import TorchOps
 from tests.models.harness import Rows
-from tests.models.ranks import ThreadCollective, on_ranks
+from tests.models.ranks import on_ranks
 from tests.tiny_models import make_model
 
 NANO = ModelConfig.from_dir(BUNDLED_MODEL)
@@ -101,16 +102,19 @@ def test_ranks_compute_what_the_whole_computes(tmp_path: Path, variant: str, siz
     path = make_model(tmp_path, family, **overrides)
     model = ModelConfig.from_dir(path)
 
-    def run(collective: ThreadCollective | None) -> list[Tensor]:
+    def run(collective: SharedCollective | None) -> list[Tensor]:
         decoder = load_decoder(path, model, torch.float32, "cpu", TorchOps(), collective=collective)
         rows = Rows(decoder, 2, 8, vocab_size=model.vocab_size)
         steps = [[[5, 9, 1, 90], [3]], [[7], [8, 8, 2]]]
-        return [logits for step in steps for logits in rows.step(step)]
+        return [logits.clone() for step in steps for logits in rows.step(step)]
 
-    whole = run(None)
-    for got in on_ranks(size, run):
-        for part, wanted in zip(got, whole, strict=True):
-            torch.testing.assert_close(part, wanted, atol=1e-4, rtol=0)
+    first, *others = on_ranks(size, run)
+    for got, wanted in zip(first, run(None), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
+    for rank, parts in enumerate(others, start=1):
+        for part, got in zip(parts, first, strict=True):
+            begin = rank * part.shape[1]  # the last may be padded
+            assert torch.equal(part[:, : got.shape[1] - begin], got[:, begin:][:, : part.shape[1]])
 
 
 def test_sizes_that_do_not_divide_are_refused_with_those_that_do() -> None:

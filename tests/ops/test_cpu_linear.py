@@ -140,6 +140,9 @@ def test_rows_are_looked_up(isa: str, dtype: torch.dtype, fmt: str | None) -> No
     assert torch.equal(OPS.take_rows(weight, ids), weight[ids.long()])
     beyond = torch.tensor([37, -1], dtype=torch.int32)
     assert not OPS.embed(beyond, whole).any()
+    for part in whole, weight:  # as if their rows were those of ids 3 and on
+        found = OPS.embed_part(torch.cat((ids + 3, ids[:1] - len(weight))), part, 3)
+        assert torch.equal(found[:-1], OPS.embed(ids, part)) and not found[-1].any()
 
 
 def test_the_first_rows_of_a_matrix() -> None:

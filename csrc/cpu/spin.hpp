@@ -1,0 +1,26 @@
+// Looking for something that another thread is about to do, before it is worth sleeping.
+
+#pragma once
+
+#include <chrono>
+
+namespace s1::cpu {
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Spins until `done()` or until `limit` has passed; the last value of done().
+template <typename Done>
+bool spin_until(const Done& done, std::chrono::nanoseconds limit) {
+  const auto deadline = std::chrono::steady_clock::now() + limit;
+  while (!done()) {
+    for (int i = 0; i < 8; ++i) relax();
+    if (std::chrono::steady_clock::now() >= deadline) return done();
+  }
+  return true;
+}
+
+}  // namespace s1::cpu

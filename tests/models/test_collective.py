@@ -1,0 +1,115 @@
+"""Ranks in shared memory: sums and gathers by definition, the same bits everywhere, no hanging."""
+
+import os
+import signal
+import threading
+from multiprocessing import get_context
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from s1engine._core import cpu
+from s1engine.models.collective import CollectiveError, SharedCollective
+from s1engine.models.shard import Shard
+from tests.models.ranks import on_ranks
+
+SLOT = 1 << 18  # bytes that pass at a time
+
+
+def part(rank: int, *shape: int, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(rank)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+# nothing, less than a vector, odd rests, several slots
+SHAPES = st.sampled_from([(0, 4), (1, 3), (5, 97), (3, SLOT // 4), (7, 40_001)])
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 5), SHAPES, DTYPES)
+def test_sums_are_those_in_the_order_of_ranks_rounded_once(
+    size: int, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    parts = [part(rank, *shape, dtype=dtype) for rank in range(size)]
+    residual = part(size, *shape, dtype=dtype)
+    total = parts[0].float()
+    for other in parts[1:]:
+        total = total + other.float()
+
+    def work(ranks: SharedCollective) -> tuple[Tensor, Tensor]:
+        added = residual.clone()
+        assert ranks.sum_residual(parts[ranks.shard.rank], added) is None  # type: ignore[func-returns-value]
+        return ranks.sum(parts[ranks.shard.rank].clone()), added
+
+    for plain, added in on_ranks(size, work):
+        assert torch.equal(plain, total.to(dtype))
+        assert torch.equal(added, (residual.float() + total).to(dtype))
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 4), SHAPES)
+def test_parts_are_gathered_side_by_side_on_the_first_rank(
+    size: int, shape: tuple[int, int]
+) -> None:
+    parts = [part(rank, *shape, dtype=torch.float32) for rank in range(size)]
+    first, *others = on_ranks(size, lambda ranks: ranks.gather(parts[ranks.shard.rank]))
+    assert torch.equal(first, torch.cat(parts, dim=1))
+    assert all(torch.equal(*pair) for pair in zip(others, parts[1:], strict=True))
+
+
+def test_many_calls_in_a_row_do_not_mix() -> None:
+    """Slots are written again while slower ranks may still be reading."""
+
+    def work(ranks: SharedCollective) -> list[float]:
+        own = float(10**ranks.shard.rank)
+        return [ranks.sum(torch.full((67,), own * (i % 7)))[i % 67].item() for i in range(2000)]
+
+    wanted = [111.0 * (i % 7) for i in range(2000)]
+    assert on_ranks(3, work) == [wanted] * 3
+
+
+def test_calls_are_recorded_and_replayed() -> None:
+    def work(ranks: SharedCollective) -> list[float]:
+        x, residual, plan = torch.ones(5), torch.zeros(5), cpu.Plan()
+        cpu.record_into(plan)
+        ranks.sum_residual(x, residual)
+        gathered = ranks.gather(residual.view(1, 5))
+        cpu.record_into(None)
+        x += ranks.shard.rank
+        plan.replay()
+        return [len(plan), *residual.tolist(), gathered.sum().item()]
+
+    assert on_ranks(2, work) == [[2, *[5.0] * 5, 50.0], [2, *[5.0] * 5, 25.0]]
+
+
+def test_who_waits_for_a_lost_rank_is_told_so() -> None:
+    memory = torch.zeros(SharedCollective.memory_bytes(2), dtype=torch.uint8)
+    rank = SharedCollective(Shard(0, 2), memory)
+    threading.Timer(0.1, rank.abort).start()
+    with pytest.raises(CollectiveError, match="another rank has not come"):
+        rank.sum(torch.ones(3))
+    with pytest.raises(CollectiveError):
+        rank.gather(torch.ones(1, 3))
+
+
+def test_the_first_rank_sees_what_processes_have_written() -> None:
+    """Also of one that is killed at once, in the middle of what follows."""
+    memory = torch.zeros(SharedCollective.memory_bytes(2), dtype=torch.uint8).share_memory_()
+    other = get_context("fork").Process(target=_sums_and_ends, args=(memory,))
+    other.start()
+    rank = SharedCollective(Shard(0, 2), memory)
+    assert rank.sum(torch.full((9,), 2.0)).tolist() == [5.0] * 9
+    other.join()
+    assert other.exitcode == -signal.SIGKILL
+    rank.abort()
+    with pytest.raises(CollectiveError):
+        rank.sum(torch.ones(9))
+
+
+def _sums_and_ends(memory: Tensor) -> None:
+    SharedCollective(Shard(1, 2), memory).sum(torch.full((9,), 3.0))
+    os.kill(os.getpid(), signal.SIGKILL)
