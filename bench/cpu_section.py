@@ -124,7 +124,7 @@ class Section:
         return f"{self.shape} {self.precision} {self.case_name}"
 
     def _start(self, name: str, stack: ExitStack) -> Runner:
-        target = self._converted(name)
+        target = self.converted(name)
         engine = stack.enter_context(self._process(name))
         setup = Setup(
             precision=self.precision,
@@ -141,7 +141,7 @@ class Section:
         engine.ask("generate", prompts=warm, new=min(self.case.new, 8))
         return Runner(engine, about)
 
-    def _converted(self, name: str) -> Path:
+    def converted(self, name: str) -> Path:
         """What the engine loads, made once by a process of its own and kept."""
         source = model_dir(self.model, self.shape, self.plan.work)
         target = self.plan.work / f"{self.shape}-{self.precision}-{name}"

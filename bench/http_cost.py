@@ -94,7 +94,8 @@ def _cpu_s(pid: int) -> float:
 def _offline(llm: LLM, asks: list[Ask]) -> float:
     params = SamplingParams(temperature=0, max_tokens=asks[0].max_tokens, ignore_eos=True)
     begin = time.perf_counter()
-    outputs = llm.generate([ask.prompt for ask in asks], params, progress=False)
+    prompts: list[Any] = [ask.prompt for ask in asks]
+    outputs = llm.generate(prompts, params, progress=False)
     seconds = time.perf_counter() - begin
     return sum(len(output.outputs[0].token_ids) for output in outputs) / seconds
 

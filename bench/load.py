@@ -24,7 +24,7 @@ class Ask:
     """One request."""
 
     at: float  # seconds since the start
-    prompt: list[int]
+    prompt: list[int] | str  # a text of one token a character
     max_tokens: int
 
 
@@ -176,12 +176,17 @@ async def _stream(url: str, body: bytes, api_key: str | None, took: Took) -> Non
             took.error = (await reader.read()).decode(errors="replace")[-300:]
             return
         while True:
-            event = await reader.readuntil(b"\n\n")
+            try:
+                event = await reader.readuntil(b"\n\n")
+            except asyncio.IncompleteReadError:
+                if took.output_tokens:  # not everybody says that it is done
+                    return
+                raise
             data = event[event.index(b"data: ") + 6 :]
             if data.startswith(b"[DONE]"):
                 return
-            if b'"usage":' in data:
-                took.output_tokens = json.loads(data)["usage"]["completion_tokens"]
+            if b'"usage":' in data and (usage := json.loads(data)["usage"]):
+                took.output_tokens = usage["completion_tokens"]
             elif b'"error":' in data[:12]:
                 took.error = data.decode(errors="replace")
             else:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s1engine.bench.load import Took, paced, play, random_asks, trace_asks
+from s1engine.bench.load import Ask, Took, paced, play, random_asks, trace_asks
 from s1engine.bench.serve import report
 from s1engine.errors import RequestError
 from tests.server.conftest import KEY, Served
@@ -31,6 +31,31 @@ def test_it_measures_a_server(served: Served) -> None:
     assert refused.error is not None and "API key" in refused.error
     with pytest.raises(RequestError, match="API key"):
         report(asks[:1], [refused], [99], {})
+
+
+@pytest.mark.parametrize("usage", ["", '"usage":null,'])
+@pytest.mark.parametrize("last", ["data: [DONE]\n\n", ""])
+def test_it_understands_other_servers(usage: str, last: str) -> None:
+    """Those that say null where they have no usage yet, and those that never say that they end."""
+    chunk = f'data: {{{usage}"choices":[{{"text":"x"}}]}}\n\n'
+    total = 'data: {"usage":{"completion_tokens":2}}\n\n'
+
+    async def one(body: str) -> Took:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked = await reader.readuntil(b"}}")
+            assert b'"prompt": "cde"' in asked
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + body.encode())
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            (took,) = await play(f"http://127.0.0.1:{port}", [Ask(0.0, "cde", 2)])
+        return took
+
+    whole = asyncio.run(one(2 * chunk + total + last))
+    assert (whole.error, len(whole.events), whole.output_tokens) == (None, 2, 2)
+    assert asyncio.run(one(chunk)).error is not None
 
 
 @given(
