@@ -101,8 +101,10 @@ class Checkpoint:
         return self._handles[self._files[name]].get_slice(name)
 
     def read(self, name: str) -> Tensor:
-        """A tensor on the CPU as it is stored, backed by the file."""
-        tensor: Tensor = self._handles[self._files[name]].get_tensor(name)
+        """A tensor on the CPU as it is stored, backed by the file: by a mapping of its own, whose
+        pages go with the tensor and do not pile up beside what is made of them."""
+        with safe_open(self._files[name], framework="pt", device="cpu") as handle:
+            tensor: Tensor = handle.get_tensor(name)
         return tensor
 
     def fingerprint(self) -> str:
