@@ -92,7 +92,9 @@ def served(model: str | None, flags: Sequence[str]) -> Iterator[tuple[str, int]]
     words = [*([model] if model else []), "--port", "0", *flags]
     start = "import sys; from s1engine.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", start, "serve", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr is not None
     try:
         for line in process.stderr:
