@@ -81,7 +81,7 @@ def run(channel: Channel) -> None:
     engine = _load(channel, start.config, start.progress)
     if engine is None:
         return
-    channel.send(messages.Ready(engine.max_model_len, engine.stats()))
+    channel.send(messages.Ready(engine.max_model_len, engine.config.device, engine.stats()))
     try:
         _serve(channel, engine, waiting)
     except ConnectionError:

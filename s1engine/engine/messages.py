@@ -67,6 +67,7 @@ class Ready(msgspec.Struct, tag=True):
     """The first message from an engine whose model is loaded."""
 
     max_model_len: int
+    device: str
     stats: EngineStats
 
 

@@ -37,7 +37,9 @@ PROCESS = "s1engine.engine.engine_process"
 STUCK_S = 60.0  # without a sign of life
 END_S = 10.0  # for the process to end by itself
 READ_BYTES = 2**18
-REST = 6.0  # pause between two rounds of text, as a multiple of what the first took
+# Pause between two rounds of text, as a multiple of what the first took, by device: where the
+# engine computes on the processors, every moment that text takes is the engine's.
+REST = {"cpu": 12.0, "cuda": 2.0}
 
 
 class RemoteLLMEngine:
@@ -63,7 +65,6 @@ class RemoteLLMEngine:
         self._failure: EngineDeadError | None = None
         self._closing = False
         self._inbox = _core.Inbox(sequence_bits=SEQUENCE_BITS)
-        self._pacer = _Pacer(self._wake_readers)
         self.on_failure: Callable[[], None] = lambda: None
         try:
             located = replace(config, model=str(path), served_model_name=config.model_name)
@@ -77,6 +78,7 @@ class RemoteLLMEngine:
             raise
         self.compiler = RequestCompiler(text, ready.max_model_len)
         self._stats = ready.stats
+        self._pacer = _Pacer(self._wake_readers, REST[ready.device])
         self._last_sign = time.monotonic()
 
     def _wait_until_ready(self) -> messages.Ready:
@@ -228,10 +230,11 @@ class _Receiver(asyncio.Protocol):
 
 
 class _Pacer:
-    """Wakes readers in rounds, and rests between two as long as REST says."""
+    """Wakes readers in rounds, and rests ``rest`` times as long as a round took before the next."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], rest: float) -> None:
         self._wake = wake
+        self._rest_factor = rest
         self._next = 0.0
         self._planned = False
         self._wanted = False  # while a round is not over
@@ -252,7 +255,7 @@ class _Pacer:
 
     def _rest(self, begin: float) -> None:
         loop = asyncio.get_running_loop()
-        self._next = loop.time() + REST * (loop.time() - begin)
+        self._next = loop.time() + self._rest_factor * (loop.time() - begin)
         self._planned = False
         if self._wanted:
             self.plan()
