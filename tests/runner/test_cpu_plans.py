@@ -1,5 +1,6 @@
 """Recorded steps: what is replayed gives what the calls gave, also after buffers have moved."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
 from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
 from s1engine.ops.cpu_ops import CpuOps
-from s1engine.runner import cpu_plans
+from s1engine.runner import cpu_plans, step_costs
 from s1engine.runner.cpu_plans import CpuPlans
 from s1engine.runner.input_batch import StepInputs
 from s1engine.runner.model_runner import ModelRunner
@@ -78,7 +79,10 @@ def test_the_oldest_recording_makes_room(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(engine.runner._plans._recordings) == 2
 
 
-def test_costs_are_measured_on_recorded_steps_and_leave_no_trace() -> None:
+def test_costs_are_measured_on_recorded_steps_and_leave_no_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(step_costs, "ENOUGH", math.inf)  # all sizes, whatever they take
     config = replace(CONFIG, num_speculative_tokens=3)
     engine = BareEngine(config, MODEL, DECODER)  # measures
     plans = engine.runner._plans
