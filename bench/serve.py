@@ -86,12 +86,16 @@ def _goal(text: str) -> tuple[str, float]:
     return name, float(limit)
 
 
+def serve_command(*words: str) -> list[str]:
+    """``s1engine serve WORDS`` by this interpreter, whatever is on the path."""
+    start = "import sys; from s1engine.cli import main; sys.exit(main())"
+    return [sys.executable, "-c", start, "serve", *words]
+
+
 @contextlib.contextmanager
 def served(model: str | None, flags: Sequence[str]) -> Iterator[tuple[str, int]]:
     """A server of this engine on a free port; yields its address and process id."""
-    words = [*([model] if model else []), "--port", "0", *flags]
-    start = "import sys; from s1engine.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", start, "serve", *words]
+    command = serve_command(*([model] if model else []), "--port", "0", *flags)
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

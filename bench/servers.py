@@ -31,7 +31,7 @@ from s1engine.bench.cpu_engines import environments
 from s1engine.bench.cpu_model import model_dir
 from s1engine.bench.cpu_section import Plan, Section
 from s1engine.bench.load import Ask, play
-from s1engine.bench.serve import report
+from s1engine.bench.serve import report, serve_command
 from s1engine.bench.shapes import NAMES, shape
 from s1engine.errors import RequestError
 
@@ -72,7 +72,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     absent: list[str] = []
     failures: list[str] = []
-    for name in args.servers.split(","):
+    names = args.servers.split(",")
+    for name in names:
+        if name not in SERVERS:
+            known = ", ".join(SERVERS)
+            raise RequestError(f"server {name!r} is none of {known}", param="servers")
+    for name in names:
         server = SERVERS[name](args, places, max(loads))
         if server is None:
             absent.append(name)
@@ -166,10 +171,9 @@ def _source(args: argparse.Namespace) -> Path:
 
 
 def _ours(args: argparse.Namespace, places: dict[str, Path], streams: int) -> Server:
-    start = "import sys; from s1engine.cli import main; sys.exit(main())"
     flags = ["--dtype", "bfloat16", "--max-model-len", str(_max_len(args))]
     flags += ["--max-num-seqs", str(streams)]
-    command = [sys.executable, "-c", start, "serve", str(_source(args)), *flags, "--port"]
+    command = serve_command(str(_source(args)), *flags, "--port")
     return Server(command, {"ignore_eos": True}, {"OMP_NUM_THREADS": str(args.threads)})
 
 

@@ -232,43 +232,7 @@ void bind_run(py::module_& m) {
   m.attr("IGNORED") = s1::kIgnored;
 }
 
-// Guesses of one drafter over growing tokens, for measurements and tests.
-void bind_drafter(py::module_& m) {
-  py::class_<s1::TrackRecord>(m, "TrackRecord")
-      .def(py::init<>())
-      .def("learn", &s1::TrackRecord::learn, py::arg("level"), py::arg("right"))
-      .def("as_prior", &s1::TrackRecord::as_prior);
-  py::class_<s1::Drafter>(m, "Drafter")
-      .def(py::init([](const s1::TrackRecord* prior) {
-             return s1::Drafter(prior == nullptr ? s1::TrackRecord() : *prior);
-           }),
-           py::arg("prior") = nullptr)
-      .def(
-          "propose",
-          [](s1::Drafter& self, const IntArray& tokens, int32_t limit, double least) {
-            std::vector<s1::Guess> guesses;
-            self.propose({tokens.data(), static_cast<size_t>(tokens.size())}, limit, least,
-                         guesses);
-            std::vector<std::tuple<s1::TokenId, int32_t, double>> out;
-            for (const s1::Guess& g : guesses) out.emplace_back(g.token, g.level, g.chance);
-            return out;
-          },
-          py::arg("tokens"), py::kw_only(), py::arg("limit"), py::arg("least") = 0.0)
-      .def("learn", &s1::Drafter::learn, py::arg("level"), py::arg("right"))
-      .def_readonly_static("MIN_MATCH", &s1::Drafter::kMinMatch)
-      .def_readonly_static("MAX_MATCH", &s1::Drafter::kMaxMatch)
-      .def_readonly_static("MAX_PLACES", &s1::Drafter::kMaxPlaces);
-  using s1::StepCost;
-  py::class_<StepCost>(m, "StepCost")
-      .def(py::init([](const std::vector<std::pair<int32_t, double>>& points, int32_t max_tokens) {
-             return StepCost(points, max_tokens);
-           }),
-           py::arg("points"), py::kw_only(), py::arg("max_tokens"))
-      .def("of", &StepCost::of, py::kw_only(), py::arg("rows"), py::arg("tokens"),
-           py::arg("drafted"))
-      .def("learn", &StepCost::learn, py::kw_only(), py::arg("rows"), py::arg("tokens"),
-           py::arg("drafted"), py::arg("time"));
-}
+#include "bindings_drafts.inc"
 
 void bind_stats(py::module_& m) {
   using s1::SchedulerStats;
@@ -406,7 +370,7 @@ void bind_core(py::module_& m) {
   bind_budget(m);
   bind_batch(m);
   bind_run(m);
-  bind_drafter(m);
+  bind_drafts(m);
   bind_stats(m);
   bind_scheduler(m);
   bind_inbox(m);
