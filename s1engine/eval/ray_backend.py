@@ -12,7 +12,8 @@ from typing import Any
 
 from s1engine.config import EngineConfig, check_int
 from s1engine.engine.llm import LLM
-from s1engine.engine.ray_cluster import check_address, connect, resources
+from s1engine.engine.ray_address import check_syntax
+from s1engine.engine.ray_cluster import connect, resources
 from s1engine.eval.backend import Ask, Reply
 from s1engine.eval.engine_backend import EngineBackend
 
@@ -34,7 +35,7 @@ class RayOptions:
 
     def __post_init__(self) -> None:
         check_int("replicas", self.replicas, 1, 4096)
-        check_address(self.address)
+        check_syntax(self.address)
 
     @property
     def config(self) -> EngineConfig:

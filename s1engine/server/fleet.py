@@ -13,12 +13,14 @@ waiting for the client, so a slow one holds at most its own answer here.
 import asyncio
 import logging
 import uuid
+import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from s1engine.config import check_int
-from s1engine.engine.ray_cluster import check_address, connect, resources
+from s1engine.engine.ray_address import check_syntax
+from s1engine.engine.ray_cluster import connect, resources
 from s1engine.errors import EngineDeadError, RequestError
 from s1engine.server.affinity import Trail
 from s1engine.server.replica import Message, Replica, ReplicaLostError, ReplicaOptions
@@ -30,6 +32,12 @@ HEALTH_PERIOD_S = 2.0
 HEALTH_TIMEOUT_S = 30.0
 BROADCAST_S = 10.0  # for all replicas to say something
 DRAIN_S = 3600.0  # for a replica that is scaled away to finish its requests
+# When their number follows the load: Ray's own figures are 10, 30 and 30 s, so that a queue had to
+# last for most of a minute.
+METRICS_S = 1.0  # between two reports of what is under way, by the front and by each replica
+LOOK_BACK_S = 4.0  # over which reports are averaged
+UPSCALE_S = 2.0  # that more replicas must be wanted without a break
+DOWNSCALE_S = 300.0  # the same for fewer: loading a model anew costs more than keeping it
 NAME = "Replica"
 
 logger = logging.getLogger(__name__)
@@ -54,7 +62,7 @@ class FleetOptions:
             raise RequestError("max_replicas is below min_replicas", param="max_replicas")
         if self.target is not None:
             check_int("target_ongoing_requests", self.target, 1, 2**20)
-        check_address(self.address)
+        check_syntax(self.address)
 
 
 class RayFleet:
@@ -171,18 +179,11 @@ def _quiet() -> dict[str, Any]:
 
 def _deployment(options: FleetOptions, replica: ReplicaOptions, needs: dict[str, int]) -> Any:
     from ray import serve
-    from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+    from ray.serve.config import RequestRouterConfig
 
     scale: dict[str, Any] = {"num_replicas": options.min_replicas}
     if options.max_replicas > options.min_replicas:
-        target = options.target or replica.config.max_num_seqs
-        scale = {
-            "autoscaling_config": AutoscalingConfig(
-                min_replicas=options.min_replicas,
-                max_replicas=options.max_replicas,
-                target_ongoing_requests=target,
-            )
-        }
+        scale = {"autoscaling_config": _autoscaling(options, replica.config.max_num_seqs)}
     named: dict[str, Any] = {"request_router_class": "s1engine.server.prefix_router.PrefixRouter"}
     router = RequestRouterConfig(**named)
     inside = replica.config.max_num_seqs + replica.max_queued
@@ -200,3 +201,23 @@ def _deployment(options: FleetOptions, replica: ReplicaOptions, needs: dict[str,
         max_constructor_retry_count=STARTS,
         **scale,
     )
+
+
+def _autoscaling(options: FleetOptions, target: int) -> Any:
+    """Ray's configuration of ``scaling``."""
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+    policy: Any = AutoscalingPolicy
+    with warnings.catch_warnings():
+        # The variables that it is to give way to are not read for handles yet.
+        warnings.filterwarnings("ignore", "The `metrics_interval_s` field", DeprecationWarning)
+        return AutoscalingConfig(
+            min_replicas=options.min_replicas,
+            max_replicas=options.max_replicas,
+            target_ongoing_requests=options.target or target,
+            metrics_interval_s=METRICS_S,
+            look_back_period_s=LOOK_BACK_S,
+            upscale_delay_s=UPSCALE_S,
+            downscale_delay_s=DOWNSCALE_S,
+            policy=policy(policy_function="s1engine.server.scaling:by_queue"),
+        )

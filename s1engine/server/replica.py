@@ -22,6 +22,7 @@ from s1engine.engine.request import Request
 from s1engine.server.admission import Admission
 from s1engine.server.affinity import Trail
 from s1engine.server.app import create_app
+from s1engine.server.scaling import RUNNING, WAITING
 from s1engine.server.tracing import tracing_to
 
 Message = dict[str, Any]
@@ -131,6 +132,11 @@ class Replica:
         """Ray replaces a replica that raises."""
         if not self._engine.healthy:
             raise RuntimeError("the engine is not running")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For ``scaling``; the name is Ray's."""
+        stats = self._engine.stats()
+        return {RUNNING: stats.num_running, WAITING: stats.num_waiting}
 
     async def answer(
         self, scope: Message, body: bytes, way: Trail, avoid: list[str]

@@ -1,8 +1,10 @@
 """Two replicas on a local Ray, started once: the single server's answers, and what a death costs.
 
-The tests run in the order of this file: the last ones kill replicas, then end the server.
+The tests run in the order of this file: the first brings the second replica up, the last ones kill
+replicas, then end the server.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -31,9 +33,9 @@ LONG = 1500  # thinking tokens
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
-    process, url, log = start_server(
-        "--replicas", "2", "--api-key", KEY, "--dtype", "float32", "--shutdown-timeout", "60"
-    )
+    scaled = ("--max-replicas", "2", "--max-num-seqs", "16")
+    rest = ("--api-key", KEY, "--dtype", "float32", "--shutdown-timeout", "60")
+    process, url, log = start_server(*scaled, *rest)
     headers = {"Authorization": f"Bearer {KEY}"}
     limits = httpx.Limits(max_connections=200)
     with httpx.Client(base_url=url, headers=headers, timeout=60, limits=limits) as client:
@@ -123,6 +125,47 @@ class Reading:
 def whole_text(answer: Any) -> str:
     message = answer["choices"][0]["message"]
     return str((message["reasoning"] or "") + (message["content"] or ""))
+
+
+def test_a_queue_brings_another_replica(
+    server: tuple[subprocess.Popen[str], httpx.Client],
+) -> None:
+    """More are asked than one engine runs, until both answer."""
+    _, client = server
+    assert client.get("/health").json() == {"replicas": 1, "wanted": 1}
+    homes: set[str] = set()
+
+    def load(i: int) -> None:
+        end = time.monotonic() + SETTLE_S
+        while len(homes) < 2 and time.monotonic() < end:
+            homes.add(home(client.post(CHAT, json=ask(i, max_tokens=200))))
+
+    together(load, range(48))
+    assert len(homes) == 2
+    until(lambda: client.get("/health").json() == {"replicas": 2, "wanted": 2})
+
+
+def listening(pid: int) -> list[str]:
+    """Addresses where a process listens, in hexadecimal as /proc has them."""
+    texts = [Path(f"/proc/{pid}/net/{table}").read_text() for table in ("tcp", "tcp6")]
+    rows = [line.split() for text in texts for line in text.splitlines()[1:]]
+    sockets = {row[9]: row[1].split(":")[0] for row in rows if row[3] == "0A"}
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    inodes = [link.removeprefix("socket:[").rstrip("]") for link in links]
+    return [sockets[inode] for inode in inodes if inode in sockets]
+
+
+def test_of_rays_ports_only_the_replicas_own_is_reached_from_elsewhere(
+    server: tuple[subprocess.Popen[str], httpx.Client],
+) -> None:
+    here = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    open_to_all = {}
+    for pid in descendants(server[0].pid):
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # it has ended
+            if places := [place for place in listening(pid) if place not in here]:
+                open_to_all[command(pid)] = len(places)
+    assert all(name.startswith("ray::ServeReplica") for name in open_to_all), open_to_all
+    assert set(open_to_all.values()) == {1}
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, MESSAGES, RESPONSES])
