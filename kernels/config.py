@@ -80,9 +80,10 @@ def splits(rows: int, kv_heads: int) -> int:
 
 
 def extend(
-    head_dim: int, block_size: int, group: int, itemsize: int, max_seqlen_q: int
+    head_dim: int, block_size: int, group: int, itemsize: int, stored: int, max_seqlen_q: int
 ) -> Attention:
-    """Extend attention: large tiles for prompts, small ones for a few tokens a row."""
+    """Extend attention: large tiles for prompts, small ones for a few tokens a row. Cached values
+    take ``stored`` bytes: where they are converted on the way, Triton 3.6 spills at wider tiles."""
     narrowest = max(16, next_power_of_2(group))
     if itemsize == 4:
         return Attention(narrowest, min(block_size, 16), Launch(num_warps=8, num_stages=2))
@@ -90,6 +91,8 @@ def extend(
     block_m = max(min(next_power_of_2(max_seqlen_q * group), widest), narrowest)
     warps = 8 if block_m in (32, 128) or head_dim > 128 else 4  # at 32, four would spill
     block_n = min(block_size, 64 if head_dim <= 128 else 32)
+    if head_dim > 128 and block_m == 64 and stored < itemsize:
+        block_n = 16
     return Attention(block_m, block_n, Launch(num_warps=warps))
 
 

@@ -126,7 +126,8 @@ def extend(
     assert block_table.dtype == cu_seqlens_q.dtype == context_lens.dtype == torch.int32
     assert cu_seqlens_q.shape == (rows + 1,) and block_table.shape[0] == rows
     assert block_table.stride(1) == 1
-    tiles = config.extend(dim, block_size, group, q.element_size(), max_seqlen_q)
+    stored = k_cache.element_size()
+    tiles = config.extend(dim, block_size, group, q.element_size(), stored, max_seqlen_q)
     out = torch.empty((tokens, num_heads * dim), dtype=q.dtype, device=q.device)
     programs = tokens // (tiles.block_m // group) + rows
     _extend_kernel[(programs, num_kv_heads)](
