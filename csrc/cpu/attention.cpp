@@ -15,7 +15,7 @@
 namespace s1::cpu {
 namespace {
 
-constexpr int64_t kUnitRows = 64;       // query rows that share a pass over the keys
+constexpr int64_t kUnitRows = 128;      // query rows that share a pass over the keys
 constexpr int64_t kMinWork = 1 << 19;   // multiply-adds below which one thread is faster than two
 constexpr int64_t kTasksPerThread = 4;  // so that threads end at about the same time
 
