@@ -1,6 +1,7 @@
 // Fuzzes the scheduler without Python, to be run under address and undefined-behaviour sanitizers:
 // random sequences with budgets, small caches, aborts and limits at random moments, the integrity
-// of everything checked after each step. Exit status 0 and a line of counts if all is well.
+// of everything checked after each step; then records of steps (fuzz_inbox.cpp). Exit status 0 and
+// a line of counts if all is well.
 
 #include <cstdio>
 #include <random>
@@ -8,6 +9,8 @@
 #include <vector>
 
 #include "core/scheduler.hpp"
+
+void fuzz_inbox(uint64_t seed);
 
 namespace {
 
@@ -179,6 +182,7 @@ int main() {
     preemptions += fuzz.run(20);
     forks += fuzz.forks();
     accepted += fuzz.accepted();
+    fuzz_inbox(seed);
   }
   s1::check(preemptions > 0, "the fuzz never preempted");
   s1::check(forks > 0, "the fuzz never forked");

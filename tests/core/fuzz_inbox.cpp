@@ -1,0 +1,90 @@
+// Fuzzes records on their way (csrc/core/progress, inbox): what is taken out is what was put in,
+// and records that are cut off or damaged are refused or dropped without a byte read beyond them.
+
+#include <map>
+#include <random>
+
+#include "core/inbox.hpp"
+#include "core/progress.hpp"
+
+namespace {
+
+using s1::SeqId;
+using s1::Sequence;
+
+constexpr int32_t kBits = 3;
+
+// The tokens of a sequence as records have them.
+std::string bytes_of(const Sequence& sequence) {
+  const auto* begin = reinterpret_cast<const char*>(sequence.tokens.data() + sequence.prompt_len);
+  return {begin, sizeof(s1::TokenId) * sequence.marks.size()};
+}
+
+// Adds what records hold to each sequence's tokens.
+void read(const std::string& records, std::map<SeqId, std::string>& tokens) {
+  for (size_t at = 0; at < records.size();) {
+    SeqId id = 0;
+    int32_t count = 0;
+    records.copy(reinterpret_cast<char*>(&id), sizeof id, at);
+    records.copy(reinterpret_cast<char*>(&count), sizeof count, at + s1::kRecordCount);
+    const size_t length = sizeof(s1::TokenId) * static_cast<size_t>(count);
+    tokens[id] += records.substr(at + s1::kRecordHead, length);
+    at += s1::kRecordHead + length + static_cast<size_t>(count);
+  }
+}
+
+// From memory that ends where the records end.
+void add(s1::Inbox& inbox, const std::string& records) {
+  const std::vector<char> exact(records.begin(), records.end());
+  inbox.add({exact.data(), exact.size()});
+}
+
+// Records that are not whole: some of them are cut off, in others a byte is wrong.
+void damage(std::string records, std::mt19937_64& random) {
+  if (records.empty()) return;
+  s1::Inbox inbox(kBits);
+  for (int64_t request = 0; request < 4; ++request) inbox.open(request);
+  if (random() % 2 == 0) records.resize(random() % records.size());
+  if (!records.empty()) records[random() % records.size()] = static_cast<char>(random());
+  try {
+    add(inbox, records);
+  } catch (const std::invalid_argument&) {
+  }
+  for (int64_t request = 0; request < 4; ++request) inbox.take(request);
+}
+
+}  // namespace
+
+void fuzz_inbox(uint64_t seed) {
+  std::mt19937_64 random(seed);
+  s1::Inbox inbox(kBits);
+  std::vector<Sequence> sequences(12);
+  std::map<SeqId, std::string> taken;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    sequences[i].id = static_cast<SeqId>(i % 4 << kBits | i / 4);
+    sequences[i].tokens.assign(i, 1);
+    sequences[i].prompt_len = static_cast<int32_t>(i);
+    if (i < 4) inbox.open(static_cast<int64_t>(i));
+  }
+  for (int step = 0; step < 20; ++step) {
+    std::string records;
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      if (random() % 3 == 0) continue;
+      for (uint64_t n = random() % 3; n > 0; --n) {
+        sequences[i].append(static_cast<s1::TokenId>(random()),
+                            random() % 4 == 0 ? s1::kForced : s1::kThink);
+      }
+      s1::take_progress(sequences[i], static_cast<int32_t>(i), records);
+    }
+    add(inbox, records);
+    damage(records, random);
+    if (random() % 2 == 0) read(inbox.take(static_cast<int64_t>(random() % 4)), taken);
+  }
+  std::string rest;
+  for (Sequence& sequence : sequences) s1::take_progress(sequence, 0, rest);
+  add(inbox, rest);
+  for (int64_t request = 0; request < 4; ++request) read(inbox.take(request), taken);
+  for (const Sequence& sequence : sequences) {
+    s1::check(taken[sequence.id] == bytes_of(sequence), "the inbox lost tokens");
+  }
+}
