@@ -103,8 +103,11 @@ class Checkpoint:
     def read(self, name: str) -> Tensor:
         """A tensor on the CPU as it is stored, backed by the file: by a mapping of its own, whose
         pages go with the tensor and do not pile up beside what is made of them."""
-        with safe_open(self._files[name], framework="pt", device="cpu") as handle:
-            tensor: Tensor = handle.get_tensor(name)
+        try:
+            with safe_open(self._files[name], framework="pt", device="cpu") as handle:
+                tensor: Tensor = handle.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise self.error(name, f"can be read no more: {error}") from error
         return tensor
 
     def fingerprint(self) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from s1engine.errors import ModelError
 from s1engine.models import Decoder, ModelConfig, load_decoder, resolve_model
+from s1engine.models.checkpoint import Checkpoint
 from s1engine.ops.torch_ops import TorchOps
 from tests.models.harness import load
 from tests.tiny_models import FAMILIES, make_model
@@ -185,6 +186,22 @@ def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     shard = sorted(path.glob("*.safetensors"))[1]
     shard.unlink()
     assert_refused(path, str(shard), "no such file")
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_vanishes_while_it_is_loaded_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    path = make_model(tmp_path, "llama", max_shard_size="20KB")
+    shard = sorted(path.glob("*.safetensors"))[1]
+
+    def vanish(*_: object) -> None:
+        shard.unlink()
+        if replaced:
+            shard.write_bytes(b"something else")
+
+    monkeypatch.setattr(Checkpoint, "check", vanish)
+    assert_refused(path, str(shard), "can be read no more")
 
 
 def edit_index(path: Path, change: Callable[[dict[str, str]], object]) -> None:
