@@ -27,7 +27,7 @@ from s1engine.ops.layouts import (
 from s1engine.ops.packed import PANEL, PackedMatrix, pack
 from s1engine.ops.quantization import FORMATS, QuantizedMatrix
 from s1engine.ops.torch_ops import TorchOps
-from s1engine.ops.unfused import Unfused, add_norm, split_heads
+from s1engine.ops.unfused import Unfused, add_norm
 from s1engine.ops.workspace import Workspace
 
 # Numbered as in csrc/cpu/kernels.hpp.
@@ -165,33 +165,6 @@ class CpuOps(Unfused):
         self._linear(x, weight, None, out, _GATE)
         return out
 
-    def norm_qkv_rope_write(
-        self,
-        branch: Tensor | None,
-        residual: Tensor,
-        norm: Tensor,
-        eps: float,
-        weight: Matrix,
-        bias: Tensor | None,
-        q_norm: Tensor | None,
-        k_norm: Tensor | None,
-        cos_sin: Tensor,
-        k_cache: Tensor,
-        v_cache: Tensor,
-        meta: AttentionMetadata,
-    ) -> Tensor:
-        x = add_norm(self, branch, residual, norm, eps)
-        q, k, v = split_heads(self.linear(x, weight, bias), k_cache.shape[1], cos_sin.shape[1])
-        if q_norm is not None and k_norm is not None:
-            q = self._rms_norm(q, q_norm, eps, self._heads("q", q))
-            k = self._rms_norm(k, k_norm, eps, self._heads("k", k))
-        self.rope_write(q, k, v, cos_sin, k_cache, v_cache, meta)
-        return q
-
-    def _heads(self, name: str, x: Tensor) -> Tensor:
-        tokens, heads, dim = x.shape
-        return self._out(name, tokens, heads * dim, x.dtype).view(x.shape)
-
     def _linear(
         self, x: Tensor, weight: Matrix, bias: Tensor | None, out: Tensor, epilogue: int
     ) -> None:
@@ -218,14 +191,12 @@ class CpuOps(Unfused):
         )
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if x.ndim == 3:
-            return self._rms_norm(x, weight, eps, torch.empty(x.shape, dtype=x.dtype))
-        return self._rms_norm(x, weight, eps, self._out("norm", x.shape[0], x.shape[1], x.dtype))
-
-    def _rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> Tensor:
         rows, inner_rows, dim = x.shape if x.ndim == 3 else (x.shape[0], 1, x.shape[1])
         strides = x.stride()
         assert strides[-1] == 1 and weight.shape == (dim,) and weight.dtype is x.dtype
+        # A layer needs the heads of q and of k at once: they differ in where they begin.
+        name = "norm" if x.ndim == 2 else f"norm of heads at {x.storage_offset()}"
+        out = self._out(name, rows, inner_rows * dim, x.dtype).view(x.shape)
         cpu.rms_norm(
             DTYPES[x.dtype],
             x.data_ptr(),

@@ -10,6 +10,7 @@ from s1engine import _core
 from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
 from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
+from s1engine.models import Decoder, ModelConfig
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.runner import cpu_plans, step_costs
 from s1engine.runner.cpu_plans import CpuPlans
@@ -22,8 +23,10 @@ DECODER = make_decoder(MODEL, CONFIG)
 LENGTHS = [(5, 9), (17, 4), (1, 12), (30, 7), (8, 8)]  # prompt, new tokens
 
 
-def tokens(*, recorded: bool) -> list[list[int]]:
-    engine = BareEngine(CONFIG, MODEL, DECODER)
+def tokens(
+    *, recorded: bool, model: ModelConfig = MODEL, decoder: Decoder = DECODER
+) -> list[list[int]]:
+    engine = BareEngine(CONFIG, model, decoder)
     plans = engine.runner._plans
     assert isinstance(plans, CpuPlans)
     if not recorded:
@@ -40,6 +43,14 @@ def tokens(*, recorded: bool) -> list[list[int]]:
 
 def test_replayed_steps_give_the_same_tokens() -> None:
     assert tokens(recorded=True) == tokens(recorded=False)
+
+
+def test_so_do_those_with_norms_of_q_and_k() -> None:
+    model = replace(MODEL, qk_norm=True)
+    decoder = make_decoder(model, CONFIG)
+    assert tokens(recorded=True, model=model, decoder=decoder) == tokens(
+        recorded=False, model=model, decoder=decoder
+    )
 
 
 def test_a_recording_serves_drafts_of_any_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
