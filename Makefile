@@ -107,8 +107,8 @@ $(stamps)/dev: $(stamps)/torch pyproject.toml
 # Objects of their own. What is left out costs much time in the kernels, and a pointer that is
 # wrong in these ways does not get past the address sanitizer.
 # (Instrumented, headers of GCC itself seem to use what is not initialised.)
-sanitized := $(CXX) -std=c++20 -O1 -g1 -Wall -Wextra -Werror -Wno-maybe-uninitialized \
--pthread -Icsrc
+sanitized := $(CXX) -std=c++20 -O1 -g1 -Wall -Wextra -Werror -pthread -Icsrc \
+-Wno-uninitialized -Wno-maybe-uninitialized
 asan := -fsanitize=address,undefined -fno-sanitize=null,object-size,pointer-overflow \
 -fno-sanitize-recover=all -ftrivial-auto-var-init=pattern
 tsan := -fsanitize=thread
