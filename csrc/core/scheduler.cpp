@@ -24,7 +24,8 @@ Scheduler::Scheduler(const SchedulerConfig& config)
     : config_(config),
       reserve_(std::max(config.min_reserve, kFirstReserve)),
       blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching),
-      cost_(config.step_costs, config.max_num_batched_tokens) {
+      cost_(config.step_costs, config.max_num_batched_tokens),
+      allowance_(cost_.of(1, 1, 0)) {
   require(config.min_reserve >= 0 && config.min_reserve <= 1, "min_reserve must be in [0, 1]");
   require(config.max_num_seqs > 0, "max_num_seqs must be positive");
   require(config.max_num_batched_tokens >= config.max_num_seqs,
@@ -249,7 +250,7 @@ void Scheduler::update(std::span<const int64_t> sampled) {
   check(in_step_, "update() before schedule()");
   clear_news_of_step();
   check(sampled.size() == static_cast<size_t>(num_samples()), "one token for each sample");
-  for (const Row& row : rows_) {
+  for (Row& row : rows_) {
     Sequence& sequence = *row.sequence;
     const auto own = sampled.first(static_cast<size_t>(row.samples));
     sampled = sampled.subspan(own.size());

@@ -22,6 +22,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "allowance.hpp"
 #include "batch.hpp"
 #include "block_manager.hpp"
 #include "progress.hpp"
@@ -141,6 +142,7 @@ class Scheduler {
     int32_t samples;          // behind the last pending token and each drafted one; 0: it is not
                               // among those scheduled
     int32_t num_drafted = 0;  // leading guesses that are computed
+    int32_t num_accepted = 0;
     int32_t num_guesses = 0;  // in guesses_, from first_guess on
     size_t first_guess = 0;
   };
@@ -154,6 +156,7 @@ class Scheduler {
   void plan_running();
   void plan_waiting();
   double cost_of_step(int32_t drafted) const;
+  int32_t affordable(int32_t room) const;
   bool drafts_may_pay(int32_t samples, int32_t room) const;
   void plan_drafts();
   void propose(Row& row);
@@ -171,7 +174,7 @@ class Scheduler {
   void write_table(ScheduledBatch& batch, int32_t index, const Sequence& sequence) const;
   void write_samples(ScheduledBatch& batch, const Row& row) const;
   void clear_news_of_step();
-  void take_samples(const Row& row, std::span<const int64_t> sampled);
+  void take_samples(Row& row, std::span<const int64_t> sampled);
   void apply(Sequence& sequence, TokenId sampled);
   void report(const Sequence& sequence, int32_t seat, int32_t num_tokens_before);
   void limit(Sequence& sequence, int32_t max_thinking, EndReason reason);
@@ -194,6 +197,7 @@ class Scheduler {
   double reserve_;
   BlockManager blocks_;
   StepCost cost_;
+  Allowance allowance_;
   TrackRecord track_record_;  // of all sequences
   std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;
   std::set<Sequence*, Precedes> waiting_;

@@ -47,14 +47,30 @@ double Scheduler::cost_of_step(int32_t drafted) const {
   return cost_.of(static_cast<int32_t>(rows_.size()), planned_tokens_ + drafted, drafted);
 }
 
-// Steps that extend say nothing of those that only decode.
 void Scheduler::took(double time) {
-  int32_t drafted = 0;
-  for (const Row& row : rows_) drafted += row.num_drafted;
+  if (rows_.empty() || !cost_.learns()) return;
   const auto rows = static_cast<int32_t>(rows_.size());
-  if (rows > 0 && rows + drafted == planned_tokens_) {
+  int32_t drafted = 0, accepted = 0, samples = 0;
+  for (const Row& row : rows_) {
+    drafted += row.num_drafted;
+    accepted += row.num_accepted;
+    samples += row.samples - row.num_drafted;
+  }
+  const double plain = cost_.of(rows, planned_tokens_ - drafted, 0);
+  double lost = cost_.of(rows, planned_tokens_, drafted) - plain;
+  if (rows + drafted == planned_tokens_) {  // steps that extend say nothing of those that decode
+    lost = time - plain;
     cost_.learn(rows, planned_tokens_, drafted, time);
   }
+  const double saved = samples == 0 ? 0.0 : cost_.of(samples, samples, 0) * accepted / samples;
+  allowance_.settle(time, plain, drafted > 0 ? saved - lost : 0.0);
+}
+
+// Of so many more tokens those that may be drafted even if every guess should be wrong.
+int32_t Scheduler::affordable(int32_t room) const {
+  const double plain = cost_of_step(0);
+  while (room > 0 && !allowance_.covers(cost_of_step(room) - plain)) --room;
+  return room;
 }
 
 // Could the step be better with drafts, if their guesses were as sure as they get?
@@ -72,8 +88,9 @@ bool Scheduler::drafts_may_pay(int32_t samples, int32_t room) const {
 void Scheduler::plan_drafts() {
   if (config_.max_draft == 0) return;
   const auto samples = static_cast<int32_t>(num_samples());
-  const int32_t room = std::min(tokens_left(), config_.max_samples - samples);
-  if (samples == 0 || !drafts_may_pay(samples, room)) return;
+  if (samples == 0) return;
+  const int32_t room = affordable(std::min(tokens_left(), config_.max_samples - samples));
+  if (!drafts_may_pay(samples, room)) return;
   guesses_.clear();
   for (Row& row : rows_) {
     if (row.samples > 0) propose(row);
@@ -136,7 +153,7 @@ void Scheduler::make_room_for_draft(Row& row) {
 }
 
 // Takes the samples of a row as single steps would have, as far as they count.
-void Scheduler::take_samples(const Row& row, std::span<const int64_t> sampled) {
+void Scheduler::take_samples(Row& row, std::span<const int64_t> sampled) {
   Sequence& sequence = *row.sequence;
   for (int32_t i = 0; i < row.samples; ++i) {
     const auto token = static_cast<TokenId>(sampled[static_cast<size_t>(i)]);
@@ -151,6 +168,7 @@ void Scheduler::take_samples(const Row& row, std::span<const int64_t> sampled) {
     const bool plain = sequence.num_tokens() == before + 1 && sequence.thinking.phase == phase;
     if (sequence.finished() || !right || !plain || i == row.num_drafted) return;
     ++sequence.num_computed;
+    ++row.num_accepted;
     ++stats_.num_accepted_tokens;
   }
 }

@@ -48,12 +48,17 @@ class StepCost {
   void learn(int32_t rows, int32_t tokens, int32_t drafted, double time) {
     if (!learns_) return;
     const double told = of(rows, tokens, drafted);
-    const double share = kRate * std::clamp(time - told, -kMost * told, kMost * told);
+    const double error = std::clamp(time - told, -kMost * told, kMost * told);
     Excess& excess = excess_[index(rows)];
     excess.drafting *= kFade;
-    if (drafted > 0) excess.drafting += share / 2;
-    excess.all += drafted > 0 ? share / 2 : share;
+    if (drafted > 0) {
+      excess.drafting += kRate * error;
+    } else {  // the first corrects all of its error, the next half of its own, ...
+      excess.all += std::max(kRate, 1.0 / ++excess.plain_steps) * error;
+    }
   }
+
+  bool learns() const { return learns_; }
 
  private:
   static constexpr double kRate = 0.1;     // of an error is corrected at once
@@ -64,6 +69,7 @@ class StepCost {
   struct Excess {
     double all = 0.0;
     double drafting = 0.0;  // on top
+    int32_t plain_steps = 0;
   };
 
   static size_t index(int32_t rows) { return std::bit_width(static_cast<uint32_t>(rows)); }
