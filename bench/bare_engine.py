@@ -114,7 +114,8 @@ class BareEngine:
         if begin_run(self.scheduler, self.runner):
             return follow(self.scheduler, self.runner)
         self.scheduler.update(self._execute().token_ids)
-        self.scheduler.took(time.monotonic() - began)
+        if not self.runner.was_first:
+            self.scheduler.took(time.monotonic() - began)
         return 1
 
     def _execute(self) -> SamplerOutput:

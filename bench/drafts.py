@@ -1,4 +1,5 @@
-"""Tokens per second with drafts over those without, at several concurrencies, in one process.
+"""Tokens per second with drafts over those without, at several concurrencies, in one process: two
+engines take steps by turns, so that both see the machine as it is.
 
 The bundled model answers questions of its own kind. Other shapes have random weights, whose words
 mean nothing, so there the sampled tokens are replaced by those of real traces: steps cost what the
@@ -10,7 +11,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError
 from s1engine.eval.tasks import arithmetic_questions
 from s1engine.models.config import ModelConfig
+from s1engine.outputs import RequestOutput
 from s1engine.runner.sampler import SamplerOutput
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from s1engine.tokenizer import Tokenizer
@@ -36,7 +38,7 @@ SMALL: dict[str, Any] = {
     "num_heads": 8,
 }
 
-Work = Callable[[], tuple[int, int]]  # does it; tokens gained, steps taken
+Work = Callable[[], Iterator[int]]  # does it, and yields behind each step tokens gained since
 
 
 @dataclass(slots=True)
@@ -64,11 +66,12 @@ def chat_work(llm: LLM, batch: int, temperature: float) -> Work:
     questions = arithmetic_questions(0, batch)
     chats = [[{"role": "user", "content": question.prompt}] for question in questions]
 
-    def work() -> tuple[int, int]:
-        before = llm.engine.scheduler.stats().num_steps
-        outputs = llm.chat(chats, params, progress=False)
-        steps = llm.engine.scheduler.stats().num_steps - before
-        return sum(len(output.outputs[0].token_ids) for output in outputs), steps
+    def work() -> Iterator[int]:
+        for chat in chats:
+            llm.engine.add_request(llm.engine.make_request(chat, params))
+        while llm.engine.has_unfinished:
+            outputs = [event for _, event in llm.engine.step()]
+            yield sum(len(o.outputs[0].token_ids) for o in outputs if isinstance(o, RequestOutput))
 
     return work
 
@@ -80,33 +83,57 @@ def replay_work(
     leaves in the cache."""
     engine = ReplayEngine(config, model, decoder, traces=[])
 
-    def work() -> tuple[int, int]:
+    def work() -> Iterator[int]:
         engine.traces += traces
         for trace in traces:
             engine.add(Job(prompt=trace[:context].tolist(), max_new=len(trace) - context))
-        return len(traces) * (len(traces[0]) - context), engine.run()
+        before = engine.scheduler.stats().num_sampled_tokens
+        while engine.scheduler.has_unfinished():
+            engine.step()
+            now = engine.scheduler.stats().num_sampled_tokens
+            yield now - before
+            before = now
 
     return work
 
 
+@dataclass(slots=True)
+class Side:
+    """One of two that are compared, in one round."""
+
+    running: Iterator[int]
+    seconds: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+
+    def step(self) -> bool:
+        """False: it was at its end."""
+        begin = time.perf_counter()
+        gained = next(self.running, None)
+        self.seconds += time.perf_counter() - begin
+        self.tokens += gained or 0
+        self.steps += gained is not None
+        return gained is not None
+
+
 def compare(plain: Work, drafting: Work, rounds: int) -> dict[str, Any]:
-    """Rates of both, in turns, each first in every second; the ratio is the median of those of
-    single rounds."""
+    """Rates of both; the ratio is the median of those of single rounds."""
     rates: list[list[float]] = [[], []]
-    steps = [0, 0]
     for turn in range(rounds + 1):
-        for i, work in ((0, plain), (1, drafting))[:: 1 if turn % 2 else -1]:
-            begin = time.perf_counter()
-            tokens, steps[i] = work()
+        sides = Side(plain()), Side(drafting())
+        going = list(sides)
+        while going:
+            going = [side for side in going if side.step()]
+        for side, found in zip(sides, rates, strict=True):
             if turn:  # the first warms up
-                rates[i].append(tokens / (time.perf_counter() - begin))
+                found.append(side.tokens / side.seconds)
     ratios = [fast / slow for slow, fast in zip(*rates, strict=True)]
     return {
         "tokens_per_s": round(statistics.median(rates[0]), 1),
         "drafting_tokens_per_s": round(statistics.median(rates[1]), 1),
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in sorted(ratios)],
-        "steps": steps,
+        "steps": [side.steps for side in sides],
     }
 
 

@@ -82,7 +82,7 @@ class Scheduler {
   void update(std::span<const int64_t> sampled);
 
   // What the step that update() has just ended took, in the unit of step_costs: drafts are made
-  // accordingly. Need not be called.
+  // accordingly. Need not be called, least of all for a step that took longer than others like it.
   void took(double time);
 
   // Instead of update(): lets the device take up to `steps` decode steps of the planned sequences

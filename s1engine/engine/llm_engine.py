@@ -308,7 +308,8 @@ class LLMEngine:
         self.scheduler.update(sampled.token_ids)
         self.runner.sampler.observe(*self.scheduler.appended)
         self._adopt()
-        self.scheduler.took(time.monotonic() - began)
+        if not self.runner.was_first:
+            self.scheduler.took(time.monotonic() - began)
         return self._collect(began, seated, sampled.logprobs)
 
     def _follow(self, began: float, seated: list[int]) -> StepTokens:

@@ -32,6 +32,9 @@ class CpuPlans:
 
     Args:
         others: workspaces that steps use beside that of ``ops``.
+
+    Attributes:
+        recorded: the last step was, which took longer than it will take again.
     """
 
     def __init__(self, ops: CpuOps, *others: Workspace) -> None:
@@ -39,10 +42,12 @@ class CpuPlans:
         self._workspaces = (ops.workspace, *others)
         self._generation = -1
         self._recordings: dict[tuple[int, int], _Recording] = {}
+        self.recorded = False
 
     def run(self, inputs: StepInputs, step: Callable[[StepInputs], Tensor]) -> Tensor:
         """``step(inputs)``, which must touch memory by the kernels alone; valid until the next."""
         sizes = inputs.input_ids.shape[0], inputs.attention.context_lens.shape[0]
+        self.recorded = False
         if inputs.sample_tokens.shape[0] < sizes[0]:  # some token is a prompt's
             with self._ops.reusing():
                 return step(inputs)
@@ -58,6 +63,7 @@ class CpuPlans:
     def _record(
         self, sizes: tuple[int, int], inputs: StepInputs, step: Callable[[StepInputs], Tensor]
     ) -> Tensor:
+        self.recorded = True
         plan = cpu.Plan()
         cpu.record_into(plan)
         try:

@@ -43,6 +43,10 @@ class Runner(Protocol):
     num_blocks: int
     ahead: CudaGraphRunner | None  # None: the host decides every step
 
+    @property
+    def was_first(self) -> bool:
+        """Was the last step the first of its size, and took longer than others will?"""
+
     def execute(self) -> SamplerOutput:
         """Computes the step that stands in ``batch``."""
 
@@ -202,6 +206,11 @@ class ModelRunner:
             with torch.inference_mode():
                 ahead.capture(progress=progress)
         return ahead
+
+    @property
+    def was_first(self) -> bool:
+        """Was the last step the first of its size, and took longer than others will?"""
+        return self._plans is not None and self._plans.recorded
 
     @torch.inference_mode()
     def execute(self) -> SamplerOutput:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -139,3 +140,35 @@ def test_recording_ends() -> None:
     _core.cpu.record_into(None)
     ops.take_rows(torch.ones(2, 2), torch.zeros(1, dtype=torch.int32))
     assert len(plan) == 1
+
+
+def test_only_the_first_step_of_a_size_is_recorded_and_nobody_learns_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It takes longer than others of its size."""
+    monkeypatch.setattr(ModelRunner, "step_costs", lambda self: [])  # which records some
+    config = replace(CONFIG, num_speculative_tokens=3)
+    engine = BareEngine(config, MODEL, DECODER)
+    told: list[bool] = []
+
+    class Listening:
+        def __init__(self, scheduler: _core.Scheduler) -> None:
+            self.scheduler = scheduler
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.scheduler, name)
+
+        def took(self, time: float) -> None:
+            told.append(engine.runner.was_first)
+
+    engine.scheduler = Listening(engine.scheduler)  # type: ignore[assignment]
+    first = []
+    for rows in (1, 2, 2, 1):
+        for _ in range(rows):
+            engine.add(Job(prompt=[5, 6], max_new=4))
+        while engine.scheduler.has_unfinished():
+            engine.step()
+            first.append(engine.runner.was_first)
+    assert len(told) == first.count(False) and not any(told)
+    sizes = engine.runner._plans._recordings  # type: ignore[union-attr]
+    assert 2 <= first.count(True) <= len(sizes)
