@@ -54,6 +54,7 @@ class HostRunner:
             device="cpu",
         )
         self.ahead: CudaGraphRunner | None = None
+        self.was_first = False
         self._logits = torch.zeros(num_seqs, 8)
 
     def step_costs(self) -> list[tuple[int, float]]:
