@@ -30,6 +30,7 @@ BENCHES = {
     "harness": "harness",
     "http": "http_cost",
     "serve": "serve",
+    "replicas": "replicas",
     "servers": "servers",
     "train": "train",
     "miniature": "miniature",

@@ -129,7 +129,11 @@ from_engine: "msgspec.msgpack.Decoder[FromEngine]" = msgspec.msgpack.Decoder(
 
 def frame(message: ToEngine | FromEngine) -> bytes:
     """A message as it is sent."""
-    body = _encoder.encode(message)
+    return framed(_encoder.encode(message))
+
+
+def framed(body: bytes) -> bytes:
+    """A body behind its length, as ``FrameReader`` reads it."""
     assert len(body) <= MAX_FRAME_BYTES, "message is too large"
     return _LENGTH.pack(len(body)) + body
 

@@ -1,40 +1,47 @@
 """Replicas of the engine on Ray Serve.
 
-Ray Serve places the replicas, watches and replaces them, scales their number, and routes calls; the
-front makes those calls over a deployment handle in its own process, so Ray's HTTP proxies are not
-started. The proxies' router cannot see a request's body, hence no affinity by prefix; a stream
-would pass one process more; and SIGTERM, keys, health and errors would not be the single server's.
+Ray Serve places the replicas, watches and replaces them and scales their number. Requests do not
+pass through it: each replica has a door, Ray says where, and a line leads there from the front's
+process. A call of Ray takes milliseconds, an item of its streams as long as several tokens; its
+HTTP proxies could not see a request's body, hence no affinity by prefix, and SIGTERM, keys, health
+and errors would not be the single server's.
 
-Answers travel by gRPC, by value (``_by_reference=False``), not through the object store: measured
-on two cores, 16 streams at once, 126 us an item instead of 478 us. Ray's end reads a call without
-waiting for the client, so a slow one holds at most its own answer here.
+Where Ray is started here, all that listens does so on this machine's own address, but for a port of
+Serve in each replica, which answers only those who have the cluster's token. In a cluster, Ray's
+ports are as its nodes were started, and a replica's door listens on the address of its node: what
+is said there is not secret unless RAY_USE_TLS is set, but nobody is let in without the door's key.
 """
 
 import asyncio
+import contextlib
 import logging
 import uuid
 import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from s1engine.config import check_int
 from s1engine.engine.ray_address import check_syntax
 from s1engine.engine.ray_cluster import connect, resources
 from s1engine.errors import EngineDeadError, RequestError
-from s1engine.server.affinity import Trail
-from s1engine.server.replica import Message, Replica, ReplicaLostError, ReplicaOptions
+from s1engine.server.affinity import PrefixMap, Trail
+from s1engine.server.line import Line, Place, ReplicaLostError
+from s1engine.server.replica import Replica, ReplicaOptions
+from s1engine.server.wire import Message
 
 POLL_S = 1.0
+FIND_S = 30.0  # for the first of replicas that run
 GONE_POLLS = 10  # without an answer from Ray, after which it is taken to be gone
 STARTS = 2  # tries of a replica to load the model
 HEALTH_PERIOD_S = 2.0
 HEALTH_TIMEOUT_S = 30.0
-BROADCAST_S = 10.0  # for all replicas to say something
+ASK_ALL_S = 10.0  # for all replicas to say something
 DRAIN_S = 3600.0  # for a replica that is scaled away to finish its requests
 # When their number follows the load: Ray's own figures are 10, 30 and 30 s, so that a queue had to
 # last for most of a minute.
-METRICS_S = 1.0  # between two reports of what is under way, by the front and by each replica
+METRICS_S = 1.0  # between two reports of a replica on what is under way
 LOOK_BACK_S = 4.0  # over which reports are averaged
 UPSCALE_S = 2.0  # that more replicas must be wanted without a break
 DOWNSCALE_S = 300.0  # the same for fewer: loading a model anew costs more than keeping it
@@ -78,7 +85,6 @@ class RayFleet:
 
         self.on_failure: Callable[[], None] = lambda: None
         self.failure: EngineDeadError | None = None
-        self.up = 0
         self.wanted = options.min_replicas
         self._local = options.address is None
         self._name = f"s1engine-{uuid.uuid4().hex[:8]}"
@@ -92,16 +98,31 @@ class RayFleet:
             if isinstance(error, RuntimeError):
                 raise EngineDeadError(f"the replicas could not start: {error}") from error
             raise
-        self._handle = handle.options(_by_reference=False)
-        self._refresh()
+        self._handle = handle
+        self._lines: dict[str, Line] = {}  # by name of the replica
+        self._prefixes = PrefixMap()
+
+    @property
+    def up(self) -> int:
+        """Replicas that take requests."""
+        return sum(not line.closing for line in self._lines.values())
 
     async def start(self) -> None:
-        """Begins to watch."""
+        """Finds the replicas, and begins to watch. Raises EngineDeadError if none is found."""
+        try:
+            async with asyncio.timeout(FIND_S):
+                while not self._lines:  # Ray's handle hears of them a moment after they run
+                    await asyncio.sleep(0.1)
+                    await self._refresh()
+        except TimeoutError as error:
+            raise EngineDeadError("the replicas cannot be reached") from error
         self._watcher = asyncio.ensure_future(self._watch())
 
     async def shutdown(self) -> None:
         """Ends the replicas, and Ray if it was started for them."""
         self._watcher.cancel()
+        for line in list(self._lines.values()):
+            line.close()
         self._end()  # Ray wants its signals back, so in the main thread
 
     def _end(self) -> None:
@@ -117,60 +138,81 @@ class RayFleet:
         while failures < GONE_POLLS:
             await asyncio.sleep(POLL_S)
             try:
-                await asyncio.to_thread(self._refresh)
+                await self._refresh()
                 failures = 0
             except Exception as error:
                 logger.warning("Ray does not say how the replicas are: %s", error)
-                self.up = 0
                 failures += 1
         self.failure = EngineDeadError("Ray is gone")
         self.on_failure()
 
-    def _refresh(self) -> None:
-        """Counts the replicas, as Ray sees them."""
+    async def _refresh(self) -> None:
+        """Asks Ray how many replicas there should be, and those that run where they are."""
+        self.wanted = await asyncio.to_thread(self._count)
+        places = await self._handle.broadcast("place").results_async(
+            timeout_s=ASK_ALL_S, return_exceptions=True
+        )
+        new = [
+            place for place in places if isinstance(place, Place) and place.name not in self._lines
+        ]
+        await asyncio.gather(*map(self._connect, new))
+
+    def _count(self) -> int:
         from ray import serve
 
         application = serve.status().applications[self._name]
-        deployment = application.deployments[NAME]
-        states = {str(getattr(k, "value", k)): n for k, n in deployment.replica_states.items()}
-        self.up = states.get("RUNNING", 0)
-        self.wanted = sum(states.values())
+        return sum(application.deployments[NAME].replica_states.values())
+
+    async def _connect(self, place: Place) -> None:
+        line = Line(place, lambda: self._lines.pop(place.name, None))
+        try:
+            await line.connect()
+        except OSError as error:
+            logger.warning("a replica cannot be reached: %s", error)
+        else:
+            self._lines[place.name] = line
 
     # --- what the front asks ---
 
     async def answer(
         self, scope: Message, body: bytes, way: Trail, avoid: Sequence[str]
     ) -> AsyncGenerator[list[Message], None]:
-        """Messages of the answer, from whichever replica the router sends it to."""
-        from ray.exceptions import RayError
-
-        call: Any = self._handle.options(stream=True).answer.remote(
-            scope, body, way=way, avoid=list(avoid)
-        )
-        try:
-            async for messages in call:
+        """Messages of the answer, from the replica that the prefix map chooses; one to avoid only
+        if there is no other. Raises ReplicaLostError."""
+        lines = [line for line in self._lines.values() if not line.closing]
+        wanted = [line for line in lines if line.name not in avoid] or lines
+        if not wanted:
+            raise ReplicaLostError
+        loads = {line.name: line.under_way for line in wanted}
+        line = self._lines[self._prefixes.place(way, loads)[0]]
+        async with contextlib.aclosing(line.answer(scope, body)) as answer:
+            async for messages in answer:
                 yield messages
-        except ReplicaLostError:
-            raise
-        except RayError as error:
-            logger.warning("a replica was lost: %s", error)
-            raise ReplicaLostError from error
-        finally:
-            call.cancel()
 
     async def metrics(self) -> list[tuple[str, bytes]]:
-        """Of each replica that answers."""
-        return await self._broadcast("metrics")
+        """Name and metrics of each replica that answers."""
+        lines = list(self._lines.values())
+        found = await self._ask_all(lines, "GET", "/metrics")
+        return [(line.name, body) for line, (_, body) in zip(lines, found, strict=True) if body]
 
     async def end_thinking(self, name: str) -> bool:
         """Asks all of them."""
-        return any(await self._broadcast("end_thinking", name))
+        path = f"/v1/requests/{name}/end_thinking"
+        found = await self._ask_all(list(self._lines.values()), "POST", path)
+        return any(status == HTTPStatus.OK for status, _ in found)
 
-    async def _broadcast(self, method: str, *args: Any) -> list[Any]:
-        found = await self._handle.broadcast(method, *args).results_async(
-            timeout_s=BROADCAST_S, return_exceptions=True
-        )
-        return [result for result in found if not isinstance(result, BaseException)]
+    async def _ask_all(
+        self, lines: Sequence[Line], method: str, path: str
+    ) -> list[tuple[int, bytes]]:
+        """Status and body from each line, (0, nothing) where none came."""
+
+        async def one(line: Line) -> tuple[int, bytes]:
+            with contextlib.suppress(ReplicaLostError, TimeoutError):
+                async with asyncio.timeout(ASK_ALL_S):
+                    return await line.ask(method, path)
+            return 0, b""
+
+        return await asyncio.gather(*map(one, lines))
 
 
 def _quiet() -> dict[str, Any]:
@@ -179,19 +221,13 @@ def _quiet() -> dict[str, Any]:
 
 def _deployment(options: FleetOptions, replica: ReplicaOptions, needs: dict[str, int]) -> Any:
     from ray import serve
-    from ray.serve.config import RequestRouterConfig
 
     scale: dict[str, Any] = {"num_replicas": options.min_replicas}
     if options.max_replicas > options.min_replicas:
         scale = {"autoscaling_config": _autoscaling(options, replica.config.max_num_seqs)}
-    named: dict[str, Any] = {"request_router_class": "s1engine.server.prefix_router.PrefixRouter"}
-    router = RequestRouterConfig(**named)
-    inside = replica.config.max_num_seqs + replica.max_queued
     return serve.deployment(
         Replica,
         name=NAME,
-        max_ongoing_requests=inside + 64,  # the replica itself refuses what is too much
-        request_router_config=router,
         ray_actor_options=needs,
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,

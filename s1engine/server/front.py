@@ -25,10 +25,11 @@ from starlette.types import Receive, Scope, Send
 from s1engine.server.admission import Admission, NotAdmitted
 from s1engine.server.affinity import Trail, trail
 from s1engine.server.answers import DONE, error_object, sse
+from s1engine.server.line import ReplicaLostError
 from s1engine.server.metrics import PREFIX
 from s1engine.server.middleware import REQUEST_ID, ApiKey, BodyLimit, RequestId
-from s1engine.server.replica import Message, ReplicaLostError
 from s1engine.server.streaming import SEND_TIMEOUT_S, unless_disconnected
+from s1engine.server.wire import Message
 
 MAX_INSIDE = 2**30  # requests; the replicas refuse what is too much
 TRIES = 3  # replicas that a request is offered to: one that kills them must not kill all
@@ -55,10 +56,10 @@ class Fleet(Protocol):
     def answer(
         self, scope: Message, body: bytes, way: Trail, avoid: Sequence[str]
     ) -> AsyncGenerator[list[Message], None]:
-        """``Replica.answer`` of one of them. Raises ReplicaLostError."""
+        """``Line.answer`` of one of them. Raises ReplicaLostError."""
 
     async def metrics(self) -> list[tuple[str, bytes]]:
-        """``Replica.metrics`` of each."""
+        """Name and metrics of each, in Prometheus' text format."""
 
     async def end_thinking(self, name: str) -> bool:
         """Has a replica with this request been told?"""

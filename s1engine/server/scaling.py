@@ -7,7 +7,8 @@ times a second, with means over some seconds (see ``fleet``). Knows nothing of h
 
 from typing import Any
 
-RUNNING, WAITING = "running", "waiting"  # sequences in an engine, as replicas report them
+# What replicas report: requests under way, and the sequences in their engines.
+REQUESTS, RUNNING, WAITING = "requests", "running", "waiting"
 
 
 def wanted(replicas: int, requests: float, target: float, running: float, waiting: float) -> float:
@@ -31,7 +32,8 @@ def by_queue(context: Any) -> tuple[float, dict[str, Any]]:
     now = context.current_num_replicas
     if not now:
         return context.target_num_replicas, {}
-    engines = context.aggregated_metrics or {}
-    running, waiting = (sum(engines.get(name, {}).values()) for name in (RUNNING, WAITING))
-    target = context.config.target_ongoing_requests
-    return wanted(now, context.total_num_requests, target, running, waiting), {}
+    reports = context.aggregated_metrics or {}
+    requests, running, waiting = (
+        sum(reports.get(name, {}).values()) for name in (REQUESTS, RUNNING, WAITING)
+    )
+    return wanted(now, requests, context.config.target_ongoing_requests, running, waiting), {}

@@ -50,6 +50,15 @@ def test_ranks_are_held_against_one(capsys: pytest.CaptureFixture[str], tmp_path
         assert ratio == pytest.approx(two[rows] / one[rows], abs=0.01)
 
 
+def test_replicas_are_held_against_a_server_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--replicas", "0", "--streams", "1,2", "--output-len", "8", "--rounds", "1")
+    status, found = run(capsys, "replicas", *words)
+    assert status == 0 and [one["streams"] for one in found["runs"]] == [1, 2]
+    for one in found["runs"]:
+        assert one["failed"] == 0 and one["output_throughput"] > 0
+        assert set(one["ratio"].values()) == {1.0}
+
+
 def test_an_unknown_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RequestError, match="'gemm' is unknown; there are rms_norm"):
         run(capsys, "kernels", "--kernels", "gemm", "--device", "cpu")

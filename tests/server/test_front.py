@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from s1engine.server.admission import Admission
 from s1engine.server.affinity import Trail
 from s1engine.server.front import MAX_INSIDE, TRIES, create_front
-from s1engine.server.replica import Message, Outbox, ReplicaLostError
+from s1engine.server.line import ReplicaLostError
+from s1engine.server.wire import Message
 
 Play = Callable[[list[str]], AsyncGenerator[list[Message], None]]
 
@@ -233,18 +234,3 @@ def test_metrics_of_all_replicas_are_one_collection() -> None:
     assert values == {"a": 3, "b": 4}
     assert families["s1engine:replicas"].samples[0].value == 2
     assert text.count("# TYPE s1engine:x_total counter") == 1
-
-
-def test_an_outbox_holds_until_begun_and_joins_what_waits() -> None:
-    async def play() -> None:
-        outbox = Outbox()
-        for message in (start(PLAIN), body(b"a", more=True), body(b"b", more=True)):
-            await outbox.send(message)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(outbox.take(), 0.01)
-        outbox.begin()
-        assert await outbox.take() == [start(PLAIN), body(b"ab", more=True)]
-        await outbox.send(body(b"c"))
-        assert await outbox.take() == [body(b"c")]
-
-    asyncio.run(play())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s1engine.server.scaling import RUNNING, WAITING, by_queue, wanted
+from s1engine.server.scaling import REQUESTS, RUNNING, WAITING, by_queue, wanted
 
 COUNTS = st.integers(1, 500)
 
@@ -33,11 +33,14 @@ def test_a_few_that_wait_for_a_step_want_nothing(
 
 
 def context(running: int, waiting: int, requests: int, **fields: Any) -> SimpleNamespace:
-    metrics = {RUNNING: {"a": running - 1, "b": 1}, WAITING: {"a": waiting}}
+    metrics = {
+        REQUESTS: {"a": requests - 1, "b": 1},
+        RUNNING: {"a": running - 1, "b": 1},
+        WAITING: {"a": waiting},
+    }
     return SimpleNamespace(
         current_num_replicas=2,
         target_num_replicas=3,
-        total_num_requests=requests,
         aggregated_metrics=metrics,
         config=SimpleNamespace(target_ongoing_requests=256),
         **fields,
@@ -55,7 +58,7 @@ def test_before_the_first_replica_runs_or_reports_nothing_is_guessed() -> None:
     assert by_queue(starting) == (3, {})
     silent = context(8, 8, 16)
     silent.aggregated_metrics = None
-    assert by_queue(silent) == (16 / 256, {})
+    assert by_queue(silent) == (0, {})
 
 
 def test_ray_takes_the_policy_and_our_times() -> None:
