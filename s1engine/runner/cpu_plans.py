@@ -51,7 +51,7 @@ class CpuPlans:
         if inputs.sample_tokens.shape[0] < sizes[0]:  # some token is a prompt's
             with self._ops.reusing():
                 return step(inputs)
-        if self._generation != self._moves():
+        if self._generation != self._moves():  # some recorded addresses are old ones
             self._recordings.clear()
             self._generation = self._moves()
         recording = self._recordings.get(sizes)
@@ -71,10 +71,9 @@ class CpuPlans:
                 logits = step(inputs)
         finally:
             cpu.record_into(None)
-        if self._generation == self._moves():  # else some addresses are old ones
-            if len(self._recordings) == MAX_RECORDINGS:
-                del self._recordings[next(iter(self._recordings))]
-            self._recordings[sizes] = _Recording(plan, inputs, logits)
+        if len(self._recordings) == MAX_RECORDINGS:
+            del self._recordings[next(iter(self._recordings))]
+        self._recordings[sizes] = _Recording(plan, inputs, logits)
         return logits
 
     def _moves(self) -> int:
