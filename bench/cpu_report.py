@@ -23,7 +23,9 @@ figures are medians of rounds. 16 and 64 requests have prompts of 64 to 512 toke
 each, prefill included in their time. "(x 1.50)": s1engine does 1.50 times as much in the same call.
 Memory is the largest of all cases, mapped weights included; the start ends with a first token and
 is that of the case with one request. A read test
-of memory, a sum over 1 GiB beside each measurement, reached {read} GB/s.
+of memory, a sum over 1 GiB on huge pages, runs right before and after every turn of every engine,
+for what the machine gives changes with its other guests; it reached {read} GB/s. Shares are of the
+two around a turn, and the median of turns.
 """
 
 

@@ -4,7 +4,9 @@ Owns what is measured when, and that an engine that fails leaves the others alon
 live and what is done with the rows is the command's affair.
 """
 
+import mmap
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,18 +27,32 @@ OURS = "s1engine"
 READ_BYTES = 2**30  # far more than any cache
 
 
-def read_gb_per_s(threads: int, rounds: int = 7) -> float:
-    """What a sum over memory reads in its best round, in GB/s."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    data = torch.ones(READ_BYTES // 8, dtype=torch.int64)
-    seconds = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        data.sum()
-        seconds.append(time.perf_counter() - begin)
-    torch.set_num_threads(before)
-    return READ_BYTES / min(seconds) / 1e9
+class ReadTest:
+    """A sum over memory that no cache holds, on huge pages where there are any, as weights are.
+
+    Other guests of a machine change what it reads from one second to the next, so a figure is worth
+    something only beside what was measured in the same moment.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        area = mmap.mmap(-1, READ_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            area.madvise(mmap.MADV_HUGEPAGE)
+        self._data = torch.frombuffer(area, dtype=torch.int64)
+        self._data.fill_(1)  # untouched pages are one and the same
+
+    def gb_per_s(self, rounds: int = 3) -> float:
+        """Of the median round."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        seconds = []
+        for _ in range(rounds):
+            begin = time.perf_counter()
+            self._data.sum()
+            seconds.append(time.perf_counter() - begin)
+        torch.set_num_threads(before)
+        return READ_BYTES / statistics.median(seconds) / 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +75,7 @@ class Runner:
     about: dict[str, Any]
     times: Times = field(default_factory=Times)
     tokens: list[list[int]] = field(default_factory=list)  # of all whole runs
+    reads: list[float] = field(default_factory=list)  # GB/s of the read test, around each round
 
     def generate(self, prompts: list[list[int]], new: int) -> tuple[float, list[list[int]]]:
         """Seconds and ids. Raises EngineError unless there are ``new`` for every prompt."""
@@ -68,13 +85,15 @@ class Runner:
             raise EngineError(f"generated {lengths} tokens, not {new} for each prompt")
         return answer["seconds"], answer["ids"]
 
-    def turn(self, prompts: list[list[int]], new: int, split: bool) -> None:
-        """One round."""
+    def turn(self, prompts: list[list[int]], new: int, split: bool, read: ReadTest) -> None:
+        """One round, between two read tests."""
+        before = read.gb_per_s()
         if split and new > 1:
             self.times.first.append(self.generate(prompts, 1)[0])
         seconds, ids = self.generate(prompts, new)
         self.times.whole.append(seconds)
         self.tokens += ids
+        self.reads.append((before + read.gb_per_s()) / 2)
 
 
 @dataclass(slots=True)
@@ -97,13 +116,11 @@ class Section:
             for name in self.plan.engines:
                 with self._alone(name, runners):
                     runners[name] = self._start(name, stack)
-            before = read_gb_per_s(self.plan.threads)
             self._rounds(runners, begin)
-            bandwidth = max(before, read_gb_per_s(self.plan.threads))
             rows = []
             for name, runner in list(runners.items()):
                 with self._alone(name, runners):
-                    rows.append(self._row(name, runner, runners.get(OURS), bandwidth))
+                    rows.append(self._row(name, runner, runners.get(OURS)))
         ours = next((headline(row) for row in rows if row["engine"] == OURS), None)
         for row in rows:
             own = headline(row)
@@ -168,7 +185,7 @@ class Section:
     def _rounds(self, runners: dict[str, Runner], begin: float) -> None:
         """Rounds in which every engine has its turn, each time another one first; none begins that
         would end after the limit, going by the longest so far."""
-        longest = 0.0
+        longest, read = 0.0, ReadTest(self.plan.threads)
         for number in range(self.plan.rounds):
             started = time.perf_counter()
             if number and started + longest > begin + self.plan.limit_s:
@@ -176,12 +193,10 @@ class Section:
             prompts = self.case.prompts(self.model.vocab_size, seed=number)
             for name in rotated(list(runners), number):
                 with self._alone(name, runners):
-                    runners[name].turn(prompts, self.case.new, self.plan.split)
+                    runners[name].turn(prompts, self.case.new, self.plan.split, read)
             longest = max(longest, time.perf_counter() - started)
 
-    def _row(
-        self, name: str, runner: Runner, ours: Runner | None, bandwidth: float
-    ) -> dict[str, Any]:
+    def _row(self, name: str, runner: Runner, ours: Runner | None) -> dict[str, Any]:
         found = {
             "shape": self.shape,
             "precision": self.precision,
@@ -194,12 +209,22 @@ class Section:
             "peak_mib": round(runner.engine.peak_mib()),
             **{key: round(runner.about[key], 3) for key in ("start_s", "load_s", "first_token_s")},
         }
-        found["read_test_gb_per_s"] = round(bandwidth, 2)
+        found["read_test_gb_per_s"] = round(statistics.median(runner.reads), 2)
         if "read_gb_per_s" in found:
-            found["share_of_read"] = round(found["read_gb_per_s"] / bandwidth, 3)
+            found["share_of_read"] = round(share_of_read(found, runner), 3)
         if ours is not None and name != OURS:
             found["first_tokens_as_ours"] = agreement(ours.tokens, runner.tokens)
         return found
+
+
+def share_of_read(found: dict[str, Any], runner: Runner) -> float:
+    """Of one request: each round's rate of reading over the read test around it; the median.
+    ``found``: the figures of the median round, which know how many bytes a token is."""
+    gb: float = (len(runner.tokens[0]) - 1) * found["read_gb_per_s"] / found["decode_tokens_per_s"]
+    rounds = zip(runner.times.first, runner.times.whole, runner.reads, strict=True)
+    return statistics.median(
+        gb / (whole - first) / read for first, whole, read in rounds if whole > first
+    )
 
 
 def rotated(names: Sequence[str], by: int) -> list[str]:

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from s1engine.bench import command, cpu_section
 from s1engine.bench.cpu_cases import CASES, Case, Times, agreement, figures
-from s1engine.bench.cpu_engines import ADAPTERS, PEERS_VARIABLE, environments
+from s1engine.bench.cpu_engines import ADAPTERS, PEERS_VARIABLE, Engine, environments
 from s1engine.bench.cpu_model import model_dir
-from s1engine.bench.cpu_section import rotated
+from s1engine.bench.cpu_section import Runner, rotated, share_of_read
 from s1engine.bench.peers import llama_cpp_, ours, transformers_
 from s1engine.bench.peers.protocol import Child, Setup
 from s1engine.bench.shapes import shape, step_bytes
@@ -217,6 +217,19 @@ def test_figures_give_back_the_times(
 def test_a_whole_that_is_no_longer_than_its_start_tells_no_rate() -> None:
     found = figures(Case((4,), 8), Times([1.0], [1.0]), shape("nano"), "bf16")
     assert "decode_tokens_per_s" not in found and found["output_tokens_per_s"] == 8
+
+
+def test_a_share_is_of_the_read_test_around_each_round() -> None:
+    """A machine that reads twice as fast in one round and decodes twice as fast shows the same."""
+    engine = cast(Engine, SimpleNamespace())
+    runner = Runner(engine, {}, Times([1.0, 1.0, 1.0], [2.0, 1.5, 3.0]), [[0] * 11] * 3)
+    runner.reads += [40.0, 80.0, 20.0]
+    found = {"decode_tokens_per_s": 10.0, "read_gb_per_s": 30.0}  # of the median round, the first
+    assert share_of_read(found, runner) == pytest.approx(0.75)
+    runner.reads[:2] = [30.0, 120.0]  # shares 1, 0.5, 0.75
+    assert share_of_read(found, runner) == pytest.approx(0.75)
+    runner.times.whole[2] = 0.5  # tells nothing
+    assert share_of_read(found, runner) == pytest.approx(0.75)
 
 
 def test_agreement_and_turns() -> None:
