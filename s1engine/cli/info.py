@@ -64,10 +64,6 @@ def plan(args: argparse.Namespace, config: EngineConfig) -> int:
     from s1engine.plan.page import write_page
     from s1engine.plan.plan import make_plan
 
-    if config.tensor_parallel_size > 1:
-        raise RequestError("a plan has its own --tensor-parallel", param="tensor_parallel_size")
-    if config.num_speculative_tokens:
-        raise RequestError("a plan knows no drafts", param="num_speculative_tokens")
     options = PlanOptions(**given(args, PlanOptions))
     path = Path(config.model).expanduser()
     is_file = path.is_file()

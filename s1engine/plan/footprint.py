@@ -58,7 +58,7 @@ def footprint(
     weights: str = "auto",
     kv_cache_dtype: str = "auto",
     ranks: int = 1,
-    max_num_seqs: int = 256,
+    max_samples: int = 256,
     max_num_batched_tokens: int = 2048,
 ) -> Footprint:
     """Raises RequestError if the ranks cannot share the heads."""
@@ -84,7 +84,7 @@ def footprint(
         kv_bytes_per_token=model.kv_bytes_per_token(cache_dtype),
         attention_flops=4 * model.num_layers * model.num_heads * model.head_dim,
         activation_bytes=max_num_batched_tokens * widest * size
-        + 3 * 4 * max_num_seqs * model.vocab_size,  # logits in float32, and two copies
+        + 3 * 4 * max_samples * model.vocab_size,  # logits in float32, and two copies
     )
 
 
@@ -102,7 +102,7 @@ def check_ranks(model: ModelConfig, ranks: int) -> None:
     if ranks not in divisors(model):
         fits = ", ".join(map(str, divisors(model)))
         raise RequestError(
-            f"tensor_parallel {ranks} does not divide {model.num_heads} query heads and "
+            f"tensor_parallel_size {ranks} does not divide {model.num_heads} query heads and "
             f"{model.num_kv_heads} KV heads, or is above 8; there are {fits}",
-            param="tensor_parallel",
+            param="tensor_parallel_size",
         )

@@ -1,10 +1,10 @@
 """What to plan for: the flags of ``s1engine info --plan``, beside those of the engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s1engine.config import check_float, check_int
 from s1engine.errors import RequestError
-from s1engine.plan.hardware import CPU, MAX_GPUS, WEIGHTS, find_gpu
+from s1engine.plan.hardware import CPU, MAX_GPUS, WEIGHTS, Gpu, find_gpu
 
 ROUTINGS = ("least-loaded", "round-robin")
 MAX_REQUESTS = 20_000
@@ -18,9 +18,14 @@ class PlanOptions:
     gpu: str = "H100"
     """A100, H100, H200, H20, B200, L40S, L4, or cpu for this machine (see ``--calibrate``)."""
     gpus: str = "1,2,4,8"
-    """List: GPUs in all, up to 64; each engine takes ``--tensor-parallel`` of them."""
-    tensor_parallel: int = 1
-    """GPUs that share every layer of an engine."""
+    """List: GPUs in all, up to 64; each engine takes ``--tensor-parallel-size`` of them."""
+    link_gb_per_s: float | None = None
+    """Between GPUs that share a model, one direction. None: as the GPU's data sheet has it."""
+    link_us: float | None = None
+    """What an all-reduce of nothing takes between them. None: 8 over NVLink, 25 over PCIe."""
+    acceptance: str = "traces"
+    """Share of guesses that are right after right ones, with ``--num-speculative-tokens``; traces:
+    what was measured on reasoning traces."""
     routing: str = "least-loaded"
     """How requests are dealt out to engines: least-loaded, round-robin."""
     weights: str = "auto"
@@ -57,10 +62,9 @@ class PlanOptions:
             find_gpu(self.gpu)
         elif not self.calibrate:
             raise RequestError("gpu: cpu has no data sheet; add --calibrate", param="gpu")
-        elif self.tensor_parallel > 1 or self.weights != "auto":
+        elif self.weights != "auto":
             raise RequestError(
-                "gpu: cpu is planned as it is calibrated: without tensor_parallel and weights",
-                param="gpu",
+                "gpu: cpu is planned as it is calibrated: without weights", param="gpu"
             )
         if self.calibrate and self.gpu.lower() != CPU:
             raise RequestError(f"calibrate measures this CPU, not {self.gpu}", param="calibrate")
@@ -72,7 +76,10 @@ class PlanOptions:
                 raise RequestError(
                     f"{name} must be one of {', '.join(known)}; got {value!r}", param=name
                 )
-        check_int("tensor_parallel", self.tensor_parallel, 1, 8)
+        for link, given in (("link_gb_per_s", self.link_gb_per_s), ("link_us", self.link_us)):
+            if given is not None:
+                check_float(link, given, 1e-3, 1e6)
+        self.accepted()
         check_int("requests", self.requests, 1, MAX_REQUESTS)
         check_int("input_len", self.input_len, 1, MAX_LENGTH)
         check_int("output_len", self.output_len, 1, MAX_LENGTH)
@@ -90,14 +97,33 @@ class PlanOptions:
     def is_cpu(self) -> bool:
         return self.gpu.lower() == CPU
 
-    def numbers_of_gpus(self) -> list[int]:
-        """Ascending."""
+    def device(self) -> Gpu:
+        """The GPU, linked as is asked."""
+        gpu = find_gpu(self.gpu)
+        if self.link_gb_per_s is not None:
+            gpu = replace(gpu, link_gb_per_s=self.link_gb_per_s)
+        return gpu if self.link_us is None else replace(gpu, link_us=self.link_us)
+
+    def accepted(self) -> float | None:
+        """The chance of a guess; None: as on traces."""
+        if self.acceptance == "traces":
+            return None
+        try:
+            return check_float("acceptance", float(self.acceptance), 0.0, 1.0)
+        except ValueError:
+            raise RequestError(
+                f"acceptance: {self.acceptance!r} is neither a share from 0 to 1 nor traces",
+                param="acceptance",
+            ) from None
+
+    def numbers_of_gpus(self, ranks: int) -> list[int]:
+        """Ascending; ``ranks`` of them make an engine."""
         found = []
         for text in self.gpus.split(","):
             number = int(text) if text.strip().isdecimal() else 0
-            if not 1 <= number <= MAX_GPUS or number % self.tensor_parallel:
+            if not 1 <= number <= MAX_GPUS or number % ranks:
                 raise RequestError(
-                    f"gpus: {text!r} is no multiple of tensor_parallel ({self.tensor_parallel}) "
+                    f"gpus: {text!r} is no multiple of tensor_parallel_size ({ranks}) "
                     f"from 1 to {MAX_GPUS}",
                     param="gpus",
                 )

@@ -48,21 +48,23 @@ def on_gpus(
     gpu: Gpu,
     *,
     weights: str,
-    ranks: int,
 ) -> Placement:
-    """The model on ``ranks`` GPUs. Raises RequestError that says what would fit."""
+    """The model on the GPUs of one engine. Raises RequestError that says what would fit."""
     check_covered(resolve_cache_dtype(config.kv_cache_dtype, dtype), dtype, "fp8", "GPUs")
+    ranks = config.tensor_parallel_size
     foot = _footprint(config, model, dtype, weights, ranks)
     free = _free_bytes(config, foot, gpu)
     needed = (config.block_size or BLOCK_SIZES["cuda"]) * foot.kv_bytes_per_token
     if free < needed:
         raise RequestError(_what_fits(config, model, dtype, gpu, weights, ranks), param="gpu")
+    host_decides = ranks > 1 or config.num_speculative_tokens  # each step
+    run_ahead = 1 if host_decides else RUN_AHEAD["cuda"]
     resolved = replace(
         config,
         device="cuda",
         block_size=config.block_size or BLOCK_SIZES["cuda"],
         kv_cache_memory_gb=config.kv_cache_memory_gb or free / GIB,
-        run_ahead=config.run_ahead or RUN_AHEAD["cuda"],
+        run_ahead=config.run_ahead or run_ahead,
     )
     return of(resolved, model, foot)
 
@@ -92,7 +94,7 @@ def _footprint(
         weights=weights,
         kv_cache_dtype=config.kv_cache_dtype,
         ranks=ranks,
-        max_num_seqs=config.max_num_seqs,
+        max_samples=config.max_samples,
         max_num_batched_tokens=config.max_num_batched_tokens,
     )
 
@@ -120,7 +122,7 @@ def _what_fits(
     ways = []
     more = [n for n in divisors(model) if n > ranks and fits(gpu, weights, n)]
     if more:
-        ways.append(f"{more[0]} GPUs (--tensor-parallel {more[0]})")
+        ways.append(f"{more[0]} GPUs (--tensor-parallel-size {more[0]})")
     if weights == "auto":
         smaller = [name for name in WEIGHTS if fits(gpu, name, ranks)]
         ways += [f"--weights {name}" for name in smaller]

@@ -11,9 +11,9 @@ from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
 from s1engine.plan import hardware, workload
+from s1engine.plan.drafts import DraftedTime, choices
 from s1engine.plan.footprint import footprint
 from s1engine.plan.gpu_time import GpuTime
-from s1engine.plan.hardware import find_gpu
 from s1engine.plan.options import PlanOptions
 from s1engine.plan.placement import Placement, of, on_gpus
 from s1engine.plan.roofline import roofline
@@ -32,6 +32,11 @@ SHARES = (
     "host work hidden behind the device",
     "quantized weights save bytes, not operations",
 )
+LINKS = (
+    "all-reduces in a ring over {gb:g} GB/s a direction, {us:g} us for one of nothing; kernels "
+    "follow each other as in a graph, which steps of several GPUs do not have yet"
+)
+DRAFTS = "drafts where they pay, in steps without prompts; none of their own costs on the host"
 SCRIPTS = (
     "every request asks for as many tokens as it takes; prompts share what the trace says, else "
     "nothing",
@@ -50,7 +55,8 @@ class Engine:
 
 def make_plan(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> dict[str, Any]:
     """All of it, as JSON has it; seconds, bytes, tokens. Raises RequestError."""
-    gpus, rates, budgets = options.numbers_of_gpus(), options.rates(), options.budgets()
+    gpus = options.numbers_of_gpus(config.tensor_parallel_size)
+    rates, budgets = options.rates(), options.budgets()
     asks = make_asks(options, config.seed)
     engine = _calibrated(config, model) if options.is_cpu else _on_gpus(config, model, options)
     cases = []
@@ -66,7 +72,7 @@ def make_plan(config: EngineConfig, model: ModelConfig, options: PlanOptions) ->
             cases += list(_cases(engine, paced, options, budget, gpus, rate))
     mean = fmean(workload.max_len(ask, Budget()) for ask in asks)
     return {
-        "engine": _placement_facts(engine, options, mean) | engine.facts,
+        "engine": _placement_facts(engine, mean) | engine.facts,
         "workload": _workload_facts(asks, options) | {"left_out": left_out},
         "assumptions": [*engine.assumptions, *SCRIPTS],
         "cases": cases,
@@ -109,7 +115,7 @@ def _cases(
     """One rate and budget on every number of GPUs."""
     place, time = engine.placement, engine.time
     for number in gpus:
-        replicas = number // options.tensor_parallel
+        replicas = number // place.footprint.ranks
         logger.info("simulating %d requests on %d GPUs", len(asks), number)
         simulation = simulate(
             asks, place, time, budget=budget, replicas=replicas, routing=options.routing
@@ -125,9 +131,8 @@ def _cases(
 
 
 def _on_gpus(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> Engine:
-    gpu = find_gpu(options.gpu)
+    gpu = options.device()
     dtype = resolve_dtype(config.dtype, "cuda", model.torch_dtype)
-    ranks = options.tensor_parallel
     weights = config.quantization or options.weights
     if options.weights not in ("auto", weights):
         raise RequestError(
@@ -135,13 +140,26 @@ def _on_gpus(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> 
         )
     if weights == "auto":
         weights = model.quantization(None) or "auto"  # a checkpoint in fp8
-    place = on_gpus(config, model, dtype, gpu, weights=weights, ranks=ranks)
+    place = on_gpus(config, model, dtype, gpu, weights=weights)
     facts = {"gpu": asdict(gpu), "weights": weights, "dtype": str(dtype).removeprefix("torch.")}
-    return Engine(place, GpuTime(gpu, place.footprint), facts, SHARES)
+    time: StepTime = GpuTime(gpu, place.footprint)
+    assumptions: tuple[str, ...] = SHARES
+    if config.tensor_parallel_size > 1:
+        assumptions += (LINKS.format(gb=gpu.link_gb_per_s, us=gpu.link_us),)
+    if most := config.num_speculative_tokens:
+        time = DraftedTime(time, choices(most, options.accepted()))
+        facts |= {"num_speculative_tokens": most, "acceptance": options.acceptance}
+        assumptions += (DRAFTS,)
+    return Engine(place, time, facts, assumptions)
 
 
 def _calibrated(config: EngineConfig, model: ModelConfig) -> Engine:
-    """This machine's CPU."""
+    """This machine's CPU. Raises RequestError for what is not measured."""
+    for name, most in (("tensor_parallel_size", 1), ("num_speculative_tokens", 0)):
+        if getattr(config, name) > most:
+            raise RequestError(
+                f"{name}: a CPU is planned as it is calibrated, without it", param=name
+            )
     from s1engine.plan.calibrate import PASSES, calibrate, calibration_engine, fitted, warm_up
 
     config = resolve_config(replace(config, device="cpu"))
@@ -163,11 +181,11 @@ def _calibrated(config: EngineConfig, model: ModelConfig) -> Engine:
     return Engine(place, step_time, facts, (fit, "several CPUs are several machines like this"))
 
 
-def _placement_facts(engine: Engine, options: PlanOptions, mean: float) -> dict[str, Any]:
+def _placement_facts(engine: Engine, mean: float) -> dict[str, Any]:
     place, foot = engine.placement, engine.placement.footprint
     alone = engine.time.seconds(decoding(1, mean / 2))
     return {
-        "tensor_parallel": options.tensor_parallel,
+        "tensor_parallel_size": foot.ranks,
         "kv_cache_dtype": str(foot.cache_dtype).removeprefix("torch."),
         "weight_bytes": round(foot.weight_bytes),
         "weight_bytes_per_gpu": round(foot.weight_bytes_per_rank),

@@ -13,7 +13,7 @@ def lines(plan: dict[str, Any]) -> Iterator[str]:
     """What fits, then a row for each case."""
     engine, work = plan["engine"], plan["workload"]
     weights = engine["dtype"] if engine["weights"] == "auto" else engine["weights"]
-    ranks = engine["tensor_parallel"]
+    ranks = engine["tensor_parallel_size"]
     yield "plan"
     shared = f", each engine on {ranks}" if ranks > 1 else ""
     yield _fact("device", f"{engine['gpu']['name']}{shared}")

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from s1engine import cli
 from s1engine.bench.shapes import shape
@@ -15,23 +17,26 @@ from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.fp8_layout import Fp8Layout
 from s1engine.plan import options as plan_options
+from s1engine.plan.drafts import DraftedTime, choices
 from s1engine.plan.gpu_time import GpuTime
 from s1engine.plan.hardware import GPUS
 from s1engine.plan.options import PlanOptions
 from s1engine.plan.placement import Placement, on_gpus
 from s1engine.plan.plan import make_plan
 from s1engine.plan.simulate import ROUTINGS, simulate
-from s1engine.plan.step import decoding
+from s1engine.plan.step import Step, decoding
 from s1engine.plan.workload import Arrival, Ask, Budget, paced, read_trace, scripted
 from s1engine.runner.memory import weight_bytes
 from tests.plan.machines import Linear, placed
 from tests.shared_data import shared_file
 
+ENGINE_FIELDS = ("tensor_parallel_size", "num_speculative_tokens")
+
 
 def on(gpu: str, name: str, ranks: int = 1, weights: str = "auto", kv: str = "auto") -> Placement:
     model = shape(name)
-    config = EngineConfig(kv_cache_dtype=kv)
-    return on_gpus(config, model, model.torch_dtype, GPUS[gpu], weights=weights, ranks=ranks)
+    config = EngineConfig(kv_cache_dtype=kv, tensor_parallel_size=ranks)
+    return on_gpus(config, model, model.torch_dtype, GPUS[gpu], weights=weights)
 
 
 def test_what_seven_billion_weights_take() -> None:
@@ -76,12 +81,59 @@ def test_ranks_share_the_work_but_not_the_gaps() -> None:
     assert alone / 2 < two < alone and alone / 8 < eight < two
 
 
+def planned(options: dict[str, Any], **engine: Any) -> dict[str, Any]:
+    usual = {"requests": 20, "output_len": 200, "gpus": "2"}
+    return make_plan(EngineConfig(**engine), shape("32B"), PlanOptions(**(usual | options)))
+
+
+def rate(plan: dict[str, Any]) -> float:
+    return float(plan["cases"][0]["simulated"]["tokens_per_s"])
+
+
+def test_two_gpus_of_one_engine_are_planned_and_their_link_counts() -> None:
+    plan = planned({}, tensor_parallel_size=2)
+    assert plan["engine"]["tensor_parallel_size"] == 2 and plan["cases"][0]["replicas"] == 1
+    slower = [{"link_us": 80.0}, {"link_gb_per_s": 4.0}]
+    assert all(rate(planned(link, tensor_parallel_size=2)) < 0.95 * rate(plan) for link in slower)
+    assert any("450 GB/s" in line for line in plan["assumptions"])
+
+
+def test_drafts_are_planned_as_measured_or_as_accepted() -> None:
+    plain = rate(planned({}, tensor_parallel_size=2))
+    none = rate(planned({"acceptance": "0"}, tensor_parallel_size=2, num_speculative_tokens=4))
+    traces = rate(planned({}, tensor_parallel_size=2, num_speculative_tokens=4))
+    sure = rate(planned({"acceptance": "1"}, tensor_parallel_size=2, num_speculative_tokens=4))
+    assert none == pytest.approx(plain) and 1.1 * plain < traces < 1.7 * plain < sure < 5 * plain
+
+
+@given(
+    st.integers(1, 16),
+    st.none() | st.floats(0, 1),
+    st.floats(1, 256),
+    st.floats(0, 30_000),
+    st.sampled_from(["A100", "L4", "H200"]),
+)
+def test_drafts_never_cost_and_bolder_ones_keep_more(
+    most: int, acceptance: float | None, rows: float, context: float, gpu: str
+) -> None:
+    plain = GpuTime(GPUS[gpu], placed().footprint)
+    found = choices(most, acceptance)
+    time = DraftedTime(plain, found)
+    step = decoding(rows, context)
+    assert time.seconds(step) <= plain.seconds(step)
+    for drafted, kept in found:
+        assert 0 < drafted <= most and 1 <= kept <= 1 + drafted
+    assert sorted(found) == list(found) == sorted(found, key=lambda pair: pair[1])
+    prompt = Step(100, 1, 0, 100, 5050)
+    assert time.seconds(prompt) == plain.seconds(prompt)
+
+
 @pytest.mark.parametrize(
     ("gpu", "weights", "ways"),
     [
-        ("L40S", "auto", ["2 GPUs (--tensor-parallel 2)", "--weights fp8", "--weights int4"]),
-        ("L4", "auto", ["4 GPUs (--tensor-parallel 4)", "on 1 GPU: A100, H100"]),
-        ("L4", "fp8", ["2 GPUs (--tensor-parallel 2)", "on 1 GPU: A100"]),
+        ("L40S", "auto", ["2 GPUs (--tensor-parallel-size 2)", "--weights fp8", "--weights int4"]),
+        ("L4", "auto", ["4 GPUs (--tensor-parallel-size 4)", "on 1 GPU: A100, H100"]),
+        ("L4", "fp8", ["2 GPUs (--tensor-parallel-size 2)", "on 1 GPU: A100"]),
     ],
 )
 def test_a_model_that_does_not_fit_is_told_what_would(
@@ -102,9 +154,16 @@ def test_a_model_that_does_not_fit_is_told_what_would(
         ({"calibrate": True}, "calibrate"),
         ({"gpus": "0"}, "gpus"),
         ({"gpus": "65"}, "gpus"),
-        ({"gpus": "3", "tensor_parallel": 2}, "gpus"),
-        ({"tensor_parallel": 3, "gpus": "3"}, "tensor_parallel"),
-        ({"tensor_parallel": 9, "gpus": "9"}, "tensor_parallel"),
+        ({"gpus": "3", "tensor_parallel_size": 2}, "gpus"),
+        ({"tensor_parallel_size": 3, "gpus": "3"}, "tensor_parallel_size"),
+        ({"tensor_parallel_size": 9, "gpus": "9"}, "tensor_parallel_size"),
+        ({"gpu": "cpu", "calibrate": True, "tensor_parallel_size": 2}, "tensor_parallel_size"),
+        ({"gpu": "cpu", "calibrate": True, "num_speculative_tokens": 2}, "num_speculative_tokens"),
+        ({"link_us": -1.0}, "link_us"),
+        ({"link_gb_per_s": 0.0}, "link_gb_per_s"),
+        ({"acceptance": "1.5"}, "acceptance"),
+        ({"acceptance": "often"}, "acceptance"),
+        ({"acceptance": "nan"}, "acceptance"),
         ({"routing": "random"}, "routing"),
         ({"weights": "int2"}, "weights"),
         ({"trace": "/no/such/file"}, None),
@@ -122,9 +181,12 @@ def test_a_model_that_does_not_fit_is_told_what_would(
     ],
 )
 def test_a_mistake_names_its_field(given: dict[str, Any], param: str | None) -> None:
+    given = dict(given)
     error: type[Exception] = RequestError if param else OSError
     with pytest.raises(error) as found:
-        make_plan(EngineConfig(), shape("7B"), PlanOptions(**({"requests": 2} | given)))
+        engine = {name: given.pop(name) for name in ENGINE_FIELDS if name in given}
+        options = PlanOptions(**({"requests": 2, "gpus": "2,4"} | given))
+        make_plan(EngineConfig(**engine), shape("7B"), options)
     assert getattr(found.value, "param", None) == param
 
 
@@ -151,7 +213,7 @@ def test_routings_have_the_names_that_options_know() -> None:
 def test_every_combination_is_planned_and_more_load_takes_longer() -> None:
     options = PlanOptions(
         gpus="1,2", rate="1,inf", thinking_budget="none,64", thinking_share=0.8, requests=40,
-        output_len=400, tensor_parallel=1, num_waits=1, wait_thinking=50,
+        output_len=400, num_waits=1, wait_thinking=50,
     )  # fmt: skip
     plan = make_plan(EngineConfig(), shape("7B"), options)
     cases = {

@@ -148,9 +148,8 @@ def test_alone_it_is_the_roofline(
     name: str, gpu: str, ranks: int, prompt: int, answer: int
 ) -> None:
     model = shape(name)
-    place = on_gpus(
-        EngineConfig(), model, model.torch_dtype, GPUS[gpu], weights="int8", ranks=ranks
-    )
+    config = EngineConfig(tensor_parallel_size=ranks)
+    place = on_gpus(config, model, model.torch_dtype, GPUS[gpu], weights="int8")
     time, requests = GpuTime(GPUS[gpu], place.footprint), [Ask(0.0, prompt, answer)]
     bound = roofline(requests, place, time, budget=NO_BUDGET)
     found = simulate(requests, place, time, budget=NO_BUDGET).figures()
@@ -161,7 +160,7 @@ def test_alone_it_is_the_roofline(
 
 def test_under_load_it_is_near_the_roofline() -> None:
     model = shape("7B")
-    place = on_gpus(EngineConfig(), model, model.torch_dtype, GPUS["H100"], weights="auto", ranks=1)
+    place = on_gpus(EngineConfig(), model, model.torch_dtype, GPUS["H100"], weights="auto")
     time = GpuTime(GPUS["H100"], place.footprint)
     requests = workload.paced(
         workload.scripted(workload.drawn(300, 256, 256, 0.2, seed=0), 0.0), 20, seed=0
