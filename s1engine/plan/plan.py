@@ -141,7 +141,8 @@ def _on_gpus(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> 
     if weights == "auto":
         weights = model.quantization(None) or "auto"  # a checkpoint in fp8
     place = on_gpus(config, model, dtype, gpu, weights=weights)
-    facts = {"gpu": asdict(gpu), "weights": weights, "dtype": str(dtype).removeprefix("torch.")}
+    facts: dict[str, Any] = {"gpu": asdict(gpu), "weights": weights}
+    facts["dtype"] = str(dtype).removeprefix("torch.")
     time: StepTime = GpuTime(gpu, place.footprint)
     assumptions: tuple[str, ...] = SHARES
     if config.tensor_parallel_size > 1:
