@@ -187,6 +187,7 @@ void take_rows(Case& c);
 void attention(Case& c);
 void sample(Case& c);
 void pool(Case& c);
+void callers(Case& c);
 void plan(Case& c);
 void collective(Case& c);
 void lost_rank(Case& c);

@@ -46,6 +46,7 @@ constexpr Kind kKinds[] = {
     {"attention", attention},
     {"sample", sample},
     {"pool", pool},
+    {"callers", callers},
     {"plan", plan},
     {"collective", collective},
     {"lost_rank", lost_rank},

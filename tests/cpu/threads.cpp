@@ -22,11 +22,11 @@ void on_threads(int64_t count, const std::function<void(int64_t)>& body) {
   for (std::thread& thread : threads) thread.join();
 }
 
-// A few jobs, some with a job inside. What they write is read without more ado: a job is over when
+// Many jobs, some with a job inside. What they write is read without more ado: a job is over when
 // parallel_for returns.
 void run_jobs(Case& c) {
   ThreadPool& pool = ThreadPool::instance();
-  for (int64_t job = c.pick(1, 12); job > 0; --job) {
+  for (int64_t job = c.pick(1, 150); job > 0; --job) {
     const int64_t items = c.pick(0, 60), chunk = c.pick(1, 9);
     const bool nested = c.one_in(4);
     std::vector<int32_t> visits(static_cast<size_t>(items), 0);
@@ -59,6 +59,15 @@ void pool(Case& c) {
     run_jobs(own);
   });
   ThreadPool::instance().resize(size);
+}
+
+// Operations of two threads at the same time, of which one at most gets the pool.
+void callers(Case& c) {
+  const auto seed = static_cast<uint64_t>(c.pick(0, 1 << 30));
+  on_threads(2, [&](int64_t caller) {
+    Case own(seed + static_cast<uint64_t>(caller));
+    for (const auto& operation : {attention, linear, sample, silu_and_mul}) operation(own);
+  });
 }
 
 // A small layer, recorded once: what its replay makes of new inputs is what the operations would.

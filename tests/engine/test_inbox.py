@@ -99,9 +99,10 @@ def test_a_beginning_and_an_end_should_not_wait() -> None:
     assert box.add(both) == [] and box.has_news
     box.close(2)
     assert box.take_news() == [1] and not box.has_news
+    assert box.add(both) == [] and box.take_news() == [1]
     assert box.add(record(sequence_id(1, 0), [6], [0], 0, True)) == [1]
     [joined] = read_progress(box.take(1))
-    assert joined.token_ids == [5, 5, 6] and joined.finish_reason == "stop"
+    assert joined.token_ids == [5, 5, 5, 6] and joined.finish_reason == "stop"
     assert not box.take(1) and not box.take(2)
 
 
