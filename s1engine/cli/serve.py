@@ -161,7 +161,10 @@ def _many(
     keys: Sequence[str],
     replicas: "FleetOptions",
 ) -> "Served":
+    from s1engine.models.config import ModelConfig
     from s1engine.models.loader import resolve_model
+    from s1engine.models.shard import check
+    from s1engine.runner.device import resolve_config
     from s1engine.server.admission import Admission
     from s1engine.server.fleet import RayFleet
     from s1engine.server.front import MAX_INSIDE, create_front
@@ -178,7 +181,9 @@ def _many(
     if options.traces_endpoint is not None:
         tracing_to(options.traces_endpoint)  # a wrong one shows before Ray is started
     if replicas.address is None:
-        resolve_model(config.model)  # a wrong name shows before Ray is started
+        # What is wrong shows before Ray is started.
+        check(ModelConfig.from_dir(resolve_model(config.model)), config.tensor_parallel_size)
+        resolve_config(config)
     fleet = RayFleet(replicas, options)
     admission = Admission(MAX_INSIDE)
     return create_front(fleet, admission, keys), fleet, admission

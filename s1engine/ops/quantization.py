@@ -113,6 +113,6 @@ def group_size(columns: int, fmt: str) -> int:
             return group
     raise RequestError(
         f"quantization {fmt}: a matrix has {columns} columns, which is no multiple of "
-        f"{_GROUPS[fmt][-1]}",
+        f"{_GROUPS[fmt][-1]}; use another format, or a number of ranks that leaves more columns",
         param="quantization",
     )

@@ -15,6 +15,7 @@ is said there is not secret unless RAY_USE_TLS is set, but nobody is let in with
 import asyncio
 import contextlib
 import logging
+import re
 import uuid
 import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -94,13 +95,23 @@ class RayFleet:
             deployment = _deployment(options, replica, needs)
             handle = serve.run(deployment.bind(replica), name=self._name, route_prefix=None)
         except BaseException as error:
+            why = self._why(error) if isinstance(error, RuntimeError) else None
             ray.shutdown()
-            if isinstance(error, RuntimeError):
-                raise EngineDeadError(f"the replicas could not start: {error}") from error
+            if why is not None:
+                raise EngineDeadError(f"the replicas could not start: {why}") from error
             raise
         self._handle = handle
         self._lines: dict[str, Line] = {}  # by name of the replica
         self._prefixes = PrefixMap()
+
+    def _why(self, error: RuntimeError) -> str:
+        """What a replica said when it could not start, if it was an error of ours."""
+        from ray import serve
+
+        application = serve.status().applications.get(self._name)
+        deployment = application and application.deployments.get(NAME)
+        said = re.findall(r"s1engine\.errors\.\w+: (.+)", deployment.message if deployment else "")
+        return str(said[-1] if said else error)
 
     @property
     def up(self) -> int:

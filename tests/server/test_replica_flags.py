@@ -27,6 +27,7 @@ from s1engine.server.fleet import FleetOptions
         ("--max-replicas 2 --min-replicas 3", "max_replicas"),
         ("--max-replicas 2 --target-ongoing-requests 0", "target_ongoing_requests"),
         ("--replicas 2 --ray-address ray://host:1", "ray_address"),
+        ("--replicas 2 --tensor-parallel-size 3", "tensor_parallel_size"),
     ],
 )
 def test_wrong_flags_are_one_line(
