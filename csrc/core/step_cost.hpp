@@ -54,7 +54,7 @@ class StepCost {
     if (drafted > 0) {
       excess.drafting += kRate * error;
     } else {  // the first corrects all of its error, the next half of its own, ...
-      excess.all += std::max(kRate, 1.0 / ++excess.plain_steps) * error;
+      excess.all += std::max(kRate, 1.0 / static_cast<double>(++excess.plain_steps)) * error;
     }
   }
 
@@ -69,7 +69,7 @@ class StepCost {
   struct Excess {
     double all = 0.0;
     double drafting = 0.0;  // on top
-    int32_t plain_steps = 0;
+    int64_t plain_steps = 0;
   };
 
   static size_t index(int32_t rows) { return std::bit_width(static_cast<uint32_t>(rows)); }
