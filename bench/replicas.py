@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     alone = runs[: len(streams)]
     for one in runs:
         before = next(other for other in alone if other["streams"] == one["streams"])
-        one["ratio"] = {name: round(one[name] / before[name], 2) for name in FIGURES}
+        one["ratio"] = {  # None: short answers came at once, in no time a token
+            name: round(one[name] / before[name], 2) if before[name] else None for name in FIGURES
+        }
     shape = {"input_len": args.input_len, "output_len": args.output_len, "rounds": args.rounds}
     return {"model": args.model, **shape, "runs": runs}
 
