@@ -35,7 +35,7 @@ def check_cluster(address: str) -> None:
         services.extract_ip_port(place)
     except (ConnectionError, ValueError) as error:
         raise wrong_address(address, str(error)) from error
-    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+    if uses_tls():
         return  # then Ray's own certificates decide
     code = _answer(place, None)
     if code is grpc.StatusCode.UNAUTHENTICATED:
@@ -46,6 +46,11 @@ def check_cluster(address: str) -> None:
         raise wrong_address(address, "what answers there is no Ray cluster")
     if code is not grpc.StatusCode.OK:
         raise wrong_address(address, f"no Ray cluster answers there ({code.name.lower()})")
+
+
+def uses_tls() -> bool:
+    """Does Ray encrypt, and show certificates? As Ray itself reads its variable."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
 def wrong_address(address: str, why: str) -> RequestError:

@@ -2,7 +2,8 @@
 
 Many HTTP requests travel over it at once, each under a number that the front chose. What is said
 within one turn of the event loop is one write: a step of the engine gives text to many streams.
-Bodies are msgpack, never pickled. Knows neither engines nor Ray.
+Bodies are msgpack, never pickled. Knows neither engines nor Ray, but for
+what its variables say of encryption.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 
 from s1engine.engine.messages import FrameReader, framed
+from s1engine.engine.ray_address import uses_tls
 
 Message = dict[str, Any]  # of ASGI
 
@@ -144,7 +146,7 @@ class Wire(asyncio.Protocol):
 
 def tls(server: bool) -> ssl.SSLContext | None:
     """Ray's own certificates, where its variables ask for TLS; both ends show theirs."""
-    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+    if not uses_tls():
         return None
     purpose = ssl.Purpose.CLIENT_AUTH if server else ssl.Purpose.SERVER_AUTH
     context = ssl.create_default_context(purpose, cafile=os.environ["RAY_TLS_CA_CERT"])
