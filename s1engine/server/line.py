@@ -49,8 +49,8 @@ class Place:
     secret: bytes
 
 
-class Inbox:
-    """What has come of one answer."""
+class Answer:
+    """What has come of a call so far."""
 
     def __init__(self) -> None:
         self.over = False
@@ -105,7 +105,7 @@ class Line:
         self._on_lost = on_lost
         self._ended = False
         self._welcome: asyncio.Future[None]
-        self._inboxes: dict[int, Inbox] = {}
+        self._answers: dict[int, Answer] = {}
         self._numbers = itertools.count()
         self._wire = Wire(to_front, self._on, self._lost, trusted=True)
 
@@ -122,21 +122,21 @@ class Line:
     @property
     def under_way(self) -> int:
         """Calls that are not over."""
-        return len(self._inboxes)
+        return len(self._answers)
 
     async def answer(self, scope: Message, body: bytes) -> AsyncGenerator[list[Message], None]:
         """Messages of the answer to one HTTP request. Raises ReplicaLostError."""
         if self._ended:
             raise ReplicaLostError
         number = next(self._numbers)
-        inbox = self._inboxes[number] = Inbox()
+        answer = self._answers[number] = Answer()
         self._wire.say(Call(number, scope, body))
         try:
-            while (messages := await inbox.take()) is not None:
+            while (messages := await answer.take()) is not None:
                 yield messages
         finally:
-            self._inboxes.pop(number, None)
-            if not inbox.over:
+            self._answers.pop(number, None)
+            if not answer.over:
                 self._wire.say(Leave(number))
 
     async def ask(self, method: str, path: str) -> tuple[int, bytes]:
@@ -157,10 +157,10 @@ class Line:
         match message:
             case Welcome():
                 self._welcome.set_result(None)
-            case Said(number, messages) if number in self._inboxes:
-                self._inboxes[number].put(messages)
-            case Over(number, lost) if number in self._inboxes:
-                self._inboxes[number].end(ReplicaLostError(self.name) if lost else None)
+            case Said(number, messages) if number in self._answers:
+                self._answers[number].put(messages)
+            case Over(number, lost) if number in self._answers:
+                self._answers[number].end(ReplicaLostError(self.name) if lost else None)
             case Closing():
                 self.closing = True
 
@@ -169,6 +169,6 @@ class Line:
         if not self._welcome.done():
             self._welcome.set_exception(ConnectionError("the replica does not let us in"))
         self._on_lost()
-        for inbox in self._inboxes.values():
-            if not inbox.over:
-                inbox.end(ReplicaLostError())
+        for answer in self._answers.values():
+            if not answer.over:
+                answer.end(ReplicaLostError())
