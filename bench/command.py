@@ -23,6 +23,7 @@ BENCHES = {
     "speculation": "speculation",
     "drafts": "drafts",
     "kernels": "kernel_speed",
+    "tune": "tune",
     "kv-cache": "kv_cache",
     "ranks": "ranks",
     "quantization": "quantization",
@@ -92,9 +93,13 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """Short hash of the checkout this file stands in, marked if it has changes; None outside."""
+    """Short hash of the checkout this file stands in, marked if it has changes; None outside
+    of one and without git."""
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    found = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git here
+        return None
     return found.stdout.strip() or None

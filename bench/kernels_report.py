@@ -107,7 +107,8 @@ def _caught() -> Iterator[list[Launched]]:
 
 
 def _source(launch: Launched) -> Any:
-    """Its source, specialised as a launch would: ones are constants, multiples of 16 are known."""
+    """Its source, specialised as a launch would: ones are constants, multiples of 16 are known,
+    unless the kernel wants neither."""
     from triton.compiler import ASTSource
 
     signature: dict[str, str] = {}
@@ -116,10 +117,12 @@ def _source(launch: Launched) -> Any:
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
         kind, aligned = "constexpr", False
-        if parameter.is_constexpr or (type(value) is int and value == 1):
+        special = not parameter.do_not_specialize
+        if parameter.is_constexpr or (type(value) is int and value == 1 and special):
             constants[(i,)] = value
         elif isinstance(value, int):
-            kind, aligned = ("i32" if abs(value) < 2**31 else "i64"), value % 16 == 0
+            kind = "i32" if abs(value) < 2**31 else "i64"
+            aligned = special and value % 16 == 0
         elif isinstance(value, float):
             kind = "fp32"
         else:

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder
 from s1engine.ops import Ops, select_ops
+from s1engine.ops.compile_ahead import compiled_ahead
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.runner.device import BLOCK_SIZES, resolve_device, resolve_dtype
 
@@ -73,10 +75,21 @@ def check_numerics(shared: Shared) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name in shared.shapes:
         at = Place(shape(name), shared.dtype, shared.device)
-        for case, call in numerics.calls(at, shared.block_size).items():
+        calls = numerics.calls(at, shared.block_size)
+        if shared.device == "cuda":
+            with compiled_ahead(progress=True), torch.inference_mode():
+                for call in calls.values():
+                    with suppress(Exception):  # it is raised again, and told, below
+                        call(ops, lambda tensor: tensor)
+        for case, call in calls.items():
             if not shared.in_time():
                 return rows
-            rows[f"{name} {case}"] = row = numerics.check(call, ops, shared.dtype)
+            try:
+                row = numerics.check(call, ops, shared.dtype)
+            except Exception as error:
+                row = {"error": None, "torch_error": None, "repeats": False, "ok": False}
+                shared.failures.append(f"numerics: {name} {case}: {error}")
+            rows[f"{name} {case}"] = row
             if not row["ok"]:
                 shared.failures.append(f"numerics: {name} {case}: {row}")
     return rows
@@ -112,7 +125,11 @@ def run_engines(shared: Shared) -> dict[str, Any]:
         elif not _fits(model, shared):
             rows[name] = {"skipped": "the weights do not fit"}
         else:
-            rows[name] = _run_engine(shared, model)
+            try:
+                rows[name] = _run_engine(shared, model)
+            except Exception:
+                rows[name] = {"skipped": "failed"}
+                shared.failures.append(f"engine: {name}: {traceback.format_exc()}")
             shared.found["engine"] = rows
             shared.save()
     return rows
@@ -260,7 +277,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name in shared.shapes:
         if name not in NAMES:
             raise RequestError(f"shapes: {name!r} is none of {', '.join(NAMES)}", param="shapes")
+    phases = args.phases.split(",")
+    for name in phases:
+        if name not in PHASES:
+            raise RequestError(f"phases: {name!r} is none of {', '.join(PHASES)}", param="phases")
     for name, (share, phase) in PHASES.items():
+        if name not in phases:
+            continue
         begin = time.monotonic()
         shared.ends = begin + share * 60 * args.minutes
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -312,6 +335,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", default="1,8,64", help="sequences at once, comma-separated")
     parser.add_argument("--context", default="1024,8192", help="cached tokens of attention")
     parser.add_argument("--steps", type=int, default=256, help="decode steps to time")
+    parser.add_argument(
+        "--phases",
+        default=",".join(PHASES),
+        help="comma-separated; kernels and engine need ceilings",
+    )
     parser.add_argument("--minutes", type=float, default=7.5, help="for everything")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     parser.add_argument(

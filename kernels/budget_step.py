@@ -97,7 +97,7 @@ def _advance(
     return phase, banned, tail, n, waits, kept | (thinking == 0), begin, length
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _budget_step_kernel(
     sampled_ptr,  # [B] int64
     lane_ptr,  # [len(FIELDS), B] int32

@@ -149,12 +149,12 @@ def linear(tokens: int, n: int, k: int, itemsize: int) -> Rows:
     if tokens <= MAX_VECTORS:
         block_k = min(1024 // itemsize, max(next_power_of_2(k), 64))
         rows = 8 if itemsize > 1 else 4
-        splits = _parts(cdiv(n, rows), cdiv(k, block_k), 4 * SMS)
+        splits = parts(cdiv(n, rows), cdiv(k, block_k), 4 * SMS)
         return Rows(rows, padded, block_k, splits, Launch(num_warps=2))
     rows, block_k = (64, 128) if itemsize < 4 else (16, 32)
     if itemsize == 1 and padded == MAX_TOKENS:
         block_k = 64
-    splits = _parts(cdiv(n, rows), cdiv(k, block_k), 2 * SMS)
+    splits = parts(cdiv(n, rows), cdiv(k, block_k), 2 * SMS)
     stages = 6 if itemsize == 1 else 4
     return Rows(rows, padded, block_k, splits, Launch(num_warps=4, num_stages=stages))
 
@@ -171,10 +171,10 @@ def head(tokens: int, k: int, itemsize: int) -> Rows:
 BEST = Launch(num_warps=8)  # of the tiles of the head
 
 
-def _parts(tiles: int, blocks: int, programs: int) -> int:
+def parts(tiles: int, blocks: int, programs: int) -> int:
     """Parts of two blocks at least, none of them empty, that make up to ``programs`` programs."""
-    parts = max(min(programs // tiles, cdiv(blocks, 2), 8), 1)
-    return cdiv(blocks, cdiv(blocks, parts))
+    found = max(min(programs // tiles, cdiv(blocks, 2), 8), 1)
+    return cdiv(blocks, cdiv(blocks, found))
 
 
 SAMPLE_TILE = 1024  # logits a program of the first sampling pass looks at

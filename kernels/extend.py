@@ -29,7 +29,7 @@ def _find_row(cu_ptr, program, rows, ROWS: tl.constexpr, QUERIES: tl.constexpr):
     return tl.sum(((first <= program) & (b < rows)).to(tl.int32)) - 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _extend_kernel(
     q_ptr,  # [T, Hkv * GROUP, DIM], tokens q_stride apart
     k_cache_ptr,  # [num_blocks, Hkv, BLOCK_SIZE, DIM]

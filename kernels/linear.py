@@ -20,7 +20,7 @@ from s1engine.kernels.weight_rows import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _linear_kernel(
     x_ptr,  # [T, K]
     w_ptr,  # [N, K]

@@ -23,7 +23,7 @@ from s1engine.kernels.weight_rows import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _norm_gate_up_kernel(
     x_ptr,  # [T, K]
     norm_ptr,  # [K]

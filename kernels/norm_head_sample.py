@@ -21,7 +21,7 @@ from s1engine.kernels.overlap import release, wait
 from s1engine.kernels.weight_rows import check_rows, multiply_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _head_tile_kernel(
     x_ptr,  # [B, K]
     norm_ptr,  # [K]

@@ -33,7 +33,7 @@ def _store_pair(at, first, second, inside, HALF: tl.constexpr):
     tl.store(at + HALF, as_stored(second, at), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _norm_qkv_rope_write_kernel(
     x_ptr,  # [T, K]
     norm_ptr,  # [K]

@@ -15,7 +15,7 @@ from s1engine.kernels import config
 from s1engine.kernels.overlap import release, wait
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _rms_norm_kernel(
     x_ptr,  # [rows / INNER, INNER, DIM]
     residual_ptr,  # [rows, DIM], in place; not read unless HAS_RESIDUAL

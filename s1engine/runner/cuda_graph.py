@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from s1engine.errors import ModelError
 from s1engine.ops import RunState
+from s1engine.ops.compile_ahead import compiled_ahead
 from s1engine.runner.lanes import Lanes, RunFormat
 
 Step = Callable[[RunState, bool], None]
@@ -135,9 +136,13 @@ class CudaGraphRunner:
         Raises ModelError that names the kernel if a step cannot be run or captured.
         """
         sizes = sorted(self._lanes, reverse=True)
+        with compiled_ahead(progress=progress):
+            for size in sizes:
+                self._guarded(size, self._take_steps)
         with tqdm(total=2 * len(sizes), desc="graphs", unit="pass", disable=not progress) as bar:
-            for size in sizes:  # compiles and allocates what must not happen while capturing
-                self._guarded(size, self._warm_up)
+            for size in sizes:  # loads and allocates what must not happen while capturing
+                self._guarded(size, self._take_steps)
+                torch.cuda.synchronize()
                 bar.update()
             pool = torch.cuda.graph_pool_handle()
             for size in sizes:
@@ -153,11 +158,9 @@ class CudaGraphRunner:
                 "--enforce-eager runs without graphs"
             ) from error
 
-    def _warm_up(self, lanes: Lanes) -> None:
+    def _take_steps(self, lanes: Lanes) -> None:
         for filtered in (False, True):
             self._step(lanes.state, filtered)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
 
     def _capture(self, lanes: Lanes, pool: Any) -> None:
         for filtered in (False, True):
