@@ -1,6 +1,6 @@
 """Launches that a kernel could have, beside the one that ``kernels/config.py`` gives it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -8,73 +8,120 @@ from typing import Any
 from unittest.mock import patch
 
 from s1engine.kernels import config
+from s1engine.models.config import ModelConfig
 
-PRODUCTS = ("norm_qkv", "linear_o", "norm_gate_up", "linear_down")
+PRODUCTS = ("qkv", "o", "gate_up", "down")
+KERNELS = (*PRODUCTS, "decode", "splits", "head")
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A launch: what it is called, and the function of ``config`` that it stands in for."""
+    """A launch of one kernel: a function of ``config`` for its shape alone, None: the table's."""
 
+    kernel: str
     name: str
-    function: str
-    value: Callable[..., Any]
-
-    @contextmanager
-    def chosen(self) -> Iterator[None]:
-        with patch.object(config, self.function, self.value):
-            yield
+    value: Callable[..., Any] | None = None
 
 
-def _rows(tokens: int) -> Iterator[Choice]:
-    """Tiles of the small linears: on CUDA cores for few tokens, on tensor cores for any."""
-    if tokens <= config.MAX_VECTORS:
-        for rows, block_k, warps, programs in product((4, 8, 16), (256, 512, 1024), (2, 4), (4, 8)):
-            padded = config.next_power_of_2(tokens)
-            yield _linear(rows, padded, block_k, programs, config.Launch(warps))
-    padded = max(16, config.next_power_of_2(tokens))
-    for rows, block_k, stages, programs in product((32, 64, 128), (64, 128), (3, 4, 6), (1, 2, 4)):
-        launch = config.Launch(8 if rows == 128 and padded == 64 else 4, stages)
-        yield _linear(rows, padded, block_k, programs, launch)
+@contextmanager
+def launched(chosen: Sequence[Choice], model: ModelConfig) -> Iterator[None]:
+    """Kernels of that model are launched so within."""
+    by_kernel = {choice.kernel: choice.value for choice in chosen if choice.value is not None}
+    shapes = product_shapes(model)
+    by_shape = {shapes[name]: by_kernel[name] for name in PRODUCTS if name in by_kernel}
+    linear, fused = config.linear, config.fused
+
+    def linear_of(tokens: int, n: int, k: int, itemsize: int) -> config.Rows:
+        tiles: config.Rows = by_shape.get((n, k), linear)(tokens, n, k, itemsize)
+        return tiles
+
+    def fused_of(tokens: int, n: int, k: int) -> bool:
+        return by_shape.get((n, k)) is not cublas and fused(tokens, n, k)
+
+    with (
+        patch.object(config, "linear", linear_of),
+        patch.object(config, "fused", fused_of),
+        patch.object(config, "decode", by_kernel.get("decode", config.decode)),
+        patch.object(config, "splits", by_kernel.get("splits", config.splits)),
+        patch.object(config, "head", by_kernel.get("head", config.head)),
+    ):
+        yield
 
 
-def _linear(rows: int, padded: int, block_k: int, programs: int, launch: config.Launch) -> Choice:
-    def value(tokens: int, n: int, k: int, itemsize: int) -> config.Rows:
-        per_tile = config.cdiv(n, rows), config.cdiv(k, block_k)
-        room = config.WORKSPACE[0] // ((rows + 1) * padded)
-        splits = config.parts(*per_tile, min(programs * config.SMS, room))
-        return config.Rows(rows, padded, block_k, splits, launch)
-
-    how = "dot" if padded > config.MAX_VECTORS else "sum"
-    name = f"{how} {rows}x{block_k} w{launch.num_warps} s{launch.num_stages} p{programs}"
-    return Choice(name, "linear", value)
-
-
-def _decode(batch: int, heads: int) -> Iterator[Choice]:
-    """Tiles and splits of decode attention."""
-    for block_n, warps, stages in product((32, 64), (4, 8), (2, 3, 4)):
-        tiles = config.Attention(16, block_n, config.Launch(warps, stages))
-        yield Choice(f"n{block_n} w{warps} s{stages}", "decode", lambda *_, tiles=tiles: tiles)
-    splits = config.splits(batch, heads)
-    for other in (splits // 2, splits * 2, splits * 4):
-        if 1 <= other <= config.MAX_SPLITS:
-            yield Choice(f"{other} splits", "splits", lambda *_, other=other: other)
-
-
-def _extend() -> Iterator[Choice]:
-    for block_m, block_n, warps, stages in product((64, 128), (32, 64), (4, 8), (2, 3, 4)):
-        tiles = config.Attention(block_m, block_n, config.Launch(warps, stages))
-        name = f"m{block_m} n{block_n} w{warps} s{stages}"
-        yield Choice(name, "extend", lambda *_, tiles=tiles: tiles)
+def product_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the matrices of a layer."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    return {
+        "qkv": ((model.num_heads + 2 * model.num_kv_heads) * model.head_dim, hidden),
+        "o": (hidden, model.num_heads * model.head_dim),
+        "gate_up": (2 * inner, hidden),
+        "down": (hidden, inner),
+    }
 
 
 def choices(kernel: str, batch: int, kv_heads: int) -> list[Choice]:
-    """Of a kernel named as in ``kernel_work``; the table's own first."""
+    """The table's first."""
     if kernel in PRODUCTS:
-        return [Choice("table", "linear", config.linear), *_rows(batch)]
-    if kernel == "decode":
-        return [
-            Choice("table", "decode", config.decode),
-            *_decode(batch, kv_heads),
-        ]
-    return [Choice("table", "extend", config.extend), *_extend()]
+        found = [*_sums(kernel, batch, (4, 8)), *_dots(kernel, batch, (1, 2))]
+        found += [Choice(kernel, "cuBLAS", cublas)] if batch > config.MAX_VECTORS else []
+    elif kernel == "head":
+        found = [*_sums(kernel, batch, (4,)), *_dots(kernel, batch, (1,))]
+    else:
+        found = list(_splits(batch, kv_heads) if kernel == "splits" else _attention())
+    return [Choice(kernel, "table"), *found]
+
+
+def cublas(*_: int) -> config.Rows:
+    """Stands for a product that is not launched by us."""
+    raise AssertionError("left to cuBLAS")
+
+
+def _sums(kernel: str, batch: int, programs: Sequence[int]) -> Iterator[Choice]:
+    """On CUDA cores, for few tokens."""
+    if batch <= config.MAX_VECTORS:
+        padded = config.next_power_of_2(batch)
+        for rows, block_k, warps, per in product((4, 8), (256, 512, 1024), (2, 4), programs):
+            yield _tiles(kernel, rows, padded, block_k, per, config.Launch(warps))
+
+
+def _dots(kernel: str, batch: int, programs: Sequence[int]) -> Iterator[Choice]:
+    """On tensor cores."""
+    padded = max(16, config.next_power_of_2(batch))
+    rows_of = (64, 128) if batch > config.MAX_VECTORS else (64,)
+    for rows, block_k, stages, per in product(rows_of, (64, 128), (3, 4, 5), programs):
+        launch = config.Launch(8 if rows == 128 and padded == 64 else 4, stages)
+        yield _tiles(kernel, rows, padded, block_k, per, launch)
+
+
+def _tiles(
+    kernel: str, rows: int, padded: int, block_k: int, per: int, launch: config.Launch
+) -> Choice:
+    """``per``: programs an SM at most; those of the head do not split K."""
+
+    def linear(tokens: int, n: int, k: int, itemsize: int) -> config.Rows:
+        programs = min(per * config.SMS, config.WORKSPACE[0] // ((rows + 1) * padded))
+        splits = config.parts(config.cdiv(n, rows), config.cdiv(k, block_k), programs)
+        return config.Rows(rows, padded, block_k, splits, launch)
+
+    def head(tokens: int, k: int, itemsize: int) -> config.Rows:
+        return config.Rows(rows, padded, block_k, 1, launch)
+
+    how = "dot" if padded > config.MAX_VECTORS else "sum"
+    name = (
+        f"{how} {rows}x{block_k} warps {launch.num_warps} stages {launch.num_stages} per SM {per}"
+    )
+    return Choice(kernel, name, head if kernel == "head" else linear)
+
+
+def _attention() -> Iterator[Choice]:
+    for block_n, warps, stages in product((32, 64), (2, 4, 8), (2, 3, 4)):
+        tiles = config.Attention(16, block_n, config.Launch(warps, stages))
+        name = f"{block_n} warps {warps} stages {stages}"
+        yield Choice("decode", name, lambda *_, tiles=tiles: tiles)
+
+
+def _splits(batch: int, kv_heads: int) -> Iterator[Choice]:
+    own = config.splits(batch, kv_heads)
+    for other in (own // 2, own * 2, own * 4):
+        if 1 <= other <= config.MAX_SPLITS:
+            yield Choice("splits", str(other), lambda *_, other=other: other)

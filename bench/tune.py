@@ -1,111 +1,192 @@
-"""Other launches than those in ``kernels/config.py``, timed beside them on the GPU that is there.
+"""Other launches than those of ``kernels/config.py``, each timed within a decode step on a GPU.
 
-What a row finds faster is not used by itself: the table is fixed, and changed by hand where a
-difference is clear and holds for every shape it stands for. All alternatives are compiled first, on
-all cores, and those that do not compile are left out.
+A few layers and the head of a random model run as one graph, since kernels overlap and what one
+gains alone the next may lose. Kernel by kernel the fastest launch is kept for the rest. What wins
+is not used by itself: the table is fixed, and changed by hand where a difference is clear.
 """
 
 import argparse
+import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from s1engine.bench.device_time import ceilings, copies, seconds
+from s1engine.bench.bare_engine import make_decoder
+from s1engine.bench.device_time import ceilings
 from s1engine.bench.kernel_speed import numbers, table
-from s1engine.bench.kernel_work import KERNELS, Place, Work
-from s1engine.bench.shapes import NAMES, shape
+from s1engine.bench.shapes import NAMES, shape, step_bytes
+from s1engine.config import QUANTIZATIONS, EngineConfig
 from s1engine.errors import RequestError
-from s1engine.ops import select_ops
+from s1engine.models.decoder import Decoder
+from s1engine.ops import AttentionMetadata
 from s1engine.ops.compile_ahead import compiled_ahead
+from s1engine.runner.device import BLOCK_SIZES
+from s1engine.runner.kv_cache import KVCache
 
 if TYPE_CHECKING:  # needs Triton, which machines without a GPU may lack
     from s1engine.bench.launches import Choice
 
-ROUNDS = 5
-PRODUCTS = ("norm_qkv", "linear_o", "norm_gate_up", "linear_down")
-NAMED = (*PRODUCTS, "decode", "extend")  # as in ``launches``
+REPLAYS, ROUNDS = 8, 5
 
 
-def measure(
-    kernel: str, at: Place, batch: int, context: int, limits: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Microseconds of every choice, the fastest first."""
-    from s1engine.bench.launches import choices
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A decode step of ``batch`` sequences, each of ``context`` tokens."""
 
-    ops = select_ops(at.device)
-    work = KERNELS[kernel](at, ops, batch, context)
-    more = copies(work.nbytes, at.device) - 1
-    works = [work, *(KERNELS[kernel](at, ops, batch, context) for _ in range(more))]
-    bound = max(work.nbytes / limits["read_bytes_per_s"], work.flops / limits["matmul_flop_per_s"])
+    decoder: Decoder
+    batch: int
+    context: int
+    caches: KVCache
+    ids: Tensor
+    meta: AttentionMetadata
+    columns: tuple[Tensor, Tensor, Tensor]  # temperature, seeds, positions
+
+    def __call__(self) -> None:
+        from s1engine.kernels.norm_head_sample import norm_head_sample
+
+        weights, eps = self.decoder.weights, self.decoder.config.rms_norm_eps
+        hidden = self.decoder.forward(self.ids, self.caches.layers, self.meta)
+        assert isinstance(weights.lm_head, Tensor)
+        norm_head_sample(hidden, weights.norm, eps, weights.lm_head, *self.columns)
+
+
+def make_step(decoder: Decoder, batch: int, context: int) -> Step:
+    """Over shuffled blocks."""
+    device, block = str(decoder.device), BLOCK_SIZES[decoder.device.type]
+    per_row = -(-context // block)
+    order = torch.randperm(batch * per_row, device=device).view(batch, per_row)
+    last = torch.full((batch,), context - 1, dtype=torch.int32, device=device)
+    meta = AttentionMetadata(
+        positions=last,
+        slot_mapping=order[:, -1] * block + (context - 1) % block,
+        cu_seqlens_q=torch.arange(batch + 1, dtype=torch.int32, device=device),
+        context_lens=last + 1,
+        block_table=order.to(torch.int32),
+        max_seqlen_q=1,
+    )
+    caches = KVCache(
+        decoder.config, num_blocks=order.numel(), block_size=block, dtype=decoder.dtype,
+        device=device,
+    )  # fmt: skip
+    for k, v in caches.layers:
+        k.normal_()
+        v.normal_()
+    rows = torch.arange(batch, device=device)
+    columns = torch.ones(batch, device=device), rows, rows + context
+    return Step(decoder, batch, context, caches, rows.to(torch.int32), meta, columns)
+
+
+def seconds_of(step: Callable[[], None]) -> float:
+    """Median time of one replay of the step's graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    graph.replay()
+    times = []
+    for _ in range(ROUNDS):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(REPLAYS):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3 / REPLAYS)
+    return statistics.median(times)
+
+
+def descend(step: Step, limit: float) -> list[dict[str, Any]]:
+    """A row for every choice: its time beside the best of the kernels before."""
+    from s1engine.bench.launches import KERNELS, Choice, choices
+
+    model = step.decoder.config
+    best: dict[str, Choice] = {}
     rows = []
-    with torch.inference_mode():
-        for choice in choices(kernel, batch, at.model.num_kv_heads):
-            took = _time(choice, works, at.device)
-            rows.append({
-                "kernel": kernel, "batch": batch, "context": context, "choice": choice.name,
-                "us": took and round(1e6 * took, 2),
-                "share_of_ceiling": took and round(bound / took, 3),
-            })  # fmt: skip
-    return sorted(rows, key=lambda row: row["us"] or float("inf"))
+    for kernel in KERNELS:
+        times: dict[str, float] = {}
+        found = {choice.name: choice for choice in choices(kernel, step.batch, model.num_kv_heads)}
+        for name, choice in found.items():
+            took = _time(step, [*best.values(), choice])
+            if took is not None:
+                times[name] = took
+        fastest = min(times, key=lambda name: times[name])
+        best[kernel] = found[fastest]
+        rows += [
+            {
+                "batch": step.batch, "context": step.context, "kernel": kernel, "choice": name,
+                "step_us": round(1e6 * took, 2), "share_of_read": round(limit / took, 3),
+                "chosen": name == fastest,
+            }
+            for name, took in times.items()
+        ]  # fmt: skip
+    return rows
 
 
-def _time(choice: "Choice", works: list[Work], device: str) -> float | None:
-    """None if the choice cannot be launched: too much shared memory, say."""
+def _time(step: Step, chosen: "list[Choice]") -> float | None:
+    """None if a choice cannot be launched: too much shared memory, say."""
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources, PTXASError
 
+    from s1engine.bench.launches import launched
+
     try:
-        with choice.chosen():
-            return seconds([work.ours for work in works], device, ROUNDS)
+        with launched(chosen, step.decoder.config), torch.inference_mode():
+            return seconds_of(step)
     except (CompilationError, OutOfResources, PTXASError):
         return None
 
 
-def _cases(args: argparse.Namespace, names: list[str]) -> Iterator[tuple[str, int, int]]:
-    for kernel in names:
-        for batch in numbers("batch", args.batch):
-            for context in numbers("context", args.context) if kernel not in PRODUCTS else (1,):
-                if kernel != "extend" or batch == 1:
-                    yield kernel, batch, context
+def compile_all(steps: list[Step], *, progress: bool) -> None:
+    """All choices of all steps, on all cores."""
+    from s1engine.bench.launches import KERNELS, choices, launched
+
+    with compiled_ahead(progress=progress), torch.inference_mode():
+        for step in steps:
+            model = step.decoder.config
+            for kernel in KERNELS:
+                for choice in choices(kernel, step.batch, model.num_kv_heads):
+                    with launched([choice], model):
+                        step()
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Every kernel at every size; the fastest few of each on stderr."""
-    names = list(NAMED) if args.kernels == "all" else args.kernels.split(",")
-    for name in names:
-        if name not in NAMED:
-            raise RequestError(
-                f"kernels: {name!r} is unknown; there are {', '.join(NAMED)}", param="kernels"
-            )
+    """Every batch size; what each kernel had and got on stderr."""
     if not torch.cuda.is_available():
         raise RequestError("bench tune needs a CUDA device", param="device")
-    from s1engine.bench.launches import choices
-
-    at = Place(shape(args.shape), torch.bfloat16, "cuda")
-    cases = list(_cases(args, names))
-    with compiled_ahead(progress=True), torch.inference_mode():
-        for kernel, batch, context in cases:
-            work = KERNELS[kernel](at, select_ops(at.device), batch, context)
-            for choice in choices(kernel, batch, at.model.num_kv_heads):
-                with choice.chosen():
-                    work.ours()
-    limits = ceilings(at.device)
+    model = replace(shape(args.shape), num_layers=args.layers)
+    config = EngineConfig(device="cuda", dtype="bfloat16", quantization=args.quantization)
+    decoder = make_decoder(model, config)
+    steps = [make_step(decoder, batch, args.context) for batch in numbers("batch", args.batch)]
+    compile_all(steps, progress=True)
+    limits = ceilings("cuda")
     rows: list[dict[str, Any]] = []
-    for case in tqdm(cases, unit="case"):
-        found = measure(case[0], at, *case[1:], limits)
-        own = [row for row in found if row["choice"] == "table"]
-        print(table([*own, *found[: args.top]]), file=sys.stderr)
+    for step in tqdm(steps, unit="batch"):
+        nbytes = step_bytes(model, 2, step.batch, step.context, args.quantization)
+        found = descend(step, nbytes / limits["read_bytes_per_s"])
+        shown = [row for row in found if row["chosen"] or row["choice"] == "table"]
+        print(table(shown), file=sys.stderr)
         rows += found
-    return {"shape": args.shape, "dtype": str(at.dtype), "ceilings": limits, "rows": rows}
+    return {
+        "shape": args.shape,
+        "layers": args.layers,
+        "quantization": args.quantization,
+        "ceilings": limits,
+        "rows": rows,
+    }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``s1engine bench tune``."""
-    parser.add_argument("--kernels", default="all", help=f"comma-separated: {', '.join(NAMED)}")
     parser.add_argument("--shape", default="7B", choices=NAMES, help="Qwen2.5 of that size")
-    parser.add_argument("--batch", default="1,4,16,64", help="rows, comma-separated")
-    parser.add_argument("--context", default="1024,8192", help="cached tokens of attention")
-    parser.add_argument("--top", type=int, default=4, help="alternatives shown of each case")
+    parser.add_argument("--layers", type=int, default=4, help="of the model that is timed")
+    parser.add_argument("--batch", default="1,4,16,64", help="sequences, comma-separated")
+    parser.add_argument("--context", type=int, default=1024, help="cached tokens of each")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="default: none")

@@ -111,6 +111,11 @@ class Rows:
         self.splits = splits  # parts of K
         self.launch = launch
 
+    @property
+    def dot(self) -> bool:
+        """On tensor cores?"""
+        return self.tokens > MAX_VECTORS
+
     def options(self) -> dict[str, int | bool]:
         """As keyword arguments of a launch."""
         return {
@@ -118,7 +123,7 @@ class Rows:
             "TOKENS": self.tokens,
             "BLOCK_K": self.block_k,
             "SPLITS": self.splits,
-            "DOT": self.tokens > MAX_VECTORS,
+            "DOT": self.dot,
             **self.launch.options(),
         }
 

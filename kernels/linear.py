@@ -52,7 +52,7 @@ def _linear_kernel(
         x_stride, first, end, K, ROWS, TOKENS, BLOCK_K, False, DOT, OVERLAP,
     )  # fmt: skip
     acc, squares, last = add_parts(
-        acc, squares, part_ptr, arrived_ptr, tile, split, ROWS, TOKENS, SPLITS
+        acc, squares, part_ptr, arrived_ptr, tile, split, ROWS, TOKENS, SPLITS, False
     )
     if last:
         inside = (row < N)[:, None] & (token < tokens)[None, :]

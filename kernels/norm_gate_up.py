@@ -4,7 +4,7 @@
     out = gate / (1 + exp(-gate)) * up
 
 A program owns the same rows of Wg and of Wu, so that the two meet in its registers. Summed in
-float32, rounded once.
+float32, rounded once; for more than a few tokens a kernel of its own norms them first.
 """
 
 import triton
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from s1engine.kernels import config
 from s1engine.kernels.overlap import release
+from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.weight_rows import (
     add_parts,
     check_rows,
@@ -25,8 +26,8 @@ from s1engine.kernels.weight_rows import (
 
 @triton.jit(do_not_specialize=["tokens"])
 def _norm_gate_up_kernel(
-    x_ptr,  # [T, K]
-    norm_ptr,  # [K]
+    x_ptr,  # [T, K], normed if DOT
+    norm_ptr,  # [K]; not read if DOT
     w_ptr,  # [2 F, K]: gate, up
     scale_ptr,  # one for each row of w, float32; not read unless w is e4m3
     out_ptr,  # [T, F]
@@ -52,13 +53,15 @@ def _norm_gate_up_kernel(
     first, end = part_of(split, K, BLOCK_K, SPLITS)
     acc, squares = multiply_rows(
         x_ptr, norm_ptr, w_ptr, scale_ptr, row, tl.minimum(token, tokens - 1), x_stride, first, end,
-        K, ROWS, TOKENS, BLOCK_K, True, DOT, OVERLAP,
+        K, ROWS, TOKENS, BLOCK_K, not DOT, DOT, OVERLAP,
     )  # fmt: skip
     acc, squares, last = add_parts(
-        acc, squares, part_ptr, arrived_ptr, tile, split, ROWS, TOKENS, SPLITS
+        acc, squares, part_ptr, arrived_ptr, tile, split, ROWS, TOKENS, SPLITS, not DOT
     )
     if last:
-        gate, up = halves(acc * tl.rsqrt(squares / K + eps), PAIRS, TOKENS)
+        if not DOT:
+            acc *= tl.rsqrt(squares / K + eps)
+        gate, up = halves(acc, PAIRS, TOKENS)
         out = gate / (1.0 + tl.exp(-gate)) * up
         column = tile * PAIRS + tl.arange(0, PAIRS)
         inside = (column < F)[:, None] & (token < tokens)[None, :]
@@ -80,6 +83,8 @@ def norm_gate_up(
     assert weight.shape[0] == 2 * f
     out = x.new_empty((tokens, f))
     tiles = config.linear(tokens, 2 * f, k, tile_bytes(x, weight))
+    if tiles.dot:
+        x = rms_norm(x, norm, eps)
     _norm_gate_up_kernel[(config.cdiv(f, tiles.rows // 2), tiles.splits)](
         x, norm, weight, x if scale is None else scale, out, *workspace, tokens, x.stride(0), eps,
         F=f, K=k, **tiles.options(),

@@ -1,12 +1,13 @@
 """The end of a step: RMSNorm, the language model's head and the choice of a token, without logits.
 
-    logits = x / sqrt(mean(x^2) + eps) * norm W^T           (rounded to the type of x)
+    logits = rms_norm(x) W^T                                (rounded to the type of x)
     token  = argmax(logits)  or  argmax(logits / T - log(noise)),  as in ``sample``
 
-A program makes the logits of ROWS tokens for all rows of the step and keeps their best; a second
-kernel takes the best of the programs, of equal ones the first. Logits never reach memory, so this
-is for steps in which no row needs more of them than that: no filters, penalties, bias or
-log-probabilities. Triggers may be banned row by row, as the budget does inside a graph.
+A kernel norms x. Then a program makes the logits of ROWS tokens for all rows of the step and keeps
+their best, and a third kernel takes the best of the programs, of equal ones the first. Logits never
+reach memory, so this is for steps in which no row needs more of them than that: no filters,
+penalties, bias or log-probabilities. Triggers may be banned row by row, as the budget does inside a
+graph.
 """
 
 import torch
@@ -18,13 +19,13 @@ from s1engine.kernels import config
 from s1engine.kernels.filters import LOGIT_LIMIT, MIN_TEMPERATURE
 from s1engine.kernels.noise import exponential_noise_of_rows
 from s1engine.kernels.overlap import release, wait
+from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.weight_rows import check_rows, multiply_rows
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _head_tile_kernel(
-    x_ptr,  # [B, K]
-    norm_ptr,  # [K]
+    x_ptr,  # [B, K], normed
     w_ptr,  # [size, K]
     temperature_ptr,  # [B]
     seed_ptr,  # [B] int64
@@ -36,7 +37,6 @@ def _head_tile_kernel(
     rows,
     size,
     x_stride,
-    eps,
     K: tl.constexpr,
     NUM_TRIGGERS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -51,12 +51,11 @@ def _head_tile_kernel(
     tile, b = tl.program_id(0), tl.arange(0, TOKENS)
     token = tile * ROWS + tl.arange(0, ROWS)
     live = b < rows
-    acc, squares = multiply_rows(
-        x_ptr, norm_ptr, w_ptr, w_ptr, tl.minimum(token, size - 1), tl.minimum(b, rows - 1),
-        x_stride, 0, K, K, ROWS, TOKENS, BLOCK_K, True, DOT, OVERLAP,
+    acc, _ = multiply_rows(
+        x_ptr, x_ptr, w_ptr, w_ptr, tl.minimum(token, size - 1), tl.minimum(b, rows - 1),
+        x_stride, 0, K, K, ROWS, TOKENS, BLOCK_K, False, DOT, OVERLAP,
     )  # fmt: skip
-    acc = tl.trans(acc * tl.rsqrt(squares / K + eps))  # [TOKENS, ROWS]
-    logits = acc.to(x_ptr.dtype.element_ty).to(tl.float32)
+    logits = tl.trans(acc).to(x_ptr.dtype.element_ty).to(tl.float32)
     logits = tl.where(logits == logits, logits, -LOGIT_LIMIT)
     logits = tl.minimum(tl.maximum(logits, -LOGIT_LIMIT), LOGIT_LIMIT)
     logits = tl.where((token < size)[None, :], logits, float("-inf"))
@@ -116,6 +115,7 @@ def norm_head_sample(
     for column in (seeds, positions):
         assert column.shape == (rows,) and column.dtype == torch.int64
     assert (banned is None) == (triggers is None)
+    x = rms_norm(x, norm, eps)
     launch = config.head(rows, k, x.element_size())
     tiles = config.cdiv(size, launch.rows)
     values = torch.empty((rows, tiles), dtype=torch.float32, device=x.device)
@@ -123,8 +123,8 @@ def norm_head_sample(
     out = torch.empty(rows, dtype=torch.int64, device=x.device)
     ban = (tokens if banned is None else banned, tokens if triggers is None else triggers)
     _head_tile_kernel[(tiles,)](
-        x, norm, weight, temperature, seeds, positions, *ban, values, tokens,
-        rows, size, x.stride(0), eps, K=k,
+        x, weight, temperature, seeds, positions, *ban, values, tokens,
+        rows, size, x.stride(0), K=k,
         NUM_TRIGGERS=0 if triggers is None else len(triggers), **launch.options(),
     )  # fmt: skip
     _best_tile_kernel[(rows,)](

@@ -1,4 +1,5 @@
-"""All that comes before attention for the few rows of a decode step, in one kernel.
+"""All that comes before attention for the few rows of a decode step, in one kernel, or in two for
+more than a few tokens, which are normed first.
 
     n = x / sqrt(mean(x^2) + eps) * norm,  (q, k, v) = n W^T + bias
     q, k turned by the angles of their token's position as in ``rope_write``
@@ -17,6 +18,7 @@ from torch import Tensor
 from s1engine.kernels import config
 from s1engine.kernels.kv_rows import as_stored
 from s1engine.kernels.overlap import release
+from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.weight_rows import (
     add_parts,
     check_rows,
@@ -35,8 +37,8 @@ def _store_pair(at, first, second, inside, HALF: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens"])
 def _norm_qkv_rope_write_kernel(
-    x_ptr,  # [T, K]
-    norm_ptr,  # [K]
+    x_ptr,  # [T, K], normed if DOT
+    norm_ptr,  # [K]; not read if DOT
     w_ptr,  # [(NUM_HEADS + 2 NUM_KV_HEADS) DIM, K]
     scale_ptr,  # one for each row of w, float32; not read unless w is e4m3
     bias_ptr,  # one for each row of w; not read unless HAS_BIAS
@@ -75,13 +77,15 @@ def _norm_qkv_rope_write_kernel(
     begin_k, end_k = part_of(split, K, BLOCK_K, SPLITS)
     acc, squares = multiply_rows(
         x_ptr, norm_ptr, w_ptr, scale_ptr, row, tl.minimum(token, tokens - 1), x_stride,
-        begin_k, end_k, K, ROWS, TOKENS, BLOCK_K, True, DOT, OVERLAP,
+        begin_k, end_k, K, ROWS, TOKENS, BLOCK_K, not DOT, DOT, OVERLAP,
     )  # fmt: skip
     acc, squares, last = add_parts(
-        acc, squares, part_ptr, arrived_ptr, tile, split, ROWS, TOKENS, SPLITS
+        acc, squares, part_ptr, arrived_ptr, tile, split, ROWS, TOKENS, SPLITS, not DOT
     )
     if last:
-        first, second = halves(acc * tl.rsqrt(squares / K + eps), PAIRS, TOKENS)
+        if not DOT:
+            acc *= tl.rsqrt(squares / K + eps)
+        first, second = halves(acc, PAIRS, TOKENS)
         pair = tile * PAIRS + tl.arange(0, PAIRS)
         head, i = pair // HALF, pair % HALF
         if HAS_BIAS:
@@ -142,6 +146,8 @@ def norm_qkv_rope_write(
     assert positions.shape == slot_mapping.shape == (tokens,)
     q = x.new_empty((tokens, num_heads, dim))
     tiles = config.linear(tokens, weight.shape[0], k, tile_bytes(x, weight))
+    if tiles.dot:
+        x = rms_norm(x, norm, eps)
     programs = config.cdiv(weight.shape[0], tiles.rows)
     _norm_qkv_rope_write_kernel[(programs, tiles.splits)](
         x, norm, weight, x if scale is None else scale, x if bias is None else bias, cos_sin,

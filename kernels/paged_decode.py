@@ -64,26 +64,35 @@ def _attend_range(
 
 @triton.jit
 def _sum_parts(
-    part_ptr, weight_ptr, parts, GROUP: tl.constexpr, M: tl.constexpr, DIM: tl.constexpr
-):
+    part_ptr, weight_ptr, parts,
+    GROUP: tl.constexpr, M: tl.constexpr, DIM: tl.constexpr, NUM_SPLITS: tl.constexpr,
+):  # fmt: skip
     """The parts of one row and head added up, in order. Written by other programs a moment ago,
-    so the loads go past the L1 cache."""
+    so the loads go past the L1 cache. No load waits for another: the maximum comes first, of all
+    parts at once, and what is added then comes a CHUNK at a time."""
+    CHUNK: tl.constexpr = max(min(NUM_SPLITS, 8192 // (M * DIM)), 1)  # that registers hold
     row = tl.arange(0, M)
-    at = row[:, None] * DIM + tl.arange(0, DIM)[None, :]
-    m = tl.full([M], LOWEST, tl.float32)
+    at = row[None, :, None] * DIM + tl.arange(0, DIM)[None, None, :]
+    all_parts = tl.arange(0, NUM_SPLITS)[:, None]
+    maxima = tl.load(
+        weight_ptr + all_parts * 2 * M + row[None, :],
+        mask=all_parts < parts, other=LOWEST, cache_modifier=".cg",
+    )  # fmt: skip
+    m = tl.max(maxima, axis=0)
     total = tl.zeros([M], tl.float32)
     acc = tl.zeros([M, DIM], tl.float32)
-    for part in range(parts):
-        m_part = tl.load(weight_ptr + part * 2 * M + row, cache_modifier=".cg")
-        l_part = tl.load(weight_ptr + part * 2 * M + M + row, cache_modifier=".cg")
-        acc_part = tl.load(
-            part_ptr + part * M * DIM + at, (row < GROUP)[:, None], other=0.0, cache_modifier=".cg"
-        )
-        m_new = tl.maximum(m, m_part)
-        mine, theirs = tl.exp2(m - m_new), tl.exp2(m_part - m_new)
-        total = total * mine + l_part * theirs
-        acc = acc * mine[:, None] + acc_part * theirs[:, None]
-        m = m_new
+    for first in range(0, parts, CHUNK):
+        part = first + tl.arange(0, CHUNK)[:, None]
+        at_weight = weight_ptr + part * 2 * M + row[None, :]
+        there = part < parts
+        m_part = tl.load(at_weight, mask=there, other=LOWEST, cache_modifier=".cg")
+        l_part = tl.load(at_weight + M, mask=there, other=0.0, cache_modifier=".cg")
+        mine = (there & (row < GROUP)[None, :])[:, :, None]
+        at_part = part_ptr + part[:, :, None] * (M * DIM) + at
+        acc_part = tl.load(at_part, mask=mine, other=0.0, cache_modifier=".cg")
+        share = tl.exp2(m_part - m[None, :])
+        total += tl.sum(l_part * share, axis=0)
+        acc += tl.sum(acc_part * share[:, :, None], axis=0)
     return acc, total
 
 
@@ -143,7 +152,7 @@ def _paged_decode_kernel(
             finished = tl.atomic_add(arrived_ptr + pair, 1, sem="acq_rel") == parts - 1
             if finished:
                 tl.store(arrived_ptr + pair, 0)
-                acc, total = _sum_parts(part_base, weight_base, parts, GROUP, M, DIM)
+                acc, total = _sum_parts(part_base, weight_base, parts, GROUP, M, DIM, NUM_SPLITS)
         if finished:
             out = acc / tl.maximum(total, 1.0e-30)[:, None]
             at_out = (pair * GROUP + row)[:, None].to(tl.int64) * DIM + dim[None, :]

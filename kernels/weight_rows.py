@@ -3,11 +3,14 @@
     acc[r, t] = sum over k of w[row[r], k] x[t, k]              k in begin .. end - 1
     acc[r, t] = sum over k of w[row[r], k] norm[k] x[t, k],  squares[t] = sum over k of x[t, k]^2
 
-The second form is the first half of an RMSNorm in front of the product: the factor
-1 / sqrt(squares / K + eps) is the same for a whole row of the result and is applied at its end, so
-the norm needs no pass of its own. Up to four vectors are multiplied on the CUDA cores, in float32
-throughout, which keeps up with the memory; more of them on the tensor cores, with the weights as
-the tall operand that they want and the vectors padded to 16 or more.
+Up to four vectors are multiplied on the CUDA cores, in float32 throughout, which keeps up with the
+memory; more of them on the tensor cores, with the weights as the tall operand that they want and
+the vectors padded to 16 or more.
+
+The second form, on CUDA cores alone, is the first half of an RMSNorm in front of the product: the
+factor 1 / sqrt(squares / K + eps) is the same for a whole row of the result and is applied at its
+end, so the norm needs no pass of its own. With more vectors every program would norm all of them
+again: on an H200 that took longer than a kernel that norms them once.
 
 Weights may be e4m3 with a scale for each row, w = scale[r] value[r, k]: half the bytes. They turn
 into the type of x in registers, which is exact, and acc takes the scale at the end.
@@ -23,9 +26,6 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels.overlap import prefetch, wait
-
-# A normed float16 vector before its scaling may exceed the type where the result would not.
-HALF_SCALE: tl.constexpr = tl.constexpr(1.0 / 16)
 
 
 @triton.jit
@@ -47,15 +47,15 @@ def multiply_rows(
     DOT: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """acc [ROWS, TOKENS] and squares [1, TOKENS], float32; waits for the kernel before."""
+    """acc [ROWS, TOKENS] and, in the second form, squares [1, TOKENS], float32; waits for the
+    kernel before."""
     SCALED: tl.constexpr = w_ptr.dtype.element_ty == tl.float8e4nv
     if SCALED:
         scale = tl.load(scale_ptr + row)
     if DOT:
         acc, squares = _on_tensor_cores(
-            x_ptr, norm_ptr, w_ptr, row, token, x_stride, begin, end,
-            K, ROWS, TOKENS, BLOCK_K, NORM, OVERLAP,
-        )  # fmt: skip
+            x_ptr, w_ptr, row, token, x_stride, begin, end, K, ROWS, TOKENS, BLOCK_K, NORM, OVERLAP
+        )
     else:
         acc, squares = _on_cuda_cores(
             x_ptr, norm_ptr, w_ptr, row, token, x_stride, begin, end,
@@ -102,19 +102,16 @@ def _on_cuda_cores(
 
 @triton.jit
 def _on_tensor_cores(
-    x_ptr, norm_ptr, w_ptr, row, token, x_stride, begin, end,
+    x_ptr, w_ptr, row, token, x_stride, begin, end,
     K: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_K: tl.constexpr,
     NORM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    SCALE: tl.constexpr = HALF_SCALE if NORM and x_ptr.dtype.element_ty == tl.float16 else 1.0
+    tl.static_assert(not NORM)
     LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
     k = tl.arange(0, BLOCK_K)
     w_at = w_ptr + row[:, None].to(tl.int64) * K + k[None, :]
     x_at = x_ptr + token[:, None] * x_stride + k[None, :]
     acc = tl.zeros([ROWS, TOKENS], tl.float32)
-    squares = tl.zeros([TOKENS], tl.float32)
-    if NORM:
-        norm = tl.load(norm_ptr + begin + k, mask=begin + k < K, other=0.0)
     ahead = begin + tl.arange(0, 4 * BLOCK_K // LINE) * LINE
     prefetch(w_ptr + row[:, None].to(tl.int64) * K + tl.minimum(ahead, K - 1)[None, :], OVERLAP)
     wait(OVERLAP)
@@ -126,14 +123,8 @@ def _on_tensor_cores(
             inside = (first + k < K)[None, :]
             w = tl.load(w_at + first, mask=inside, other=0.0, eviction_policy="evict_first")
             x = tl.load(x_at + first, mask=inside, other=0.0)
-        if NORM:
-            single = x.to(tl.float32)
-            squares += tl.sum(single * single, axis=1)
-            x = (single * (norm.to(tl.float32) * SCALE)[None, :]).to(x.dtype)
-            following = first + BLOCK_K + k
-            norm = tl.load(norm_ptr + following, mask=following < K, other=0.0)
         acc = tl.dot(w.to(x.dtype), tl.trans(x), acc, input_precision="ieee")
-    return acc * (1.0 / SCALE), squares[None, :]
+    return acc, tl.zeros([1, TOKENS], tl.float32)
 
 
 @triton.jit
@@ -147,6 +138,7 @@ def add_parts(
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
     SPLITS: tl.constexpr,
+    NORM: tl.constexpr,
 ):
     """The sums over all splits, and whether this program is the one that has them: the last to
     arrive. It adds them in the order of the splits, so equal inputs give equal bits. The parts were
@@ -157,7 +149,8 @@ def add_parts(
         PART: tl.constexpr = (ROWS + 1) * TOKENS
         base = part_ptr + tile * (SPLITS * PART)
         tl.store(base + split * PART + r * TOKENS + t, acc)
-        tl.store(base + split * PART + ROWS * TOKENS + t, squares)
+        if NORM:
+            tl.store(base + split * PART + ROWS * TOKENS + t, squares)
         tl.debug_barrier()  # all of the program's stores come before its arrival
         last = tl.atomic_add(arrived_ptr + tile, 1, sem="acq_rel") == SPLITS - 1
         if last:
@@ -167,7 +160,8 @@ def add_parts(
             for part in range(SPLITS):
                 at = base + part * PART
                 acc += tl.load(at + r * TOKENS + t, cache_modifier=".cg")
-                squares += tl.load(at + ROWS * TOKENS + t, cache_modifier=".cg")
+                if NORM:
+                    squares += tl.load(at + ROWS * TOKENS + t, cache_modifier=".cg")
     return acc, squares, last
 
 
