@@ -69,8 +69,8 @@ def decode(head_dim: int, block_size: int, group: int, itemsize: int) -> Attenti
     if itemsize == 4:
         return Attention(block_m, min(block_size, 16), Launch(num_warps=8, num_stages=2))
     block_n = min(block_size, 64 if head_dim <= 128 else 32)
-    warps = 2 if head_dim <= 16 else 4 if head_dim <= 128 else 8
-    return Attention(block_m, block_n, Launch(num_warps=warps))
+    warps, stages = DECODE if block_m == 16 else (4, 3)
+    return Attention(block_m, block_n, Launch(warps if head_dim <= 128 else 8, stages))
 
 
 def splits(rows: int, kv_heads: int) -> int:
@@ -87,15 +87,18 @@ def extend(
     narrowest = max(16, next_power_of_2(group))
     if itemsize == 4:
         return Attention(narrowest, min(block_size, 16), Launch(num_warps=8, num_stages=2))
-    widest = 128 if head_dim <= 128 else 64
+    widest = 128 if head_dim <= 64 else 64
     block_m = max(min(next_power_of_2(max_seqlen_q * group), widest), narrowest)
-    warps = 8 if block_m in (32, 128) or head_dim > 128 else 4  # at 32, four would spill
+    warps = 8 if block_m == 32 or head_dim > 128 else 4  # at 32, four would spill
     block_n = min(block_size, 64 if head_dim <= 128 else 32)
     if head_dim > 128 and block_m == 64 and stored < itemsize:
         block_n = 16
     return Attention(block_m, block_n, Launch(num_warps=warps))
 
 
+DECODE = (2, 3)
+VECTORS = (8, 1024, 4, 8)
+MATRICES = {16: (64, 128, 4, 4, 2), 32: (64, 128, 4, 4, 2), 64: (128, 64, 8, 4, 1)}
 MAX_VECTORS = 4  # rows of a step that the small linears multiply without tensor cores
 MAX_TOKENS = 64  # rows of a step for which weights are read once by the small linears
 WORKSPACE = (2 * SMS * 65 * 64, 4 * SMS)  # floats and counters that no launch exceeds
@@ -152,25 +155,28 @@ def linear(tokens: int, n: int, k: int, itemsize: int) -> Rows:
     assert 0 < tokens <= MAX_TOKENS
     padded = _padded(tokens)
     if tokens <= MAX_VECTORS:
-        block_k = min(1024 // itemsize, max(next_power_of_2(k), 64))
-        rows = 8 if itemsize > 1 else 4
-        splits = parts(cdiv(n, rows), cdiv(k, block_k), 4 * SMS)
-        return Rows(rows, padded, block_k, splits, Launch(num_warps=2))
-    rows, block_k = (64, 128) if itemsize < 4 else (16, 32)
-    if itemsize == 1 and padded == MAX_TOKENS:
-        block_k = 64
-    splits = parts(cdiv(n, rows), cdiv(k, block_k), 2 * SMS)
-    stages = 6 if itemsize == 1 else 4
-    return Rows(rows, padded, block_k, splits, Launch(num_warps=4, num_stages=stages))
+        rows, nbytes, warps, programs = VECTORS
+        block_k = min(nbytes // itemsize, max(next_power_of_2(k), 64))
+        rows = rows if itemsize > 1 else min(rows, 4)
+        splits = parts(cdiv(n, rows), cdiv(k, block_k), programs * SMS)
+        return Rows(rows, padded, block_k, splits, Launch(warps))
+    if itemsize == 4:
+        splits = parts(cdiv(n, 16), cdiv(k, 32), 2 * SMS)
+        return Rows(16, padded, 32, splits, Launch(4, 4))
+    rows, block_k, warps, stages, programs = MATRICES[padded]
+    if itemsize == 1:
+        rows, warps, stages = 64, 4, 6
+        block_k = 64 if padded == MAX_TOKENS else 128
+    programs = min(programs * SMS, WORKSPACE[0] // ((rows + 1) * padded))
+    splits = parts(cdiv(n, rows), cdiv(k, block_k), programs)
+    return Rows(rows, padded, block_k, splits, Launch(warps, stages))
 
 
 def head(tokens: int, k: int, itemsize: int) -> Rows:
     """The language model's head: so many rows that K is not split."""
-    tiles = linear(tokens, 4 * SMS * 64, k, itemsize)
-    if tokens <= MAX_VECTORS or itemsize == 4:
-        return tiles
-    warps = 4 if tokens <= 32 else 8  # at 64, four would spill
-    return Rows(128, tiles.tokens, tiles.block_k, 1, Launch(warps))
+    tiles = linear(tokens, 2**20, k, itemsize)
+    assert tiles.splits == 1
+    return tiles
 
 
 BEST = Launch(num_warps=8)  # of the tiles of the head

@@ -18,7 +18,7 @@ from torch import Tensor
 from s1engine.kernels import config
 from s1engine.kernels.attend import LOG2E, LOWEST, attend_tile
 from s1engine.kernels.kv_rows import as_computed
-from s1engine.kernels.overlap import release, wait
+from s1engine.kernels.overlap import early, release, wait
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def _extend_kernel(
     ROWS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    release(OVERLAP)
+    early(OVERLAP)
     wait(OVERLAP)
     QUERIES: tl.constexpr = M // GROUP
     program, head = tl.program_id(0), tl.program_id(1)
@@ -96,6 +96,7 @@ def _extend_kernel(
                 q, k_cache_ptr + place, v_cache_ptr + place, acc, m, total, scale,
                 position - tile * TILE, context - tile * TILE, DIM, TILE, True,
             )  # fmt: skip
+        release(OVERLAP)
         out = acc / tl.maximum(total, 1.0e-30)[:, None]
         stride = tl.num_programs(1) * (GROUP * DIM)
         at_out = mine[:, None].to(tl.int64) * stride + column

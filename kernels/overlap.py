@@ -15,11 +15,19 @@ import torch
 import triton
 import triton.language as tl
 
+EARLY: tl.constexpr = tl.constexpr(False)
+
+
+@triton.jit
+def early(OVERLAP: tl.constexpr):
+    if OVERLAP and EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+
 
 @triton.jit
 def release(OVERLAP: tl.constexpr):
-    """The next kernel may start."""
-    if OVERLAP:
+    """The next kernel may start, once every program has said so."""
+    if OVERLAP and not EARLY:
         tl.extra.cuda.gdc_launch_dependents()
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
-from s1engine.kernels.overlap import release, wait
+from s1engine.kernels.overlap import early, release, wait
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -33,7 +33,7 @@ def _rms_norm_kernel(
     HAS_RESIDUAL: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    release(OVERLAP)
+    early(OVERLAP)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < DIM)[None, :]
@@ -46,6 +46,7 @@ def _rms_norm_kernel(
         residual = tl.load(at, mask=inside, other=0.0)
         x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
         tl.store(at, x, mask=inside)
+    release(OVERLAP)
     x = x.to(tl.float32)  # [ROWS, COLUMNS]
     scale = tl.rsqrt(tl.sum(x * x, axis=1) / DIM + eps)
     out = x * scale[:, None] * weight[None, :]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from s1engine.kernels import config
 from s1engine.kernels.kv_rows import as_stored
-from s1engine.kernels.overlap import release, wait
+from s1engine.kernels.overlap import early, release, wait
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def _rope_write_kernel(
     HEADS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    release(OVERLAP)
+    early(OVERLAP)
     wait(OVERLAP)
     Q_PARTS: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
     KV_PARTS: tl.constexpr = (NUM_KV_HEADS + HEADS - 1) // HEADS
@@ -89,6 +89,7 @@ def _rope_write_kernel(
         else:
             v1, v2 = _load_halves(v_ptr + token * v_stride, head, pair, inside, DIM)
             _store_halves(v_cache_ptr + place, stride, head, pair, v1, v2, inside, DIM)
+    release(OVERLAP)
 
 
 def rope_write(

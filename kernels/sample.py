@@ -16,7 +16,7 @@ from torch import Tensor
 from s1engine.kernels import config
 from s1engine.kernels.filters import MIN_TEMPERATURE, draw_filtered, load_logits
 from s1engine.kernels.noise import exponential_noise
-from s1engine.kernels.overlap import release, wait
+from s1engine.kernels.overlap import early, release, wait
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def _sample_tile_kernel(
     NUM_TRIGGERS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    release(OVERLAP)
+    early(OVERLAP)
     wait(OVERLAP)
     row, tile = tl.program_id(0), tl.program_id(1)
     first = tile * TILE
@@ -51,6 +51,7 @@ def _sample_tile_kernel(
     if drawn:
         seed, position = tl.load(seed_ptr + row), tl.load(position_ptr + row)
         score -= tl.log(exponential_noise(seed, position, first, TILE))
+    release(OVERLAP)
     value, index = tl.max(score, axis=0, return_indices=True)
     at = row * tl.num_programs(1) + tile
     tl.store(value_ptr + at, value)
@@ -81,7 +82,7 @@ def _sample_row_kernel(
     NUM_TRIGGERS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    release(OVERLAP)
+    early(OVERLAP)
     wait(OVERLAP)
     row = tl.program_id(0)
     tile = tl.arange(0, TILES)
@@ -108,6 +109,7 @@ def _sample_row_kernel(
                 TILE, CLEAN, NUM_TRIGGERS,
             )  # fmt: skip
             token = tl.sum(chosen)
+    release(OVERLAP)
     tl.store(out_ptr + row, token.to(tl.int64))
 
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
-from s1engine.kernels.overlap import release, wait
+from s1engine.kernels.overlap import early, release, wait
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def _silu_and_mul_kernel(
     TILE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    release(OVERLAP)
+    early(OVERLAP)
     wait(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -29,6 +29,7 @@ def _silu_and_mul_kernel(
     at = gate_up_ptr + token * stride + column
     gate = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(at + DIM, mask=inside, other=0.0).to(tl.float32)
+    release(OVERLAP)
     out = gate / (1.0 + tl.exp(-gate)) * up
     tl.store(out_ptr + token * DIM + column, out.to(out_ptr.dtype.element_ty), mask=inside)
 

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels.overlap import prefetch, wait
+from s1engine.kernels.overlap import prefetch, release, wait
 
 
 @triton.jit
@@ -97,6 +97,7 @@ def _on_cuda_cores(
         )
         acc += tl.sum(tl.reshape(w.to(tl.float32), [ROWS, 1, LANES, PIECE]) * x, axis=3)
         w = w_next
+    release(OVERLAP)
     return tl.sum(acc, axis=2), tl.sum(squares, axis=2)
 
 
@@ -124,6 +125,7 @@ def _on_tensor_cores(
             w = tl.load(w_at + first, mask=inside, other=0.0, eviction_policy="evict_first")
             x = tl.load(x_at + first, mask=inside, other=0.0)
         acc = tl.dot(w.to(x.dtype), tl.trans(x), acc, input_precision="ieee")
+    release(OVERLAP)
     return acc, tl.zeros([1, TOKENS], tl.float32)
 
 

@@ -92,7 +92,7 @@ def test_the_qualification_runs_anywhere(
     )
     assert found["failures"] == []
     assert status == 0
-    assert found["engine"]["nano"]["equal"]["ahead_is_single"] is True
+    assert found["engine"]["nano"]["equal"]["graph_is_eager"] is True
     assert all(row["ok"] for row in found["numerics"].values())
     saved = json.loads((tmp_path / "qualify.json").read_text())
     assert set(saved) >= set(qualify.PHASES)
