@@ -21,6 +21,7 @@ import torch
 
 from s1engine.bench import kernel_speed, latency, numerics
 from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
+from s1engine.bench.command import where
 from s1engine.bench.device_time import ceilings
 from s1engine.bench.kernel_speed import numbers
 from s1engine.bench.kernel_work import KERNELS, Place
@@ -60,7 +61,7 @@ class Shared:
 
     def save(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        found = {"bench": "qualify", **self.found, "failures": self.failures}
+        found = {"bench": "qualify", **self.found, "failures": self.failures, "where": where()}
         (self.out / "qualify.json").write_text(json.dumps(found, indent=1) + "\n")
         (self.out / "qualify.md").write_text(report(self.found, self.failures))
 
@@ -112,6 +113,8 @@ def measure_kernels(shared: Shared) -> list[dict[str, Any]]:
                 shared.failures.append(f"kernels: {what}: {error}")
                 continue
             rows.append({"shape": name, **row})
+        shared.found["kernels"] = rows
+        shared.save()
     return rows
 
 

@@ -91,7 +91,7 @@ def seconds_of(step: Callable[[], None]) -> float:
     with torch.cuda.graph(graph, stream=stream):
         step()
     graph.replay()
-    times = []
+    times: list[float] = []
     for _ in range(ROUNDS):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
-from s1engine.kernels.overlap import early, release, wait
+from s1engine.kernels.overlap import release, wait
 
 # Rows of ``lanes`` [len(FIELDS), B] int32, as the scheduler writes them: the budget's state, with
 # the token just fed and the phrase tokens pending at phrases[pending:pending + remaining];
@@ -119,7 +119,7 @@ def _budget_step_kernel(
     ROWS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
+    release(OVERLAP)  # one program crowds nobody out
     wait(OVERLAP)
     b = tl.arange(0, ROWS)
     live = b < rows
@@ -185,7 +185,6 @@ def _budget_step_kernel(
     remaining -= from_phrase.to(tl.int32)
     position += (keeps | from_phrase).to(tl.int32)
 
-    release(OVERLAP)
     tl.store(s, phase, mask=live)
     tl.store(s + rows, banned, mask=live)
     tl.store(s + 2 * rows, tail, mask=live)

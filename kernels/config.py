@@ -64,13 +64,14 @@ def rows_of(width: int) -> tuple[int, int, Launch]:
 
 
 def decode(head_dim: int, block_size: int, group: int, itemsize: int) -> Attention:
-    """Decode attention. Tensor cores want 16 rows at least, so smaller groups are padded."""
+    """Decode attention. Tensor cores want 16 rows at least, so smaller groups are padded; so few
+    are done sooner by two warps than by four."""
     block_m = max(16, next_power_of_2(group))
     if itemsize == 4:
         return Attention(block_m, min(block_size, 16), Launch(num_warps=8, num_stages=2))
     block_n = min(block_size, 64 if head_dim <= 128 else 32)
-    warps, stages = DECODE if block_m == 16 else (4, 3)
-    return Attention(block_m, block_n, Launch(warps if head_dim <= 128 else 8, stages))
+    warps = 8 if head_dim > 128 else 2 if block_m == 16 else 4
+    return Attention(block_m, block_n, Launch(num_warps=warps))
 
 
 def splits(rows: int, kv_heads: int) -> int:
@@ -87,8 +88,7 @@ def extend(
     narrowest = max(16, next_power_of_2(group))
     if itemsize == 4:
         return Attention(narrowest, min(block_size, 16), Launch(num_warps=8, num_stages=2))
-    widest = 128 if head_dim <= 64 else 64
-    block_m = max(min(next_power_of_2(max_seqlen_q * group), widest), narrowest)
+    block_m = max(min(next_power_of_2(max_seqlen_q * group), 64), narrowest)
     warps = 8 if block_m == 32 or head_dim > 128 else 4  # at 32, four would spill
     block_n = min(block_size, 64 if head_dim <= 128 else 32)
     if head_dim > 128 and block_m == 64 and stored < itemsize:
@@ -96,12 +96,20 @@ def extend(
     return Attention(block_m, block_n, Launch(num_warps=warps))
 
 
-DECODE = (2, 3)
-VECTORS = (8, 1024, 4, 8)
-MATRICES = {16: (64, 128, 4, 4, 2), 32: (64, 128, 4, 4, 2), 64: (128, 64, 8, 4, 1)}
-MAX_VECTORS = 4  # rows of a step that the small linears multiply without tensor cores
+def extend_rows(rows: int) -> int:
+    """Rows whose starts a program of extend attention reads: few different numbers, since each is
+    a compilation of its own."""
+    return next(most for most in (32, 256, MAX_ROWS) if rows <= most)
+
+
+MAX_VECTORS = 2  # rows of a step that the small linears multiply without tensor cores
 MAX_TOKENS = 64  # rows of a step for which weights are read once by the small linears
 WORKSPACE = (2 * SMS * 65 * 64, 4 * SMS)  # floats and counters that no launch exceeds
+
+# Tiles of the small linears: rows of the weights, bytes of each at a time, warps, programs an SM;
+# and by the tokens that these are padded to: rows, columns, warps, stages, programs an SM.
+VECTORS = (8, 1024, 4, 8)
+MATRICES = {16: (64, 128, 4, 4, 2), 32: (64, 128, 4, 4, 2), 64: (128, 64, 8, 4, 1)}
 
 
 class Rows:
@@ -131,8 +139,7 @@ class Rows:
         }
 
 
-# Products left to cuBLAS, as (tokens padded as in ``linear``, n, k). Nothing here is measured yet;
-# that there are none is a guess from what others report of such kernels (Rows, splits: likewise).
+# Products left to cuBLAS, as (tokens padded as in ``linear``, n, k).
 CUBLAS: frozenset[tuple[int, int, int]] = frozenset()
 
 
@@ -151,22 +158,21 @@ def linear(tokens: int, n: int, k: int, itemsize: int) -> Rows:
 
     fp8 takes half the rows where a thread holds twice the columns of each, more stages, so that as
     many bytes are on their way, and narrower tiles beside 64 vectors, where wider would spill.
+    float32 is multiplied outside the tensor cores.
     """
     assert 0 < tokens <= MAX_TOKENS
     padded = _padded(tokens)
     if tokens <= MAX_VECTORS:
         rows, nbytes, warps, programs = VECTORS
         block_k = min(nbytes // itemsize, max(next_power_of_2(k), 64))
-        rows = rows if itemsize > 1 else min(rows, 4)
-        splits = parts(cdiv(n, rows), cdiv(k, block_k), programs * SMS)
-        return Rows(rows, padded, block_k, splits, Launch(warps))
-    if itemsize == 4:
-        splits = parts(cdiv(n, 16), cdiv(k, 32), 2 * SMS)
-        return Rows(16, padded, 32, splits, Launch(4, 4))
-    rows, block_k, warps, stages, programs = MATRICES[padded]
-    if itemsize == 1:
-        rows, warps, stages = 64, 4, 6
+        rows, stages = (rows if itemsize > 1 else rows // 2), 3
+    elif itemsize == 4:
+        rows, block_k, warps, stages, programs = 16, 32, 4, 4, 2
+    elif itemsize == 1:
         block_k = 64 if padded == MAX_TOKENS else 128
+        rows, warps, stages, programs = 64, 4, 6, 2
+    else:
+        rows, block_k, warps, stages, programs = MATRICES[padded]
     programs = min(programs * SMS, WORKSPACE[0] // ((rows + 1) * padded))
     splits = parts(cdiv(n, rows), cdiv(k, block_k), programs)
     return Rows(rows, padded, block_k, splits, Launch(warps, stages))

@@ -18,7 +18,7 @@ from torch import Tensor
 from s1engine.kernels import config
 from s1engine.kernels.attend import LOG2E, LOWEST, attend_tile
 from s1engine.kernels.kv_rows import as_computed
-from s1engine.kernels.overlap import early, release, wait
+from s1engine.kernels.overlap import release, wait
 
 
 @triton.jit
@@ -51,7 +51,6 @@ def _extend_kernel(
     ROWS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
     wait(OVERLAP)
     QUERIES: tl.constexpr = M // GROUP
     program, head = tl.program_id(0), tl.program_id(1)
@@ -96,10 +95,10 @@ def _extend_kernel(
                 q, k_cache_ptr + place, v_cache_ptr + place, acc, m, total, scale,
                 position - tile * TILE, context - tile * TILE, DIM, TILE, True,
             )  # fmt: skip
-        release(OVERLAP)
         out = acc / tl.maximum(total, 1.0e-30)[:, None]
         stride = tl.num_programs(1) * (GROUP * DIM)
         at_out = mine[:, None].to(tl.int64) * stride + column
+        release(OVERLAP)
         tl.store(out_ptr + at_out, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -149,7 +148,7 @@ def extend(
         DIM=dim,
         BLOCK_SIZE=block_size,
         TILE=tiles.block_n,
-        ROWS=config.next_power_of_2(rows),
+        ROWS=config.extend_rows(rows),
         **tiles.launch.options(),
     )
     return out

@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
-from s1engine.kernels.overlap import early
 from s1engine.kernels.weight_rows import (
     add_parts,
     check_rows,
@@ -43,7 +42,6 @@ def _linear_kernel(
     DOT: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
     tile, split = tl.program_id(0), tl.program_id(1)
     row, token = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
     first, end = part_of(split, K, BLOCK_K, SPLITS)

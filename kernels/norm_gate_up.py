@@ -12,7 +12,6 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
-from s1engine.kernels.overlap import early
 from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.weight_rows import (
     add_parts,
@@ -45,7 +44,6 @@ def _norm_gate_up_kernel(
     DOT: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
     PAIRS: tl.constexpr = ROWS // 2
     tile, split = tl.program_id(0), tl.program_id(1)
     token, r = tl.arange(0, TOKENS), tl.arange(0, ROWS)

@@ -18,7 +18,7 @@ from torch import Tensor
 from s1engine.kernels import config
 from s1engine.kernels.filters import LOGIT_LIMIT, MIN_TEMPERATURE
 from s1engine.kernels.noise import exponential_noise_of_rows
-from s1engine.kernels.overlap import early, release, wait
+from s1engine.kernels.overlap import release, wait
 from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.weight_rows import check_rows, multiply_rows
 
@@ -46,7 +46,6 @@ def _head_tile_kernel(
     DOT: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
     tl.static_assert(SPLITS == 1)
     tile, b = tl.program_id(0), tl.arange(0, TOKENS)
     token = tile * ROWS + tl.arange(0, ROWS)
@@ -88,7 +87,6 @@ def _best_tile_kernel(
     TILES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
     wait(OVERLAP)
     row, tile = tl.program_id(0), tl.arange(0, TILES)
     values = tl.load(value_ptr + row * tiles + tile, mask=tile < tiles, other=float("-inf"))

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from s1engine.kernels import config
 from s1engine.kernels.kv_rows import as_stored
-from s1engine.kernels.overlap import early
 from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.weight_rows import (
     add_parts,
@@ -66,7 +65,6 @@ def _norm_qkv_rope_write_kernel(
     DOT: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
     PAIRS: tl.constexpr = ROWS // 2
     HALF: tl.constexpr = DIM // 2
     ALL: tl.constexpr = (NUM_HEADS + 2 * NUM_KV_HEADS) * HALF

@@ -1,10 +1,14 @@
 """Programmatic dependent launch: a kernel starts while the one before it is still running.
 
-A kernel that calls ``release`` first lets the next one onto processors that fall idle; the next one
-may read weights and tables that nobody writes, and must ``wait`` before it touches anything else.
-The wait is for all of the kernel before, so every program of every kernel waits, needed or not:
-otherwise a third kernel could overtake the first. Kernels of others, cuBLAS's say, never release
-early and are waited for as a whole.
+A kernel calls ``release`` when its programs have done the long part of their work. Released at
+their start, the programs of the next kernels would crowd on the processors that fall idle first,
+and keep these places: one vector times the matrices of a 7B model took 1.22 times what it takes
+without any overlap, on an H200.
+
+The next kernel may read weights and tables that nobody writes, and must ``wait`` before it touches
+anything else. The wait is for all of the kernel before, so every program of every kernel waits,
+needed or not: otherwise a third kernel could overtake the first. Kernels of others, cuBLAS's say,
+never release early and are waited for as a whole.
 
 OVERLAP is ``available()``, which every launch takes from ``config.Launch``.
 """
@@ -15,19 +19,11 @@ import torch
 import triton
 import triton.language as tl
 
-EARLY: tl.constexpr = tl.constexpr(False)
-
-
-@triton.jit
-def early(OVERLAP: tl.constexpr):
-    if OVERLAP and EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
-
 
 @triton.jit
 def release(OVERLAP: tl.constexpr):
     """The next kernel may start, once every program has said so."""
-    if OVERLAP and not EARLY:
+    if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
 
 

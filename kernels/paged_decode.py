@@ -19,7 +19,7 @@ from torch import Tensor
 from s1engine.kernels import config
 from s1engine.kernels.attend import LOG2E, LOWEST, attend_tile
 from s1engine.kernels.kv_rows import as_computed
-from s1engine.kernels.overlap import early, release, wait
+from s1engine.kernels.overlap import release, wait
 
 
 @triton.jit
@@ -119,7 +119,6 @@ def _paged_decode_kernel(
     NUM_SPLITS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
     wait(OVERLAP)
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     pair = b * tl.num_programs(1) + head  # which row and KV head

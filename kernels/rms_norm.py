@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
-from s1engine.kernels.overlap import early, release, wait
+from s1engine.kernels.overlap import release, wait
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -33,7 +33,6 @@ def _rms_norm_kernel(
     HAS_RESIDUAL: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < DIM)[None, :]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from s1engine.kernels import config
 from s1engine.kernels.kv_rows import as_stored
-from s1engine.kernels.overlap import early, release, wait
+from s1engine.kernels.overlap import release, wait
 
 
 @triton.jit
@@ -64,7 +64,6 @@ def _rope_write_kernel(
     HEADS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
     wait(OVERLAP)
     Q_PARTS: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
     KV_PARTS: tl.constexpr = (NUM_KV_HEADS + HEADS - 1) // HEADS

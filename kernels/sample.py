@@ -16,7 +16,7 @@ from torch import Tensor
 from s1engine.kernels import config
 from s1engine.kernels.filters import MIN_TEMPERATURE, draw_filtered, load_logits
 from s1engine.kernels.noise import exponential_noise
-from s1engine.kernels.overlap import early, release, wait
+from s1engine.kernels.overlap import release, wait
 
 
 @triton.jit
@@ -36,7 +36,6 @@ def _sample_tile_kernel(
     NUM_TRIGGERS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
     wait(OVERLAP)
     row, tile = tl.program_id(0), tl.program_id(1)
     first = tile * TILE
@@ -82,7 +81,6 @@ def _sample_row_kernel(
     NUM_TRIGGERS: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
     wait(OVERLAP)
     row = tl.program_id(0)
     tile = tl.arange(0, TILES)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import config
-from s1engine.kernels.overlap import early, release, wait
+from s1engine.kernels.overlap import release, wait
 
 
 @triton.jit
@@ -21,7 +21,6 @@ def _silu_and_mul_kernel(
     TILE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    early(OVERLAP)
     wait(OVERLAP)
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)

@@ -22,6 +22,7 @@ from s1engine.models.loader import load_decoder
 from s1engine.models.shard import WHOLE, check
 from s1engine.ops import AttentionMetadata, RunState, select_ops
 from s1engine.ops.cpu_ops import CpuOps
+from s1engine.runner.compile_steps import compile_steps
 from s1engine.runner.cpu_plans import CpuPlans
 from s1engine.runner.cuda_graph import CudaGraphRunner
 from s1engine.runner.device import resolve_cache_dtype, resolve_dtype
@@ -116,6 +117,14 @@ class ModelRunner:
             scratch_slot = self.num_blocks * config.block_size
             fmt = RunFormat(triggers, newlines, config.block_size, scratch_slot)
             self.ahead = self._make_ahead(config, fmt, progress) if config.run_ahead > 1 else None
+            if self.device == "cuda":
+                compile_steps(
+                    self._decoder,
+                    self.kv_cache,
+                    max_num_seqs=config.max_num_seqs,
+                    vocab_limit=vocab_limit,
+                    progress=progress,
+                )
             if peers is not None:
                 peers.ready()
         except BaseException:

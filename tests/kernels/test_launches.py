@@ -1,0 +1,78 @@
+"""Launches that ``bench tune`` tries compute the same as those of the table."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from s1engine.bench import tune
+from s1engine.bench.launches import KERNELS, Choice, choices, launched, product_shapes
+from s1engine.bench.shapes import shape
+from s1engine.errors import RequestError
+from s1engine.kernels import config
+from s1engine.models.decoder import Decoder
+from s1engine.models.loader import random_decoder
+from s1engine.ops.triton_ops import TritonOps
+
+MODEL = replace(
+    shape("nano"), num_layers=1, hidden_size=64, intermediate_size=96, num_heads=2, num_kv_heads=1,
+    head_dim=32, vocab_size=70,
+)  # fmt: skip
+
+
+def stream(decoder: Decoder, batch: int, chosen: list[Choice]) -> torch.Tensor:
+    """What a step leaves behind its last layer."""
+    torch.manual_seed(1)
+    step = tune.make_step(decoder, batch, 50)
+    with torch.inference_mode(), launched(chosen, MODEL):
+        step()
+        return decoder.forward(step.ids, step.caches.layers, step.meta)
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_step_is_the_same_by_every_launch(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tune.BLOCK_SIZES, "cpu", 64)
+    decoder = random_decoder(MODEL, torch.float32, "cpu", TritonOps(), quantization=None)
+    wanted = stream(decoder, batch, [])
+    for kernel in KERNELS:
+        found = choices(kernel, batch, MODEL.num_kv_heads)
+        assert len(found) > 2 and len({choice.name for choice in found}) == len(found)
+        for choice in (found[1], found[-1]):
+            torch.testing.assert_close(stream(decoder, batch, [choice]), wanted)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16, 64])
+def test_no_launch_needs_more_workspace_than_there_is(batch: int) -> None:
+    for name in ("0.5B", "7B", "32B"):
+        for kernel, (n, k) in product_shapes(shape(name)).items():
+            for choice in choices(kernel, batch, 4)[1:]:
+                if choice.name == "cuBLAS":
+                    continue
+                assert choice.value is not None
+                tiles = choice.value(batch, n, k, 2)
+                programs = config.cdiv(n, tiles.rows) * tiles.splits
+                if tiles.splits > 1:
+                    assert programs * (tiles.rows + 1) * tiles.tokens <= config.WORKSPACE[0]
+                    assert programs // tiles.splits <= config.WORKSPACE[1]
+
+
+def test_a_choice_reaches_its_kernel_alone() -> None:
+    n, k = product_shapes(MODEL)["o"]
+    (_, choice, *_) = choices("o", 1, 1)
+    other = product_shapes(MODEL)["down"]
+    before = vars(config.linear(1, *other, 2).launch)
+    with launched([choice], MODEL):
+        assert choice.value is not None
+        assert vars(config.linear(1, n, k, 2).launch) == vars(choice.value(1, n, k, 2).launch)
+        assert vars(config.linear(1, *other, 2).launch) == before
+
+
+def test_no_gpu_is_said_so() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    tune.add_arguments(parser)
+    with pytest.raises(RequestError, match="CUDA"):
+        tune.run(parser.parse_args([]))
