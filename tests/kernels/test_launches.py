@@ -15,8 +15,8 @@ from s1engine.models.loader import random_decoder
 from s1engine.ops.triton_ops import TritonOps
 
 MODEL = replace(
-    shape("nano"), num_layers=1, hidden_size=64, intermediate_size=96, num_heads=2, num_kv_heads=1,
-    head_dim=32, vocab_size=70,
+    shape("nano"), num_layers=1, hidden_size=32, intermediate_size=48, num_heads=2, num_kv_heads=1,
+    head_dim=16, vocab_size=40,
 )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def test_a_step_is_the_same_by_every_launch(batch: int, monkeypatch: pytest.Monk
     wanted = stream(decoder, batch, [])
     for kernel in KERNELS:
         found = choices(kernel, batch, MODEL.num_kv_heads)
-        assert len(found) > 2 and len({choice.name for choice in found}) == len(found)
+        assert len(found) > 1 and len({choice.name for choice in found}) == len(found)
         for choice in (found[1], found[-1]):
             torch.testing.assert_close(stream(decoder, batch, [choice]), wanted)
 
