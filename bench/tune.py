@@ -46,13 +46,15 @@ class Step:
     meta: AttentionMetadata
     columns: tuple[Tensor, Tensor, Tensor]  # temperature, seeds, positions
 
-    def __call__(self) -> None:
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Hidden states [batch, H] and sampled ids [batch]."""
         from s1engine.kernels.norm_head_sample import norm_head_sample
 
         weights, eps = self.decoder.weights, self.decoder.config.rms_norm_eps
         hidden = self.decoder.forward(self.ids, self.caches.layers, self.meta)
         assert isinstance(weights.lm_head, Tensor)
-        norm_head_sample(hidden, weights.norm, eps, weights.lm_head, *self.columns)
+        ids = norm_head_sample(hidden, weights.norm, eps, weights.lm_head, *self.columns)
+        return hidden, ids
 
 
 def make_step(decoder: Decoder, batch: int, context: int) -> Step:
@@ -81,7 +83,7 @@ def make_step(decoder: Decoder, batch: int, context: int) -> Step:
     return Step(decoder, batch, context, caches, rows.to(torch.int32), meta, columns)
 
 
-def seconds_of(step: Callable[[], None]) -> float:
+def seconds_of(step: Callable[[], object]) -> float:
     """Median time of one replay of the step's graph."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
