@@ -16,6 +16,8 @@ namespace {
 
 constexpr int64_t kPiecePanels = 4;    // what the widest kernel takes at a time
 constexpr int64_t kPieceRows = 96;     // so that x stays in the second-level cache
+constexpr int64_t kFewRows = 2;        // for which reading the weights takes the time
+constexpr int64_t kClaims = 16;        // of a thread at least, so that all end at the same time
 constexpr int64_t kMinWork = 1 << 15;  // multiply-adds below which one thread is faster than two
 
 // x in the form that the kernels read, in memory of the calling thread.
@@ -60,7 +62,11 @@ void linear(int dtype, int format, int epilogue, Address x, Address panels, Addr
   const int64_t blocks = (rows + kPieceRows - 1) / kPieceRows;
   const int64_t pieces = (count + step - 1) / step * blocks;
   const bool alone = rows * columns * outputs < kMinWork;
-  ThreadPool::instance().parallel_for(pieces, alone ? pieces : 1, [&](int64_t piece, int64_t last) {
+  // Memory is read ahead along neighbouring panels, so a thread takes a few pieces in a row.
+  ThreadPool& pool = ThreadPool::instance();
+  const int64_t few = std::clamp<int64_t>(pieces / (kClaims * pool.size()), 1, 4);
+  const int64_t chunk = alone ? pieces : rows <= kFewRows ? few : 1;
+  pool.parallel_for(pieces, chunk, [&](int64_t piece, int64_t last) {
     for (; piece < last; ++piece) {
       const int64_t first = piece / blocks * step;
       const int64_t row = piece % blocks * kPieceRows;

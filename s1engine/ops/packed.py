@@ -5,7 +5,9 @@ numbers mean does not change.
 """
 
 import mmap
+import weakref
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -14,7 +16,8 @@ from torch.nn import functional
 from s1engine.ops.quantization import QuantizedMatrix
 
 PANEL = 16
-HUGE_PAGE = 2**21
+AREA = 2**26  # bytes: many huge pages of 2**21
+ALIGNMENT = 64
 _FORMATS = {"native": 0, "int8": 1, "int4": 2}  # WeightFormat
 
 
@@ -75,7 +78,7 @@ def _panels(x: Tensor, columns: int, width: int) -> Tensor:
     count, whole = -(-n // PANEL), n // PANEL
     unit = {2: torch.int16, 4: torch.int32}[width * x.dtype.itemsize]  # width elements as one
     source = (x if k == columns else functional.pad(x, (0, columns - k))).view(unit)
-    out = _zeros(count * source.shape[1] * PANEL * unit.itemsize)
+    out = _huge_pages.take(count * source.shape[1] * PANEL * unit.itemsize)
     panels = out.view(unit).view(count, -1, PANEL)
     panels[:whole].copy_(source[: whole * PANEL].unflatten(0, (-1, PANEL)).transpose(1, 2))
     if n % PANEL:
@@ -83,10 +86,35 @@ def _panels(x: Tensor, columns: int, width: int) -> Tensor:
     return out.view(count, -1)
 
 
-def _zeros(size: int) -> Tensor:
-    """[size] uint8; on huge pages if they are many, for weights are read in long streams."""
-    if size < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.zeros(size, dtype=torch.uint8)
+class _HugePages:
+    """Zeros on huge pages, for weights are read in long streams. Small matrices lie side by side in
+    one area, since an area has such pages only where it covers them whole; it lives for as long as
+    any of them."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._area: weakref.ref[mmap.mmap] | None = None
+        self._used = 0
+
+    def take(self, size: int) -> Tensor:
+        """[size] uint8, at a multiple of ALIGNMENT."""
+        if not hasattr(mmap, "MADV_HUGEPAGE"):
+            return torch.zeros(size, dtype=torch.uint8)
+        with self._lock:
+            area = self._area() if self._area is not None else None
+            if area is None or self._used + size > len(area):
+                area = _new_area(max(size, AREA))
+                self._area, self._used = weakref.ref(area), 0
+            begin = self._used
+            self._used += -(-size // ALIGNMENT) * ALIGNMENT
+        return torch.frombuffer(area, dtype=torch.uint8, count=size, offset=begin)
+
+
+def _new_area(size: int) -> mmap.mmap:
+    """Memory is taken by pages as they are written, so what is not used of it costs nothing."""
     area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones get none
     area.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(area, dtype=torch.uint8)
+    return area
+
+
+_huge_pages = _HugePages()
