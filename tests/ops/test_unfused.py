@@ -96,4 +96,4 @@ def test_a_product_in_the_table_is_left_to_cublas(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(config, "MAX_TOKENS", 64)
     monkeypatch.setattr(config, "CUBLAS", frozenset({(16, H, 48)}))
     assert TritonOps().linear_residual(x, weight, None, residual) is not None
-    assert TritonOps().linear_residual(x[:4], weight, None, residual[:4]) is None
+    assert TritonOps().linear_residual(x[:2], weight, None, residual[:2]) is None
