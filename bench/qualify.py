@@ -285,6 +285,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name in phases:
         if name not in PHASES:
             raise RequestError(f"phases: {name!r} is none of {', '.join(PHASES)}", param="phases")
+        if name in ("kernels", "engine") and "ceilings" not in phases:
+            raise RequestError(f"phases: {name} needs ceilings too", param="phases")
     for name, (share, phase) in PHASES.items():
         if name not in phases:
             continue
@@ -342,7 +344,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--phases",
         default=",".join(PHASES),
-        help="comma-separated; kernels and engine need ceilings",
+        help="comma-separated",
     )
     parser.add_argument("--minutes", type=float, default=7.5, help="for everything")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))

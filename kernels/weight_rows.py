@@ -3,7 +3,7 @@
     acc[r, t] = sum over k of w[row[r], k] x[t, k]              k in begin .. end - 1
     acc[r, t] = sum over k of w[row[r], k] norm[k] x[t, k],  squares[t] = sum over k of x[t, k]^2
 
-Up to four vectors are multiplied on the CUDA cores, in float32 throughout, which keeps up with the
+One or two vectors are multiplied on the CUDA cores, in float32 throughout, which keeps up with the
 memory; more of them on the tensor cores, with the weights as the tall operand that they want and
 the vectors padded to 16 or more.
 

@@ -1,7 +1,8 @@
 """Kernels compiled on all cores before anybody waits for them.
 
-Triton compiles a kernel when it is first launched, for seconds, one after the other: minutes for
-all batch sizes of a model. Here what would be launched is compiled side by side, and nothing runs.
+Triton compiles a kernel when it is first launched: hundreds of milliseconds each, one after the
+other, and some in the middle of a request. Here what would be launched is compiled side by side,
+and nothing runs.
 """
 
 import os
@@ -38,17 +39,17 @@ def compiled_ahead(*, progress: bool) -> Iterator[None]:
     from triton import AsyncCompileMode
     from triton.runtime.jit import JITFunction
 
-    run, thread = JITFunction.run, get_ident()
-
-    def compile_only(kernel: Any, *args: Any, warmup: bool, **kwargs: Any) -> Any:
-        return run(kernel, *args, warmup=warmup or get_ident() == thread, **kwargs)
-
     with (
         _patching,
         tqdm(total=0, desc="kernels", unit="kernel", disable=not progress) as bar,
         _Compilers(bar) as compilers,
         AsyncCompileMode(compilers, ignore_errors=True),
     ):
+        run, thread = JITFunction.run, get_ident()
+
+        def compile_only(kernel: Any, *args: Any, warmup: bool, **kwargs: Any) -> Any:
+            return run(kernel, *args, warmup=warmup or get_ident() == thread, **kwargs)
+
         JITFunction.run = compile_only
         try:
             yield

@@ -99,6 +99,14 @@ def test_the_qualification_runs_anywhere(
     assert "## Numerics" in (tmp_path / "qualify.md").read_text()
 
 
+@pytest.mark.parametrize(("phases", "problem"), [("speed", "none of"), ("engine", "ceilings")])
+def test_phases_that_cannot_be(phases: str, problem: str) -> None:
+    parser = argparse.ArgumentParser()
+    qualify.add_arguments(parser)
+    with pytest.raises(RequestError, match=problem):
+        qualify.run(parser.parse_args(["--phases", phases, "--device", "cpu"]))
+
+
 class Broken(CpuOps):
     """Leaves its output as it was allocated."""
 
