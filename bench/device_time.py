@@ -18,10 +18,12 @@ LAUNCHES = 24  # in one graph
 ROUNDS = 20
 
 
-def seconds(launches: Sequence[Launch], device: str, rounds: int = ROUNDS) -> float:
+def seconds(
+    launches: Sequence[Launch], device: str, rounds: int = ROUNDS, in_graph: int = LAUNCHES
+) -> float:
     """Median time of one launch; the launches do the same over different buffers."""
     if device == "cuda":
-        return _graph_seconds(launches, rounds)
+        return _graph_seconds(launches, rounds, in_graph)
     launches[0]()
     times = []
     for i in range(rounds):
@@ -31,7 +33,7 @@ def seconds(launches: Sequence[Launch], device: str, rounds: int = ROUNDS) -> fl
     return statistics.median(times)
 
 
-def _graph_seconds(launches: Sequence[Launch], rounds: int) -> float:
+def _graph_seconds(launches: Sequence[Launch], rounds: int, in_graph: int) -> float:
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for launch in launches[:2]:
@@ -39,7 +41,7 @@ def _graph_seconds(launches: Sequence[Launch], rounds: int) -> float:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        for i in range(LAUNCHES):
+        for i in range(in_graph):
             launches[i % len(launches)]()
     graph.replay()
     times: list[float] = []
@@ -49,7 +51,7 @@ def _graph_seconds(launches: Sequence[Launch], rounds: int) -> float:
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / LAUNCHES)
+        times.append(begin.elapsed_time(end) / 1e3 / in_graph)
     return statistics.median(times)
 
 

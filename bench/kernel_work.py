@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from s1engine.bench.device_time import Launch
+from s1engine.bench.shapes import matrix_shapes
 from s1engine.models.config import ModelConfig
 from s1engine.ops import AttentionMetadata, Matrix, Ops, SamplingMetadata
 from s1engine.ops.torch_ops import TorchOps
@@ -65,14 +66,7 @@ def _silu_and_mul(at: Place, ops: Ops, tokens: int, context: int) -> Work:
 
 
 def _linear(at: Place, ops: Ops, tokens: int, context: int, *, rows: str) -> Work:
-    m = at.model
-    n, k = {
-        "qkv": ((m.num_heads + 2 * m.num_kv_heads) * m.head_dim, m.hidden_size),
-        "o": (m.hidden_size, m.num_heads * m.head_dim),
-        "gate_up": (2 * m.intermediate_size, m.hidden_size),
-        "down": (m.hidden_size, m.intermediate_size),
-        "lm_head": (m.vocab_size, m.hidden_size),
-    }[rows]
+    n, k = matrix_shapes(at.model)[rows]
     x, weight = at.normal(tokens, k), at.normal(n, k)
     packed = ops.pack(weight)
     return Work(

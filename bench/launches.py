@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any
 from unittest.mock import patch
 
+from s1engine.bench.shapes import matrix_shapes
 from s1engine.kernels import config
 from s1engine.models.config import ModelConfig
 
@@ -27,7 +28,7 @@ class Choice:
 def launched(chosen: Sequence[Choice], model: ModelConfig) -> Iterator[None]:
     """Kernels of that model are launched so within."""
     by_kernel = {choice.kernel: choice.value for choice in chosen if choice.value is not None}
-    shapes = product_shapes(model)
+    shapes = matrix_shapes(model)
     by_shape = {shapes[name]: by_kernel[name] for name in PRODUCTS if name in by_kernel}
     linear, fused = config.linear, config.fused
 
@@ -46,17 +47,6 @@ def launched(chosen: Sequence[Choice], model: ModelConfig) -> Iterator[None]:
         patch.object(config, "head", by_kernel.get("head", config.head)),
     ):
         yield
-
-
-def product_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Rows and columns of the matrices of a layer."""
-    hidden, inner = model.hidden_size, model.intermediate_size
-    return {
-        "qkv": ((model.num_heads + 2 * model.num_kv_heads) * model.head_dim, hidden),
-        "o": (hidden, model.num_heads * model.head_dim),
-        "gate_up": (2 * inner, hidden),
-        "down": (hidden, inner),
-    }
 
 
 def choices(kernel: str, batch: int, kv_heads: int) -> list[Choice]:
@@ -99,9 +89,7 @@ def _tiles(
     """``per``: programs an SM at most; those of the head do not split K."""
 
     def linear(tokens: int, n: int, k: int, itemsize: int) -> config.Rows:
-        programs = min(per * config.SMS, config.WORKSPACE[0] // ((rows + 1) * padded))
-        splits = config.parts(config.cdiv(n, rows), config.cdiv(k, block_k), programs)
-        return config.Rows(rows, padded, block_k, splits, launch)
+        return config.tiled(n, k, rows, padded, block_k, per, launch)
 
     def head(tokens: int, k: int, itemsize: int) -> config.Rows:
         return config.Rows(rows, padded, block_k, 1, launch)

@@ -88,8 +88,7 @@ def check_numerics(shared: Shared) -> dict[str, Any]:
             try:
                 row = numerics.check(call, ops, shared.dtype)
             except Exception as error:
-                row = {"error": None, "torch_error": None, "repeats": False, "ok": False}
-                shared.failures.append(f"numerics: {name} {case}: {error}")
+                row = {"error": str(error), "torch_error": None, "repeats": False, "ok": False}
             rows[f"{name} {case}"] = row
             if not row["ok"]:
                 shared.failures.append(f"numerics: {name} {case}: {row}")

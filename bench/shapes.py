@@ -51,6 +51,18 @@ def shape(name: str) -> ModelConfig:
     return replace(nano, **sizes)
 
 
+def matrix_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the matrices of a layer, and of the head."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    return {
+        "qkv": ((model.num_heads + 2 * model.num_kv_heads) * model.head_dim, hidden),
+        "o": (hidden, model.num_heads * model.head_dim),
+        "gate_up": (2 * inner, hidden),
+        "down": (hidden, inner),
+        "lm_head": (model.vocab_size, hidden),
+    }
+
+
 def step_bytes(
     model: ModelConfig, itemsize: int, batch: int, context: int, quantization: str | None = None
 ) -> float:

@@ -6,9 +6,7 @@ is not used by itself: the table is fixed, and changed by hand where a differenc
 """
 
 import argparse
-import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from s1engine.bench.bare_engine import make_decoder
-from s1engine.bench.device_time import ceilings
+from s1engine.bench.device_time import ceilings, seconds
 from s1engine.bench.kernel_speed import numbers, table
 from s1engine.bench.shapes import NAMES, shape, step_bytes
 from s1engine.config import QUANTIZATIONS, EngineConfig
@@ -31,7 +29,7 @@ from s1engine.runner.kv_cache import KVCache
 if TYPE_CHECKING:  # needs Triton, which machines without a GPU may lack
     from s1engine.bench.launches import Choice
 
-REPLAYS, ROUNDS = 8, 5
+STEPS, ROUNDS = 8, 5  # in a graph; how often it is timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,28 +81,6 @@ def make_step(decoder: Decoder, batch: int, context: int) -> Step:
     return Step(decoder, batch, context, caches, rows.to(torch.int32), meta, columns)
 
 
-def seconds_of(step: Callable[[], object]) -> float:
-    """Median time of one replay of the step's graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        step()
-    graph.replay()
-    times: list[float] = []
-    for _ in range(ROUNDS):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(REPLAYS):
-            graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3 / REPLAYS)
-    return statistics.median(times)
-
-
 def descend(step: Step, limit: float) -> list[dict[str, Any]]:
     """A row for every choice: its time beside the best of the kernels before."""
     from s1engine.bench.launches import KERNELS, Choice, choices
@@ -141,7 +117,7 @@ def _time(step: Step, chosen: "list[Choice]") -> float | None:
 
     try:
         with launched(chosen, step.decoder.config), torch.inference_mode():
-            return seconds_of(step)
+            return seconds([step], "cuda", ROUNDS, STEPS)
     except (CompilationError, OutOfResources, PTXASError):
         return None
 

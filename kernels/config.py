@@ -173,9 +173,16 @@ def linear(tokens: int, n: int, k: int, itemsize: int) -> Rows:
         rows, warps, stages, programs = 64, 4, 6, 2
     else:
         rows, block_k, warps, stages, programs = MATRICES[padded]
+    return tiled(n, k, rows, padded, block_k, programs, Launch(warps, stages))
+
+
+def tiled(
+    n: int, k: int, rows: int, padded: int, block_k: int, programs: int, launch: Launch
+) -> Rows:
+    """K in as many parts as make up to ``programs`` programs an SM, within WORKSPACE."""
     programs = min(programs * SMS, WORKSPACE[0] // ((rows + 1) * padded))
-    splits = parts(cdiv(n, rows), cdiv(k, block_k), programs)
-    return Rows(rows, padded, block_k, splits, Launch(warps, stages))
+    splits = _parts(cdiv(n, rows), cdiv(k, block_k), programs)
+    return Rows(rows, padded, block_k, splits, launch)
 
 
 def head(tokens: int, k: int, itemsize: int) -> Rows:
@@ -188,10 +195,10 @@ def head(tokens: int, k: int, itemsize: int) -> Rows:
 BEST = Launch(num_warps=8)  # of the tiles of the head
 
 
-def parts(tiles: int, blocks: int, programs: int) -> int:
+def _parts(tiles: int, blocks: int, programs: int) -> int:
     """Parts of two blocks at least, none of them empty, that make up to ``programs`` programs."""
-    found = max(min(programs // tiles, cdiv(blocks, 2), 8), 1)
-    return cdiv(blocks, cdiv(blocks, found))
+    parts = max(min(programs // tiles, cdiv(blocks, 2), 8), 1)
+    return cdiv(blocks, cdiv(blocks, parts))
 
 
 SAMPLE_TILE = 1024  # logits a program of the first sampling pass looks at

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from s1engine.bench import tune
-from s1engine.bench.launches import KERNELS, Choice, choices, launched, product_shapes
-from s1engine.bench.shapes import shape
+from s1engine.bench.launches import KERNELS, PRODUCTS, Choice, choices, launched
+from s1engine.bench.shapes import matrix_shapes, shape
 from s1engine.errors import RequestError
 from s1engine.kernels import config
 from s1engine.models.decoder import Decoder
@@ -45,7 +45,8 @@ def test_a_step_is_the_same_by_every_launch(batch: int, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("batch", [1, 2, 16, 64])
 def test_no_launch_needs_more_workspace_than_there_is(batch: int) -> None:
     for name in ("0.5B", "7B", "32B"):
-        for kernel, (n, k) in product_shapes(shape(name)).items():
+        for kernel in PRODUCTS:
+            n, k = matrix_shapes(shape(name))[kernel]
             for choice in choices(kernel, batch, 4)[1:]:
                 if choice.name == "cuBLAS":
                     continue
@@ -58,9 +59,9 @@ def test_no_launch_needs_more_workspace_than_there_is(batch: int) -> None:
 
 
 def test_a_choice_reaches_its_kernel_alone() -> None:
-    n, k = product_shapes(MODEL)["o"]
+    n, k = matrix_shapes(MODEL)["o"]
     (_, choice, *_) = choices("o", 1, 1)
-    other = product_shapes(MODEL)["down"]
+    other = matrix_shapes(MODEL)["down"]
     before = vars(config.linear(1, *other, 2).launch)
     with launched([choice], MODEL):
         assert choice.value is not None
