@@ -65,7 +65,7 @@ kernels-report: $(stamps)/build $(stamps)/dev
 	$(bin)/python -m s1engine.bench.kernels_report $(ARGS)
 
 bench: $(stamps)/build $(stamps)/dev
-	$(bin)/python -m pytest bench/micro.py --benchmark-enable
+	$(bin)/python -m pytest bench/studies/micro.py --benchmark-enable
 	$(bin)/s1engine bench host
 	$(bin)/s1engine bench throughput
 	$(bin)/s1engine bench budget

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from s1engine.bench.load import FIRST_ID
+from s1engine.bench.load_generator import FIRST_ID
 from s1engine.bench.shapes import step_bytes
 from s1engine.models.config import ModelConfig
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from s1engine.bench.load import Ask, Took, paced, play, random_asks, trace_asks
+from s1engine.bench.load_generator import Ask, Took, paced, play, random_asks, trace_asks
 from s1engine.errors import RequestError
 
 METRICS = ("ttft", "tpot", "itl", "e2el")

@@ -17,7 +17,7 @@
 #include "cpu/collective.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/ops.hpp"
-#include "cpu/plan.hpp"
+#include "cpu/recorded_step.hpp"
 
 namespace py = pybind11;
 

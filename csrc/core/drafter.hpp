@@ -10,8 +10,8 @@
 //
 // How likely a guess is right depends on the length of the match, guesses included, and on how
 // united the vote is: its level. The shares of right guesses by level start from those of the
-// sequences before, the first from those measured on reasoning traces (bench/speculation.py), and
-// follow the sequence's own.
+// sequences before, the first from those measured on reasoning traces
+// (bench/studies/draft_acceptance.py), and follow the sequence's own.
 
 #pragma once
 

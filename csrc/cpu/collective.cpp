@@ -39,7 +39,7 @@ Collective::Collective(Address memory, int rank, int ranks)
       rank_(rank),
       ranks_(ranks) {}
 
-void Collective::sum(int dtype, Address x, Address out, int64_t count, bool add) {
+void Collective::all_reduce(int dtype, Address x, Address out, int64_t count, bool add) {
   const int64_t item = item_size(DType{dtype});
   const int64_t longest = kSlotBytes / item;
   for (int64_t begin = 0; begin < count; begin += longest) {

@@ -34,7 +34,7 @@ class Collective {
   Collective(Address memory, int rank, int ranks);
 
   // out [count] = sum of x [count] over ranks, plus what out holds if `add`; x may be out.
-  void sum(int dtype, Address x, Address out, int64_t count, bool add);
+  void all_reduce(int dtype, Address x, Address out, int64_t count, bool add);
 
   // out [rows, ranks * row_bytes] = x [rows, row_bytes] of all ranks side by side, on the first
   // rank; the others' out is not touched.

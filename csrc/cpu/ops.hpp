@@ -35,7 +35,7 @@ void silu_and_mul(int dtype, Address gate_up, Address out, int64_t rows, int64_t
                   int64_t dim);
 
 // Rotates q and k in place and stores k and v in the caches; the strides are from token to token.
-// `cache_dtype` is `dtype` or int8, whose rows are longer (kv_rows.inc).
+// `cache_dtype` is `dtype` or int8, whose rows are longer (kv_quant.inc).
 void rope_write(int dtype, int cache_dtype, Address q, Address k, Address v, Address cos_sin,
                 Address k_cache, Address v_cache, Address positions, Address slots, int64_t tokens,
                 int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t block_size,

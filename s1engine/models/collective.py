@@ -75,7 +75,7 @@ class SharedCollective:
 
     def _sum(self, x: Tensor, out: Tensor, *, add: bool) -> None:
         assert x.is_contiguous() and out.is_contiguous()
-        self._core.sum(DTYPES[x.dtype], x.data_ptr(), out.data_ptr(), x.numel(), add)
+        self._core.all_reduce(DTYPES[x.dtype], x.data_ptr(), out.data_ptr(), x.numel(), add)
 
     def gather(self, x: Tensor) -> Tensor:
         """See Collective."""

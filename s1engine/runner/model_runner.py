@@ -23,7 +23,7 @@ from s1engine.models.shard import WHOLE, check
 from s1engine.ops import AttentionMetadata, RunState, select_ops
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.runner.compile_steps import compile_steps
-from s1engine.runner.cpu_plans import CpuPlans
+from s1engine.runner.cpu_graph import CpuGraphRunner
 from s1engine.runner.cuda_graph import CudaGraphRunner
 from s1engine.runner.device import resolve_cache_dtype, resolve_dtype
 from s1engine.runner.input_batch import InputBatch, StepInputs
@@ -113,7 +113,7 @@ class ModelRunner:
             self._starts = torch.arange(
                 config.max_num_seqs + 1, dtype=torch.int32, device=self.device
             )  # cu_seqlens_q of a decode step
-            self._plans = self._make_plans(peers)
+            self._cpu_graph = self._make_cpu_graph(peers)
             scratch_slot = self.num_blocks * config.block_size
             fmt = RunFormat(triggers, newlines, config.block_size, scratch_slot)
             self.ahead = self._make_ahead(config, fmt, progress) if config.run_ahead > 1 else None
@@ -194,12 +194,12 @@ class ModelRunner:
             share=None if peers is None else peers.share,
         )
 
-    def _make_plans(self, peers: Peers | None) -> CpuPlans | None:
+    def _make_cpu_graph(self, peers: Peers | None) -> CpuGraphRunner | None:
         if not isinstance(self.ops, CpuOps):
             return None
         collective = None if peers is None else peers.collective
         assert collective is None or isinstance(collective, SharedCollective)
-        return CpuPlans(self.ops, *(() if collective is None else (collective.workspace,)))
+        return CpuGraphRunner(self.ops, *(() if collective is None else (collective.workspace,)))
 
     def _make_ahead(self, config: EngineConfig, fmt: RunFormat, progress: bool) -> CudaGraphRunner:
         assert config.run_ahead is not None
@@ -219,7 +219,7 @@ class ModelRunner:
     @property
     def was_first(self) -> bool:
         """Was the last step the first of its size, and took longer than others will?"""
-        return self._plans is not None and self._plans.recorded
+        return self._cpu_graph is not None and self._cpu_graph.recorded_now
 
     @torch.inference_mode()
     def execute(self) -> SamplerOutput:
@@ -238,7 +238,9 @@ class ModelRunner:
     def _compute(self, inputs: StepInputs) -> torch.Tensor:
         """The logits, by a recording if there is one."""
         return (
-            self._logits(inputs) if self._plans is None else self._plans.run(inputs, self._logits)
+            self._logits(inputs)
+            if self._cpu_graph is None
+            else self._cpu_graph.execute(inputs, self._logits)
         )
 
     @torch.inference_mode()

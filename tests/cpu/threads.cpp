@@ -4,7 +4,7 @@
 #include <thread>
 
 #include "cpu/collective.hpp"
-#include "cpu/plan.hpp"
+#include "cpu/recorded_step.hpp"
 #include "cpu/thread_pool.hpp"
 #include "harness.hpp"
 
@@ -12,7 +12,7 @@ namespace fuzz {
 namespace {
 
 using s1::cpu::Collective;
-using s1::cpu::Plan;
+using s1::cpu::RecordedStep;
 using s1::cpu::ThreadPool;
 
 // Calls body(i) for i < count, each on a thread of its own.
@@ -98,11 +98,11 @@ void plan(Case& c) {
     Recorded<&s1::cpu::silu_and_mul>::call(number, gate_up.address(), out.address(), rows, 2 * dim,
                                            dim);
   };
-  const auto steps = std::make_shared<Plan>();
+  const auto steps = std::make_shared<RecordedStep>();
   enter(inputs[0]);
-  Plan::record_into(steps);
+  RecordedStep::record_into(steps);
   layer();
-  Plan::record_into(nullptr);
+  RecordedStep::record_into(nullptr);
   c.near("recorded operations", 0, static_cast<double>(steps->size()), 3.0, 0.0);
   enter(inputs[1]);
   layer();
@@ -153,7 +153,7 @@ void add_up(Case& c, Collective& collective, int64_t rank, int64_t ranks) {
   }
   const Numbers& x = parts[static_cast<size_t>(rank)];
   const Numbers& out = in_place ? x : other;
-  collective.sum(static_cast<int>(dtype), x.address(), out.address(), count, add);
+  collective.all_reduce(static_cast<int>(dtype), x.address(), out.address(), count, add);
   Numbers rounded(c, dtype, 1);
   for (int64_t i = 0; i < count; ++i) {
     rounded.set(0, want[static_cast<size_t>(i)]);
@@ -211,7 +211,7 @@ void lost_rank(Case& c) {
     float x[3] = {1.0f, 2.0f, 3.0f};
     bool failed = false;
     try {
-      own.sum(0, reinterpret_cast<Address>(x), reinterpret_cast<Address>(x), 3, false);
+      own.all_reduce(0, reinterpret_cast<Address>(x), reinterpret_cast<Address>(x), 3, false);
     } catch (const s1::cpu::CollectiveError&) {
       failed = true;
     }

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s1engine.bench.kv_cache import difference, forced_logits, traces_of
+from s1engine.bench.studies.quantized_kv_cache import difference, forced_logits, traces_of
 from s1engine.config import BUNDLED_MODEL, EngineConfig
 from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError

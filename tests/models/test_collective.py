@@ -74,7 +74,7 @@ def test_many_calls_in_a_row_do_not_mix() -> None:
 
 def test_calls_are_recorded_and_replayed() -> None:
     def work(ranks: SharedCollective) -> list[float]:
-        x, residual, plan = torch.ones(5), torch.zeros(5), cpu.Plan()
+        x, residual, plan = torch.ones(5), torch.zeros(5), cpu.RecordedStep()
         cpu.record_into(plan)
         ranks.sum_residual(x, residual)
         gathered = ranks.gather(residual.view(1, 5))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s1engine.bench.load import Ask, Took, paced, play, random_asks, trace_asks
+from s1engine.bench.load_generator import Ask, Took, paced, play, random_asks, trace_asks
 from s1engine.bench.serve import report
 from s1engine.errors import RequestError
 from tests.server.conftest import KEY, Served

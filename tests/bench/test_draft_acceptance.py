@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s1engine.bench.speculation import LIMIT, SOURCES, Own, Trace, parts, replay
+from s1engine.bench.studies.draft_acceptance import LIMIT, SOURCES, Own, Trace, parts, replay
 from tests.core.paged_mock import PagedMock, repeating_model
 
 

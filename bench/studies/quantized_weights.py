@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s1engine.bench.kv_cache import difference, forced_logits, traces_of
+from s1engine.bench.studies.quantized_kv_cache import difference, forced_logits, traces_of
 from s1engine.config import BUNDLED_MODEL
 from s1engine.engine.llm import LLM
 from s1engine.models.config import ModelConfig

@@ -17,44 +17,44 @@ from s1engine.ops.cpu_ops import CpuOps
 from s1engine.ops.workspace import Workspace
 from s1engine.runner.input_batch import StepInputs
 
-MAX_RECORDINGS = 1024  # some 30 KB each for a deep model; then the oldest goes
+MAX_GRAPHS = 1024  # some 30 KB each for a deep model; then the oldest goes
 
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
-    plan: cpu.Plan
+    plan: cpu.RecordedStep
     inputs: StepInputs  # kept: these are the buffers
     logits: Tensor
 
 
-class CpuPlans:
+class CpuGraphRunner:
     """Recordings by (tokens, rows).
 
     Args:
         others: workspaces that steps use beside that of ``ops``.
 
     Attributes:
-        recorded: the last step was, which took longer than it will take again.
+        recorded_now: the last step was, which took longer than it will take again.
     """
 
     def __init__(self, ops: CpuOps, *others: Workspace) -> None:
         self._ops = ops
         self._workspaces = (ops.workspace, *others)
         self._generation = -1
-        self._recordings: dict[tuple[int, int], _Recording] = {}
-        self.recorded = False
+        self._graphs: dict[tuple[int, int], _Recording] = {}
+        self.recorded_now = False
 
-    def run(self, inputs: StepInputs, step: Callable[[StepInputs], Tensor]) -> Tensor:
+    def execute(self, inputs: StepInputs, step: Callable[[StepInputs], Tensor]) -> Tensor:
         """``step(inputs)``, which must touch memory by the kernels alone; valid until the next."""
         sizes = inputs.input_ids.shape[0], inputs.attention.context_lens.shape[0]
-        self.recorded = False
+        self.recorded_now = False
         if inputs.sample_tokens.shape[0] < sizes[0]:  # some token is a prompt's
             with self._ops.reusing():
                 return step(inputs)
         if self._generation != self._moves():  # some recorded addresses are old ones
-            self._recordings.clear()
+            self._graphs.clear()
             self._generation = self._moves()
-        recording = self._recordings.get(sizes)
+        recording = self._graphs.get(sizes)
         if recording is not None:
             recording.plan.replay()
             return recording.logits
@@ -63,17 +63,17 @@ class CpuPlans:
     def _record(
         self, sizes: tuple[int, int], inputs: StepInputs, step: Callable[[StepInputs], Tensor]
     ) -> Tensor:
-        self.recorded = True
-        plan = cpu.Plan()
+        self.recorded_now = True
+        plan = cpu.RecordedStep()
         cpu.record_into(plan)
         try:
             with self._ops.reusing():
                 logits = step(inputs)
         finally:
             cpu.record_into(None)
-        if len(self._recordings) == MAX_RECORDINGS:
-            del self._recordings[next(iter(self._recordings))]
-        self._recordings[sizes] = _Recording(plan, inputs, logits)
+        if len(self._graphs) == MAX_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+        self._graphs[sizes] = _Recording(plan, inputs, logits)
         return logits
 
     def _moves(self) -> int:

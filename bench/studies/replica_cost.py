@@ -11,7 +11,7 @@ import asyncio
 import statistics
 from typing import Any
 
-from s1engine.bench.load import play, random_asks
+from s1engine.bench.load_generator import play, random_asks
 from s1engine.bench.serve import report, served
 
 OF_ONE = 6  # requests of each stream

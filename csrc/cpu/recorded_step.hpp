@@ -13,7 +13,7 @@
 
 namespace s1::cpu {
 
-class Plan {
+class RecordedStep {
  public:
   using Operation = std::function<void()>;
 
@@ -23,28 +23,29 @@ class Plan {
   size_t size() const { return operations_.size(); }
 
   // From here on, operations of this thread are added to `plan` as well as done; null: no more.
-  static void record_into(std::shared_ptr<Plan> plan);
+  static void record_into(std::shared_ptr<RecordedStep> plan);
 
   // Does it, and records it if this thread records.
   template <typename Call>
-  static void run(Call call) {
+  static void call_and_record(Call call) {
     if (recording_ != nullptr) recording_->operations_.push_back(call);
     call();
   }
 
  private:
-  static thread_local std::shared_ptr<Plan> recording_;
+  static thread_local std::shared_ptr<RecordedStep> recording_;
   std::vector<Operation> operations_;
 };
 
-// An operation in the form that Plan::run wants: Recorded<&f>::call has f's own signature.
+// An operation in the form that RecordedStep::call_and_record wants: Recorded<&f>::call has f's own
+// signature.
 template <auto kOperation>
 struct Recorded;
 
 template <typename... Args, void (*kOperation)(Args...)>
 struct Recorded<kOperation> {
   static void call(Args... args) {
-    Plan::run([=] { kOperation(args...); });
+    RecordedStep::call_and_record([=] { kOperation(args...); });
   }
 };
 

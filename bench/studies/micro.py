@@ -1,4 +1,4 @@
-"""Small parts of a step, timed by pytest-benchmark: ``pytest bench/micro.py --benchmark-enable``.
+"""Small parts of a step, timed by ``pytest bench/studies/micro.py --benchmark-enable``.
 
 Each measures one call that the hot path makes; sizes stand in the test's name. Without
 ``--benchmark-enable`` every part runs once, so that the suite notices when one breaks.

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from s1engine.bench.load import Ask, play, random_asks
+from s1engine.bench.load_generator import Ask, play, random_asks
 from s1engine.bench.serve import served
 from s1engine.engine.llm import LLM
 from s1engine.sampling_params import SamplingParams

@@ -30,7 +30,7 @@ from s1engine.bench.cpu_cases import CASES
 from s1engine.bench.cpu_engines import environments
 from s1engine.bench.cpu_model import model_dir
 from s1engine.bench.cpu_section import Plan, Section
-from s1engine.bench.load import Ask, play
+from s1engine.bench.load_generator import Ask, play
 from s1engine.bench.serve import report, serve_command
 from s1engine.bench.shapes import NAMES, shape
 from s1engine.errors import RequestError

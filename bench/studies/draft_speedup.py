@@ -20,7 +20,7 @@ import numpy as np
 
 from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
 from s1engine.bench.shapes import NAMES, shape
-from s1engine.bench.speculation import read_traces
+from s1engine.bench.studies.draft_acceptance import read_traces
 from s1engine.config import EngineConfig
 from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError

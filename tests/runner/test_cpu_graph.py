@@ -13,8 +13,8 @@ from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
 from s1engine.models import Decoder, ModelConfig
 from s1engine.ops.cpu_ops import CpuOps
-from s1engine.runner import cpu_plans, step_costs
-from s1engine.runner.cpu_plans import CpuPlans
+from s1engine.runner import cpu_graph, step_costs
+from s1engine.runner.cpu_graph import CpuGraphRunner
 from s1engine.runner.input_batch import StepInputs
 from s1engine.runner.model_runner import ModelRunner
 
@@ -28,10 +28,10 @@ def tokens(
     *, recorded: bool, model: ModelConfig = MODEL, decoder: Decoder = DECODER
 ) -> list[list[int]]:
     engine = BareEngine(CONFIG, model, decoder)
-    plans = engine.runner._plans
-    assert isinstance(plans, CpuPlans)
+    plans = engine.runner._cpu_graph
+    assert isinstance(plans, CpuGraphRunner)
     if not recorded:
-        engine.runner._plans = None
+        engine.runner._cpu_graph = None
     generator = torch.Generator().manual_seed(3)
     names = []
     for prompt, new in LENGTHS:
@@ -61,9 +61,9 @@ def test_a_recording_serves_drafts_of_any_lengths(monkeypatch: pytest.MonkeyPatc
     found = []
     for recorded in (True, False):
         engine = BareEngine(config, MODEL, DECODER)
-        assert isinstance(engine.runner._plans, CpuPlans)
+        assert isinstance(engine.runner._cpu_graph, CpuGraphRunner)
         if not recorded:
-            engine.runner._plans = None
+            engine.runner._cpu_graph = None
         generator = torch.Generator().manual_seed(1)
         names, shapes = [], set()
         for _ in range(5):
@@ -81,14 +81,14 @@ def test_a_recording_serves_drafts_of_any_lengths(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_oldest_recording_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_plans, "MAX_RECORDINGS", 2)
+    monkeypatch.setattr(cpu_graph, "MAX_GRAPHS", 2)
     assert tokens(recorded=True) == tokens(recorded=False)
     engine = BareEngine(CONFIG, MODEL, DECODER)
     for _, new in LENGTHS:
         engine.add(Job(prompt=[5, 6], max_new=new))
     engine.run()
-    assert isinstance(engine.runner._plans, CpuPlans)
-    assert len(engine.runner._plans._recordings) == 2
+    assert isinstance(engine.runner._cpu_graph, CpuGraphRunner)
+    assert len(engine.runner._cpu_graph._graphs) == 2
 
 
 def test_costs_are_measured_on_recorded_steps_and_leave_no_trace(
@@ -97,8 +97,8 @@ def test_costs_are_measured_on_recorded_steps_and_leave_no_trace(
     monkeypatch.setattr(step_costs, "ENOUGH", math.inf)  # all sizes, whatever they take
     config = replace(CONFIG, num_speculative_tokens=3)
     engine = BareEngine(config, MODEL, DECODER)  # measures
-    plans = engine.runner._plans
-    assert isinstance(plans, CpuPlans) and (24, 6) in plans._recordings  # the largest
+    plans = engine.runner._cpu_graph
+    assert isinstance(plans, CpuGraphRunner) and (24, 6) in plans._graphs  # the largest
     plain = BareEngine(CONFIG, MODEL, DECODER)
     for one in (engine, plain):
         one.add(Job(prompt=[5, 6, 7, 8, 9], max_new=40))
@@ -108,7 +108,7 @@ def test_costs_are_measured_on_recorded_steps_and_leave_no_trace(
 
 def test_a_size_is_recorded_once_and_again_when_memory_has_moved() -> None:
     ops = CpuOps()
-    plans = CpuPlans(ops)
+    plans = CpuGraphRunner(ops)
     ids, calls = torch.tensor([1, 2], dtype=torch.int32), 0
     table = torch.randn(4, 8)
 
@@ -122,19 +122,19 @@ def test_a_size_is_recorded_once_and_again_when_memory_has_moved() -> None:
 
     inputs = StepInputs(ids, Attention(), ids, None)  # type: ignore[arg-type]
     for _ in range(4):
-        assert torch.equal(plans.run(inputs, step), table[ids.long()])
+        assert torch.equal(plans.execute(inputs, step), table[ids.long()])
     assert calls == 2  # the first grew the workspace, the second was recorded
     ids[0] = 3
-    assert torch.equal(plans.run(inputs, step), table[[3, 2]]) and calls == 2
+    assert torch.equal(plans.execute(inputs, step), table[[3, 2]]) and calls == 2
     ops.workspace.get("elsewhere", 1, 10**5, torch.float32)
-    plans.run(inputs, step)
-    plans.run(inputs, step)
+    plans.execute(inputs, step)
+    plans.execute(inputs, step)
     assert calls == 3
 
 
 def test_recording_ends() -> None:
     ops = CpuOps()
-    plan = _core.cpu.Plan()
+    plan = _core.cpu.RecordedStep()
     _core.cpu.record_into(plan)
     ops.take_rows(torch.ones(2, 2), torch.zeros(1, dtype=torch.int32))
     _core.cpu.record_into(None)
@@ -170,5 +170,5 @@ def test_only_the_first_step_of_a_size_is_recorded_and_nobody_learns_from_it(
             engine.step()
             first.append(engine.runner.was_first)
     assert len(told) == first.count(False) and not any(told)
-    sizes = engine.runner._plans._recordings  # type: ignore[union-attr]
+    sizes = engine.runner._cpu_graph._graphs  # type: ignore[union-attr]
     assert 2 <= first.count(True) <= len(sizes)

@@ -1,0 +1,1 @@
+"""One-off studies, for a checkout only; README.md lists them."""

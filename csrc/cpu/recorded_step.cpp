@@ -1,0 +1,9 @@
+#include "recorded_step.hpp"
+
+namespace s1::cpu {
+
+thread_local std::shared_ptr<RecordedStep> RecordedStep::recording_;
+
+void RecordedStep::record_into(std::shared_ptr<RecordedStep> plan) { recording_ = std::move(plan); }
+
+}  // namespace s1::cpu
