@@ -8,7 +8,7 @@ from s1engine.engine.llm import LLM
 from s1engine.engine.request import Prompt
 from s1engine.errors import RequestError
 from s1engine.sampling_params import SamplingParams
-from s1engine.server.protocol import GenerationFields, request_error
+from s1engine.server.api.request_fields import GenerationFields, request_error
 
 
 class Row(GenerationFields):
@@ -19,7 +19,7 @@ class Row(GenerationFields):
     messages: list[dict[str, Any]] | None = None
     logprobs: int | None = None
 
-    def asked_logprobs(self) -> int | None:
+    def requested_logprobs(self) -> int | None:
         return self.logprobs
 
 

@@ -11,7 +11,7 @@ from s1engine.flags import add_flags, given
 
 if TYPE_CHECKING:
     from s1engine.server.admission import Admission
-    from s1engine.server.fleet import FleetOptions
+    from s1engine.server.router.replica_pool import ReplicaPoolOptions
     from s1engine.server.serving import Watched
 
     Served = tuple[Any, Watched, Admission]  # application, what answers behind it, its door
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     replicas = _replicas(args)
 
     from s1engine.server.admission import MAX_QUEUED
-    from s1engine.server.thinking import EFFORTS, parse_efforts
+    from s1engine.server.api.thinking_fields import EFFORTS, parse_efforts
 
     queued = MAX_QUEUED if args.max_queued_requests is None else args.max_queued_requests
     check_int("max_queued_requests", queued, 0, 2**20)
@@ -159,16 +159,16 @@ def _many(
     queued: int,
     efforts: Mapping[str, int | None],
     keys: Sequence[str],
-    replicas: "FleetOptions",
+    replicas: "ReplicaPoolOptions",
 ) -> "Served":
     from s1engine.models.config import ModelConfig
     from s1engine.models.loader import resolve_model
     from s1engine.models.shard import check
     from s1engine.runner.device import resolve_config
     from s1engine.server.admission import Admission
-    from s1engine.server.fleet import RayFleet
-    from s1engine.server.front import MAX_INSIDE, create_front
-    from s1engine.server.replica import ReplicaOptions
+    from s1engine.server.router.replica import ReplicaOptions
+    from s1engine.server.router.replica_pool import RayReplicaPool
+    from s1engine.server.router.router import MAX_INSIDE, create_router
     from s1engine.server.tracing import tracing_to
 
     options = ReplicaOptions(
@@ -184,9 +184,9 @@ def _many(
         # What is wrong shows before Ray is started.
         check(ModelConfig.from_dir(resolve_model(config.model)), config.tensor_parallel_size)
         resolve_config(config)
-    fleet = RayFleet(replicas, options)
+    fleet = RayReplicaPool(replicas, options)
     admission = Admission(MAX_INSIDE)
-    return create_front(fleet, admission, keys), fleet, admission
+    return create_router(fleet, admission, keys), fleet, admission
 
 
 def _serve(args: argparse.Namespace, app: Any, engine: "Watched", admission: "Admission") -> int:
@@ -221,7 +221,7 @@ def _speculative_tokens(text: str, options: dict[str, Any]) -> int:
     return tokens
 
 
-def _replicas(args: argparse.Namespace) -> "FleetOptions | None":
+def _replicas(args: argparse.Namespace) -> "ReplicaPoolOptions | None":
     """What the flags of replicas say; None if there are none."""
     flags = ("replicas", "min_replicas", "max_replicas", "target_ongoing_requests", "ray_address")
     asked = [name for name in flags if getattr(args, name) is not None]
@@ -236,10 +236,10 @@ def _replicas(args: argparse.Namespace) -> "FleetOptions | None":
     if not scales:
         check_int("replicas", args.replicas, 1, 4096)
 
-    from s1engine.server.fleet import FleetOptions
+    from s1engine.server.router.replica_pool import ReplicaPoolOptions
 
     least = args.replicas or (1 if args.min_replicas is None else args.min_replicas)
-    return FleetOptions(
+    return ReplicaPoolOptions(
         min_replicas=least,
         max_replicas=args.max_replicas or least,
         target=args.target_ongoing_requests,

@@ -21,22 +21,22 @@ from s1engine import __version__
 from s1engine.engine.served import ServedEngine
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.server.admission import MAX_QUEUED, Admission, NotAdmitted
-from s1engine.server.answers import Json, error_object
-from s1engine.server.generation import Generation, TimedOut, unknown_model
-from s1engine.server.messages_api import MessagesAnswers, MessagesRequest
-from s1engine.server.metrics import Metrics
-from s1engine.server.middleware import ApiKey, BodyLimit, RequestId
-from s1engine.server.openai_answers import ChatAnswers, CompletionAnswers
-from s1engine.server.protocol import (
+from s1engine.server.api.anthropic import MessagesFormatter, MessagesRequest
+from s1engine.server.api.openai import ChatFormatter, CompletionFormatter
+from s1engine.server.api.request_fields import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
     first_error,
 )
-from s1engine.server.responses_api import ResponsesAnswers, ResponsesRequest
-from s1engine.server.thinking import EFFORTS
-from s1engine.server.tools import ToolFields
+from s1engine.server.api.response_formatter import Json, error_object
+from s1engine.server.api.responses import ResponsesFormatter, ResponsesRequest
+from s1engine.server.api.thinking_fields import EFFORTS
+from s1engine.server.api.tools import ToolFields
+from s1engine.server.generation import Generation, TimedOut, unknown_model
+from s1engine.server.metrics import Metrics
+from s1engine.server.middleware import ApiKey, BodyLimit, RequestId
 from s1engine.server.tracing import Tracing
 
 CLIENT_CLOSED_REQUEST = 499  # nobody is there to read it; it is for the log
@@ -120,24 +120,24 @@ class Server:
 
     async def chat(self, body: ChatRequest, http: Request) -> Response:
         """Answers a conversation."""
-        shape = functools.partial(ChatAnswers, tokenizer=self._tokenizer, body=body)
+        shape = functools.partial(ChatFormatter, tokenizer=self._tokenizer, body=body)
         return await self._generation.answer(body, http, "chatcmpl-", shape)
 
     async def complete(self, body: CompletionRequest, http: Request) -> Response:
         """Continues one prompt or several."""
-        shape = functools.partial(CompletionAnswers, tokenizer=self._tokenizer, body=body)
+        shape = functools.partial(CompletionFormatter, tokenizer=self._tokenizer, body=body)
         return await self._generation.answer(body, http, "cmpl-", shape)
 
     async def message(self, body: MessagesRequest, http: Request) -> Response:
         """Answers a conversation in Anthropic's shape."""
         chat = body.chat()
-        shape = functools.partial(MessagesAnswers, calls=bool(chat.offered))
+        shape = functools.partial(MessagesFormatter, calls=bool(chat.offered))
         return await self._generation.answer(chat, http, "msg_", shape)
 
     async def respond(self, body: ResponsesRequest, http: Request) -> Response:
         """Answers in the shape of OpenAI's responses."""
         chat = body.chat()
-        shape = functools.partial(ResponsesAnswers, body=body, calls=bool(chat.offered))
+        shape = functools.partial(ResponsesFormatter, body=body, calls=bool(chat.offered))
         return await self._generation.answer(chat, http, "resp_", shape)
 
     async def end_thinking(self, name: str) -> Response:

@@ -22,9 +22,9 @@ from s1engine.engine.served import ServedEngine
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.outputs import RequestOutput
 from s1engine.server.admission import Admission, NotAdmitted, Ticket
-from s1engine.server.answers import Answers, Head
+from s1engine.server.api.request_fields import ChatRequest, CompletionRequest
+from s1engine.server.api.response_formatter import Head, ResponseFormatter
 from s1engine.server.metrics import Metrics
-from s1engine.server.protocol import ChatRequest, CompletionRequest
 from s1engine.server.streaming import EventStream, merge, unless_disconnected
 from s1engine.server.tracing import Trace, Tracing
 
@@ -72,7 +72,7 @@ class Generation:
         body: ChatRequest | CompletionRequest,
         http: HttpRequest,
         prefix: str,
-        shape: Callable[[Head, int], Answers],
+        shape: Callable[[Head, int], ResponseFormatter],
     ) -> Response:
         """Answers one HTTP request. Raises what becomes its status."""
         if not self._engine.healthy:
@@ -166,7 +166,7 @@ class Generation:
                     outputs[i] = event
         return [outputs[i] for i in range(count)]
 
-    async def _events(self, run: Run, answers: Answers) -> AsyncGenerator[bytes, None]:
+    async def _events(self, run: Run, answers: ResponseFormatter) -> AsyncGenerator[bytes, None]:
         """What a stream sends: events for each step of each sample, in the end usage."""
         finished: list[RequestOutput] = []
         for event in answers.begin():

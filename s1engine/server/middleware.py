@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from s1engine.server.answers import error_object
+from s1engine.server.api.response_formatter import error_object
 
 REQUEST_ID = b"x-request-id"
 REQUEST_ID_FORM = re.compile(rb"[!-~]{1,128}")

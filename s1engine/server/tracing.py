@@ -14,7 +14,7 @@ from s1engine import __version__
 from s1engine.engine.request import Request
 from s1engine.errors import RequestError
 from s1engine.outputs import RequestOutput
-from s1engine.server.answers import Head, thinking_total
+from s1engine.server.api.response_formatter import Head, thinking_total
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s1engine.server.affinity import MAX_STEPS, SHARE, SLACK, STEP, PrefixMap, trail
+from s1engine.server.router.affinity import MAX_STEPS, SHARE, SLACK, STEP, PrefixMap, trail
 
 NAMES = ["a", "b", "c"]
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=3 * STEP)

@@ -12,7 +12,7 @@ from s1engine.cli import WRONG_USAGE, main
 from s1engine.engine.ray_address import CALL, check_cluster
 from s1engine.engine.ray_cluster import connect
 from s1engine.errors import RequestError
-from s1engine.server.fleet import FleetOptions
+from s1engine.server.router.replica_pool import ReplicaPoolOptions
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_without_ray_it_is_said_what_to_install(
 
 
 def test_replicas_are_as_many_as_asked_or_between() -> None:
-    assert FleetOptions(min_replicas=1, max_replicas=1).target is None
+    assert ReplicaPoolOptions(min_replicas=1, max_replicas=1).target is None
     with pytest.raises(RequestError):
-        FleetOptions(min_replicas=2)
+        ReplicaPoolOptions(min_replicas=2)
 
 
 # --- clusters: something that answers Ray's first call ---

@@ -23,11 +23,11 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from s1engine.server.admission import Admission, NotAdmitted
-from s1engine.server.affinity import Trail, trail
-from s1engine.server.answers import DONE, error_object, sse
+from s1engine.server.api.response_formatter import DONE, error_object, sse
 from s1engine.server.line import ReplicaLostError
 from s1engine.server.metrics import PREFIX
 from s1engine.server.middleware import REQUEST_ID, ApiKey, BodyLimit, RequestId
+from s1engine.server.router.affinity import PrefixHashes, trail
 from s1engine.server.streaming import SEND_TIMEOUT_S, unless_disconnected
 from s1engine.server.wire import Message
 
@@ -38,7 +38,7 @@ RETRY_AFTER_S = 5  # of a fleet without a replica, seconds
 SCOPE = ("method", "path", "raw_path", "query_string", "scheme", "http_version", "server", "client")
 
 
-class Fleet(Protocol):
+class ReplicaPool(Protocol):
     """The replicas."""
 
     @property
@@ -54,7 +54,7 @@ class Fleet(Protocol):
     async def shutdown(self) -> None: ...
 
     def answer(
-        self, scope: Message, body: bytes, way: Trail, avoid: Sequence[str]
+        self, scope: Message, body: bytes, way: PrefixHashes, avoid: Sequence[str]
     ) -> AsyncGenerator[list[Message], None]:
         """``Line.answer`` of one of them. Raises ReplicaLostError."""
 
@@ -65,7 +65,9 @@ class Fleet(Protocol):
         """Has a replica with this request been told?"""
 
 
-def create_front(fleet: Fleet, admission: Admission, api_keys: Sequence[str] = ()) -> Starlette:
+def create_router(
+    fleet: ReplicaPool, admission: Admission, api_keys: Sequence[str] = ()
+) -> Starlette:
     """The ASGI application in front of a fleet, which it starts and shuts down."""
 
     @contextlib.asynccontextmanager
@@ -74,7 +76,7 @@ def create_front(fleet: Fleet, admission: Admission, api_keys: Sequence[str] = (
         yield
         await fleet.shutdown()
 
-    front = Front(fleet, admission)
+    front = Router(fleet, admission)
     keys = [Middleware(ApiKey, keys=api_keys)] if api_keys else []
     return Starlette(
         lifespan=lifespan,
@@ -88,10 +90,10 @@ def create_front(fleet: Fleet, admission: Admission, api_keys: Sequence[str] = (
     )
 
 
-class Front:
+class Router:
     """The handlers, over one fleet."""
 
-    def __init__(self, fleet: Fleet, admission: Admission) -> None:
+    def __init__(self, fleet: ReplicaPool, admission: Admission) -> None:
         self._fleet = fleet
         self._admission = admission
 
@@ -232,7 +234,7 @@ async def _never() -> Message:
 class _Replicas(Collector):
     """Metrics of all replicas as one collection."""
 
-    def __init__(self, texts: Sequence[tuple[str, bytes]], fleet: Fleet) -> None:
+    def __init__(self, texts: Sequence[tuple[str, bytes]], fleet: ReplicaPool) -> None:
         self._texts = texts
         self._fleet = fleet
 

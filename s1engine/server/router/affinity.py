@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-Trail = list[tuple[int, bytes]]  # bytes so far, hash of them
+PrefixHashes = list[tuple[int, bytes]]  # bytes so far, hash of them
 
 STEP = 512
 MAX_STEPS = 128
@@ -24,7 +24,7 @@ SHARE = 0.25  # of a request that must be known for it to go where it is known
 FIELDS = ("system", "instructions", "messages", "input", "prompt")  # that hold text, as read
 
 
-def trail(body: bytes) -> Trail:
+def trail(body: bytes) -> PrefixHashes:
     """Prefixes of a request, shortest first; none of what is no JSON object with text in it."""
     try:
         fields = msgspec.json.decode(body)
@@ -60,7 +60,7 @@ class PrefixMap:
         self._slack = slack
         self._owners: OrderedDict[bytes, str] = OrderedDict()
 
-    def place(self, way: Trail, loads: Mapping[str, int]) -> list[str]:
+    def place(self, way: PrefixHashes, loads: Mapping[str, int]) -> list[str]:
         """Replicas for a request of trail ``way``, best first; the best will be remembered.
 
         Args:
@@ -74,7 +74,7 @@ class PrefixMap:
         self._remember(way, idle[0])
         return idle
 
-    def _owner(self, way: Trail, loads: Mapping[str, int]) -> str | None:
+    def _owner(self, way: PrefixHashes, loads: Mapping[str, int]) -> str | None:
         """Who knows most of it, if that is enough."""
         for length, prefix in reversed(way):
             if length < SHARE * way[-1][0]:
@@ -84,7 +84,7 @@ class PrefixMap:
                 return owner
         return None
 
-    def _remember(self, way: Trail, owner: str) -> None:
+    def _remember(self, way: PrefixHashes, owner: str) -> None:
         for _, prefix in way:
             self._owners[prefix] = owner
             self._owners.move_to_end(prefix)

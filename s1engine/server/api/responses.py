@@ -13,12 +13,12 @@ from pydantic import Field
 
 from s1engine.errors import RequestError
 from s1engine.outputs import RequestOutput
-from s1engine.server.answers import Head, Json, call_id, sse, thinking_total
-from s1engine.server.block_answers import BlockAnswers
-from s1engine.server.protocol import ChatRequest
-from s1engine.server.thinking import ThinkingFields
-from s1engine.server.tool_calls import CallBegin
-from s1engine.server.tools import Function, FunctionName
+from s1engine.server.api.block_formatter import BlockResponseFormatter
+from s1engine.server.api.request_fields import ChatRequest
+from s1engine.server.api.response_formatter import Head, Json, call_id, sse, thinking_total
+from s1engine.server.api.thinking_fields import ThinkingFields
+from s1engine.server.api.tool_call_parser import CallBegin
+from s1engine.server.api.tools import Function, FunctionName
 
 TEXT_PARTS = ("input_text", "output_text", "text")
 
@@ -133,7 +133,7 @@ def _part(part: Any) -> str:
     return text
 
 
-class ResponsesAnswers(BlockAnswers):
+class ResponsesFormatter(BlockResponseFormatter):
     """A response, or the events of one.
 
     Args:

@@ -76,7 +76,7 @@ class Said:
                 self.calls[piece.index].arguments += piece.text
 
 
-def read_calls(text: str) -> Said:
+def parse_tool_calls(text: str) -> Said:
     """The text and the calls of a finished answer."""
     said = Said()
     said.add(ToolCallParser().push(text, last=True))

@@ -77,7 +77,7 @@ def call_id(head: Head, choice: int, index: int) -> str:
     return f"call_{own}_{choice}_{index}"
 
 
-class Answers(ABC):
+class ResponseFormatter(ABC):
     """How the answer to one HTTP request looks, whole or as events of a stream.
 
     Args:

@@ -10,9 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from s1engine.server.admission import Admission
-from s1engine.server.affinity import Trail
-from s1engine.server.front import MAX_INSIDE, TRIES, create_front
 from s1engine.server.line import ReplicaLostError
+from s1engine.server.router.affinity import PrefixHashes
+from s1engine.server.router.router import MAX_INSIDE, TRIES, create_router
 from s1engine.server.wire import Message
 
 Play = Callable[[list[str]], AsyncGenerator[list[Message], None]]
@@ -33,7 +33,7 @@ def body(text: bytes, more: bool = False) -> Message:
     return {"type": "http.response.body", "body": text, "more_body": more}
 
 
-class PlayedFleet:
+class FakeReplicaPool:
     """Two replicas; each call is played by the next of ``plays``, and kept."""
 
     def __init__(self, *plays: Play) -> None:
@@ -47,7 +47,7 @@ class PlayedFleet:
     async def shutdown(self) -> None: ...
 
     async def answer(
-        self, scope: Message, body: bytes, way: Trail, avoid: Sequence[str]
+        self, scope: Message, body: bytes, way: PrefixHashes, avoid: Sequence[str]
     ) -> AsyncGenerator[list[Message], None]:
         self.calls.append((scope, body, list(avoid)))
         try:
@@ -89,11 +89,11 @@ async def lost_in_a_file(_: list[str]) -> AsyncGenerator[list[Message], None]:
 
 
 def ask(
-    fleet: PlayedFleet, path: str = "/v1/completions", method: str = "POST", **options: Any
+    fleet: FakeReplicaPool, path: str = "/v1/completions", method: str = "POST", **options: Any
 ) -> httpx.Response:
     """One request to a front over the fleet."""
     admission = options.pop("admission", Admission(MAX_INSIDE))
-    front = create_front(fleet, admission, options.pop("keys", ()))
+    front = create_router(fleet, admission, options.pop("keys", ()))
 
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(front)
@@ -106,7 +106,7 @@ def ask(
 
 
 def test_a_request_reaches_a_replica_whole() -> None:
-    fleet = PlayedFleet(whole)
+    fleet = FakeReplicaPool(whole)
     answer = ask(
         fleet, "/v1/models?x=1", json={"a": 1}, headers={"x-request-id": "mine"}, keys=["k", "l"]
     )
@@ -122,20 +122,20 @@ def test_a_request_reaches_a_replica_whole() -> None:
 
 
 def test_what_was_not_begun_goes_elsewhere() -> None:
-    fleet = PlayedFleet(lost, whole)
+    fleet = FakeReplicaPool(lost, whole)
     assert ask(fleet).json() == {"fine": True}
     assert [avoid for _, _, avoid in fleet.calls] == [[], ["a"]]
 
 
 def test_a_request_that_loses_every_replica_is_not_offered_for_ever() -> None:
-    fleet = PlayedFleet(*[lost] * 9)
+    fleet = FakeReplicaPool(*[lost] * 9)
     answer = ask(fleet)
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "no_replica"
     assert int(answer.headers["retry-after"]) > 0 and len(fleet.calls) == TRIES
 
 
 def test_what_was_begun_is_not_asked_twice() -> None:
-    fleet = PlayedFleet(lost_begun, whole)
+    fleet = FakeReplicaPool(lost_begun, whole)
     answer = ask(fleet)
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "replica_lost"
     assert len(fleet.calls) == 1
@@ -151,7 +151,7 @@ def test_what_was_begun_is_not_asked_twice() -> None:
     ],
 )
 def test_a_broken_stream_ends_as_its_api_says(path: str, end: list[Any]) -> None:
-    answer = ask(PlayedFleet(lost_in_a_stream), path)
+    answer = ask(FakeReplicaPool(lost_in_a_stream), path)
     assert len(answer.headers.get_list("x-request-id")) == 1
     lines = [line for line in answer.text.splitlines() if line.startswith("data: ")]
     found = [json.loads(x) if x[0] == "{" else x for x in (line[6:] for line in lines[2:])]
@@ -167,7 +167,7 @@ def _like(found: Any, wanted: Any) -> bool:
 
 def test_a_body_that_was_cut_off_does_not_look_whole() -> None:
     with pytest.raises(ReplicaLostError):
-        ask(PlayedFleet(lost_in_a_file))
+        ask(FakeReplicaPool(lost_in_a_file))
 
 
 def test_a_client_that_leaves_ends_the_call() -> None:
@@ -175,9 +175,9 @@ def test_a_client_that_leaves_ends_the_call() -> None:
         yield [start(STREAM), body(b"data: 1\n\n", more=True)]
         await asyncio.Event().wait()
 
-    fleet = PlayedFleet(waiting)
+    fleet = FakeReplicaPool(waiting)
     admission = Admission(MAX_INSIDE)
-    front = create_front(fleet, admission)
+    front = create_router(fleet, admission)
     sent: list[Message] = []
 
     async def leave_after_one() -> None:
@@ -205,13 +205,13 @@ def test_a_client_that_leaves_ends_the_call() -> None:
 def test_nobody_comes_in_on_the_way_out() -> None:
     admission = Admission(MAX_INSIDE)
     admission.draining = True
-    answer = ask(PlayedFleet(whole), admission=admission)
+    answer = ask(FakeReplicaPool(whole), admission=admission)
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "shutting_down"
-    assert ask(PlayedFleet(), "/health", "GET", admission=admission).status_code == 503
+    assert ask(FakeReplicaPool(), "/health", "GET", admission=admission).status_code == 503
 
 
 def test_health_says_how_many_are_up() -> None:
-    fleet = PlayedFleet()
+    fleet = FakeReplicaPool()
     fleet.up = 1
     answer = ask(fleet, "/health", "GET")
     assert answer.status_code == 200 and answer.json() == {"replicas": 1, "wanted": 2}
@@ -222,13 +222,13 @@ def test_health_says_how_many_are_up() -> None:
 
 
 def test_end_now_asks_the_replicas() -> None:
-    assert ask(PlayedFleet(), "/v1/requests/live/end_thinking").json()["ending"]
-    gone = ask(PlayedFleet(), "/v1/requests/gone/end_thinking")
+    assert ask(FakeReplicaPool(), "/v1/requests/live/end_thinking").json()["ending"]
+    gone = ask(FakeReplicaPool(), "/v1/requests/gone/end_thinking")
     assert gone.status_code == 404 and gone.json()["error"]["param"] == "name"
 
 
 def test_metrics_of_all_replicas_are_one_collection() -> None:
-    text = ask(PlayedFleet(), "/metrics", "GET").text
+    text = ask(FakeReplicaPool(), "/metrics", "GET").text
     families = {family.name: family for family in text_string_to_metric_families(text)}
     values = {s.labels["replica"]: s.value for s in families["s1engine:x"].samples}
     assert values == {"a": 3, "b": 4}

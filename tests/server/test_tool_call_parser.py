@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s1engine.server.tool_calls import CallBegin, Piece, Said, ToolCall, ToolCallParser, read_calls
+from s1engine.server.api.tool_call_parser import (
+    CallBegin,
+    Piece,
+    Said,
+    ToolCall,
+    ToolCallParser,
+    parse_tool_calls,
+)
 
 JSON: Any = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=6),
@@ -52,7 +59,7 @@ def test_what_was_called_is_found_however_it_is_cut(
     wanted = [call for _, call in parts if call is not None]
     said, pieces = by_pieces(text, cuts)
     assert said.calls == wanted
-    assert said == read_calls(text)
+    assert said == parse_tool_calls(text)
     plain = "".join(written for written, call in parts if call is None)
     assert "".join(said.text.split()) == "".join(plain.split())
     if not wanted:
@@ -63,13 +70,13 @@ def test_what_was_called_is_found_however_it_is_cut(
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join), st.lists(st.integers(0)))
 def test_nonsense_reads_the_same_however_it_is_cut(text: str, cuts: list[int]) -> None:
-    assert by_pieces(text, cuts)[0] == read_calls(text)
+    assert by_pieces(text, cuts)[0] == parse_tool_calls(text)
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join))
 def test_text_without_an_opening_tag_is_left_alone(text: str) -> None:
     if "<tool_call>" not in text:
-        assert read_calls(text) == Said(text)
+        assert parse_tool_calls(text) == Said(text)
 
 
 def test_the_name_comes_first_and_arguments_as_they_are_written() -> None:
@@ -113,5 +120,5 @@ def test_the_name_comes_first_and_arguments_as_they_are_written() -> None:
     ],
 )
 def test_what_becomes_of_text_that_is_not_quite_a_call(text: str, said: Said) -> None:
-    assert read_calls(text) == said
+    assert parse_tool_calls(text) == said
     assert by_pieces(text, list(range(len(text))))[0] == said

@@ -14,9 +14,9 @@ from s1engine.config import check_int
 from s1engine.engine.request import Prompt
 from s1engine.errors import RequestError
 from s1engine.sampling_params import MAX_LOGPROBS, SamplingParams
-from s1engine.server.structured import ResponseFormat, StructuredOutputs, grammar_of
-from s1engine.server.thinking import EFFORTS, STRICT, ThinkingFields, agreed
-from s1engine.server.tools import Tool, ToolFields
+from s1engine.server.api.structured_outputs import ResponseFormat, StructuredOutputs, build_grammar
+from s1engine.server.api.thinking_fields import EFFORTS, STRICT, ThinkingFields, resolve_spellings
+from s1engine.server.api.tools import Tool, ToolFields
 
 MAX_PROMPTS = 256
 MAX_TEMPLATE_KWARGS = 32
@@ -93,17 +93,17 @@ class GenerationFields(ThinkingFields):
 
     def grammar(self) -> str | None:
         """It, if so. Raises RequestError."""
-        return grammar_of(self.response_format, self.structured_outputs)
+        return build_grammar(self.response_format, self.structured_outputs)
 
     def blame(self, error: RequestError) -> RequestError:
         """The same error, of the field that the grammar was made of."""
         return error
 
-    def asked_logprobs(self) -> int | None:
+    def requested_logprobs(self) -> int | None:
         """How many log-probabilities of each token, as SamplingParams counts them."""
         return None
 
-    def asked_max_tokens(self) -> int | None:
+    def requested_max_tokens(self) -> int | None:
         """The bound on generated tokens, whichever field gave it."""
         return self.max_tokens
 
@@ -121,15 +121,15 @@ class GenerationFields(ThinkingFields):
         fields["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         fields["stop_token_ids"] = tuple(self.stop_token_ids or ())
         fields["logit_bias"] = _token_bias(self.logit_bias or {})
-        fields["logprobs"] = self.asked_logprobs()
-        fields["max_tokens"] = self.asked_max_tokens()
+        fields["logprobs"] = self.requested_logprobs()
+        fields["max_tokens"] = self.requested_max_tokens()
         fields["grammar"] = self.grammar()
-        fields["thinking"], _ = self.thinking_asked(efforts)
+        fields["thinking"], _ = self.requested_thinking(efforts)
         return SamplingParams(**fields)
 
     def options(self, efforts: Mapping[str, int | None] = EFFORTS) -> dict[str, Any]:
         """Keyword arguments of ``LLMEngine.make_request`` beside prompt and params."""
-        _, enabled = self.thinking_asked(efforts)
+        _, enabled = self.requested_thinking(efforts)
         return {
             "enable_thinking": enabled,
             "priority": self.priority,
@@ -172,7 +172,7 @@ class ChatRequest(ToolFields, HttpFields):
         """The chat, as the only prompt."""
         return [self.messages]
 
-    def asked_logprobs(self) -> int | None:
+    def requested_logprobs(self) -> int | None:
         if self.top_logprobs is not None:
             check_int("top_logprobs", self.top_logprobs, 0, MAX_LOGPROBS)
             if not self.logprobs:
@@ -197,13 +197,15 @@ class ChatRequest(ToolFields, HttpFields):
             return RequestError(str(error), param="tools")
         return error
 
-    def asked_max_tokens(self) -> int | None:
-        return agreed(max_tokens=self.max_tokens, max_completion_tokens=self.max_completion_tokens)
+    def requested_max_tokens(self) -> int | None:
+        return resolve_spellings(
+            max_tokens=self.max_tokens, max_completion_tokens=self.max_completion_tokens
+        )
 
     def options(self, efforts: Mapping[str, int | None] = EFFORTS) -> dict[str, Any]:
         options = super().options(efforts)
         kwargs = _template_kwargs(self.chat_template_kwargs or {})
-        options["enable_thinking"] = agreed(
+        options["enable_thinking"] = resolve_spellings(
             enable_thinking=options["enable_thinking"],
             chat_template_kwargs=kwargs.pop("enable_thinking", None),
         )
@@ -224,7 +226,7 @@ class CompletionRequest(HttpFields):
             raise RequestError(f"prompt must be 1 to {MAX_PROMPTS} prompts", param="prompt")
         return [*self.prompt]
 
-    def asked_logprobs(self) -> int | None:
+    def requested_logprobs(self) -> int | None:
         return self.logprobs
 
 

@@ -7,11 +7,17 @@ from abc import abstractmethod
 from collections.abc import Iterable
 
 from s1engine.outputs import CheckpointOutput, Chunk
-from s1engine.server.answers import Answers, Head
-from s1engine.server.tool_calls import CallArguments, CallBegin, Said, ToolCallParser, read_calls
+from s1engine.server.api.response_formatter import Head, ResponseFormatter
+from s1engine.server.api.tool_call_parser import (
+    CallArguments,
+    CallBegin,
+    Said,
+    ToolCallParser,
+    parse_tool_calls,
+)
 
 
-class BlockAnswers(Answers):
+class BlockResponseFormatter(ResponseFormatter):
     """One sample of one prompt.
 
     Args:
@@ -24,7 +30,7 @@ class BlockAnswers(Answers):
 
     def said(self, text: str) -> Said:
         """Text and calls of a whole answer."""
-        return read_calls(text) if self._parser else Said(text)
+        return parse_tool_calls(text) if self._parser else Said(text)
 
     def event(self, prompt: int, event: Chunk | CheckpointOutput) -> Iterable[bytes]:
         """Checkpoints, for which these shapes have no place, come with the usage."""

@@ -93,7 +93,7 @@ class ThinkingFields(BaseModel):
     reasoning: ReasoningSwitch | None = None
     reasoning_effort: str | None = None
 
-    def thinking_asked(
+    def requested_thinking(
         self, efforts: Mapping[str, int | None] = EFFORTS
     ) -> tuple[ThinkingBudget | None, bool | None]:
         """The budget, None if no thinking field was given; and ``enable_thinking``. Raises
@@ -101,12 +101,14 @@ class ThinkingFields(BaseModel):
         effort = self._effort(efforts)
         fields: dict[str, Any] = {
             "max_tokens": self._maximum(effort, efforts),
-            "min_tokens": agreed(
+            "min_tokens": resolve_spellings(
                 min_thinking_tokens=self.min_thinking_tokens,
                 min_tokens_thinking=self.min_tokens_thinking,
             ),
-            "num_waits": agreed(num_waits=self.num_waits, thinking_n_ignore=self.thinking_n_ignore),
-            "wait_text": agreed(
+            "num_waits": resolve_spellings(
+                num_waits=self.num_waits, thinking_n_ignore=self.thinking_n_ignore
+            ),
+            "wait_text": resolve_spellings(
                 wait_text=self.wait_text, thinking_n_ignore_str=self.thinking_n_ignore_str
             ),
             "final_text": self.final_text,
@@ -122,7 +124,7 @@ class ThinkingFields(BaseModel):
         return budget, self._enabled(effort)
 
     def _effort(self, efforts: Mapping[str, int | None]) -> str | None:
-        effort = agreed(
+        effort = resolve_spellings(
             reasoning_effort=self.reasoning_effort,
             reasoning_effort_=self.reasoning.effort if self.reasoning else None,
         )
@@ -136,7 +138,7 @@ class ThinkingFields(BaseModel):
 
     def _maximum(self, effort: str | None, efforts: Mapping[str, int | None]) -> int | None:
         from_s1 = self.max_tokens_thinking
-        return agreed(
+        return resolve_spellings(
             thinking_token_budget=self.thinking_token_budget,
             thinking_budget=self.thinking_budget,
             max_thinking_tokens=self.max_thinking_tokens,
@@ -147,7 +149,7 @@ class ThinkingFields(BaseModel):
         )
 
     def _enabled(self, effort: str | None) -> bool | None:
-        return agreed(
+        return resolve_spellings(
             enable_thinking=self.enable_thinking,
             thinking=self.thinking.type == "enabled" if self.thinking else None,
             reasoning=self.reasoning.enabled if self.reasoning else None,
@@ -155,7 +157,7 @@ class ThinkingFields(BaseModel):
         )
 
 
-def agreed(**spellings: T | None) -> T | None:
+def resolve_spellings(**spellings: T | None) -> T | None:
     """The one value that the spellings given have; None if none is given. A trailing underscore of
     a name is not part of it. Raises RequestError naming two that differ."""
     found = [(name.rstrip("_"), value) for name, value in spellings.items() if value is not None]

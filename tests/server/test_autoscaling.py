@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s1engine.server.scaling import REQUESTS, RUNNING, WAITING, by_queue, wanted
+from s1engine.server.router.autoscaling import REQUESTS, RUNNING, WAITING, scale_by_queue, wanted
 
 COUNTS = st.integers(1, 500)
 
@@ -48,25 +48,30 @@ def context(running: int, waiting: int, requests: int, **fields: Any) -> SimpleN
 
 
 def test_ray_asks_with_the_sums_over_replicas() -> None:
-    assert by_queue(context(8, 8, 16)) == (4, {})
-    assert by_queue(context(8, 1, 9)) == (9 / 256, {})
+    assert scale_by_queue(context(8, 8, 16)) == (4, {})
+    assert scale_by_queue(context(8, 1, 9)) == (9 / 256, {})
 
 
 def test_before_the_first_replica_runs_or_reports_nothing_is_guessed() -> None:
     starting = context(8, 8, 16)
     starting.current_num_replicas = 0
-    assert by_queue(starting) == (3, {})
+    assert scale_by_queue(starting) == (3, {})
     silent = context(8, 8, 16)
     silent.aggregated_metrics = None
-    assert by_queue(silent) == (0, {})
+    assert scale_by_queue(silent) == (0, {})
 
 
 def test_ray_takes_the_policy_and_our_times() -> None:
     """What its controller will see, without its warning about a field that it still reads."""
     pytest.importorskip("ray.serve", reason="replicas need Ray: pip install 's1engine[ray]'")
-    from s1engine.server.fleet import METRICS_S, UPSCALE_S, FleetOptions, _autoscaling
+    from s1engine.server.router.replica_pool import (
+        METRICS_S,
+        UPSCALE_S,
+        ReplicaPoolOptions,
+        _autoscaling,
+    )
 
-    found = _autoscaling(FleetOptions(max_replicas=5), 256)
+    found = _autoscaling(ReplicaPoolOptions(max_replicas=5), 256)
     assert (found.min_replicas, found.max_replicas, found.target_ongoing_requests) == (1, 5, 256)
     assert (found.metrics_interval_s, found.upscale_delay_s) == (METRICS_S, UPSCALE_S)
     assert found.policy.get_policy()(context(8, 8, 16)) == (4, {})

@@ -10,7 +10,7 @@ from llguidance import LLMatcher
 from pydantic import BaseModel, Field
 
 from s1engine.errors import RequestError
-from s1engine.server.thinking import STRICT
+from s1engine.server.api.thinking_fields import STRICT
 
 # A model that may write blanks anywhere can write nothing else for ever.
 COMPACT: Any = {"whitespace_flexible": False}
@@ -46,7 +46,7 @@ class StructuredOutputs(BaseModel):
     choice: list[str] | None = Field(default=None, min_length=1, max_length=1024)
 
 
-def grammar_of(form: ResponseFormat | None, outputs: StructuredOutputs | None) -> str | None:
+def build_grammar(form: ResponseFormat | None, outputs: StructuredOutputs | None) -> str | None:
     """The grammar that a request asks for, None if it asks for none. Raises RequestError."""
     found: list[str] = []
     if form is not None and form.type == "json_object":

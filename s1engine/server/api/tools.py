@@ -12,9 +12,9 @@ from llguidance import LLMatcher
 from pydantic import BaseModel, Field
 
 from s1engine.errors import RequestError
-from s1engine.server.structured import COMPACT
-from s1engine.server.thinking import STRICT
-from s1engine.server.tool_calls import CLOSE, OPEN
+from s1engine.server.api.structured_outputs import COMPACT
+from s1engine.server.api.thinking_fields import STRICT
+from s1engine.server.api.tool_call_parser import CLOSE, OPEN
 
 MAX_TOOLS = 128
 MAX_CALLS = 64  # of one answer that must call

@@ -13,11 +13,11 @@ from pydantic import BaseModel, Field
 
 from s1engine.errors import RequestError
 from s1engine.outputs import CompletionOutput, RequestOutput
-from s1engine.server.answers import Head, Json, call_id, sse, thinking_total
-from s1engine.server.block_answers import BlockAnswers
-from s1engine.server.protocol import ChatRequest
-from s1engine.server.thinking import STRICT, ThinkingFields
-from s1engine.server.tool_calls import CallBegin, Said
+from s1engine.server.api.block_formatter import BlockResponseFormatter
+from s1engine.server.api.request_fields import ChatRequest
+from s1engine.server.api.response_formatter import Head, Json, call_id, sse, thinking_total
+from s1engine.server.api.thinking_fields import STRICT, ThinkingFields
+from s1engine.server.api.tool_call_parser import CallBegin, Said
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "abort": "end_turn"}
 SILENT_BLOCKS = ("thinking", "redacted_thinking")  # of earlier turns: not shown to the model again
@@ -147,7 +147,7 @@ def _text(param: str, blocks: Sequence[dict[str, Any]]) -> str:
     return "".join(texts)
 
 
-class MessagesAnswers(BlockAnswers):
+class MessagesFormatter(BlockResponseFormatter):
     """A message, or the events of one."""
 
     def __init__(self, head: Head, samples: int, calls: bool) -> None:

@@ -27,7 +27,7 @@ def wanted(replicas: int, requests: float, target: float, running: float, waitin
     return max(requests / target, replicas + more if more else 0)
 
 
-def by_queue(context: Any) -> tuple[float, dict[str, Any]]:
+def scale_by_queue(context: Any) -> tuple[float, dict[str, Any]]:
     """Ray Serve's autoscaling policy, of an ``AutoscalingContext``."""
     now = context.current_num_replicas
     if not now:

@@ -14,22 +14,22 @@ from s1engine.outputs import (
     RequestOutput,
     TokenLogprob,
 )
-from s1engine.server.answers import (
+from s1engine.server.api.request_fields import ChatRequest, HttpFields
+from s1engine.server.api.response_formatter import (
     DONE,
-    Answers,
     Head,
     Json,
+    ResponseFormatter,
     call_id,
     sse,
     thinking_total,
     usage,
 )
-from s1engine.server.protocol import ChatRequest, HttpFields
-from s1engine.server.tool_calls import CallBegin, Said, ToolCallParser, read_calls
+from s1engine.server.api.tool_call_parser import CallBegin, Said, ToolCallParser, parse_tool_calls
 from s1engine.tokenizer import Tokenizer
 
 
-class OpenAIAnswers(Answers):
+class OpenAIFormatter(ResponseFormatter):
     """What chats and completions share: choices, and usage in the last event if asked for.
 
     Args:
@@ -99,7 +99,7 @@ class OpenAIAnswers(Answers):
         }
 
 
-class ChatAnswers(OpenAIAnswers):
+class ChatFormatter(OpenAIFormatter):
     """Objects of ``/v1/chat/completions`` for one request."""
 
     kind = "chat.completion"
@@ -113,7 +113,7 @@ class ChatAnswers(OpenAIAnswers):
         self._called: set[int] = set()  # choices that have called a tool
 
     def choice(self, index: int, sample: CompletionOutput) -> Json:
-        said = read_calls(sample.text) if self._calls else Said(sample.text)
+        said = parse_tool_calls(sample.text) if self._calls else Said(sample.text)
         message: Json = {
             "role": "assistant",
             "content": said.text if said.text or not said.calls else None,
@@ -188,7 +188,7 @@ class ChatAnswers(OpenAIAnswers):
         return {"token": data.decode(errors="replace"), "bytes": list(data), "logprob": logprob}
 
 
-class CompletionAnswers(OpenAIAnswers):
+class CompletionFormatter(OpenAIFormatter):
     """Objects of ``/v1/completions`` for one request."""
 
     kind = chunk_kind = "text_completion"

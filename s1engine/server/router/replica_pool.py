@@ -27,9 +27,9 @@ from s1engine.config import check_int
 from s1engine.engine.ray_address import check_syntax
 from s1engine.engine.ray_cluster import connect, resources
 from s1engine.errors import EngineDeadError, RequestError
-from s1engine.server.affinity import PrefixMap, Trail
 from s1engine.server.line import Line, Place, ReplicaLostError
-from s1engine.server.replica import Replica, ReplicaOptions
+from s1engine.server.router.affinity import PrefixHashes, PrefixMap
+from s1engine.server.router.replica import Replica, ReplicaOptions
 from s1engine.server.wire import Message
 
 POLL_S = 1.0
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FleetOptions:
+class ReplicaPoolOptions:
     """How many replicas, and where."""
 
     min_replicas: int = 1
@@ -73,14 +73,14 @@ class FleetOptions:
         check_syntax(self.address)
 
 
-class RayFleet:
+class RayReplicaPool:
     """A fleet (see ``front``). The constructor starts the replicas and waits until the first
     ``min_replicas`` have loaded the model; ``on_failure`` is called when Ray itself is gone.
 
     Raises RequestError if Ray is missing, EngineDeadError if the replicas cannot start.
     """
 
-    def __init__(self, options: FleetOptions, replica: ReplicaOptions) -> None:
+    def __init__(self, options: ReplicaPoolOptions, replica: ReplicaOptions) -> None:
         ray = connect(options.address, options.max_replicas)
         from ray import serve
 
@@ -186,7 +186,7 @@ class RayFleet:
     # --- what the front asks ---
 
     async def answer(
-        self, scope: Message, body: bytes, way: Trail, avoid: Sequence[str]
+        self, scope: Message, body: bytes, way: PrefixHashes, avoid: Sequence[str]
     ) -> AsyncGenerator[list[Message], None]:
         """Messages of the answer, from the replica that the prefix map chooses; one to avoid only
         if there is no other. Raises ReplicaLostError."""
@@ -230,7 +230,7 @@ def _quiet() -> dict[str, Any]:
     return {"log_level": "WARNING", "enable_access_log": False}
 
 
-def _deployment(options: FleetOptions, replica: ReplicaOptions, needs: dict[str, int]) -> Any:
+def _deployment(options: ReplicaPoolOptions, replica: ReplicaOptions, needs: dict[str, int]) -> Any:
     from ray import serve
 
     scale: dict[str, Any] = {"num_replicas": options.min_replicas}
@@ -250,7 +250,7 @@ def _deployment(options: FleetOptions, replica: ReplicaOptions, needs: dict[str,
     )
 
 
-def _autoscaling(options: FleetOptions, target: int) -> Any:
+def _autoscaling(options: ReplicaPoolOptions, target: int) -> Any:
     """Ray's configuration of ``scaling``."""
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
@@ -266,5 +266,5 @@ def _autoscaling(options: FleetOptions, target: int) -> Any:
             look_back_period_s=LOOK_BACK_S,
             upscale_delay_s=UPSCALE_S,
             downscale_delay_s=DOWNSCALE_S,
-            policy=policy(policy_function="s1engine.server.scaling:by_queue"),
+            policy=policy(policy_function="s1engine.server.router.autoscaling:scale_by_queue"),
         )

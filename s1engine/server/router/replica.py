@@ -17,7 +17,7 @@ from s1engine.server.admission import Admission
 from s1engine.server.app import create_app
 from s1engine.server.door import Door, outbox
 from s1engine.server.line import Place
-from s1engine.server.scaling import REQUESTS, RUNNING, WAITING
+from s1engine.server.router.autoscaling import REQUESTS, RUNNING, WAITING
 from s1engine.server.tracing import tracing_to
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from s1engine.errors import RequestError
 from s1engine.sampling_params import ThinkingBudget
-from s1engine.server.thinking import ThinkingFields, parse_efforts
+from s1engine.server.api.thinking_fields import ThinkingFields, parse_efforts
 
 MAXIMUM = {
     "thinking_token_budget": lambda n: n,
@@ -19,11 +19,11 @@ MAXIMUM = {
 
 
 def budget(**fields: object) -> ThinkingBudget | None:
-    return ThinkingFields.model_validate(fields).thinking_asked()[0]
+    return ThinkingFields.model_validate(fields).requested_thinking()[0]
 
 
 def enabled(**fields: object) -> bool | None:
-    return ThinkingFields.model_validate(fields).thinking_asked()[1]
+    return ThinkingFields.model_validate(fields).requested_thinking()[1]
 
 
 @given(st.data(), st.sets(st.sampled_from(sorted(MAXIMUM)), min_size=1), st.integers(0, 9000))
@@ -74,12 +74,14 @@ def test_an_empty_wait_text_is_a_text() -> None:
 
 def test_effort_is_a_budget_by_configuration() -> None:
     fields = ThinkingFields(reasoning_effort="low")
-    assert fields.thinking_asked({"low": 7})[0] == ThinkingBudget(max_tokens=7)
-    assert ThinkingFields(reasoning_effort="x").thinking_asked({"x": None})[0] == ThinkingBudget()
+    assert fields.requested_thinking({"low": 7})[0] == ThinkingBudget(max_tokens=7)
+    assert (
+        ThinkingFields(reasoning_effort="x").requested_thinking({"x": None})[0] == ThinkingBudget()
+    )
     with pytest.raises(RequestError, match="one of none, low"):
-        fields.model_copy(update={"reasoning_effort": "huge"}).thinking_asked({"low": 7})
+        fields.model_copy(update={"reasoning_effort": "huge"}).requested_thinking({"low": 7})
     with pytest.raises(RequestError, match="reasoning_effort"):
-        ThinkingFields(reasoning_effort="low", thinking_budget=8).thinking_asked({"low": 7})
+        ThinkingFields(reasoning_effort="low", thinking_budget=8).requested_thinking({"low": 7})
 
 
 @pytest.mark.parametrize(
