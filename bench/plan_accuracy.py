@@ -17,8 +17,8 @@ import torch
 
 from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
+from s1engine.engine.core_output import request_number
 from s1engine.engine.llm_engine import LLMEngine
-from s1engine.engine.progress import request_number
 from s1engine.models.config import ModelConfig
 from s1engine.plan.calibrate import (
     FIRST_ID,
@@ -89,7 +89,7 @@ def play(engine: LLMEngine, asks: Sequence[Ask]) -> list[Served]:
         if not engine.has_unfinished:
             time.sleep(max(waiting[-1][1].at - now, 0.0))
             continue
-        engine.step_tokens()
+        engine.step_core()
         now = time.perf_counter() - begin
         for sequence, _ in engine.scheduler.progressed:
             served = found[request_number(sequence)]

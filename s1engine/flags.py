@@ -31,7 +31,7 @@ def add_flags(parser: argparse._ActionsContainer, cls: type, skip: tuple[str, ..
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
 
 
-def given(args: argparse.Namespace, cls: type) -> dict[str, Any]:
+def given_values(args: argparse.Namespace, cls: type) -> dict[str, Any]:
     """The fields of ``cls`` that stand on the command line."""
     return {f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)}
 

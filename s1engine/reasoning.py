@@ -21,7 +21,7 @@ from s1engine.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class _Spelling:
+class ReasoningFormatSpec:
     name: str
     required: tuple[str, ...]  # tokens that the vocabulary must have
     open_marker: str  # recognises thinking that is open already
@@ -34,8 +34,8 @@ class _Spelling:
     newline_always: bool
 
 
-SPELLINGS = {
-    "think-tag": _Spelling(
+FORMAT_SPECS = {
+    "think-tag": ReasoningFormatSpec(
         name="think-tag",
         required=("<think>", "</think>"),
         open_marker="<think>",
@@ -47,7 +47,7 @@ SPELLINGS = {
         final_text="",
         newline_always=True,
     ),
-    "s1": _Spelling(
+    "s1": ReasoningFormatSpec(
         name="s1",
         required=("<|im_start|>", "<|im_end|>"),
         open_marker="<|im_start|>think",
@@ -80,15 +80,15 @@ class ReasoningFormat:
     newline_always: bool
     """If false, only where the thinking does not end in a newline."""
     _encode: Callable[[str], list[int]]
-    _spelling: _Spelling
+    _spec: ReasoningFormatSpec
 
     def forced_end(self, final_text: str | None = None) -> tuple[int, ...]:
         """Delimiter and final text (None: the format's own), tokenised as one string, without the
         newline before them."""
-        spelling = self._spelling
-        final = spelling.final_text if final_text is None else final_text
-        separator = spelling.separator if final or spelling.separator_always else ""
-        return tuple(self._encode(spelling.end + separator + final))
+        spec = self._spec
+        final = spec.final_text if final_text is None else final_text
+        separator = spec.separator if final or spec.separator_always else ""
+        return tuple(self._encode(spec.end + separator + final))
 
 
 def detect_format(
@@ -103,11 +103,11 @@ def detect_format(
     """
     if requested == "none":
         return None
-    candidates = SPELLINGS.values() if requested == "auto" else [SPELLINGS[requested]]
-    for spelling in candidates:
-        missing = [token for token in spelling.required if tokenizer.id_of(token) is None]
+    candidates = FORMAT_SPECS.values() if requested == "auto" else [FORMAT_SPECS[requested]]
+    for spec in candidates:
+        missing = [token for token in spec.required if tokenizer.single_token_id(token) is None]
         if not missing:
-            return _in_ids(spelling, tokenizer, eos_token_ids)
+            return _encode_spec(spec, tokenizer, eos_token_ids)
         if requested != "auto":
             raise RequestError(
                 f"reasoning_format {requested}: the tokenizer has no single token for "
@@ -117,21 +117,21 @@ def detect_format(
     return None
 
 
-def _in_ids(
-    spelling: _Spelling, tokenizer: Tokenizer, eos_token_ids: Sequence[int]
+def _encode_spec(
+    spec: ReasoningFormatSpec, tokenizer: Tokenizer, eos_token_ids: Sequence[int]
 ) -> ReasoningFormat:
-    triggers = [tokenizer.id_of(token) for token in spelling.triggers]
+    triggers = [tokenizer.single_token_id(token) for token in spec.triggers]
     ids = {token for token in triggers if token is not None} | set(eos_token_ids)
     return ReasoningFormat(
-        name=spelling.name,
-        start=tuple(tokenizer.encode(spelling.start)),
-        open_marker=tuple(tokenizer.encode(spelling.open_marker)),
+        name=spec.name,
+        start=tuple(tokenizer.encode(spec.start)),
+        open_marker=tuple(tokenizer.encode(spec.open_marker)),
         triggers=tuple(sorted(ids)),
-        natural_end=tuple(tokenizer.encode(spelling.end)),
+        natural_end=tuple(tokenizer.encode(spec.end)),
         newline=tuple(tokenizer.encode("\n")),
-        newline_always=spelling.newline_always,
+        newline_always=spec.newline_always,
         _encode=tokenizer.encode,
-        _spelling=spelling,
+        _spec=spec,
     )
 
 

@@ -112,7 +112,7 @@ class Tokenizer:
         """The whole tokenizer, in the format of ``tokenizer.json``."""
         return self._backend.to_str()
 
-    def id_of(self, token: str) -> int | None:
+    def single_token_id(self, token: str) -> int | None:
         """Id of ``token`` if it is one token wherever it stands; else None."""
         found = self._backend.token_to_id(token)
         return found if found is not None and self.encode(token) == [found] else None

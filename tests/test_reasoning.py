@@ -131,7 +131,7 @@ def test_missing_delimiters_are_named(requested: str, lacks: str) -> None:
 
 
 def test_open_thinking_of_s1() -> None:
-    found = _format(TINY_S1, (TINY_S1.id_of(CHATML[2]) or 0,))
+    found = _format(TINY_S1, (TINY_S1.single_token_id(CHATML[2]) or 0,))
     header = "<|im_start|>user\nquick<|im_end|>\n<|im_start|>assistant\n"
 
     def begin(text: str) -> int | None:
@@ -150,7 +150,7 @@ def test_open_thinking_of_s1() -> None:
 
 
 def test_open_thinking_of_think_tags() -> None:
-    found = _format(TINY_TAGS, (TINY_TAGS.id_of(CHATML[2]) or 0,))
+    found = _format(TINY_TAGS, (TINY_TAGS.single_token_id(CHATML[2]) or 0,))
     header = "<|im_start|>user\nfox<|im_end|>\n<|im_start|>assistant\n"
 
     def begin(text: str) -> int | None:

@@ -74,11 +74,11 @@ def test_golden_chats(qwen: Tokenizer) -> None:
 
 def test_qwen_ids(qwen: Tokenizer) -> None:
     assert qwen.num_tokens == 151665
-    assert qwen.id_of("<|im_start|>") == 151644
-    assert qwen.id_of("<|im_end|>") == 151645
+    assert qwen.single_token_id("<|im_start|>") == 151644
+    assert qwen.single_token_id("<|im_end|>") == 151645
     assert qwen.encode("<|im_start|>think") == [151644, 26865]
     assert qwen.encode("Wait") == [14190]
-    assert qwen.id_of("no such token") is None
+    assert qwen.single_token_id("no such token") is None
 
 
 def test_qwen_newlines(qwen: Tokenizer) -> None:
@@ -110,7 +110,7 @@ def test_bytes_of_tokens_join_to_the_text(text: str) -> None:
 
 def test_special_strings_become_special_tokens() -> None:
     ids = TINY.encode("<|im_start|>user")
-    assert ids[0] == TINY.id_of("<|im_start|>")
+    assert ids[0] == TINY.single_token_id("<|im_start|>")
     assert TINY.decode(ids) == "user"
     assert TINY.decode(ids, skip_special_tokens=False) == "<|im_start|>user"
     assert TINY.token_bytes(ids[0]) == b"<|im_start|>"
@@ -278,9 +278,9 @@ def test_code_in_a_model_directory_is_never_run(tmp_path: Path) -> None:
 
 def test_qwen3_has_think_tags(qwen: Tokenizer, tmp_path: Path) -> None:
     loaded = Tokenizer.from_dir(qwen3_dir(tmp_path))
-    assert loaded.id_of("<think>") == 151667
-    assert loaded.id_of("</think>") == 151668
-    assert qwen.id_of("<think>") is None
+    assert loaded.single_token_id("<think>") == 151667
+    assert loaded.single_token_id("</think>") == 151668
+    assert qwen.single_token_id("<think>") is None
 
 
 def qwen3_dir(tmp_path: Path) -> Path:

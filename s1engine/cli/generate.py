@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
-from s1engine.flags import add_flags, given
+from s1engine.flags import add_flags, given_values
 
 # flag: (type, help); each is a field of the HTTP API by the same name
 FIELDS: dict[str, tuple[type, str]] = {
@@ -75,15 +75,15 @@ def run(args: argparse.Namespace) -> int:
     """Answers everything; with ``--json`` or ``--output`` one object a request, in order."""
     rows = _rows(args)
 
-    from s1engine.cli.requests import parse_row
+    from s1engine.cli.request_row import parse_row
     from s1engine.engine.llm import LLM
 
-    options = {k: v for k, v in given(args, EngineConfig).items() if v is not None}
+    options = {k: v for k, v in given_values(args, EngineConfig).items() if v is not None}
     llm = LLM(progress=True, **options)
     requests = [parse_row(llm, row, where, raw=args.raw) for where, row in rows]
     if args.input is None and not args.json and args.output is None:
         return _show(llm, *requests[0])
-    outputs = llm.run([llm.engine.make_request(p, s, **o) for p, s, o in requests])
+    outputs = llm.generate_requests([llm.engine.make_request(p, s, **o) for p, s, o in requests])
     ids = [{"id": row["id"]} if "id" in row else {} for _, row in rows]
     lines = [{**own, **out.to_json()} for own, out in zip(ids, outputs, strict=True)]
     if args.output is not None:
@@ -137,7 +137,7 @@ def _show(llm: Any, prompt: Any, params: Any, options: dict[str, Any]) -> int:
     colour = sys.stdout.isatty()
     request = llm.engine.make_request(prompt, params, stream=True, **options)
     last = ""
-    for event in llm.stream(request):
+    for event in llm.generate_request(request):
         if isinstance(event, RequestOutput):
             print(f"{PLAIN if colour else ''}", flush=True)
             print(_account(event), file=sys.stderr)

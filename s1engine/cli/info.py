@@ -15,7 +15,7 @@ from typing import Any
 
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
-from s1engine.flags import add_flags, given
+from s1engine.flags import add_flags, given_values
 from s1engine.plan.options import PlanOptions
 
 CACHED_BYTES = 2**28  # smaller weights may stay in a processor's caches: memory is no bound
@@ -35,10 +35,10 @@ def run(args: argparse.Namespace) -> int:
     """Prints the facts, by section."""
     from s1engine.runner.device import resolve_config
 
-    options = {k: v for k, v in given(args, EngineConfig).items() if v is not None}
+    options = {k: v for k, v in given_values(args, EngineConfig).items() if v is not None}
     if args.plan:
         return plan(args, EngineConfig(**options))
-    if found := given(args, PlanOptions):
+    if found := given_values(args, PlanOptions):
         name = next(iter(found))
         raise RequestError(f"{name} is for a plan; add --plan", param=name)
     config = resolve_config(EngineConfig(**options))
@@ -64,7 +64,7 @@ def plan(args: argparse.Namespace, config: EngineConfig) -> int:
     from s1engine.plan.page import write_page
     from s1engine.plan.plan import make_plan
 
-    options = PlanOptions(**given(args, PlanOptions))
+    options = PlanOptions(**given_values(args, PlanOptions))
     path = Path(config.model).expanduser()
     is_file = path.is_file()
     facts = (

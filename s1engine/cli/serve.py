@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from s1engine.config import EngineConfig, check_float, check_int, parse_speculative_config
 from s1engine.errors import RequestError
-from s1engine.flags import add_flags, given
+from s1engine.flags import add_flags, given_values
 
 if TYPE_CHECKING:
     from s1engine.server.admission import Admission
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     check_float("shutdown_timeout", args.shutdown_timeout, 0, 2**31)
     if args.request_timeout is not None:
         check_float("request_timeout", args.request_timeout, 1e-3, 2**31)
-    options = given(args, EngineConfig)
+    options = given_values(args, EngineConfig)
     if options.get("model") is None:
         options.pop("model", None)
     if args.speculative_config is not None:
@@ -133,14 +133,14 @@ def _one(
     efforts: Mapping[str, int | None],
     keys: Sequence[str],
 ) -> "Served":
-    from s1engine.engine.remote_engine import RemoteLLMEngine
+    from s1engine.engine.process_client import ProcessEngineClient
     from s1engine.server.admission import Admission
     from s1engine.server.app import create_app
     from s1engine.server.tracing import Tracing, tracing_to
 
     endpoint = args.otlp_traces_endpoint
     tracing = Tracing() if endpoint is None else tracing_to(endpoint)
-    engine = RemoteLLMEngine(config, progress=True)
+    engine = ProcessEngineClient(config, progress=True)
     admission = Admission(config.max_num_seqs + queued)
     app = create_app(
         engine,

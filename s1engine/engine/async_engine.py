@@ -14,11 +14,11 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from s1engine.config import EngineConfig
-from s1engine.engine.assembly import StreamEvent
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.messages import EngineStats
-from s1engine.engine.readers import Event
+from s1engine.engine.output_processor import RequestEvent
 from s1engine.engine.request import Prompt, Request, RequestCompiler
+from s1engine.engine.request_output import StreamEvent
 from s1engine.errors import EngineDeadError, RequestFailedError
 from s1engine.outputs import RequestOutput
 from s1engine.sampling_params import SamplingParams
@@ -91,11 +91,11 @@ class AsyncLLMEngine:
         EngineDeadError if the engine fails, RequestFailedError if it fails with this one alone.
         """
         request = self.engine.make_request(prompt, params, stream=stream, **options)
-        async with contextlib.aclosing(self.run(request)) as events:
+        async with contextlib.aclosing(self.generate_request(request)) as events:
             async for event in events:
                 yield event
 
-    async def run(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
+    async def generate_request(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         """``generate`` for a request that is compiled already."""
         events: _Queue = asyncio.Queue()
         if not self.healthy:
@@ -158,7 +158,7 @@ class AsyncLLMEngine:
 
     # --- on the event loop ---
 
-    def _deliver(self, events: list[Event]) -> None:
+    def _deliver(self, events: list[RequestEvent]) -> None:
         for request_id, event in events:
             stream = self._streams.get(request_id)
             if stream is not None:

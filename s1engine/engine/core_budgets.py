@@ -2,7 +2,7 @@
 
 from s1engine import _core
 from s1engine.engine.model_text import ModelText
-from s1engine.engine.request import ThinkingPlan
+from s1engine.engine.request import CompiledBudget
 
 
 class CoreBudgets:
@@ -11,7 +11,7 @@ class CoreBudgets:
     def __init__(self, text: ModelText) -> None:
         self._format = _core_format(text)
 
-    def of(self, plan: ThinkingPlan | None) -> _core.BudgetParams | None:
+    def of(self, plan: CompiledBudget | None) -> _core.BudgetParams | None:
         """None for a request that does not think."""
         if plan is None:
             return None

@@ -41,7 +41,7 @@ class Channel:
 
     def send(self, message: messages.FromEngine) -> None:
         """Sends now what the socket takes, the rest with the next calls."""
-        self._unsent += messages.frame(message)
+        self._unsent += messages.encode_frame(message)
         self._flush()
 
     def _flush(self) -> None:
@@ -62,12 +62,12 @@ class Channel:
         data = self._socket.recv(READ_BYTES)
         if not data:
             raise ConnectionError("the other end has left")
-        return [messages.to_engine.decode(body) for body in self._reader.feed(data)]
+        return [messages.to_engine_decoder.decode(body) for body in self._reader.feed(data)]
 
     def finish(self, message: messages.FromEngine) -> None:
         """Sends a last message, and waits until it is out."""
         self._socket.setblocking(True)
-        self._unsent += messages.frame(message)
+        self._unsent += messages.encode_frame(message)
         self._socket.sendall(self._unsent)
 
 
@@ -88,11 +88,11 @@ def run(channel: Channel) -> None:
         raise
     except EngineDeadError as error:
         logger.error("%s; no further request can be served", error)
-        channel.finish(messages.Died(str(error)))
+        channel.finish(messages.EngineDied(str(error)))
         raise SystemExit(1) from error
     except Exception as error:
         logger.exception("the engine failed; no further request can be served")
-        channel.finish(messages.Died(f"{type(error).__name__}: {error}"))
+        channel.finish(messages.EngineDied(f"{type(error).__name__}: {error}"))
         raise SystemExit(1) from error
     finally:
         engine.close()
@@ -100,10 +100,10 @@ def run(channel: Channel) -> None:
 
 def _load(channel: Channel, config: EngineConfig, progress: bool) -> LLMEngine | None:
     try:
-        return LLMEngine(config, progress=progress, texts=False)
+        return LLMEngine(config, progress=progress, detokenize=False)
     except (ModelError, RequestError) as error:
         param = error.param if isinstance(error, RequestError) else None
-        channel.finish(messages.Refused(str(error), param, isinstance(error, ModelError)))
+        channel.finish(messages.LoadFailed(str(error), param, isinstance(error, ModelError)))
         return None
 
 
@@ -112,15 +112,15 @@ def _serve(channel: Channel, engine: LLMEngine, waiting: list[messages.ToEngine]
     while True:
         for message in waiting:
             _obey(engine, message)
-        step = None if channel.congested else engine.step_tokens()
+        step = None if channel.congested else engine.step_core()
         if step is not None:
-            channel.send(messages.Tokens(step))
-        for request, failure in engine.take_failures():
-            channel.send(messages.Failed(request.number, str(failure)))
+            channel.send(messages.Outputs(step))
+        for request, failure in engine.collect_failures():
+            channel.send(messages.RequestFailed(request.number, str(failure)))
         now = time.monotonic()
         rested, rests = rests, not engine.has_unfinished
         if now >= next_beat or rests > rested:
-            channel.send(messages.Beat(engine.stats()))
+            channel.send(messages.Heartbeat(engine.stats()))
             next_beat = now + BEAT_S
         busy = engine.has_unfinished and not channel.congested
         waiting = channel.receive(0 if busy else max(next_beat - now, 0))
@@ -128,9 +128,9 @@ def _serve(channel: Channel, engine: LLMEngine, waiting: list[messages.ToEngine]
 
 def _obey(engine: LLMEngine, message: messages.ToEngine) -> None:
     match message:
-        case messages.Add(request):
+        case messages.AddRequest(request):
             engine.add_request(request)
-        case messages.Abort(request_id):
+        case messages.AbortRequest(request_id):
             engine.abort(request_id)
         case messages.EndThinking(request_id):
             engine.end_thinking(request_id)

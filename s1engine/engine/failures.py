@@ -8,50 +8,50 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from s1engine.engine.group import Group
+from s1engine.engine.live_request import LiveRequest
 from s1engine.engine.request import Request
 from s1engine.errors import RequestFailedError
 
 logger = logging.getLogger(__name__)
 
 
-class Failures:
+class FailedRequests:
     """Those of one engine."""
 
     def __init__(self) -> None:
-        self._failing: list[Group] = []  # to be dropped when no step is under way
+        self._failing: list[LiveRequest] = []  # to be dropped when no step is under way
         self._untold: list[tuple[Request, RequestFailedError]] = []
 
     def __bool__(self) -> bool:
         return bool(self._untold)
 
     @contextlib.contextmanager
-    def alone(self, group: Group) -> Iterator[None]:
-        """What is raised within fails the group, and nobody else."""
+    def isolate(self, live: LiveRequest) -> Iterator[None]:
+        """What is raised within fails the live, and nobody else."""
         try:
             yield
         except Exception as error:
-            self.fail(group, error)
+            self.add(live, error)
 
-    def fail(self, group: Group, error: Exception) -> None:
-        """The group cannot go on. Its first failure counts."""
-        if group not in self._failing:
-            self._failing.append(group)
-            self.tell(group.request, error)
+    def add(self, live: LiveRequest, error: Exception) -> None:
+        """The live cannot go on. Its first failure counts."""
+        if live not in self._failing:
+            self._failing.append(live)
+            self.report(live.request, error)
 
-    def tell(self, request: Request, error: Exception) -> None:
+    def report(self, request: Request, error: Exception) -> None:
         """Whoever waits for the request shall know."""
         logger.error("request %s failed: %r", request.request_id, error, exc_info=error)
         failure = RequestFailedError("the engine could not go on with this request")
         failure.__cause__ = error
         self._untold.append((request, failure))
 
-    def take_failing(self) -> list[Group]:
+    def pop_failing(self) -> list[LiveRequest]:
         """Groups that are to be dropped."""
         failing, self._failing = self._failing, []
         return failing
 
-    def take(self) -> list[tuple[Request, RequestFailedError]]:
+    def pop_errors(self) -> list[tuple[Request, RequestFailedError]]:
         """What nobody has been told yet."""
         untold, self._untold = self._untold, []
         return untold

@@ -79,9 +79,11 @@ class LLM:
             self.engine.make_request(prompt, p, **options)
             for prompt, p in zip(prompts, each, strict=True)
         ]
-        return self.run(requests, progress=progress)
+        return self.generate_requests(requests, progress=progress)
 
-    def stream(self, request: Request) -> Iterator[Chunk | CheckpointOutput | RequestOutput]:
+    def generate_request(
+        self, request: Request
+    ) -> Iterator[Chunk | CheckpointOutput | RequestOutput]:
         """Chunks and checkpoints of a request made with ``stream=True``, then its output. Closing
         the iterator aborts the request."""
         self.engine.add_request(request)
@@ -94,7 +96,9 @@ class LLM:
         finally:
             self.engine.abort(request.request_id)
 
-    def run(self, requests: list[Request], *, progress: bool = True) -> list[RequestOutput]:
+    def generate_requests(
+        self, requests: list[Request], *, progress: bool = True
+    ) -> list[RequestOutput]:
         """Answers requests of ``LLMEngine.make_request``, all of them concurrently. Raises
         RequestFailedError if one fails by a fault of the engine."""
         done: dict[str, RequestOutput] = {}

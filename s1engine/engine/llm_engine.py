@@ -14,14 +14,14 @@ from typing import Any
 from s1engine import _core
 from s1engine.config import EngineConfig
 from s1engine.engine.core_budgets import CoreBudgets
+from s1engine.engine.core_output import EngineCoreOutputs, branch_number, sequence_id
 from s1engine.engine.drafts import drafting
-from s1engine.engine.failures import Failures
-from s1engine.engine.group import Group, Sample, sample_seed
+from s1engine.engine.failures import FailedRequests
+from s1engine.engine.live_request import LiveRequest, LiveSequence, sample_seed
 from s1engine.engine.messages import EngineStats
 from s1engine.engine.model_text import ModelText
-from s1engine.engine.preparation import Preparation
-from s1engine.engine.progress import StepTokens, child_number, sequence_id
-from s1engine.engine.readers import Event, Readers
+from s1engine.engine.output_processor import OutputProcessor, RequestEvent
+from s1engine.engine.preparation import PendingGrammars
 from s1engine.engine.request import Prompt, Request, RequestCompiler
 from s1engine.engine.run_ahead import begin_run, follow
 from s1engine.errors import RequestFailedError
@@ -41,8 +41,8 @@ class LLMEngine:
         config: what to load and how much of it to run at once.
         progress: show a bar while weights load.
         runner: what computes the steps; None: a ModelRunner with the model's weights.
-        texts: make the text of every request here, so that ``step`` returns events. If false, only
-            of requests whose own text decides when they end; ``step_tokens`` has all tokens.
+        detokenize: build the output of every request here, so that ``step`` returns events. If
+            false, only of requests whose output affects scheduling; ``step_core`` has all tokens.
 
     Raises:
         ModelError: the model directory is missing, damaged or not supported.
@@ -56,7 +56,7 @@ class LLMEngine:
         *,
         progress: bool = False,
         runner: Runner | None = None,
-        texts: bool = True,
+        detokenize: bool = True,
     ) -> None:
         path = resolve_model(config.model)
         text = ModelText.load(config, path)
@@ -88,14 +88,18 @@ class LLMEngine:
         self.compiler = RequestCompiler(text, self.max_model_len)
         self._budgets = CoreBudgets(text)
         self._random = random.Random(config.seed)
-        self._groups: dict[str, Group] = {}
-        self._samples: dict[int, Sample] = {}  # by sequence
+        self._live_requests: dict[str, LiveRequest] = {}
+        self._sequences: dict[int, LiveSequence] = {}  # by sequence
         self._deadlines: list[tuple[float, str]] = []  # heap
         self._forked: list[int] = []  # children that no step has told of
-        self._failures = Failures()
-        self._preparation = Preparation(self.compiler.guides)
-        self._readers = Readers(
-            self.scheduler, self._samples, self.tokenizer, self._failures.fail, texts=texts
+        self._failures = FailedRequests()
+        self._pending_grammars = PendingGrammars(self.compiler.grammars)
+        self._output_processor = OutputProcessor(
+            self.scheduler,
+            self._sequences,
+            self.tokenizer,
+            self._failures.add,
+            detokenize=detokenize,
         )
 
     def default_sampling(self) -> dict[str, Any]:
@@ -110,30 +114,30 @@ class LLMEngine:
 
     def add_request(self, request: Request) -> None:
         """Queues a request; its first sample now (once its grammar is compiled, if it has one), the
-        others when they can share its prompt. If that fails, it fails alone: ``take_failures``."""
-        if request.request_id in self._groups:
-            self._failures.tell(request, ValueError("request id is taken"))
+        others when they can share its prompt. A failure ends it alone: ``collect_failures``."""
+        if request.request_id in self._live_requests:
+            self._failures.report(request, ValueError("request id is taken"))
             return
         seed = request.params.seed
         seed = self._random.getrandbits(63) if seed is None else seed
-        group = self._groups[request.request_id] = Group(request, seed)
-        with self._failures.alone(group):
-            group.reader = self._readers.open(request)
+        live = self._live_requests[request.request_id] = LiveRequest(request, seed)
+        with self._failures.isolate(live):
+            live.output_builder = self._output_processor.add_request(request)
             if request.deadline is not None:
                 heapq.heappush(self._deadlines, (request.deadline, request.request_id))
             if request.params.grammar is not None:
-                self._preparation.enter(group, request.params.grammar)
+                self._pending_grammars.add(live, request.params.grammar)
             else:
-                self._add_sample(group)
+                self._add_sample(live)
         self._drop_failing()
 
-    def _add_sample(self, group: Group) -> None:
-        request, index = group.request, len(group.samples)
-        plan = request.thinking
+    def _add_sample(self, live: LiveRequest) -> None:
+        request, index = live.request, len(live.samples)
+        plan = request.budget
         sequence = sequence_id(request.number, index)
-        sample = Sample(group, sequence, sample_seed(group.seed, index))
-        sample.answers = plan is None or plan.max_thinking <= plan.thought
-        group.samples.append(sample)
+        sample = LiveSequence(live, sequence, sample_seed(live.seed, index))
+        sample.answering = plan is None or plan.max_thinking <= plan.tokens_thought
+        live.samples.append(sample)
         self._enter(sample)
         maximum = plan.max_thinking if plan else 0
         checkpoints = enumerate(plan.checkpoints if plan else (), start=1)
@@ -148,7 +152,7 @@ class LLMEngine:
                 watched=True,
                 salt=request.salt,
                 budget=self._budgets.of(plan),
-                thinking_tokens=plan.thought if plan else -1,
+                thinking_tokens=plan.tokens_thought if plan else -1,
                 max_thinking=maximum,
                 checkpoints=[(b, sequence + child) for child, b in checkpoints if b < maximum],
                 loop_repeats=plan.loop_repeats if plan else 0,
@@ -156,87 +160,87 @@ class LLMEngine:
             )
         finally:  # a child may have come off before it failed
             self._adopt()
-        if group.limit is not None:
-            self._limit_samples(group, *group.limit)
+        if live.thinking_limit is not None:
+            self._limit_samples(live, *live.thinking_limit)
 
-    def _enter(self, sample: Sample) -> None:
-        self._samples[sample.sequence] = sample
-        self._readers.enter(sample)
+    def _enter(self, sample: LiveSequence) -> None:
+        self._sequences[sample.seq_id] = sample
+        self._output_processor.add_sequence(sample)
 
     def _adopt(self) -> None:
         """Children that the scheduler forked off become samples of their own."""
         for child, parent in self.scheduler.forked:
-            sample = self._samples.get(parent)
-            if sample is None or child in self._samples:
+            sample = self._sequences.get(parent)
+            if sample is None or child in self._sequences:
                 continue  # of an earlier call
-            forked = Sample(sample.group, child, sample.seed, answers=True)
-            sample.group.children.append(forked)
+            forked = LiveSequence(sample.live_request, child, sample.seed, answering=True)
+            sample.live_request.branches.append(forked)
             self._enter(forked)
             self._forked.append(child)
-            if sample.group.reader is not None:
-                sample.group.reader.fork(child)
+            if sample.live_request.output_builder is not None:
+                sample.live_request.output_builder.add_branch(child)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request at once and frees its blocks. Returns what it has so far; None if there
         is no such request, or its text is not made here."""
-        group = self._groups.get(request_id)
-        if group is None:
+        live = self._live_requests.get(request_id)
+        if live is None:
             return None
         output = None
-        if not self._preparation.leave(group):
-            with self._failures.alone(group):
-                while group.reader is not None and not group.complete:
-                    self._add_sample(group)
-                self._finish(group)
-                output = self._readers.read_to_the_end(group, time.monotonic())
-        self._finish(group)
-        self._remove(group)
+        if not self._pending_grammars.remove(live):
+            with self._failures.isolate(live):
+                while live.output_builder is not None and not live.complete:
+                    self._add_sample(live)
+                self._finish(live)
+                output = self._output_processor.partial_output(live, time.monotonic())
+        self._finish(live)
+        self._remove(live)
         return output
 
-    def _finish(self, group: Group) -> None:
-        for sample in group.all_samples():
+    def _finish(self, live: LiveRequest) -> None:
+        for sample in live.all_sequences():
             if not sample.finished:
-                self.scheduler.finish(sample.sequence, _core.FinishReason.ABORT)
+                self.scheduler.finish(sample.seq_id, _core.FinishReason.ABORT)
 
     def _drop_failing(self) -> None:
         """Requests that failed are gone. Between steps, or at the end of one."""
-        for group in self._failures.take_failing():
-            if self._groups.get(group.request.request_id) is group:
-                self._preparation.leave(group)
-                self._finish(group)
-                self._remove(group)
+        for live in self._failures.pop_failing():
+            if self._live_requests.get(live.request.request_id) is live:
+                self._pending_grammars.remove(live)
+                self._finish(live)
+                self._remove(live)
 
-    def take_failures(self) -> list[tuple[Request, RequestFailedError]]:
+    def collect_failures(self) -> list[tuple[Request, RequestFailedError]]:
         """Requests that failed alone since the last call; ``step`` tells of them too."""
-        return self._failures.take()
+        return self._failures.pop_errors()
 
-    def _remove(self, group: Group) -> None:
-        for sample in group.all_samples():
-            self.scheduler.remove(sample.sequence)
-            self._samples.pop(sample.sequence, None)
-        del self._groups[group.request.request_id]
-        self._readers.close(group)
+    def _remove(self, live: LiveRequest) -> None:
+        for sample in live.all_sequences():
+            self.scheduler.remove(sample.seq_id)
+            self._sequences.pop(sample.seq_id, None)
+        del self._live_requests[live.request.request_id]
+        self._output_processor.remove_request(live)
 
     def end_thinking(self, request_id: str) -> bool:
         """Tells a live request to answer now. False if there is no such request."""
         return self._limit(request_id, THINKING_NOW, _core.EndReason.CLIENT)
 
     def _limit(self, request_id: str, maximum: int, reason: _core.EndReason) -> bool:
-        group = self._groups.get(request_id)
-        if group is None:
+        live = self._live_requests.get(request_id)
+        if live is None:
             return False
-        group.limit = (maximum, reason)
-        self._limit_samples(group, maximum, reason)
+        live.thinking_limit = (maximum, reason)
+        self._limit_samples(live, maximum, reason)
         return True
 
-    def _limit_samples(self, group: Group, maximum: int, reason: _core.EndReason) -> None:
-        for sample in group.all_samples():
-            self.scheduler.limit_thinking(sample.sequence, maximum, reason)
+    def _limit_samples(self, live: LiveRequest, maximum: int, reason: _core.EndReason) -> None:
+        for sample in live.all_sequences():
+            self.scheduler.limit_thinking(sample.seq_id, maximum, reason)
 
     @property
     def has_unfinished(self) -> bool:
         """Is there anything to step for?"""
-        return bool(self._groups or self._failures)
+        return bool(self._live_requests or self._failures)
 
     def stats(self) -> EngineStats:
         """Where the engine stands."""
@@ -263,14 +267,14 @@ class LLMEngine:
 
     # --- stepping ---
 
-    def step(self) -> list[Event]:
+    def step(self) -> list[RequestEvent]:
         """Computes one step, or follows the device through several. Returns chunks and checkpoints
         of streaming requests, outputs of finished ones, and errors of those that failed alone."""
-        self.step_tokens()
-        failures = [(request.request_id, error) for request, error in self.take_failures()]
-        return [*self._readers.take_events(), *failures]
+        self.step_core()
+        failures = [(request.request_id, error) for request, error in self.collect_failures()]
+        return [*self._output_processor.collect_events(), *failures]
 
-    def step_tokens(self) -> StepTokens | None:
+    def step_core(self) -> EngineCoreOutputs | None:
         """The same, but returns its tokens; None if there was nothing to compute."""
         self.runner.check()
         self._enforce_deadlines()
@@ -281,12 +285,12 @@ class LLMEngine:
 
     def _admit_prepared(self) -> None:
         """Requests whose grammar is compiled begin."""
-        idle = len(self._preparation) == len(self._groups)
-        for group in self._preparation.ready(patient=idle):
-            with self._failures.alone(group):
-                self._add_sample(group)
+        idle = len(self._pending_grammars) == len(self._live_requests)
+        for live in self._pending_grammars.pop_ready(wait=idle):
+            with self._failures.isolate(live):
+                self._add_sample(live)
 
-    def _step(self) -> StepTokens | None:
+    def _step(self) -> EngineCoreOutputs | None:
         ahead = self.runner.ahead
         began = time.monotonic()
         if ahead is not None and ahead.in_flight:
@@ -294,15 +298,15 @@ class LLMEngine:
         batch = self.runner.batch
         seated = self.scheduler.schedule(batch.core)
         for sequence in seated:
-            sample = self._samples[sequence]
-            with self._failures.alone(sample.group):
+            sample = self._sequences[sequence]
+            with self._failures.isolate(sample.live_request):
                 self._seat(sample, began)
         if batch.core.num_rows == 0:
             return None
         if self.config.overload_thinking_floor is not None:
             self._relieve(self.config.overload_thinking_floor)
-        self.runner.sampler.masks = self._readers.masks()
-        if not self._readers.guide and begin_run(self.scheduler, self.runner):
+        self.runner.sampler.masks = self._output_processor.grammar_masks()
+        if not self._output_processor.has_grammar and begin_run(self.scheduler, self.runner):
             return self._follow(began, seated)
         sampled = self.runner.execute()
         self.scheduler.update(sampled.token_ids)
@@ -312,7 +316,7 @@ class LLMEngine:
             self.scheduler.took(time.monotonic() - began)
         return self._collect(began, seated, sampled.logprobs)
 
-    def _follow(self, began: float, seated: list[int]) -> StepTokens:
+    def _follow(self, began: float, seated: list[int]) -> EngineCoreOutputs:
         follow(self.scheduler, self.runner)
         self._adopt()
         return self._collect(began, seated, {})
@@ -327,57 +331,57 @@ class LLMEngine:
         pressure = min(self.scheduler.stats().num_waiting / self.config.max_num_seqs, 1.0)
         if pressure == 0:
             return
-        for name, group in self._groups.items():
-            plan = group.request.thinking
+        for name, live in self._live_requests.items():
+            plan = live.request.budget
             if plan is not None:
                 excess = plan.max_thinking - max(floor, plan.min_thinking)
                 maximum = plan.max_thinking - int(pressure * max(excess, 0))
-                if maximum < (group.limit[0] if group.limit else plan.max_thinking):
+                if maximum < (live.thinking_limit[0] if live.thinking_limit else plan.max_thinking):
                     self._limit(name, maximum, _core.EndReason.OVERLOAD)
 
-    def _seat(self, sample: Sample, now: float) -> None:
-        request = sample.group.request
-        if sample.group.reader is not None:
-            sample.group.reader.seat(now)
-        child = child_number(sample.sequence) != 0
+    def _seat(self, sample: LiveSequence, now: float) -> None:
+        request = sample.live_request.request
+        if sample.live_request.output_builder is not None:
+            sample.live_request.output_builder.record_scheduled(now)
+        child = branch_number(sample.seq_id) != 0
         self.runner.sampler.seat(
-            self.scheduler.seat(sample.sequence),
+            self.scheduler.seat(sample.seq_id),
             replace(request.params, logprobs=None) if child else request.params,
             sample.seed,
-            self.scheduler.tokens(sample.sequence),
+            self.scheduler.tokens(sample.seq_id),
             len(request.prompt),
         )
 
     def _collect(
         self, began: float, seated: list[int], logprobs: dict[int, RowLogprobs]
-    ) -> StepTokens:
+    ) -> EngineCoreOutputs:
         """Takes the tokens of the step, and gives up the sequences that are done."""
         now = time.monotonic()
         records = self.scheduler.take_progressed()
-        step = StepTokens(began, now, seated, self._forked, records, logprobs)
+        step = EngineCoreOutputs(began, now, seated, self._forked, records, logprobs)
         self._forked = []
         if not records:  # nobody ended, and nobody watches
             return step
         for sequence in self.scheduler.ended:
-            self._samples[sequence].finished = True
+            self._sequences[sequence].finished = True
         for sequence, _ in self.scheduler.progressed:
-            sample = self._samples[sequence]
-            if not sample.begun:
-                with self._failures.alone(sample.group):
+            sample = self._sequences[sequence]
+            if not sample.has_output:
+                with self._failures.isolate(sample.live_request):
                     self._begin(sample)
-        ended = [*self.scheduler.ended, *self._readers.read(step)]
-        for group in {self._samples[sequence].group for sequence in ended}:
-            if group.finished:
-                self._remove(group)
+        ended = [*self.scheduler.ended, *self._output_processor.process(step)]
+        for live in {self._sequences[sequence].live_request for sequence in ended}:
+            if live.finished:
+                self._remove(live)
         return step
 
-    def _begin(self, sample: Sample) -> None:
+    def _begin(self, sample: LiveSequence) -> None:
         """Now the prompt is cached, so further samples find it; and few need watching on."""
-        sample.begun = True
-        group, request = sample.group, sample.group.request
-        while not group.complete:
-            self._add_sample(group)
-        child = child_number(sample.sequence) != 0
+        sample.has_output = True
+        live, request = sample.live_request, sample.live_request.request
+        while not live.complete:
+            self._add_sample(live)
+        child = branch_number(sample.seq_id) != 0
         shown = not child and (request.stream or request.params.logprobs is not None)
-        if not (shown or request.params.stop or sample.guide):
-            self.scheduler.unwatch(sample.sequence)
+        if not (shown or request.params.stop or sample.matcher):
+            self.scheduler.unwatch(sample.seq_id)

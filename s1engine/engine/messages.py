@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from s1engine.config import EngineConfig
-from s1engine.engine.progress import StepTokens
+from s1engine.engine.core_output import EngineCoreOutputs
 from s1engine.engine.request import Request
 
 MAX_FRAME_BYTES = 2**28
@@ -45,13 +45,13 @@ class Start(msgspec.Struct, tag=True):
     progress: bool
 
 
-class Add(msgspec.Struct, tag=True):
+class AddRequest(msgspec.Struct, tag=True):
     """A request to answer."""
 
     request: Request
 
 
-class Abort(msgspec.Struct, tag=True):
+class AbortRequest(msgspec.Struct, tag=True):
     """Nobody waits for this request any more."""
 
     request_id: str
@@ -71,7 +71,7 @@ class Ready(msgspec.Struct, tag=True):
     stats: EngineStats
 
 
-class Refused(msgspec.Struct, tag=True):
+class LoadFailed(msgspec.Struct, tag=True):
     """The same from one that cannot load it: a user's mistake."""
 
     message: str
@@ -79,33 +79,33 @@ class Refused(msgspec.Struct, tag=True):
     of_model: bool  # a ModelError, else a RequestError
 
 
-class Tokens(msgspec.Struct, tag=True):
+class Outputs(msgspec.Struct, tag=True):
     """All that one step gave."""
 
-    step: StepTokens
+    step: EngineCoreOutputs
 
 
-class Failed(msgspec.Struct, tag=True):
+class RequestFailed(msgspec.Struct, tag=True):
     """The engine could not go on with this request."""
 
     number: int
     message: str
 
 
-class Beat(msgspec.Struct, tag=True):
+class Heartbeat(msgspec.Struct, tag=True):
     """A sign of life, every second (or step, if longer) and when the last request is done."""
 
     stats: EngineStats
 
 
-class Died(msgspec.Struct, tag=True):
+class EngineDied(msgspec.Struct, tag=True):
     """The last message of an engine whose step failed."""
 
     message: str
 
 
-ToEngine = Start | Add | Abort | EndThinking
-FromEngine = Ready | Refused | Tokens | Failed | Beat | Died
+ToEngine = Start | AddRequest | AbortRequest | EndThinking
+FromEngine = Ready | LoadFailed | Outputs | RequestFailed | Heartbeat | EngineDied
 
 
 def _plain(value: Any) -> Any:
@@ -121,18 +121,20 @@ def _rich(kind: type, value: Any) -> Any:
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
-to_engine: "msgspec.msgpack.Decoder[ToEngine]" = msgspec.msgpack.Decoder(ToEngine, dec_hook=_rich)
-from_engine: "msgspec.msgpack.Decoder[FromEngine]" = msgspec.msgpack.Decoder(
+to_engine_decoder: "msgspec.msgpack.Decoder[ToEngine]" = msgspec.msgpack.Decoder(
+    ToEngine, dec_hook=_rich
+)
+from_engine_decoder: "msgspec.msgpack.Decoder[FromEngine]" = msgspec.msgpack.Decoder(
     FromEngine, dec_hook=_rich
 )
 
 
-def frame(message: ToEngine | FromEngine) -> bytes:
+def encode_frame(message: ToEngine | FromEngine) -> bytes:
     """A message as it is sent."""
-    return framed(_encoder.encode(message))
+    return frame_bytes(_encoder.encode(message))
 
 
-def framed(body: bytes) -> bytes:
+def frame_bytes(body: bytes) -> bytes:
     """A body behind its length, as ``FrameReader`` reads it."""
     assert len(body) <= MAX_FRAME_BYTES, "message is too large"
     return _LENGTH.pack(len(body)) + body

@@ -2,39 +2,39 @@
 
 from concurrent import futures
 
-from s1engine.engine.group import Group
-from s1engine.engine.guide import GuideMaker
+from s1engine.engine.grammar import GrammarCompiler
+from s1engine.engine.live_request import LiveRequest
 
 PATIENCE_S = 0.01  # of an engine that has nothing else to do
 
 
-class Preparation:
+class PendingGrammars:
     """The waiting room of one engine."""
 
-    def __init__(self, guides: GuideMaker) -> None:
+    def __init__(self, guides: GrammarCompiler) -> None:
         self._guides = guides
-        self._waiting: list[Group] = []
+        self._waiting: list[LiveRequest] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def enter(self, group: Group, grammar: str) -> None:
+    def add(self, live: LiveRequest, grammar: str) -> None:
         """Has the grammar compiled, in another thread."""
-        group.guide = self._guides.prepare(grammar)
-        self._waiting.append(group)
+        live.matcher = self._guides.submit(grammar)
+        self._waiting.append(live)
 
-    def leave(self, group: Group) -> bool:
+    def remove(self, live: LiveRequest) -> bool:
         """Waits no more. False if it did not wait."""
-        if group not in self._waiting:
+        if live not in self._waiting:
             return False
-        self._waiting.remove(group)
+        self._waiting.remove(live)
         return True
 
-    def ready(self, patient: bool) -> list[Group]:
-        """Takes those whose grammar is there; if ``patient``, waits a moment for the first."""
-        if patient and self._waiting:
-            guides = [group.guide for group in self._waiting if group.guide is not None]
+    def pop_ready(self, wait: bool) -> list[LiveRequest]:
+        """Takes those whose grammar is there; if ``wait``, waits a moment for the first."""
+        if wait and self._waiting:
+            guides = [live.matcher for live in self._waiting if live.matcher is not None]
             futures.wait(guides, PATIENCE_S, futures.FIRST_COMPLETED)
-        ready = [group for group in self._waiting if group.guide and group.guide.done()]
-        self._waiting = [group for group in self._waiting if group not in ready]
+        ready = [live for live in self._waiting if live.matcher and live.matcher.done()]
+        self._waiting = [live for live in self._waiting if live not in ready]
         return ready

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from s1engine.config import DEFAULT_ANSWER_RESERVE, check_int, check_unicode
-from s1engine.engine.guide import GuideMaker
+from s1engine.engine.grammar import GrammarCompiler
 from s1engine.engine.model_text import ModelText
 from s1engine.errors import RequestError
 from s1engine.reasoning import find_open_thinking
@@ -29,7 +29,7 @@ Prompt = str | list[int] | list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class ThinkingPlan:
+class CompiledBudget:
     """A thinking budget in token ids, fitted into what the request and the context leave."""
 
     wait: list[int]  # replaces an ignored end
@@ -37,7 +37,7 @@ class ThinkingPlan:
     delimiter_len: int  # leading tokens of forced_end that are delimiter
     min_thinking: int
     num_waits: int
-    thought: int  # thinking tokens that already stand in the prompt
+    tokens_thought: int  # thinking tokens that already stand in the prompt
     max_thinking: int  # effective maximum, those included
     checkpoints: tuple[int, ...]
     loop_repeats: int  # 0: loops are not looked for
@@ -53,7 +53,7 @@ class Request:
     params: SamplingParams
     max_len: int  # prompt and output together
     stop_tokens: list[int]
-    thinking: ThinkingPlan | None
+    budget: CompiledBudget | None
     stream: bool
     priority: int
     salt: bytes  # 16 bytes
@@ -61,7 +61,7 @@ class Request:
     arrival: float = field(default_factory=time.monotonic)
 
     @property
-    def reads_itself(self) -> bool:
+    def needs_output_processing(self) -> bool:
         """Does its own text decide when it ends?"""
         budget = self.params.thinking
         if self.params.stop or self.params.grammar is not None:
@@ -72,7 +72,7 @@ class Request:
     def deadline(self) -> float | None:
         """Time (monotonic, s) at which thinking must end."""
         budget = self.params.thinking
-        if self.thinking is None or budget is None or budget.deadline_ms is None:
+        if self.budget is None or budget is None or budget.deadline_ms is None:
             return None
         return self.arrival + budget.deadline_ms / 1000
 
@@ -89,7 +89,7 @@ class RequestCompiler:
         self.max_model_len = max_model_len
         self._tokenizer = text.tokenizer
         self._reasoning = text.format
-        self.guides = GuideMaker(text)
+        self.grammars = GrammarCompiler(text)
 
     def compile(
         self,
@@ -117,7 +117,7 @@ class RequestCompiler:
         ids = self._encode(prompt, chat, enable_thinking, template_kwargs, tools)
         self._check_ids(params)
         if params.grammar is not None:
-            self.guides.check(params.grammar)
+            self.grammars.validate(params.grammar)
         thought = self._open_thinking(ids, params, chat, enable_thinking)
         room = self.max_model_len - len(ids)
         if room < 1:
@@ -135,7 +135,7 @@ class RequestCompiler:
             params=params,
             max_len=max_len,
             stop_tokens=stops,
-            thinking=thinking,
+            budget=thinking,
             stream=stream,
             priority=priority,
             salt=hashlib.sha256(cache_salt.encode()).digest()[:16] if cache_salt else bytes(16),
@@ -240,7 +240,7 @@ class RequestCompiler:
 
     def _plan(
         self, params: SamplingParams, thought: int, prompt_len: int, max_len: int, bare: bool
-    ) -> ThinkingPlan:
+    ) -> CompiledBudget:
         """``bare``: nothing opens the answer after a forced end, unless the budget says what."""
         assert self._reasoning is not None
         budget = params.thinking or ThinkingBudget()
@@ -260,13 +260,13 @@ class RequestCompiler:
         maximum = thought + room
         if budget.max_tokens is not None:
             maximum = min(maximum, budget.max_tokens)
-        return ThinkingPlan(
+        return CompiledBudget(
             wait=self._tokenizer.encode(budget.wait_text),
             forced_end=list(forced_end),
             delimiter_len=_delimiter_len(forced_end, self._reasoning.natural_end),
             min_thinking=budget.min_tokens,
             num_waits=budget.num_waits,
-            thought=thought,
+            tokens_thought=thought,
             max_thinking=maximum,
             checkpoints=budget.checkpoints,
             loop_repeats=budget.loop_repeats or 0,

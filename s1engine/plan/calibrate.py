@@ -61,7 +61,7 @@ def random_engine(config: EngineConfig, model: ModelConfig) -> LLMEngine:
         newlines=np.zeros(model.vocab_size, np.uint8),
         progress=False,
     )
-    return LLMEngine(config, runner=runner, texts=False)
+    return LLMEngine(config, runner=runner, detokenize=False)
 
 
 def calibration_engine(config: EngineConfig, model: ModelConfig) -> LLMEngine:
@@ -137,10 +137,10 @@ def _add(engine: LLMEngine, count: int, length: int, max_tokens: int) -> None:
 def _step(engine: LLMEngine, begin: float | None = None) -> Measured:
     """One step; its time counts from ``begin``, where that is given."""
     begin = time.perf_counter() if begin is None else begin
-    taken = engine.step_tokens()
+    taken = engine.step_core()
     seconds = time.perf_counter() - begin
     assert taken is not None
-    return Measured(Step.of(engine.runner.batch, len(taken.seated)), seconds)
+    return Measured(Step.of(engine.runner.batch, len(taken.admitted)), seconds)
 
 
 def _median(found: list[Measured]) -> Measured:

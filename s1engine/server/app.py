@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from s1engine import __version__
-from s1engine.engine.served import ServedEngine
+from s1engine.engine.client import EngineClient
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.server.admission import MAX_QUEUED, Admission, NotAdmitted
 from s1engine.server.api.anthropic import MessagesFormatter, MessagesRequest
@@ -44,7 +44,7 @@ PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
 
 
 def create_app(
-    engine: ServedEngine,
+    engine: EngineClient,
     *,
     admission: Admission | None = None,
     api_keys: Sequence[str] = (),
@@ -99,7 +99,7 @@ class Server:
 
     def __init__(
         self,
-        engine: ServedEngine,
+        engine: EngineClient,
         admission: Admission,
         efforts: Mapping[str, int | None],
         timeout: float | None,

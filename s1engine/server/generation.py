@@ -17,8 +17,8 @@ import msgspec
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
+from s1engine.engine.client import EngineClient
 from s1engine.engine.request import Request
-from s1engine.engine.served import ServedEngine
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.outputs import RequestOutput
 from s1engine.server.admission import Admission, NotAdmitted, Ticket
@@ -49,7 +49,7 @@ class Generation:
 
     def __init__(
         self,
-        engine: ServedEngine,
+        engine: EngineClient,
         admission: Admission,
         metrics: Metrics,
         *,
@@ -139,7 +139,7 @@ class Generation:
         """Events of all requests with their index. Raises TimedOut, EngineDeadError and
         RequestFailedError."""
         used = 0
-        events: Run = merge([self._engine.run(request) for request in requests])
+        events: Run = merge([self._engine.generate_request(request) for request in requests])
         if seconds is not None:
             events = _in_time(events, seconds)
         try:

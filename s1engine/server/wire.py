@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from s1engine.engine.messages import FrameReader, framed
+from s1engine.engine.messages import FrameReader, frame_bytes
 from s1engine.engine.ray_address import uses_tls
 
 Message = dict[str, Any]  # of ASGI
@@ -127,7 +127,7 @@ class Wire(asyncio.Protocol):
         """Sends it before the loop's next turn but one. Lost if the connection is."""
         if not self._out:
             asyncio.get_running_loop().call_soon(self._write)
-        self._out.append(framed(_encoder.encode(message)))
+        self._out.append(frame_bytes(_encoder.encode(message)))
 
     def _write(self) -> None:
         if self._transport is not None and not self._transport.is_closing():

@@ -10,7 +10,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from s1engine import _core
-from s1engine.engine.progress import Progress, read_progress
+from s1engine.engine.core_output import EngineCoreOutput, decode_core_outputs
 from tests.core import reference
 from tests.core.paged_mock import EOS, PagedMock, hashed_model
 from tests.core.scenarios import (
@@ -326,15 +326,15 @@ def test_records_say_what_take_says(
     """The records of all steps are what a second scheduler tells sequence by sequence."""
     model = hashed_model(seed, favourites=(TRIGGER, EOS))
     told, asked = (make_mock(scenario, 2, engine) for _ in range(2))
-    got: dict[int, list[Progress]] = {}
+    got: dict[int, list[EngineCoreOutput]] = {}
     for seq_id, spec in enumerate(scenario):
         spec.extra["watched"] = True
         spec.add_to(told.scheduler, seq_id)
         spec.add_to(asked.scheduler, seq_id)
     while told.scheduler.has_unfinished():
         told.step(model)
-        for progress in read_progress(told.scheduler.take_progressed()):
-            got.setdefault(progress.sequence, []).append(progress)
+        for progress in decode_core_outputs(told.scheduler.take_progressed()):
+            got.setdefault(progress.seq_id, []).append(progress)
     asked.run(model)
     for seq_id in range(len(scenario)):
         wanted, found = asked.scheduler.take(seq_id), got[seq_id][-1]

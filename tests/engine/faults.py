@@ -11,9 +11,9 @@ import pytest
 
 from s1engine import _core
 from s1engine.engine import engine_process
+from s1engine.engine.core_output import branch_number, sample_index
 from s1engine.engine.llm_engine import LLMEngine
-from s1engine.engine.progress import child_number, sample_index
-from s1engine.engine.readers import Readers
+from s1engine.engine.output_processor import OutputProcessor
 
 ADD, ADD_SECOND, ADD_AFTER_FORK, SEAT, READ, MASK, STEP = range(701, 708)
 ALONE = (ADD, ADD_SECOND, ADD_AFTER_FORK, SEAT, READ, MASK)  # the others go on
@@ -48,27 +48,27 @@ def install(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(_core.Scheduler, "add", add_then_fail)
     before(_core.Scheduler, "add", adding)
-    before(LLMEngine, "_seat", lambda _, sample, __: sample.group.request.priority == SEAT)
+    before(LLMEngine, "_seat", lambda _, sample, __: sample.live_request.request.priority == SEAT)
     before(
-        Readers,
-        "_read",
+        OutputProcessor,
+        "_process_one",
         lambda _, __, sample, ___, ____: (
-            sample.group.request.priority == READ and not child_number(sample.sequence)
+            sample.live_request.request.priority == READ and not branch_number(sample.seq_id)
         ),
     )
-    real_masks = Readers.masks
+    real_masks = OutputProcessor.grammar_masks
 
-    def masks(self: Readers) -> Any:
+    def masks(self: OutputProcessor) -> Any:
         for sample in self._guided.values():
-            if sample.group.request.priority == MASK:
-                sample.guide = None if sample.finished else _Broken()  # type: ignore[assignment]
+            if sample.live_request.request.priority == MASK:
+                sample.matcher = None if sample.finished else _Broken()  # type: ignore[assignment]
         return real_masks(self)
 
-    patch.setattr(Readers, "masks", masks)
+    patch.setattr(OutputProcessor, "grammar_masks", masks)
     before(
         LLMEngine,
         "_step",
-        lambda engine: any(g.request.priority == STEP for g in engine._groups.values()),
+        lambda engine: any(g.request.priority == STEP for g in engine._live_requests.values()),
     )
 
 
@@ -76,7 +76,7 @@ class _Broken:
     def mask(self) -> None:
         raise Bug("mask")
 
-    def take(self, tokens: list[int]) -> None:
+    def advance(self, tokens: list[int]) -> None:
         pass
 
 

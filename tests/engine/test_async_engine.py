@@ -107,7 +107,7 @@ def test_end_thinking_reaches_a_live_request() -> None:
         )
         request = engine.engine.make_request(CHAT, params, stream=True)
         sample = None
-        async for event in engine.run(request):
+        async for event in engine.generate_request(request):
             engine.end_thinking(request.request_id)
             if isinstance(event, Chunk) and event.text:
                 break

@@ -103,7 +103,7 @@ def test_several_samples_have_checkpoints_of_their_own(llm: LLM) -> None:
 def test_checkpoints_are_streamed_before_the_end(llm: LLM) -> None:
     thinking = ThinkingBudget(checkpoints=(2, 9, 500), min_tokens=0)
     request = llm.engine.make_request(chat(2), params(thinking, max_tokens=700), stream=True)
-    events = list(llm.stream(request))
+    events = list(llm.generate_request(request))
     whole = events[-1]
     assert isinstance(whole, RequestOutput)
     streamed = [event for event in events if isinstance(event, CheckpointOutput)]

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from s1engine.config import EngineConfig
-from s1engine.engine import remote_engine
+from s1engine.engine import process_client
 from s1engine.engine.async_engine import AsyncLLMEngine
-from s1engine.engine.guide import GuideMaker
+from s1engine.engine.grammar import GrammarCompiler
 from s1engine.engine.llm import LLM
-from s1engine.engine.remote_engine import RemoteLLMEngine
+from s1engine.engine.process_client import ProcessEngineClient
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.outputs import Chunk, RequestOutput
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
@@ -80,8 +80,8 @@ def test_it_fails_alone_and_leaves_nothing(llm: LLM, fates: list[int], late: int
             assert isinstance(end, RequestFailedError) and isinstance(end.__cause__, faults.Bug)
         else:
             assert isinstance(end, RequestOutput) and end.outputs == alone
-    assert not ended and not engine._samples and not engine._readers._open
-    assert not engine._readers.guide
+    assert not ended and not engine._sequences and not engine._output_processor._num_open
+    assert not engine._output_processor.has_grammar
     engine.scheduler.check_integrity()
     assert engine.scheduler.stats().num_free_blocks == engine.runner.num_blocks
 
@@ -105,17 +105,17 @@ def test_offline_it_is_raised_and_nothing_is_left(llm: LLM) -> None:
 
 
 def test_across_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_engine, "PROCESS", "tests.engine.faults")
+    monkeypatch.setattr(process_client, "PROCESS", "tests.engine.faults")
     monkeypatch.chdir(ROOT)
 
     async def main() -> None:
-        engine = RemoteLLMEngine(EngineConfig(**OPTIONS))
+        engine = ProcessEngineClient(EngineConfig(**OPTIONS))
         await engine.start()
 
         async def ask(fate: int) -> Any:
             params = FATED if fate else GOOD
             request = engine.compiler.compile(CHAT, params, priority=fate, stream=True)
-            return [event async for event in engine.run(request)][-1]
+            return [event async for event in engine.generate_request(request)][-1]
 
         fates = [0, *faults.ALONE, 0]
         ends = await asyncio.gather(*map(ask, fates), return_exceptions=True)
@@ -156,14 +156,14 @@ def test_over_http_it_is_an_error_of_one_request() -> None:
 
 def test_streams_go_on_while_a_grammar_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     compiling, go_on = threading.Event(), threading.Event()
-    compile_grammar = GuideMaker._compile
+    compile_grammar = GrammarCompiler._compile
 
-    def slowly(self: GuideMaker, grammar: str) -> Any:
+    def slowly(self: GrammarCompiler, grammar: str) -> Any:
         compiling.set()
         assert go_on.wait(60)
         return compile_grammar(self, grammar)
 
-    monkeypatch.setattr(GuideMaker, "_compile", slowly)
+    monkeypatch.setattr(GrammarCompiler, "_compile", slowly)
     guided = SamplingParams(temperature=0, max_tokens=60, grammar=REGEX)
 
     async def main() -> None:
@@ -175,7 +175,7 @@ def test_streams_go_on_while_a_grammar_compiles(monkeypatch: pytest.MonkeyPatch)
 
         waiting = asyncio.ensure_future(ask(guided))
         hurried = engine.engine.make_request(CHAT, guided)
-        ended = asyncio.ensure_future(anext(engine.run(hurried)))
+        ended = asyncio.ensure_future(anext(engine.generate_request(hurried)))
         leaver = asyncio.ensure_future(ask(guided))
         await asyncio.to_thread(compiling.wait, 60)
         assert (await ask(GOOD)).outputs[0].finish_reason  # a whole answer meanwhile
@@ -192,7 +192,7 @@ def test_streams_go_on_while_a_grammar_compiles(monkeypatch: pytest.MonkeyPatch)
         while engine.engine.has_unfinished:
             await asyncio.sleep(0.01)
         engine.engine.scheduler.check_integrity()
-        assert not engine.engine._samples and not engine.engine._preparation
+        assert not engine.engine._sequences and not engine.engine._pending_grammars
         await engine.shutdown()
 
     asyncio.run(main())
@@ -202,31 +202,31 @@ def test_streams_go_on_while_a_grammar_compiles(monkeypatch: pytest.MonkeyPatch)
 def test_a_grammar_that_takes_too_long_is_refused_in_time(llm: LLM, bomb: Any) -> None:
     """Without a bound these run for long, past the limits that the library has."""
     grammar = LLMatcher.grammar_from_json_schema(bomb)
-    check = llm.engine.compiler.guides
+    check = llm.engine.compiler.grammars
     refused: list[RequestError] = []
 
     def ask() -> None:
         with pytest.raises(RequestError) as error:
-            check.check(grammar)
+            check.validate(grammar)
         refused.append(error.value)
 
     asking = threading.Thread(target=ask)
     asking.start()
-    check.check(REGEX)  # another does not wait for it
+    check.validate(REGEX)  # another does not wait for it
     assert not refused
     asking.join()
     assert "more than 1 s" in str(refused[0]) and refused[0].param == "response_format"
     ask()  # at once: the verdict is kept
-    check.check(REGEX)
+    check.validate(REGEX)
 
 
 def test_a_checker_that_was_killed_is_replaced(llm: LLM) -> None:
-    check = llm.engine.compiler.guides._check
-    check.check(REGEX)
+    check = llm.engine.compiler.grammars._validator
+    check.validate(REGEX)
     assert check._process is not None
     check._process.kill()
     check._process.wait()
-    check.check(REGEX.replace("3", "4"))
+    check.validate(REGEX.replace("3", "4"))
 
 
 def test_samples_that_follow_one_grammar_are_apart(llm: LLM) -> None:
@@ -242,6 +242,6 @@ def test_events_of_a_failed_stream_come_before_its_error(llm: LLM) -> None:
     request = llm.engine.make_request(CHAT, FATED, priority=faults.ADD_SECOND, stream=True)
     events: list[Any] = []
     with pytest.raises(RequestFailedError):
-        for event in llm.stream(request):
+        for event in llm.generate_request(request):
             events.append(event)
     assert all(isinstance(event, Chunk) for event in events)

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s1engine.engine import messages
-from s1engine.engine.llm import LLM
-from s1engine.engine.progress import (
-    child_number,
+from s1engine.engine.core_output import (
+    branch_number,
     request_number,
     sample_index,
     sequence_id,
 )
+from s1engine.engine.llm import LLM
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 CHAT = [{"role": "user", "content": "a=3 b=a+4 c=b*2 c?"}]
@@ -40,7 +40,7 @@ def test_messages_arrive_as_they_were_sent(
     llm: LLM, asked: list[SamplingParams], data: st.DataObject
 ) -> None:
     sent = [llm.engine.make_request(CHAT, one, cache_salt="x") for one in asked]
-    stream = b"".join(messages.frame(messages.Add(request)) for request in sent)
+    stream = b"".join(messages.encode_frame(messages.AddRequest(request)) for request in sent)
     reader, bodies = messages.FrameReader(), []
     while stream:
         size = data.draw(st.integers(1, 400))
@@ -48,8 +48,8 @@ def test_messages_arrive_as_they_were_sent(
         stream = stream[size:]
     assert len(bodies) == len(sent)
     for request, body in zip(sent, bodies, strict=True):
-        message = messages.to_engine.decode(body)
-        assert isinstance(message, messages.Add)
+        message = messages.to_engine_decoder.decode(body)
+        assert isinstance(message, messages.AddRequest)
         got = message.request
         assert np.array_equal(got.prompt, request.prompt) and got.prompt.dtype == np.int32
         for name in type(request).__slots__:
@@ -61,7 +61,7 @@ def test_messages_arrive_as_they_were_sent(
 def test_noise_is_refused_or_waits_for_more(noise: bytes) -> None:
     try:
         for body in messages.FrameReader().feed(noise):
-            messages.to_engine.decode(body)
+            messages.to_engine_decoder.decode(body)
     except (ConnectionError, msgspec.DecodeError):
         pass
 
@@ -77,4 +77,4 @@ def test_a_sequence_id_says_what_the_sequence_is(number: int, index: int, child:
     assert 0 <= sequence < 2**63
     assert request_number(sequence) == number
     assert sample_index(sequence) == index
-    assert child_number(sequence) == child
+    assert branch_number(sequence) == child

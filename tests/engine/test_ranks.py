@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from s1engine.config import BUNDLED_MODEL, EngineConfig
 from s1engine.engine.llm import LLM
-from s1engine.engine.remote_engine import RemoteLLMEngine
+from s1engine.engine.process_client import ProcessEngineClient
 from s1engine.errors import EngineDeadError, ModelError, RequestError
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.config import ModelConfig
@@ -160,11 +160,11 @@ def children(pid: int) -> list[int]:
 
 def test_a_rank_that_dies_while_nobody_asks_ends_the_engine() -> None:
     async def main() -> None:
-        engine = RemoteLLMEngine(EngineConfig(dtype="float32", tensor_parallel_size=2))
+        engine = ProcessEngineClient(EngineConfig(dtype="float32", tensor_parallel_size=2))
         await engine.start()
         try:
             request = engine.compiler.compile("x=2 x?", SamplingParams(max_tokens=2))
-            async with contextlib.aclosing(engine.run(request)) as events:
+            async with contextlib.aclosing(engine.generate_request(request)) as events:
                 assert [event async for event in events]
             (rank,) = children(engine.pid)
             ended = asyncio.Event()

@@ -121,7 +121,7 @@ def test_the_host_has_the_last_word(ahead: LLM) -> None:
 
     add("ended")
     add("aborted")
-    sequence, thought = engine._groups["ended"].samples[0].sequence, 0
+    sequence, thought = engine._live_requests["ended"].samples[0].seq_id, 0
     while thought < 5:
         engine.step()
         thought = engine.scheduler.take(sequence)["thinking_tokens"]

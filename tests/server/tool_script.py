@@ -74,10 +74,10 @@ class Scripted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    async def run(self, request: Request) -> AsyncGenerator[Any, None]:
+    async def generate_request(self, request: Request) -> AsyncGenerator[Any, None]:
         self.asked.append(request)
         if self.said is None:
-            async for event in self._engine.run(request):
+            async for event in self._engine.generate_request(request):
                 yield event
             return
         said, n = self.said, 3

@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from s1engine.config import EngineConfig
-from s1engine.engine.assembly import StreamEvent
-from s1engine.engine.remote_engine import RemoteLLMEngine
+from s1engine.engine.process_client import ProcessEngineClient
 from s1engine.engine.request import Request
+from s1engine.engine.request_output import StreamEvent
 from s1engine.server.admission import Admission
 from s1engine.server.app import create_app
 from s1engine.server.door import Door, outbox
@@ -32,10 +32,10 @@ class ReplicaOptions:
     traces_endpoint: str | None = None
 
 
-class ReplicaEngine(RemoteLLMEngine):
+class ReplicaEngine(ProcessEngineClient):
     """An engine that tells a request's outbox when it has begun."""
 
-    async def run(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
+    async def generate_request(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         said = outbox.get()
         async with contextlib.aclosing(super().run(request)) as events:
             async for event in events:

@@ -1,5 +1,5 @@
 """The process in which grammars are tried before they are let in:
-``python -m s1engine.engine.grammar_process FD``.
+``python -m s1engine.engine.grammar_worker FD``.
 
 A schema of a few hundred bytes can take llguidance minutes and gigabytes to compile, past every
 limit that it has itself. So each grammar is compiled here first, in a fork of its own that dies of

@@ -4,13 +4,13 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from s1engine.config import EngineConfig
-from s1engine.engine.assembly import StreamEvent
 from s1engine.engine.messages import EngineStats
 from s1engine.engine.request import Request, RequestCompiler
+from s1engine.engine.request_output import StreamEvent
 
 
-class ServedEngine(Protocol):
-    """AsyncLLMEngine is one in this process, RemoteLLMEngine one in another."""
+class EngineClient(Protocol):
+    """AsyncLLMEngine is one in this process, ProcessEngineClient one in another."""
 
     @property
     def config(self) -> EngineConfig: ...
@@ -30,7 +30,7 @@ class ServedEngine(Protocol):
 
     async def shutdown(self) -> None: ...
 
-    def run(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
+    def generate_request(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         """Answers a request; closing the generator aborts it."""
 
     def end_thinking(self, request_id: str) -> bool: ...

@@ -14,7 +14,7 @@ import pytest
 
 from s1engine.config import EngineConfig
 from s1engine.engine.llm import LLM
-from s1engine.engine.remote_engine import RemoteLLMEngine
+from s1engine.engine.process_client import ProcessEngineClient
 from s1engine.engine.request import Request
 from s1engine.errors import EngineDeadError, ModelError, RequestError
 from s1engine.eval.arithmetic import generate
@@ -46,10 +46,10 @@ EARLY = SamplingParams(
 )
 
 
-def run(test: Callable[[RemoteLLMEngine], Awaitable[None]]) -> None:
+def run(test: Callable[[ProcessEngineClient], Awaitable[None]]) -> None:
     async def main() -> None:
         config = EngineConfig(dtype="float32", max_num_seqs=16, max_num_batched_tokens=256)
-        engine = RemoteLLMEngine(config)
+        engine = ProcessEngineClient(config)
         await engine.start()
         try:
             await asyncio.wait_for(test(engine), 120)
@@ -61,12 +61,12 @@ def run(test: Callable[[RemoteLLMEngine], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def ask(engine: RemoteLLMEngine, index: int, *, stream: bool = False) -> Request:
+def ask(engine: ProcessEngineClient, index: int, *, stream: bool = False) -> Request:
     return engine.compiler.compile(QUESTIONS[index], ASKED[index], stream=stream)
 
 
-async def whole(engine: RemoteLLMEngine, request: Request) -> tuple[list[Any], RequestOutput]:
-    async with contextlib.aclosing(engine.run(request)) as stream:
+async def whole(engine: ProcessEngineClient, request: Request) -> tuple[list[Any], RequestOutput]:
+    async with contextlib.aclosing(engine.generate_request(request)) as stream:
         events = [event async for event in stream]
     assert isinstance(events[-1], RequestOutput)
     return events[:-1], events[-1]
@@ -100,7 +100,7 @@ def check_stream(events: list[Any], output: RequestOutput) -> None:
     assert sorted(c.budget for c in checkpoints) == [c.budget for c in output.checkpoints]
 
 
-async def until_free(engine: RemoteLLMEngine) -> None:
+async def until_free(engine: ProcessEngineClient) -> None:
     last = engine.stats()
     while engine.stats() is last or engine.stats().num_free_blocks < engine.stats().num_blocks:
         await asyncio.sleep(0.01)
@@ -112,7 +112,7 @@ def test_it_answers_as_the_engine_in_this_process_does(llm: LLM) -> None:
     wanted = [llm.chat(chat, params, progress=False)[0] for chat, params in chats]  # each alone
     early = llm.chat(QUESTIONS[7], EARLY, progress=False)[0]
 
-    async def test(engine: RemoteLLMEngine) -> None:
+    async def test(engine: ProcessEngineClient) -> None:
         requests = [ask(engine, i, stream=stream) for i in range(7) for stream in (True, False)]
         got = await asyncio.gather(*(whole(engine, request) for request in requests))
         for request, (events, output) in zip(requests, got, strict=True):
@@ -136,12 +136,12 @@ def test_it_answers_as_the_engine_in_this_process_does(llm: LLM) -> None:
     run(test)
 
 
-async def slow_reader(engine: RemoteLLMEngine) -> None:
+async def slow_reader(engine: ProcessEngineClient) -> None:
     """A stream that nobody reads is joined, and holds up nobody."""
     request = engine.compiler.compile(
         QUESTIONS[0], SamplingParams(temperature=0, max_tokens=300, ignore_eos=True), stream=True
     )
-    stream = engine.run(request)
+    stream = engine.generate_request(request)
     events: list[Any] = [await anext(stream)]
     for _ in range(3):
         await whole(engine, ask(engine, 0))
@@ -153,9 +153,9 @@ async def slow_reader(engine: RemoteLLMEngine) -> None:
     assert len(events) < 8 < len(events[-1].outputs[0].token_ids) == 300
 
 
-async def leavers(engine: RemoteLLMEngine) -> None:
+async def leavers(engine: ProcessEngineClient) -> None:
     """Streams that are closed and tasks that are cancelled leave nothing behind."""
-    stream = engine.run(engine.compiler.compile(QUESTIONS[1], ENDLESS, stream=True))
+    stream = engine.generate_request(engine.compiler.compile(QUESTIONS[1], ENDLESS, stream=True))
     await anext(stream)
     await stream.aclose()
     task = asyncio.create_task(whole(engine, engine.compiler.compile(QUESTIONS[1], ENDLESS)))
@@ -165,10 +165,10 @@ async def leavers(engine: RemoteLLMEngine) -> None:
     assert not engine._streams and not engine._numbers
 
 
-async def ends_thinking(engine: RemoteLLMEngine) -> None:
+async def ends_thinking(engine: ProcessEngineClient) -> None:
     request = engine.compiler.compile(QUESTIONS[2], ENDLESS, stream=True)
     output = None
-    async for event in engine.run(request):
+    async for event in engine.generate_request(request):
         assert engine.end_thinking(request.request_id)
         output = event
     assert isinstance(output, RequestOutput)
@@ -178,11 +178,11 @@ async def ends_thinking(engine: RemoteLLMEngine) -> None:
 
 
 def test_a_killed_engine_ends_its_streams() -> None:
-    async def test(engine: RemoteLLMEngine) -> None:
+    async def test(engine: ProcessEngineClient) -> None:
         died = asyncio.Event()
         engine.on_failure = died.set
         streams = [
-            engine.run(engine.compiler.compile(QUESTIONS[i], ENDLESS, stream=True))
+            engine.generate_request(engine.compiler.compile(QUESTIONS[i], ENDLESS, stream=True))
             for i in range(3)
         ]
         for stream in streams:
@@ -204,9 +204,9 @@ def test_a_killed_engine_ends_its_streams() -> None:
 def test_a_silent_engine_is_not_healthy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def test(engine: RemoteLLMEngine) -> None:
+    async def test(engine: ProcessEngineClient) -> None:
         os.kill(engine.pid, signal.SIGSTOP)
-        monkeypatch.setattr("s1engine.engine.remote_engine.STUCK_S", 0.05)
+        monkeypatch.setattr("s1engine.engine.process_client.STUCK_S", 0.05)
         await asyncio.sleep(0.2)
         assert not engine.healthy
         monkeypatch.undo()
@@ -226,4 +226,4 @@ def test_what_cannot_be_loaded_is_refused_here(
     if "model" in options:
         options = {"model": str(tmp_path)}
     with pytest.raises(error):
-        RemoteLLMEngine(EngineConfig(**options))
+        ProcessEngineClient(EngineConfig(**options))

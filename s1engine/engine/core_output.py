@@ -36,17 +36,17 @@ def sample_index(sequence: int) -> int:
     return sequence >> _CHILD_BITS & (1 << _INDEX_BITS) - 1
 
 
-def child_number(sequence: int) -> int:
+def branch_number(sequence: int) -> int:
     """0 for a sample, else the number of its checkpoint, counted from 1."""
     return sequence & (1 << _CHILD_BITS) - 1
 
 
 @dataclass(slots=True)
-class Progress:
+class EngineCoreOutput:
     """One record."""
 
-    sequence: int
-    seat: int
+    seq_id: int
+    req_index: int
     thinking_tokens: int
     max_thinking: int
     waits_used: int
@@ -65,26 +65,26 @@ class Progress:
 
 
 @dataclass(slots=True)
-class StepTokens:
+class EngineCoreOutputs:
     """What one step gave, for whoever makes text of it. Times are monotonic, in seconds."""
 
-    began: float
-    ended: float
-    seated: list[int]  # sequences that were scheduled anew
-    forked: list[int]  # children that came off since the step before
+    start_time: float
+    end_time: float
+    admitted: list[int]  # sequences that were scheduled anew
+    new_branches: list[int]  # children that came off since the step before
     records: bytes
     logprobs: dict[int, RowLogprobs]  # by seat
 
-    def progress(self) -> Iterator[Progress]:
+    def decode(self) -> Iterator[EngineCoreOutput]:
         """The records, each with its log-probabilities."""
-        for progress in read_progress(self.records):
-            row = self.logprobs.get(progress.seat) if self.logprobs else None
+        for progress in decode_core_outputs(self.records):
+            row = self.logprobs.get(progress.req_index) if self.logprobs else None
             if row is not None and progress.num_sampled:
                 progress.rows.append(row)  # else what was sampled gave way to what was forced
             yield progress
 
 
-def read_progress(records: bytes) -> Iterator[Progress]:
+def decode_core_outputs(records: bytes) -> Iterator[EngineCoreOutput]:
     """The records of one step."""
     at = 0
     while at < len(records):
@@ -95,9 +95,9 @@ def read_progress(records: bytes) -> Iterator[Progress]:
         at += 4 * count
         marks = records[at : at + count]
         at += count
-        yield Progress(
-            sequence=sequence,
-            seat=seat,
+        yield EngineCoreOutput(
+            seq_id=sequence,
+            req_index=seat,
             thinking_tokens=thought,
             max_thinking=maximum,
             waits_used=waits,

@@ -18,17 +18,17 @@ from dataclasses import replace
 from s1engine import _core
 from s1engine.config import EngineConfig
 from s1engine.engine import messages
-from s1engine.engine.assembly import Assembly, StreamEvent
-from s1engine.engine.messages import EngineStats
-from s1engine.engine.model_text import ModelText
-from s1engine.engine.progress import (
+from s1engine.engine.core_output import (
     SEQUENCE_BITS,
-    Progress,
-    StepTokens,
-    read_progress,
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    decode_core_outputs,
     request_number,
 )
+from s1engine.engine.messages import EngineStats
+from s1engine.engine.model_text import ModelText
 from s1engine.engine.request import Request, RequestCompiler
+from s1engine.engine.request_output import RequestOutputBuilder, StreamEvent
 from s1engine.errors import EngineDeadError, ModelError, RequestError, RequestFailedError
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
@@ -42,7 +42,7 @@ READ_BYTES = 2**18
 REST = {"cpu": 12.0, "cuda": 2.0}
 
 
-class RemoteLLMEngine:
+class ProcessEngineClient:
     """What AsyncLLMEngine is, with the engine in another process. ``on_failure`` is called when
     that ends by itself.
 
@@ -68,7 +68,7 @@ class RemoteLLMEngine:
         self.on_failure: Callable[[], None] = lambda: None
         try:
             located = replace(config, model=str(path), served_model_name=config.model_name)
-            self._socket.sendall(messages.frame(messages.Start(located, progress)))
+            self._socket.sendall(messages.encode_frame(messages.Start(located, progress)))
             text = ModelText.load(config, path)
             ready = self._wait_until_ready()
         except BaseException:
@@ -88,11 +88,11 @@ class RemoteLLMEngine:
             if not data:
                 raise EngineDeadError(f"the engine could not start ({self._process.wait()})")
             bodies = self._reader.feed(data)
-        first, *rest = [messages.from_engine.decode(body) for body in bodies]
-        assert not any(isinstance(message, messages.Tokens) for message in rest)
+        first, *rest = [messages.from_engine_decoder.decode(body) for body in bodies]
+        assert not any(isinstance(message, messages.Outputs) for message in rest)
         if isinstance(first, messages.Ready):
             return first
-        assert isinstance(first, messages.Refused)
+        assert isinstance(first, messages.LoadFailed)
         if first.of_model:
             raise ModelError(first.message)
         raise RequestError(first.message, param=first.param)
@@ -135,16 +135,16 @@ class RemoteLLMEngine:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
 
-    async def run(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
+    async def generate_request(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         """Yields chunks and checkpoints if the request streams, then its output. Closing the
         generator aborts. Raises EngineDeadError, RequestFailedError."""
         if self._failure is not None or self._closing:
             raise EngineDeadError("the engine is not running") from self._failure
-        stream = _Stream(Assembly(request, self.compiler.text.tokenizer), self._inbox)
+        stream = _Stream(RequestOutputBuilder(request, self.compiler.text.tokenizer), self._inbox)
         self._streams[request.number] = stream
         self._inbox.open(request.number)
         self._numbers[request.request_id] = request.number
-        self._send(messages.Add(request))
+        self._send(messages.AddRequest(request))
         finished = False
         try:
             while not finished:
@@ -155,7 +155,7 @@ class RemoteLLMEngine:
             self._inbox.close(request.number)
             del self._streams[request.number], self._numbers[request.request_id]
             if not finished:
-                self._send(messages.Abort(request.request_id))
+                self._send(messages.AbortRequest(request.request_id))
 
     def end_thinking(self, request_id: str) -> bool:
         """Tells a live request to answer now. False if there is no such request."""
@@ -167,7 +167,7 @@ class RemoteLLMEngine:
     def _send(self, message: messages.ToEngine) -> None:
         assert self._transport is not None, "not started"
         if not self._transport.is_closing():
-            self._transport.write(messages.frame(message))
+            self._transport.write(messages.encode_frame(message))
 
     # --- what comes from the engine ---
 
@@ -175,30 +175,30 @@ class RemoteLLMEngine:
         """Bytes from the engine's process."""
         self._last_sign = time.monotonic()
         for body in self._reader.feed(data):
-            match messages.from_engine.decode(body):
-                case messages.Tokens(step):
+            match messages.from_engine_decoder.decode(body):
+                case messages.Outputs(step):
                     self._deliver(step)
-                case messages.Failed(number, message):
+                case messages.RequestFailed(number, message):
                     if (stream := self._streams.get(number)) is not None:
                         stream.fail(RequestFailedError(message))
-                case messages.Beat(stats):
+                case messages.Heartbeat(stats):
                     self._stats = stats
-                case messages.Died(message):
+                case messages.EngineDied(message):
                     self.fail(f"the engine failed: {message}")
 
-    def _deliver(self, step: StepTokens) -> None:
-        for sequence in step.seated:
+    def _deliver(self, step: EngineCoreOutputs) -> None:
+        for sequence in step.admitted:
             if (stream := self._streams.get(request_number(sequence))) is not None:
-                stream.assembly.seat(step.began)
-        for child in step.forked:
+                stream.assembly.record_scheduled(step.start_time)
+        for child in step.new_branches:
             if (stream := self._streams.get(request_number(child))) is not None:
-                stream.assembly.fork(child)
+                stream.assembly.add_branch(child)
         if step.logprobs:
-            for progress in step.progress():
-                if (stream := self._streams.get(request_number(progress.sequence))) is not None:
+            for progress in step.decode():
+                if (stream := self._streams.get(request_number(progress.seq_id))) is not None:
                     stream.add_rows(progress)
         for number in self._inbox.add(step.records):
-            self._streams[number].see(step.ended)
+            self._streams[number].see(step.end_time)
         if self._inbox.has_news:
             self._pacer.plan()
 
@@ -219,7 +219,7 @@ class RemoteLLMEngine:
 
 
 class _Receiver(asyncio.Protocol):
-    def __init__(self, engine: RemoteLLMEngine) -> None:
+    def __init__(self, engine: ProcessEngineClient) -> None:
         self._engine = engine
 
     def data_received(self, data: bytes) -> None:
@@ -264,7 +264,7 @@ class _Pacer:
 class _Stream:
     """One request between the socket and whoever reads its events."""
 
-    def __init__(self, assembly: Assembly, inbox: _core.Inbox) -> None:
+    def __init__(self, assembly: RequestOutputBuilder, inbox: _core.Inbox) -> None:
         self.assembly = assembly
         self._inbox = inbox
         self._rows: dict[int, list[RowLogprobs]] = {}  # by sequence, of tokens not read yet
@@ -274,13 +274,13 @@ class _Stream:
 
     def see(self, now: float) -> None:
         """A beginning or an end, which should not wait."""
-        self.assembly.begin(now)
+        self.assembly.record_first_token(now)
         self._now = now
         self.wake()
 
-    def add_rows(self, progress: Progress) -> None:
+    def add_rows(self, progress: EngineCoreOutput) -> None:
         """Keeps a step's log-probabilities until its tokens are read."""
-        self._rows.setdefault(progress.sequence, []).extend(progress.rows)
+        self._rows.setdefault(progress.seq_id, []).extend(progress.rows)
 
     def fail(self, failure: Exception) -> None:
         self._failure = failure
@@ -300,9 +300,9 @@ class _Stream:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         found: list[StreamEvent] = []
-        for progress in read_progress(records):
-            if (rows := self._rows.get(progress.sequence)) is not None:
+        for progress in decode_core_outputs(records):
+            if (rows := self._rows.get(progress.seq_id)) is not None:
                 progress.rows = rows[: progress.num_sampled]
                 del rows[: progress.num_sampled]
-            found += self.assembly.push(progress, self._now)
+            found += self.assembly.add(progress, self._now)
         return found

@@ -17,14 +17,14 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-from s1engine.engine.grammar_check import GrammarCheck
-from s1engine.engine.grammar_process import LIMITS, NICE
+from s1engine.engine.grammar_validator import GrammarValidator
+from s1engine.engine.grammar_worker import LIMITS, NICE
 from s1engine.engine.model_text import ModelText
 
 MAX_KEPT = 64  # grammars, compiled
 
 
-class Guide:
+class GrammarMatcher:
     """The state of one answer. The first mask, by far the costliest, is computed at once."""
 
     def __init__(self, matcher: LLMatcher, text: ModelText) -> None:
@@ -33,7 +33,7 @@ class Guide:
         self._first: NDArray[np.bool_] | None = None
         self._first = self.mask()
 
-    def copy(self) -> "Guide":
+    def copy(self) -> "GrammarMatcher":
         """Another answer at the same place."""
         other = copy.copy(self)
         other._matcher = self._matcher.deep_copy()
@@ -52,29 +52,29 @@ class Guide:
             return mask
         return np.unpackbits(bits, bitorder="little")[:limit].astype(np.bool_)
 
-    def take(self, tokens: Sequence[int]) -> None:
+    def advance(self, tokens: Sequence[int]) -> None:
         """The answer went on with these."""
         if tokens and not self._matcher.is_stopped():
             self._first = None
             self._matcher.consume_tokens(list(tokens))
 
 
-class GuideMaker:
+class GrammarCompiler:
     """Guides for one model."""
 
     def __init__(self, text: ModelText) -> None:
         self._text = text
         self._tokenizer: LLTokenizer | None = None  # a second for a large vocabulary
-        self._check = GrammarCheck(text)
+        self._validator = GrammarValidator(text)
         self._worker = ThreadPoolExecutor(1, "s1engine-grammar", initializer=_be_nice)
-        self._kept: OrderedDict[str, Future[Guide]] = OrderedDict()
+        self._kept: OrderedDict[str, Future[GrammarMatcher]] = OrderedDict()
 
-    def check(self, grammar: str) -> None:
+    def validate(self, grammar: str) -> None:
         """Raises RequestError if ``grammar`` cannot be followed, or is too costly to. Any thread
         may call it."""
-        self._check.check(grammar)
+        self._validator.validate(grammar)
 
-    def prepare(self, grammar: str) -> "Future[Guide]":
+    def submit(self, grammar: str) -> "Future[GrammarMatcher]":
         """A guide at the beginning of its answer, to be copied for each; it is compiled in a thread
         that lets others run. From one thread only."""
         found = self._kept.pop(grammar, None) or self._worker.submit(self._compile, grammar)
@@ -83,7 +83,7 @@ class GuideMaker:
             self._kept.popitem(last=False)
         return found
 
-    def _compile(self, grammar: str) -> Guide:
+    def _compile(self, grammar: str) -> GrammarMatcher:
         if self._tokenizer is None:
             self._tokenizer = LLTokenizer(
                 self._text.tokenizer.to_json(),
@@ -91,7 +91,7 @@ class GuideMaker:
                 eos_token=list(self._text.config.eos_token_ids),
             )
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
-        return Guide(matcher, self._text)
+        return GrammarMatcher(matcher, self._text)
 
 
 def _be_nice() -> None:

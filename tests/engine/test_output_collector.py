@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s1engine import _core
-from s1engine.engine.assembly import Assembly
-from s1engine.engine.llm import LLM
-from s1engine.engine.progress import (
+from s1engine.engine.core_output import (
     SEQUENCE_BITS,
-    Progress,
-    read_progress,
+    EngineCoreOutput,
+    decode_core_outputs,
     request_number,
     sequence_id,
 )
+from s1engine.engine.llm import LLM
+from s1engine.engine.request_output import RequestOutputBuilder
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 FORCED = _core.MARK_FORCED
@@ -53,20 +53,20 @@ def test_nothing_is_lost_and_forced_steps_stand_alone(
     played: list[tuple[dict[tuple[int, int], list[int]], set[int]]], opened: set[int]
 ) -> None:
     box = inbox(*opened)
-    sent: dict[int, list[Progress]] = defaultdict(list)
-    got: dict[int, list[Progress]] = defaultdict(list)
+    sent: dict[int, list[EngineCoreOutput]] = defaultdict(list)
+    got: dict[int, list[EngineCoreOutput]] = defaultdict(list)
 
     def look(number: int) -> None:
-        for progress in read_progress(box.take(number)):
-            assert request_number(progress.sequence) == number
-            got[progress.sequence].append(progress)
+        for progress in decode_core_outputs(box.take(number)):
+            assert request_number(progress.seq_id) == number
+            got[progress.seq_id].append(progress)
 
     begun: set[int] = set()
     for state, (gains, looks) in enumerate(played):
         records = b""
         for (number, index), marks in gains.items():
             one = record(sequence_id(number, index), [state] * len(marks), marks, state, False)
-            sent[sequence_id(number, index)] += read_progress(one)
+            sent[sequence_id(number, index)] += decode_core_outputs(one)
             records += one
         named = {number for number, _ in gains} & opened
         assert set(box.add(records)) == named - begun
@@ -101,7 +101,7 @@ def test_a_beginning_and_an_end_should_not_wait() -> None:
     assert box.take_news() == [1] and not box.has_news
     assert box.add(both) == [] and box.take_news() == [1]
     assert box.add(record(sequence_id(1, 0), [6], [0], 0, True)) == [1]
-    [joined] = read_progress(box.take(1))
+    [joined] = decode_core_outputs(box.take(1))
     assert joined.token_ids == [5, 5, 5, 6] and joined.finish_reason == "stop"
     assert not box.take(1) and not box.take(2)
 
@@ -127,16 +127,16 @@ def test_joined_records_read_like_single_ones(llm: LLM, waits: int) -> None:
     request = llm.engine.make_request(chat, asked, stream=True)
     llm.engine.add_request(request)
     box = inbox(request.number)
-    step_by_step, at_once = (Assembly(request, llm.engine.tokenizer) for _ in range(2))
+    step_by_step, at_once = (RequestOutputBuilder(request, llm.engine.tokenizer) for _ in range(2))
     outputs: list[Any] = []
     while llm.engine.has_unfinished:
-        step = llm.engine.step_tokens()
-        for progress in step.progress() if step else ():
-            outputs += step_by_step.push(progress, 0.0)
+        step = llm.engine.step_core()
+        for progress in step.decode() if step else ():
+            outputs += step_by_step.add(progress, 0.0)
         box.add(step.records if step else b"")
     llm.engine.step()
-    joined = list(read_progress(box.take(request.number)))
+    joined = list(decode_core_outputs(box.take(request.number)))
     assert len(joined) <= 2 * waits + 3
-    events = [event for progress in joined for event in at_once.push(progress, 0.0)]
+    events = [event for progress in joined for event in at_once.add(progress, 0.0)]
     assert events[-1] == outputs[-1]
     assert outputs[-1].outputs[0].thinking.end_reason == "natural"

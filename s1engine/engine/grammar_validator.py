@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import OrderedDict
 
-from s1engine.engine.grammar_process import COMPILE_S, FOLLOWABLE, TOKENIZER
+from s1engine.engine.grammar_worker import COMPILE_S, FOLLOWABLE, TOKENIZER
 from s1engine.engine.model_text import ModelText
 from s1engine.errors import RequestError
 
@@ -22,7 +22,7 @@ PARAM = "response_format"
 TOO_COSTLY = f"it takes more than {COMPILE_S:g} s or too much memory to compile"
 
 
-class GrammarCheck:
+class GrammarValidator:
     """The verdicts for one model. Any thread may ask, several at once."""
 
     def __init__(self, text: ModelText) -> None:
@@ -32,7 +32,7 @@ class GrammarCheck:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    def check(self, grammar: str) -> None:
+    def validate(self, grammar: str) -> None:
         """Raises RequestError if ``grammar`` cannot be followed, or is too costly to."""
         key = hashlib.sha256(grammar.encode()).digest()
         error = self._verdicts.get(key)
@@ -67,7 +67,7 @@ class GrammarCheck:
             if self._control is not None:
                 self._control.close()
             self._control, theirs = socket.socketpair()
-            module = "s1engine.engine.grammar_process"
+            module = "s1engine.engine.grammar_worker"
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", module, str(theirs.fileno())],

@@ -10,35 +10,35 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from s1engine import _core
-from s1engine.engine.assembly import Assembly
-from s1engine.engine.guide import Guide
+from s1engine.engine.grammar import GrammarMatcher
 from s1engine.engine.request import Request
+from s1engine.engine.request_output import RequestOutputBuilder
 
 
 @dataclass(slots=True, eq=False)
-class Sample:
+class LiveSequence:
     """A sequence of a request in the scheduler, or the child of one at a checkpoint."""
 
-    group: "Group"
-    sequence: int
+    live_request: "LiveRequest"
+    seq_id: int
     seed: int
-    begun: bool = False  # has it a token?
+    has_output: bool = False  # has it a token?
     finished: bool = False
-    answers: bool = False  # does it think no more?
-    guide: Guide | None = None
+    answering: bool = False  # does it think no more?
+    matcher: GrammarMatcher | None = None
 
 
 @dataclass(slots=True, eq=False)
-class Group:
+class LiveRequest:
     """A live request."""
 
     request: Request
     seed: int
-    reader: Assembly | None = None  # makes its text, where somebody in this process wants it
-    guide: "Future[Guide] | None" = None  # what each answer begins with
-    limit: tuple[int, _core.EndReason] | None = None  # lowered maximum of the thinking, and why
-    samples: list[Sample] = field(default_factory=list)
-    children: list[Sample] = field(default_factory=list)
+    output_builder: RequestOutputBuilder | None = None  # None: built in another process
+    matcher: "Future[GrammarMatcher] | None" = None  # what each answer begins with
+    thinking_limit: tuple[int, _core.EndReason] | None = None  # lowered maximum, reason
+    samples: list[LiveSequence] = field(default_factory=list)
+    branches: list[LiveSequence] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -48,12 +48,12 @@ class Group:
     @property
     def finished(self) -> bool:
         """Is everything done, children included?"""
-        return self.complete and all(sample.finished for sample in self.all_samples())
+        return self.complete and all(sample.finished for sample in self.all_sequences())
 
-    def all_samples(self) -> Iterator[Sample]:
+    def all_sequences(self) -> Iterator[LiveSequence]:
         """Samples and their children."""
         yield from self.samples
-        yield from self.children
+        yield from self.branches
 
 
 def sample_seed(seed: int, index: int) -> int:

@@ -9,7 +9,7 @@ tokens come at once.
 from dataclasses import dataclass
 
 from s1engine import _core
-from s1engine.engine.progress import Progress
+from s1engine.engine.core_output import EngineCoreOutput
 from s1engine.outputs import (
     Chunk,
     CompletionOutput,
@@ -60,7 +60,7 @@ class _Gathered:
     reasoning: str = ""
 
 
-class SampleStream:
+class SequenceOutput:
     """Grows with ``push`` until the sample is finished; then ``output`` is the whole."""
 
     def __init__(
@@ -85,14 +85,14 @@ class SampleStream:
         self._token_ids: list[int] = []
         self._forced: list[int] = []
         self._logprobs: list[TokenLogprob] = []
-        self._state: Progress | None = None
+        self._state: EngineCoreOutput | None = None
 
     @property
     def hit_stop_string(self) -> bool:
         """The text contains a stop string, so the sample must be ended."""
         return self._stops.found is not None
 
-    def push(self, progress: Progress) -> Chunk:
+    def append(self, progress: EngineCoreOutput) -> Chunk:
         """Takes a record of this sequence."""
         self._state = progress
         ids, marks = progress.token_ids, progress.marks
@@ -108,7 +108,7 @@ class SampleStream:
         self.finish_reason = "stop" if self.hit_stop_string else last
         return Chunk(self.index, text, reasoning, ids, forced, logprobs, self.finish_reason)
 
-    def _push_reasoning(self, progress: Progress, last: str | None) -> str:
+    def _push_reasoning(self, progress: EngineCoreOutput, last: str | None) -> str:
         pairs = zip(progress.token_ids, progress.marks, strict=True)
         think = [t for t, mark in pairs if mark & _REGION == _core.MARK_THINK]
         text = self._reasoning.push(think)
@@ -156,7 +156,7 @@ class SampleStream:
         self._logprobs += added
         return added
 
-    def output(self) -> CompletionOutput:
+    def build(self) -> CompletionOutput:
         """The finished sample."""
         assert self.finish_reason is not None
         return CompletionOutput(
