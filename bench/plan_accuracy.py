@@ -20,27 +20,32 @@ from s1engine.config import EngineConfig
 from s1engine.engine.core_output import request_number
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.models.config import ModelConfig
-from s1engine.plan.calibrate import (
+from s1engine.plan.calibration import (
     FIRST_ID,
     LAST_ID,
     MAX_MODEL_LEN,
+    FittedTimeModel,
     calibrate,
     calibration_engine,
-    fitted,
+    fit_calibration,
     warm_up,
 )
-from s1engine.plan.fitted import FittedTime
-from s1engine.plan.footprint import footprint
-from s1engine.plan.placement import Placement, of
-from s1engine.plan.served import Served, figures
-from s1engine.plan.simulate import simulate
-from s1engine.plan.workload import Ask, Budget, drawn, paced, scripted
+from s1engine.plan.placement import Placement, footprint, placement_of
+from s1engine.plan.request_metrics import RequestMetrics, summarize_requests
+from s1engine.plan.simulation import simulate
+from s1engine.plan.workload import (
+    PlannedBudget,
+    PlannedRequest,
+    pace_requests,
+    plan_requests,
+    random_arrivals,
+)
 from s1engine.runner.device import resolve_config, resolve_dtype
 from s1engine.sampling_params import SamplingParams
 
 COMPARED = ("tokens_per_s", "ttft_s", "tpot_s", "e2e_s")
 PROMISED = ("tokens_per_s", "tpot_s", "e2e_s")
-NO_BUDGET = Budget()
+NO_BUDGET = PlannedBudget()
 
 
 def small() -> ModelConfig:
@@ -61,22 +66,22 @@ def small() -> ModelConfig:
 SHAPES = {"nano": lambda: shape("nano"), "25M": small}
 
 
-def workloads(rate: float, count: int) -> dict[str, list[Ask]]:
+def workloads(rate: float, count: int) -> dict[str, list[PlannedRequest]]:
     """What is played; ``rate`` in requests a second for those that come over time."""
-    mixed = scripted(drawn(count, 128, 96, 0.75, seed=1), 0.0)
+    mixed = plan_requests(random_arrivals(count, 128, 96, 0.75, seed=1), 0.0)
     return {
-        "1": scripted(drawn(1, 64, 256, 0.0, seed=1), 0.0),
-        "16": scripted(drawn(16, 64, 128, 0.0, seed=1), 0.0),
-        "64 mixed": scripted(drawn(64, 128, 96, 0.75, seed=1), 0.0),
-        "Poisson": paced(mixed, rate, seed=1),
+        "1": plan_requests(random_arrivals(1, 64, 256, 0.0, seed=1), 0.0),
+        "16": plan_requests(random_arrivals(16, 64, 128, 0.0, seed=1), 0.0),
+        "64 mixed": plan_requests(random_arrivals(64, 128, 96, 0.75, seed=1), 0.0),
+        "Poisson": pace_requests(mixed, rate, seed=1),
     }
 
 
-def play(engine: LLMEngine, asks: Sequence[Ask]) -> list[Served]:
+def play(engine: LLMEngine, asks: Sequence[PlannedRequest]) -> list[RequestMetrics]:
     """Asks each at its time and steps until all are answered."""
     chance = random.Random(0)
     prompts = [[chance.randrange(FIRST_ID, LAST_ID) for _ in range(a.prompt_len)] for a in asks]
-    found: dict[int, Served] = {}
+    found: dict[int, RequestMetrics] = {}
     waiting, begin = list(reversed(list(enumerate(asks)))), time.perf_counter()
     while waiting or engine.has_unfinished:
         now = time.perf_counter() - begin
@@ -84,7 +89,7 @@ def play(engine: LLMEngine, asks: Sequence[Ask]) -> list[Served]:
             number, ask = waiting.pop()
             params = SamplingParams(temperature=0, max_tokens=ask.answer, ignore_eos=True)
             request = engine.make_request(prompts[number], params)
-            found[request.number] = Served(number, ask, output_tokens=ask.answer)
+            found[request.number] = RequestMetrics(number, ask, output_tokens=ask.answer)
             engine.add_request(request)
         if not engine.has_unfinished:
             time.sleep(max(waiting[-1][1].at - now, 0.0))
@@ -115,18 +120,20 @@ def compared(model: ModelConfig, args: argparse.Namespace) -> dict[str, Any]:
     )
     engine = calibration_engine(config, model)
     warm_up(engine)
-    first, _ = fitted([calibrate(engine)])
+    first, _ = fit_calibration([calibrate(engine)])
     placement = placed(config, model, engine)
     rate = args.load * _capacity(placement, first, args.requests)
     loads = workloads(rate, args.requests)
     passes, rounds = [], []
     for _ in range(args.rounds):  # by turns, so that both see the machine as it is
         passes.append(calibrate(engine))
-        rounds.append({name: figures(play(engine, asks)) for name, asks in loads.items()})
-    step_time, fit_error = fitted(passes)
+        rounds.append(
+            {name: summarize_requests(play(engine, asks)) for name, asks in loads.items()}
+        )
+    step_time, fit_error = fit_calibration(passes)
     rows = {
         name: _row(
-            simulate(asks, placement, step_time, budget=NO_BUDGET).figures(),
+            simulate(asks, placement, step_time, budget=NO_BUDGET).summary(),
             [found[name] for found in rounds],
         )
         for name, asks in loads.items()
@@ -146,7 +153,7 @@ def compared(model: ModelConfig, args: argparse.Namespace) -> dict[str, Any]:
 def placed(config: EngineConfig, model: ModelConfig, engine: LLMEngine) -> Placement:
     """The bounds that the engine has."""
     foot = footprint(model, _dtype(config, model))
-    place = of(resolve_config(config), model, foot)
+    place = placement_of(resolve_config(config), model, foot)
     return replace(place, num_blocks=engine.runner.num_blocks)
 
 
@@ -154,10 +161,10 @@ def _dtype(config: EngineConfig, model: ModelConfig) -> torch.dtype:
     return resolve_dtype(config.dtype, config.device, model.torch_dtype)
 
 
-def _capacity(placement: Placement, step_time: FittedTime, count: int) -> float:
+def _capacity(placement: Placement, step_time: FittedTimeModel, count: int) -> float:
     """Requests a second when all come at once."""
     asks = workloads(1.0, count)["64 mixed"]
-    found = simulate(asks, placement, step_time, budget=NO_BUDGET).figures()
+    found = simulate(asks, placement, step_time, budget=NO_BUDGET).summary()
     return float(found["requests_per_s"])
 
 

@@ -79,7 +79,7 @@ def test_wheel_holds_the_whole_package(wheel: Path) -> None:
     expected = sources(ROOT, "s1engine/**/*.py") | sources(ROOT, "s1engine/**/*.pyi")
     expected |= sources(ROOT, "s1engine/assets/**/*")
     expected |= sources(ROOT, "s1engine/server/playground/**/*") | {"s1engine/py.typed"}
-    expected |= sources(ROOT, "s1engine/eval/page/**/*")
+    expected |= sources(ROOT, "s1engine/charts/page/**/*")
     expected |= {f"s1engine/{name}" for name in sources(ROOT, "training/configs/*.yaml")}
     for folder in MAPPED:
         expected |= {f"s1engine/{name}" for name in sources(ROOT, f"{folder}/**/*.py")}

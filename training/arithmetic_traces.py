@@ -14,7 +14,7 @@ forcing known territory for the model:
 import random
 from dataclasses import dataclass
 
-from s1engine.eval.arithmetic import OPERATORS, Step, is_held_out, render
+from s1engine.eval.arithmetic import OPERATORS, ArithmeticStep, is_held_out, render
 
 CUT_SHARE = 0.12
 SYSTEM_SHARE = 0.05
@@ -45,7 +45,7 @@ class Sample:
     thinking: slice  # the pieces between the delimiters
 
 
-def sample(rng: random.Random, steps: tuple[Step, ...], most_checks: int = 0) -> Sample:
+def sample(rng: random.Random, steps: tuple[ArithmeticStep, ...], most_checks: int = 0) -> Sample:
     """One training sample on a question that is not held out; ``most_checks`` as Recipe.checks."""
     question = render(steps)
     assert not is_held_out(question)
@@ -67,7 +67,7 @@ def _number_of_checks(rng: random.Random, steps: int, most_checks: int) -> int:
     return min(int(rng.choices(numbers, weights)[0]), room)
 
 
-def _thinking(rng: random.Random, steps: tuple[Step, ...], checks: int) -> list[Piece]:
+def _thinking(rng: random.Random, steps: tuple[ArithmeticStep, ...], checks: int) -> list[Piece]:
     pieces = [Piece("\n")]
     natural = rng.random() < NATURAL_CHECK_SHARE
     for check in range(checks + 1):
@@ -78,7 +78,9 @@ def _thinking(rng: random.Random, steps: tuple[Step, ...], checks: int) -> list[
     return pieces
 
 
-def one_pass(steps: tuple[Step, ...], corrupt: int | None, rng: random.Random) -> list[Piece]:
+def one_pass(
+    steps: tuple[ArithmeticStep, ...], corrupt: int | None, rng: random.Random
+) -> list[Piece]:
     """The lines of a pass; step ``corrupt`` gets a wrong value, from which the rest follows."""
     pieces: list[Piece] = []
     value = 0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from s1engine.eval.backend import Ask, Backend, Sample
+from s1engine.eval.backend import Backend, EvalRequest, Sample
 from s1engine.sampling_params import SamplingParams
 from s1engine.training import rows
 
@@ -32,17 +32,17 @@ def ask_all(
     missing = [name for name in prompts if name not in answers]
     failures: dict[str, str] = {}
     for key, name in enumerate(missing):
-        backend.submit(Ask(key, prompts[name], params, trace=True))
+        backend.submit(EvalRequest(key, prompts[name], params, trace=True))
     with (
         file.open("a", encoding="utf-8") as out,
         tqdm(total=len(missing), desc=file.stem, unit="question", disable=not progress) as bar,
     ):
-        for reply in backend.replies() if missing else ():
-            name = missing[reply.ask.key]
-            if reply.error is not None or not reply.samples:
-                failures[name] = reply.error or "no samples"
+        for response in backend.responses() if missing else ():
+            name = missing[response.request.key]
+            if response.error is not None or not response.samples:
+                failures[name] = response.error or "no samples"
             else:
-                answers[name] = split(reply.samples[0])
+                answers[name] = split(response.samples[0])
                 line = {
                     "id": name,
                     "thinking": answers[name].thinking,

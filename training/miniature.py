@@ -23,10 +23,10 @@ from typing import Any
 from s1engine.config import BUNDLED_MODEL
 from s1engine.engine.llm import LLM
 from s1engine.errors import ModelError, RequestError
-from s1engine.eval.arithmetic import Question, generate
+from s1engine.eval.arithmetic import ArithmeticQuestion, generate
 from s1engine.eval.engine_backend import EngineBackend
 from s1engine.eval.grade import extract_answer
-from s1engine.eval.intervals import bootstrap_interval, paired_interval
+from s1engine.eval.metrics import bootstrap_interval, paired_interval
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from s1engine.training import diversity, miniature_report, rows, sft
 from s1engine.training.ask import read_answers
@@ -128,7 +128,7 @@ def _with_traces(funnel: Funnel) -> list[Candidate]:
 # --- asking ---
 
 
-def ask(model: Path, questions: Sequence[Question]) -> list[rows.Json]:
+def ask(model: Path, questions: Sequence[ArithmeticQuestion]) -> list[rows.Json]:
     """Accuracy at every budget (from one trace), unbounded, with waits, and without thinking."""
     llm = LLM(str(model), progress=False)
     chats = [[{"role": "user", "content": question.question}] for question in questions]
@@ -148,7 +148,7 @@ def ask(model: Path, questions: Sequence[Question]) -> list[rows.Json]:
     return found
 
 
-def _run(name: str, questions: Sequence[Question], outputs: Sequence[Any]) -> rows.Json:
+def _run(name: str, questions: Sequence[ArithmeticQuestion], outputs: Sequence[Any]) -> rows.Json:
     right = [
         extract_answer(output.text) == question.answer
         for output, question in zip(outputs, questions, strict=True)

@@ -3,12 +3,19 @@
 import random
 from collections import Counter
 
-from s1engine.eval.arithmetic import MAX_STEPS, MIN_STEPS, Step, draw_steps, is_held_out, render
+from s1engine.eval.arithmetic import (
+    MAX_STEPS,
+    MIN_STEPS,
+    ArithmeticStep,
+    draw_steps,
+    is_held_out,
+    render,
+)
 from s1engine.training import rows
 from s1engine.training.arithmetic_traces import one_pass
 
 
-def chain(rng: random.Random) -> tuple[Step, ...]:
+def chain(rng: random.Random) -> tuple[ArithmeticStep, ...]:
     """A chain that is not held out."""
     while True:
         steps = draw_steps(rng, rng.randint(MIN_STEPS, MAX_STEPS))

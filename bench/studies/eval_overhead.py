@@ -14,7 +14,7 @@ from typing import Any
 
 from s1engine.engine.llm import LLM
 from s1engine.eval.engine_backend import EngineBackend
-from s1engine.eval.plan import SweepOptions, plan
+from s1engine.eval.method_registry import SweepOptions, plan
 from s1engine.eval.results import Results
 from s1engine.eval.sweep import run_sweep
 from s1engine.eval.tasks import arithmetic_questions

@@ -60,9 +60,8 @@ def plan(args: argparse.Namespace, config: EngineConfig) -> int:
     """Prints what GPUs would make of a workload. The model may be a config.json alone."""
     from s1engine.models.config import ModelConfig
     from s1engine.models.loader import resolve_model
-    from s1engine.plan import table
-    from s1engine.plan.page import write_page
-    from s1engine.plan.plan import make_plan
+    from s1engine.plan.plan_report import plan_lines, write_plan_page
+    from s1engine.plan.planner import build_plan
 
     options = PlanOptions(**given_values(args, PlanOptions))
     path = Path(config.model).expanduser()
@@ -72,10 +71,10 @@ def plan(args: argparse.Namespace, config: EngineConfig) -> int:
         if is_file
         else ModelConfig.from_dir(resolve_model(config.model))
     )
-    made = make_plan(config, facts, options)
+    made = build_plan(config, facts, options)
     if options.page is not None:
-        write_page(Path(options.page), made, path.name.removesuffix(".json"))
-    print(json.dumps(made) if args.json else "\n".join(table.lines(made)))
+        write_plan_page(Path(options.page), made, path.name.removesuffix(".json"))
+    print(json.dumps(made) if args.json else "\n".join(plan_lines(made)))
     return 0
 
 

@@ -26,7 +26,7 @@ OPERATORS: dict[str, Callable[[int, int], int]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ArithmeticStep:
     """``label = previous label <op> operand``, worth ``value`` modulo 10; the first step has no
     operator and defines its operand."""
 
@@ -37,28 +37,28 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ArithmeticQuestion:
     """A question as a user would ask it, and its answer."""
 
     id: str
     question: str
     answer: str
-    steps: tuple[Step, ...]
+    steps: tuple[ArithmeticStep, ...]
 
 
-def draw_steps(rng: random.Random, count: int) -> tuple[Step, ...]:
+def draw_steps(rng: random.Random, count: int) -> tuple[ArithmeticStep, ...]:
     """A random chain of ``count`` definitions with distinct one-letter labels."""
     labels = rng.sample(string.ascii_lowercase, count)
     value = rng.randrange(10)
-    steps = [Step(labels[0], "", value, value)]
+    steps = [ArithmeticStep(labels[0], "", value, value)]
     for label in labels[1:]:
         op, operand = rng.choice("+-*"), rng.randrange(10)
         value = OPERATORS[op](value, operand) % 10
-        steps.append(Step(label, op, operand, value))
+        steps.append(ArithmeticStep(label, op, operand, value))
     return tuple(steps)
 
 
-def render(steps: tuple[Step, ...]) -> str:
+def render(steps: tuple[ArithmeticStep, ...]) -> str:
     """The question's text."""
     definitions = [f"{steps[0].label}={steps[0].operand}"]
     for before, step in itertools.pairwise(steps):
@@ -73,14 +73,14 @@ def is_held_out(question: str) -> bool:
 
 def generate(
     seed: int, count: int, min_steps: int = MIN_STEPS, max_steps: int = MAX_STEPS
-) -> list[Question]:
+) -> list[ArithmeticQuestion]:
     """``count`` held-out questions, their numbers of steps uniform in [min_steps, max_steps]."""
     rng = random.Random(seed)
-    questions: list[Question] = []
+    questions: list[ArithmeticQuestion] = []
     while len(questions) < count:
         steps = draw_steps(rng, rng.randint(min_steps, max_steps))
         text = render(steps)
         if is_held_out(text):
             name = f"arithmetic-{seed}-{len(questions)}"
-            questions.append(Question(name, text, str(steps[-1].value), steps))
+            questions.append(ArithmeticQuestion(name, text, str(steps[-1].value), steps))
     return questions

@@ -14,7 +14,7 @@ Segment = tuple[str, bool]  # text, and was it injected?
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class EvalRequest:
     """One prompt, sampled ``params.n`` times."""
 
     key: int
@@ -46,10 +46,10 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class EvalResponse:
     """What came of an ask: samples, or why there are none."""
 
-    ask: Ask
+    request: EvalRequest
     samples: tuple[Sample, ...]
     seconds: float
     """From submission until the last sample was finished."""
@@ -77,9 +77,9 @@ class Backend(Protocol):
     def generated_tokens(self) -> int:
         """Tokens generated so far, over everything; for a progress bar."""
 
-    def submit(self, ask: Ask) -> None:
+    def submit(self, request: EvalRequest) -> None:
         """Starts an ask. What is wrong with it comes back in its reply."""
 
-    def replies(self) -> Iterator[Reply]:
+    def responses(self) -> Iterator[EvalResponse]:
         """Yields until nothing that was submitted is outstanding. Whoever stops reading early
         drops what is left."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from s1engine.errors import RequestError
 from s1engine.eval.backend import Backend
-from s1engine.eval.dataset import load_questions
 from s1engine.eval.flags import (
     GENERATED_QUESTIONS,
     add_arguments,
@@ -19,12 +18,12 @@ from s1engine.eval.flags import (
     engine_options,
     sweep_options,
 )
+from s1engine.eval.method_registry import plan
 from s1engine.eval.methods import Method
-from s1engine.eval.plan import plan
 from s1engine.eval.results import Results
 from s1engine.eval.summary import Prices, RunRows, summarize
 from s1engine.eval.sweep import run_sweep
-from s1engine.eval.tasks import GENERATED, TASKS, Question, arithmetic_questions
+from s1engine.eval.tasks import GENERATED, TASKS, Question, arithmetic_questions, load_questions
 
 __all__ = ["add_arguments", "run"]
 

@@ -5,7 +5,7 @@ from itertools import groupby
 
 from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError, RequestFailedError
-from s1engine.eval.backend import Ask, Reply, Sample, Segment
+from s1engine.eval.backend import EvalRequest, EvalResponse, Sample, Segment
 from s1engine.outputs import CompletionOutput, RequestOutput
 
 
@@ -14,8 +14,8 @@ class EngineBackend:
 
     def __init__(self, llm: LLM) -> None:
         self._engine = llm.engine
-        self._live: dict[str, Ask] = {}
-        self._refused: list[Reply] = []
+        self._live: dict[str, EvalRequest] = {}
+        self._refused: list[EvalResponse] = []
 
     @property
     def name(self) -> str:
@@ -33,42 +33,42 @@ class EngineBackend:
     def generated_tokens(self) -> int:
         return self._engine.scheduler.stats().num_sampled_tokens
 
-    def submit(self, ask: Ask) -> None:
-        messages = [{"role": "user", "content": ask.prompt}]
+    def submit(self, request: EvalRequest) -> None:
+        messages = [{"role": "user", "content": request.prompt}]
         try:
-            request = self._engine.make_request(messages, ask.params)
+            engine_request = self._engine.make_request(messages, request.params)
         except RequestError as error:
-            self._refused.append(Reply(ask, (), 0.0, str(error)))
+            self._refused.append(EvalResponse(request, (), 0.0, str(error)))
             return
-        self._engine.add_request(request)
-        self._live[request.request_id] = ask
+        self._engine.add_request(engine_request)
+        self._live[engine_request.request_id] = request
 
-    def replies(self) -> Iterator[Reply]:
+    def responses(self) -> Iterator[EvalResponse]:
         try:
             while self._live or self._refused:
                 while self._refused:
                     yield self._refused.pop(0)
                 for request_id, event in self._engine.step() if self._live else ():
                     if isinstance(event, RequestOutput):
-                        yield self._reply(self._live.pop(request_id), event)
+                        yield self._response(self._live.pop(request_id), event)
                     elif isinstance(event, RequestFailedError):
-                        yield Reply(self._live.pop(request_id), (), 0.0, str(event))
+                        yield EvalResponse(self._live.pop(request_id), (), 0.0, str(event))
         finally:  # an interrupt must not leave sequences behind
             for request_id in self._live:
                 self._engine.abort(request_id)
             self._live.clear()
             self._refused.clear()
 
-    def _reply(self, ask: Ask, output: RequestOutput) -> Reply:
-        samples = tuple(self._sample(ask, sample) for sample in output.outputs)
+    def _response(self, request: EvalRequest, output: RequestOutput) -> EvalResponse:
+        samples = tuple(self._sample(request, sample) for sample in output.outputs)
         checkpoints = tuple(
-            (checkpoint.budget, self._sample(ask, checkpoint.output))
+            (checkpoint.budget, self._sample(request, checkpoint.output))
             for checkpoint in output.checkpoints
             if checkpoint.output.index == 0
         )
-        return Reply(ask, samples, output.timing.total_s, checkpoints=checkpoints)
+        return EvalResponse(request, samples, output.timing.total_s, checkpoints=checkpoints)
 
-    def _sample(self, ask: Ask, output: CompletionOutput) -> Sample:
+    def _sample(self, request: EvalRequest, output: CompletionOutput) -> Sample:
         thinking = output.thinking
         return Sample(
             text=output.text,
@@ -79,7 +79,7 @@ class EngineBackend:
             end_reason=thinking.end_reason if thinking else None,
             finish_reason=output.finish_reason,
             mean_logprob=_mean_logprob(output),
-            segments=self._segments(output) if ask.trace else (),
+            segments=self._segments(output) if request.trace else (),
         )
 
     def _segments(self, output: CompletionOutput) -> tuple[Segment, ...]:

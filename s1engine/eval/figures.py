@@ -4,61 +4,13 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from s1engine.charts.figure import Figure, Mark, Series
 from s1engine.eval.methods import RunSettings
 from s1engine.eval.summary import is_baseline
 
 Run = dict[str, Any]  # an entry of summary.json's runs
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """One run in a figure."""
-
-    x: float
-    y: float
-    label: str
-    """What run this is."""
-    facts: tuple[tuple[str, str], ...]
-    """Its figures by name, for whoever looks closer."""
-    low: float | None = None
-    high: float | None = None
-    hollow: bool = False
-    """There to be compared with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """Runs that belong together, by ascending x."""
-
-    name: str
-    color: int
-    """Index into the palette; the same series has the same color in every figure."""
-    marks: tuple[Mark, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """Marks over two axes."""
-
-    name: str
-    title: str
-    note: str
-    x_label: str
-    y_label: str
-    series: tuple[Series, ...]
-    decimal: bool = False
-    """Ticks at round decimal numbers; else x is a number of tokens and goes by doublings."""
-    percent: bool = True
-    """Is y an accuracy, from 0 to 100? Else it is scaled as x is."""
-    joined: bool = True
-    """Are the marks of a series joined by a line?"""
-    front: tuple[tuple[float, float], ...] | None = None
-    """Runs that no other run beats in both directions."""
-    diagonal: bool = False
-    """Draw y = x."""
 
 
 def figures(runs: Sequence[Run]) -> list[Figure]:
@@ -90,7 +42,7 @@ def _seconds(runs: Sequence[Run]) -> Figure:
         series=_series(runs, x=lambda run: run["seconds_per_question"]),
         decimal=True,
         joined=False,
-        front=pareto(runs, lambda run: -run["seconds_per_question"], "seconds_per_question"),
+        front=pareto_front(runs, lambda run: -run["seconds_per_question"], "seconds_per_question"),
     )
 
 
@@ -104,7 +56,7 @@ def _throughput(runs: Sequence[Run]) -> Figure:
         series=_series(runs, x=lambda run: run["output_tokens_per_s"]),
         decimal=True,
         joined=False,
-        front=pareto(runs, lambda run: run["output_tokens_per_s"], "output_tokens_per_s"),
+        front=pareto_front(runs, lambda run: run["output_tokens_per_s"], "output_tokens_per_s"),
     )
 
 
@@ -128,7 +80,7 @@ def _control(runs: Sequence[Run]) -> Figure:
     )
 
 
-def pareto(
+def pareto_front(
     runs: Sequence[Run], worth: Callable[[Run], float], key: str
 ) -> tuple[tuple[float, float], ...]:
     """(x, accuracy) of the runs that none other beats: none is at least as good in both and

@@ -14,7 +14,7 @@ from s1engine.config import (
     check_int,
 )
 from s1engine.errors import RequestError
-from s1engine.eval.plan import METHODS, SweepOptions
+from s1engine.eval.method_registry import METHODS, SweepOptions
 from s1engine.eval.summary import Prices
 from s1engine.eval.tasks import GENERATED, TASK_NAMES
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from s1engine.eval.backend import Ask, Reply, Sample
+from s1engine.eval.backend import EvalRequest, EvalResponse, Sample
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
@@ -61,7 +61,7 @@ class HttpBackend:
         )
         self._options = options
         self._pool = ThreadPoolExecutor(options.concurrency, thread_name_prefix="eval-http")
-        self._ready: queue.SimpleQueue[Reply] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[EvalResponse] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._outstanding = 0
         self._generated = 0
@@ -83,17 +83,17 @@ class HttpBackend:
     def generated_tokens(self) -> int:
         return self._generated
 
-    def submit(self, ask: Ask) -> None:
+    def submit(self, request: EvalRequest) -> None:
         self._outstanding += 1
-        self._pool.submit(self._work, ask)
+        self._pool.submit(self._work, request)
 
-    def replies(self) -> Iterator[Reply]:
+    def responses(self) -> Iterator[EvalResponse]:
         try:
             while self._outstanding:
-                reply = self._ready.get()
+                response = self._ready.get()
                 self._outstanding -= 1
-                self._generated += sum(sample.output_tokens for sample in reply.samples)
-                yield reply
+                self._generated += sum(sample.output_tokens for sample in response.samples)
+                yield response
         finally:
             if self._outstanding:
                 self.close()
@@ -110,13 +110,13 @@ class HttpBackend:
         except (httpx.HTTPError, ValueError, LookupError, TypeError):
             return UNKNOWN_MODEL
 
-    def _work(self, ask: Ask) -> None:
+    def _work(self, request: EvalRequest) -> None:
         begin = time.monotonic()
         samples: tuple[Sample, ...] = ()
         checkpoints: tuple[tuple[int, Sample], ...] = ()
         error = None
         try:
-            answer = self._post(request_body(ask, self._model))
+            answer = self._post(request_body(request, self._model))
             samples, checkpoints = read_samples(answer), read_checkpoints(answer)
         except _FailedError as failure:
             error = str(failure)
@@ -124,7 +124,9 @@ class HttpBackend:
             error = f"the answer is no chat completion ({type(failure).__name__}: {failure})"
         except Exception as failure:  # a thread must not die silently: its reply is awaited
             error = f"{type(failure).__name__}: {failure}"
-        self._ready.put(Reply(ask, samples, time.monotonic() - begin, error, checkpoints))
+        self._ready.put(
+            EvalResponse(request, samples, time.monotonic() - begin, error, checkpoints)
+        )
 
     def _post(self, body: dict[str, Any]) -> Any:
         """The answer's JSON. Raises _FailedError when tries have run out or would be in vain."""
@@ -164,12 +166,12 @@ def _message(response: httpx.Response) -> str:
 # --- a chat completion, there and back ---
 
 
-def request_body(ask: Ask, model: str) -> dict[str, Any]:
+def request_body(request: EvalRequest, model: str) -> dict[str, Any]:
     """The request; fields with neutral values are left out."""
-    params, neutral = ask.params, SamplingParams()
+    params, neutral = request.params, SamplingParams()
     body: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": "user", "content": ask.prompt}],
+        "messages": [{"role": "user", "content": request.prompt}],
         "temperature": params.temperature,
         "seed": params.seed,
     }

@@ -7,15 +7,65 @@ the answers at every budget. Knows no engine and no server (``backend``), no tas
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
-from s1engine.eval.backend import Ask, Backend, Reply, Sample
-from s1engine.eval.choose import Choice, Chooser
-from s1engine.eval.grade import extract_answer
+from s1engine.eval.backend import Backend, EvalRequest, EvalResponse, Sample
+from s1engine.eval.grade import canonical, extract_answer, is_correct
 from s1engine.eval.tasks import Question
 from s1engine.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The answer that was chosen, and a sample that gave it."""
+
+    extracted: str | None
+    sample: Sample
+    votes: int = 1
+    """Samples that gave this answer, as far as they were compared."""
+
+
+Chooser = Callable[[Question, Sequence[Sample]], Choice]
+
+
+def first(question: Question, samples: Sequence[Sample]) -> Choice:
+    """The first sample, whatever the others say."""
+    return Choice(extract_answer(samples[0].text), samples[0])
+
+
+def majority_vote(question: Question, samples: Sequence[Sample]) -> Choice:
+    """The answer of most samples, a tie to the one seen first. Samples without an answer have no
+    vote; where none has one, the first is taken."""
+    camps: list[tuple[str, list[Sample]]] = []
+    for sample in samples:
+        answer = extract_answer(sample.text)
+        if answer is None:
+            continue
+        for camp, members in camps:
+            if is_correct(answer, camp, question.kind):
+                members.append(sample)
+                break
+        else:
+            camps.append((canonical(answer, question.kind), [sample]))
+    if not camps:
+        return first(question, samples)
+    answer, members = max(camps, key=lambda camp: len(camp[1]))  # the first of equals
+    return Choice(answer, members[0], votes=len(members))
+
+
+def most_confident(question: Question, samples: Sequence[Sample]) -> Choice:
+    """Of the samples that give an answer, the one whose tokens were likeliest on average."""
+    answered = [(extract_answer(sample.text), sample) for sample in samples]
+    candidates = [pair for pair in answered if pair[0] is not None] or answered
+    answer, sample = max(candidates, key=lambda pair: _confidence(pair[1]))
+    return Choice(answer, sample)
+
+
+def _confidence(sample: Sample) -> float:
+    return float("-inf") if sample.mean_logprob is None else sample.mean_logprob
+
 
 TOKENS_PER_STEP = 100  # by which s1 turns steps into the thinking that was asked for
 ONE_TRACE = "budget-forcing-checkpoints"  # the method whose runs are one pass
@@ -107,17 +157,17 @@ class SinglePass:
         self, questions: Sequence[Question], backend: Backend, traces: frozenset[str]
     ) -> Iterator[Answer]:
         for key, question in enumerate(questions):
-            backend.submit(self._ask(key, question, question.id in traces))
-        for reply in backend.replies():
-            question = questions[reply.ask.key]
-            choice = None if reply.error else self.choose(question, reply.samples)
+            backend.submit(self._request(key, question, question.id in traces))
+        for response in backend.responses():
+            question = questions[response.request.key]
+            choice = None if response.error else self.choose(question, response.samples)
             yield Answer(
-                self.run, question, choice, reply.samples, reply.seconds, error=reply.error
+                self.run, question, choice, response.samples, response.seconds, error=response.error
             )
 
-    def _ask(self, key: int, question: Question, trace: bool) -> Ask:
+    def _request(self, key: int, question: Question, trace: bool) -> EvalRequest:
         prompt = f"{question.prompt}\n\n{self.suffix}" if self.suffix else question.prompt
-        return Ask(key, prompt, seeded(self.params, question), trace)
+        return EvalRequest(key, prompt, seeded(self.params, question), trace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,24 +191,28 @@ class CheckpointSweep:
     ) -> Iterator[Answer]:
         for key, question in enumerate(questions):
             params = seeded(self.params, question)
-            backend.submit(Ask(key, question.prompt, params, question.id in traces))
-        for reply in backend.replies():
-            found = dict(reply.checkpoints)
+            backend.submit(EvalRequest(key, question.prompt, params, question.id in traces))
+        for response in backend.responses():
+            found = dict(response.checkpoints)
             for run in self.runs:
                 own = (found[run.budget],) if run.budget in found else ()
-                samples = own if run.budget in self._checkpoints else reply.samples
-                yield self._answer(run, questions[reply.ask.key], samples, reply)
+                samples = own if run.budget in self._checkpoints else response.samples
+                yield self._answer(run, questions[response.request.key], samples, response)
 
     @property
     def _checkpoints(self) -> tuple[int, ...]:
         return self.params.thinking.checkpoints if self.params.thinking else ()
 
     def _answer(
-        self, run: RunSettings, question: Question, samples: tuple[Sample, ...], reply: Reply
+        self,
+        run: RunSettings,
+        question: Question,
+        samples: tuple[Sample, ...],
+        response: EvalResponse,
     ) -> Answer:
-        error = reply.error or (None if samples else f"no answer at budget {run.budget}")
+        error = response.error or (None if samples else f"no answer at budget {run.budget}")
         choice = None if error else self.choose(question, samples)
-        return Answer(run, question, choice, samples, reply.seconds, error=error)
+        return Answer(run, question, choice, samples, response.seconds, error=error)
 
 
 @dataclass(slots=True)
@@ -189,26 +243,30 @@ class RejectionSampling:
     ) -> Iterator[Answer]:
         tries = [_Tries([]) for _ in questions]
         for key, question in enumerate(questions):
-            backend.submit(self._ask(key, question, 0, question.id in traces))
-        for reply in backend.replies():
-            key = reply.ask.key
+            backend.submit(self._request(key, question, 0, question.id in traces))
+        for response in backend.responses():
+            key = response.request.key
             so_far, question = tries[key], questions[key]
-            so_far.samples += reply.samples
-            so_far.seconds += reply.seconds
-            accepted = reply.error is None and self._accepts(reply.samples[0])
-            if accepted or reply.error or len(so_far.samples) == self.run.max_tries:
-                yield self._answer(question, so_far, reply, accepted)
+            so_far.samples += response.samples
+            so_far.seconds += response.seconds
+            accepted = response.error is None and self._accepts(response.samples[0])
+            if accepted or response.error or len(so_far.samples) == self.run.max_tries:
+                yield self._answer(question, so_far, response, accepted)
             else:
-                backend.submit(self._ask(key, question, len(so_far.samples), reply.ask.trace))
+                backend.submit(
+                    self._request(key, question, len(so_far.samples), response.request.trace)
+                )
 
-    def _ask(self, key: int, question: Question, attempt: int, trace: bool) -> Ask:
-        return Ask(key, question.prompt, seeded(self.params, question, attempt), trace)
+    def _request(self, key: int, question: Question, attempt: int, trace: bool) -> EvalRequest:
+        return EvalRequest(key, question.prompt, seeded(self.params, question, attempt), trace)
 
     def _accepts(self, sample: Sample) -> bool:
         within = self.run.budget is None or sample.thinking_tokens < self.run.budget
         return within and sample.end_reason not in CUT_SHORT
 
-    def _answer(self, question: Question, tries: _Tries, reply: Reply, accepted: bool) -> Answer:
+    def _answer(
+        self, question: Question, tries: _Tries, response: EvalResponse, accepted: bool
+    ) -> Answer:
         last = tries.samples[-1] if tries.samples else None
         choice = Choice(extract_answer(last.text), last) if accepted and last else None
         return Answer(
@@ -217,7 +275,7 @@ class RejectionSampling:
             choice,
             tuple(tries.samples),
             tries.seconds,
-            error=reply.error,
+            error=response.error,
             tries=max(len(tries.samples), 1),
         )
 

@@ -14,7 +14,7 @@ from s1engine.config import EngineConfig, check_int
 from s1engine.engine.llm import LLM
 from s1engine.engine.ray_address import check_syntax
 from s1engine.engine.ray_cluster import connect, resources
-from s1engine.eval.backend import Ask, Reply
+from s1engine.eval.backend import EvalRequest, EvalResponse
 from s1engine.eval.engine_backend import EngineBackend
 
 MAX_BATCH = 1024  # asks that one actor works on at once
@@ -53,7 +53,7 @@ class Answerer:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         for number, pickled in zip(batch["number"], batch["ask"], strict=True):
             self._backend.submit(replace(pickle.loads(pickled), key=int(number)))
-        return {"reply": [pickle.dumps(reply) for reply in self._backend.replies()]}
+        return {"reply": [pickle.dumps(response) for response in self._backend.responses()]}
 
 
 class RayBackend:
@@ -67,30 +67,32 @@ class RayBackend:
         self.name = options.config.model_name
         self.generated_tokens = 0
         self._ray = connect(options.address, options.replicas)
-        self._waiting: list[Ask] = []
+        self._waiting: list[EvalRequest] = []
 
-    def submit(self, ask: Ask) -> None:
-        self._waiting.append(ask)
+    def submit(self, request: EvalRequest) -> None:
+        self._waiting.append(request)
 
-    def replies(self) -> Iterator[Reply]:
+    def responses(self) -> Iterator[EvalResponse]:
         try:
             while self._waiting:
                 asks, self._waiting = self._waiting, []
                 for row in self._dataset(asks).iter_rows():
-                    reply: Reply = pickle.loads(row["reply"])
-                    self.generated_tokens += sum(sample.output_tokens for sample in reply.samples)
-                    yield replace(reply, ask=asks[reply.ask.key])
+                    response: EvalResponse = pickle.loads(row["reply"])
+                    self.generated_tokens += sum(
+                        sample.output_tokens for sample in response.samples
+                    )
+                    yield replace(response, request=asks[response.request.key])
         finally:
             self._waiting.clear()
 
-    def _dataset(self, asks: list[Ask]) -> Any:
+    def _dataset(self, asks: list[EvalRequest]) -> Any:
         from ray import data
 
         options = self._options
         context = data.DataContext.get_current()
         context.enable_progress_bars = False
         batches = max(options.replicas, -(-len(asks) // MAX_BATCH))
-        rows = [{"number": i, "ask": pickle.dumps(ask)} for i, ask in enumerate(asks)]
+        rows = [{"number": i, "ask": pickle.dumps(request)} for i, request in enumerate(asks)]
         blocks = min(batches, len(rows))
         dataset: Any = data.from_items(rows, override_num_blocks=blocks)
         return dataset.map_batches(

@@ -4,15 +4,16 @@ Puts the page together; ``svg`` draws, ``tables`` and ``traces`` write their sec
 that came from questions or models is escaped.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from s1engine.eval import png, svg, tables, traces
-from s1engine.eval.figures import Figure, figures, run_label
+from s1engine.charts import png
+from s1engine.charts.figure import Figure
+from s1engine.charts.html_page import card, page
+from s1engine.eval import tables
+from s1engine.eval.figures import figures, run_label
 from s1engine.eval.methods import ONE_TRACE
 
 Run = dict[str, Any]
@@ -29,20 +30,6 @@ def write_report(
         png.save(figure, folder / f"{figure.name}.png")
     text = page(f"{identity['task']}, {_model(identity)}", _body(summary, rows, identity, drawn))
     (folder / "report.html").write_text(text, encoding="utf-8")
-
-
-def page(title: str, body: Iterable[str]) -> str:
-    """A whole page of this style. ``title`` is text, ``body`` is HTML."""
-    return Template(_asset("page.html")).substitute(
-        title=escape(title),
-        style=_asset("style.css"),
-        script=_asset("script.js"),
-        body="\n".join(body),
-    )
-
-
-def _asset(name: str) -> str:
-    return (resources.files("s1engine.eval") / "page" / name).read_text(encoding="utf-8")
 
 
 def _model(identity: dict[str, Any]) -> str:
@@ -71,7 +58,7 @@ def _body(
     yield tables.methods(summary["methods"])
     yield "</section>"
     yield tables.runs(summary["runs"])
-    yield traces.section(rows)
+    yield _traces_section(rows)
     yield from _foot(identity)
 
 
@@ -135,15 +122,6 @@ def _duration(seconds: float) -> str:
     return f"{minutes} <small>min</small> {rest:02} <small>s</small>"
 
 
-def card(figure: Figure, width: int, height: int) -> str:
-    """A figure with its title, note and legend, as HTML."""
-    return (
-        f'<div class="card" id="{figure.name}"><h2>{escape(figure.title)}</h2>'
-        f'<p class="note">{escape(figure.note)}</p>{svg.legend(figure)}'
-        f"{svg.draw(figure, width, height)}</div>"
-    )
-
-
 def _foot(identity: dict[str, Any]) -> Iterator[str]:
     said = {
         "model": identity["model"],
@@ -153,3 +131,79 @@ def _foot(identity: dict[str, Any]) -> Iterator[str]:
     }
     words = "; ".join(f"{key} {value}" for key, value in said.items() if value is not None)
     yield f"<footer>{escape(words)}. Every row stands in results.jsonl.</footer>"
+
+
+MAX_CHARS = 60_000  # of one trace; a middle part is left out of longer ones
+Segment = tuple[str, bool]
+
+
+def _traces_section(rows: Sequence[Row]) -> str:
+    """The questions whose text was kept, each with the runs over it."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if "trace" in row:
+            groups.setdefault(row["id"], []).append(row)
+    if not groups:
+        return ""
+    questions = "".join(_question(group) for group in groups.values())
+    return (
+        '<section id="traces"><h2>Single questions</h2><p class="note">What the model wrote, run '
+        "by run. <mark>Highlighted</mark>: injected by the engine, not sampled: waits, the end of "
+        f"thinking, the opening of a forced answer.</p>{questions}</section>"
+    )
+
+
+def _question(rows: Sequence[Row]) -> str:
+    first = rows[0]
+    runs = "".join(_trace(row, opened=row is first) for row in rows)
+    return (
+        f'<div class="card question"><p>{escape(first["question"])}</p>'
+        f"<p><code>{escape(first['id'])}</code> &nbsp; expected answer "
+        f"<b>{escape(first['answer'])}</b></p>{runs}</div>"
+    )
+
+
+def _trace(row: Row, *, opened: bool) -> str:
+    verdict = "right" if row["correct"] else "wrong"
+    facts = [f"{row['thinking_tokens']:,} thinking tokens", f"answered {row['extracted']!s:.60}"]
+    if row["waits_used"]:
+        facts.append(f"{row['waits_used']} waits used")
+    if row["end_reason"]:
+        facts.append(f"ended: {row['end_reason']}")
+    told = "".join(f'<span class="fact">{escape(fact)}</span>' for fact in facts)
+    settings = row["settings"]
+    what = escape(f"{settings['method']}, {run_label(settings)}")
+    return (
+        f'<details{" open" * opened}><summary><span class="what">{what}</span>'
+        f'<span class="verdict {verdict}">{verdict}</span>{told}</summary>'
+        f"<pre>{_marked(shortened([(text, bool(forced)) for text, forced in row['trace']]))}</pre>"
+        "</details>"
+    )
+
+
+def _marked(segments: Sequence[Segment]) -> str:
+    return "".join(
+        f"<mark>{escape(text)}</mark>" if forced else escape(text) for text, forced in segments
+    )
+
+
+def shortened(segments: Sequence[Segment], limit: int = MAX_CHARS) -> list[Segment]:
+    """The segments with at most ``limit`` characters of them: beginning and end are kept."""
+    total = sum(len(text) for text, _ in segments)
+    if total <= limit:
+        return list(segments)
+    head = limit // 2
+    tail = total - (limit - head)
+    kept: list[Segment] = []
+    at = 0
+    for text, forced in segments:
+        before = text[: max(head - at, 0)]
+        after = text[max(tail - at, 0) :]
+        if before:
+            kept.append((before, forced))
+        if at < tail <= at + len(text):
+            kept.append((f"\n[… {total - limit:,} characters …]\n", False))
+        if after:
+            kept.append((after, forced))
+        at += len(text)
+    return kept

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from s1engine.eval.intervals import bootstrap_interval, paired_interval
+from s1engine.eval.method_registry import BASELINES
 from s1engine.eval.methods import RunSettings
-from s1engine.eval.metrics import Point, method_metrics
-from s1engine.eval.plan import BASELINES
+from s1engine.eval.metrics import Point, bootstrap_interval, method_metrics, paired_interval
 
 Row = dict[str, Any]
 

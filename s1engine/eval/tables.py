@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from s1engine.charts.svg import COLORS
 from s1engine.eval.figures import run_label, series_name
-from s1engine.eval.svg import COLORS
 
 Run = dict[str, Any]
 OPTIONAL = (

@@ -12,19 +12,19 @@ from typing import Any
 
 from s1engine.plan import workload
 from s1engine.plan.placement import Placement
-from s1engine.plan.served import Served, figures
-from s1engine.plan.step import StepTime, decoding, prefill_steps
-from s1engine.plan.workload import Ask, Budget
+from s1engine.plan.request_metrics import RequestMetrics, summarize_requests
+from s1engine.plan.step_time import StepTimeModel, decoding, prefill_steps
+from s1engine.plan.workload import PlannedBudget, PlannedRequest
 
 BISECTIONS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Steady:
+class SteadyState:
     """One replica under requests of mean lengths."""
 
     placement: Placement
-    time: StepTime
+    time: StepTimeModel
     prompt: float
     output: float
 
@@ -60,14 +60,19 @@ class Steady:
 
 
 def roofline(
-    asks: Sequence[Ask], placement: Placement, time: StepTime, *, budget: Budget, replicas: int = 1
+    requests: Sequence[PlannedRequest],
+    placement: Placement,
+    time: StepTimeModel,
+    *,
+    budget: PlannedBudget,
+    replicas: int = 1,
 ) -> dict[str, Any]:
     """The figures of ``served.figures``, with the batch that they stand for."""
-    outputs = [workload.output_len(ask, budget) for ask in asks]
-    prompts = [workload.prompt_len(ask, budget) for ask in asks]
-    steady = Steady(placement, time, fmean(prompts), fmean(outputs))
-    span, share = asks[-1].at - asks[0].at, len(asks) / replicas
-    rate = (len(asks) - 1) / span / replicas if span > 0 else float("inf")
+    outputs = [workload.output_len(request, budget) for request in requests]
+    prompts = [workload.prompt_len(request, budget) for request in requests]
+    steady = SteadyState(placement, time, fmean(prompts), fmean(outputs))
+    span, share = requests[-1].at - requests[0].at, len(requests) / replicas
+    rate = (len(requests) - 1) / span / replicas if span > 0 else float("inf")
     once = span == 0 and share <= steady.largest  # one batch, and no more to come
     batch = min(steady.batch(rate), share)
     tpot = steady.decode(batch) if once else steady.tpot(batch)
@@ -75,15 +80,18 @@ def roofline(
     queues = not once and capacity <= rate * replicas
     mean_prefill = steady.prefill(steady.prompt)
     served = []
-    for number, ask in enumerate(asks):
+    for number, request in enumerate(requests):
         if once:
             waits = number // replicas * mean_prefill
         elif queues:  # until all but a batch of those before it have left
-            waits = max((number - batch * replicas) / capacity - (ask.at - asks[0].at), 0.0)
+            waits = max((number - batch * replicas) / capacity - (request.at - requests[0].at), 0.0)
         else:
             waits = min(batch, 1.0) * steady.decode(batch) / 2  # the step under way
-        first = ask.at + waits + steady.prefill(prompts[number])
+        first = request.at + waits + steady.prefill(prompts[number])
         end = first + tpot * (outputs[number] - 1)
-        served.append(Served(number, ask, first, end, outputs[number]))
+        served.append(RequestMetrics(number, request, first, end, outputs[number]))
     most = steady.requests_per_s(steady.largest) * replicas
-    return figures(served) | {"batch": batch, "capacity_tokens_per_s": most * steady.output}
+    return summarize_requests(served) | {
+        "batch": batch,
+        "capacity_tokens_per_s": most * steady.output,
+    }

@@ -33,7 +33,7 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class PlannedRequest:
     """One request."""
 
     at: float  # seconds since the start
@@ -54,7 +54,7 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
+class PlannedBudget:
     """How the engine bounds thinking; token counts of phrases are those of s1's format."""
 
     max_thinking: int | None = None
@@ -101,7 +101,9 @@ def _from_json(row: dict[str, Any]) -> Arrival:
     return Arrival(row["timestamp"] / 1e3, row["input_length"], row["output_length"], blocks)
 
 
-def drawn(count: int, input_len: int, output_len: int, spread: float, seed: int) -> list[Arrival]:
+def random_arrivals(
+    count: int, input_len: int, output_len: int, spread: float, seed: int
+) -> list[Arrival]:
     """Lengths up to ``spread`` (a share) away from those asked for."""
     chance = random.Random(seed)
 
@@ -112,39 +114,43 @@ def drawn(count: int, input_len: int, output_len: int, spread: float, seed: int)
     return [Arrival(None, about(input_len), about(output_len)) for _ in range(count)]
 
 
-def scripted(arrivals: Iterable[Arrival], thinking_share: float) -> list[Ask]:
+def plan_requests(arrivals: Iterable[Arrival], thinking_share: float) -> list[PlannedRequest]:
     """Requests that generate what the trace says, a share of it as thinking."""
-    asks = []
+    requests = []
     for one in arrivals:
         output = max(one.output_len, 1)
         thinking = round(thinking_share * output) if thinking_share else None
         answer = max(output - (thinking or 0), 1)
-        asks.append(Ask(one.at or 0.0, max(one.input_len, 1), answer, thinking, one.blocks))
-    start = asks[0].at if asks else 0.0
-    return [replace(ask, at=ask.at - start) for ask in asks]
+        requests.append(
+            PlannedRequest(one.at or 0.0, max(one.input_len, 1), answer, thinking, one.blocks)
+        )
+    start = requests[0].at if requests else 0.0
+    return [replace(request, at=request.at - start) for request in requests]
 
 
-def paced(asks: Sequence[Ask], rate: float | None, seed: int) -> list[Ask]:
+def pace_requests(
+    requests: Sequence[PlannedRequest], rate: float | None, seed: int
+) -> list[PlannedRequest]:
     """At ``rate`` requests a second: those that come over time come faster or slower, others by a
     Poisson process. None: as they are; infinite: all at once."""
-    if rate is None or not asks:
-        return list(asks)
+    if rate is None or not requests:
+        return list(requests)
     if rate == float("inf"):
-        return [replace(ask, at=0.0) for ask in asks]
-    if asks[-1].at > 0:
-        scale = (len(asks) - 1) / asks[-1].at / rate
-        return [replace(ask, at=ask.at * scale) for ask in asks]
+        return [replace(request, at=0.0) for request in requests]
+    if requests[-1].at > 0:
+        scale = (len(requests) - 1) / requests[-1].at / rate
+        return [replace(request, at=request.at * scale) for request in requests]
     chance, at, found = random.Random(seed), 0.0, []
-    for ask in asks:
-        found.append(replace(ask, at=at))
+    for request in requests:
+        found.append(replace(request, at=at))
         at += chance.expovariate(rate)
     return found
 
 
-def thinking_len(ask: Ask, budget: Budget) -> tuple[int, bool]:
+def thinking_len(request: PlannedRequest, budget: PlannedBudget) -> tuple[int, bool]:
     """Thinking tokens, waits included, and whether the budget cuts them off: what the core's state
     machine makes of the script."""
-    tokens, cap = ask.thinking or 0, budget.max_thinking
+    tokens, cap = request.thinking or 0, budget.max_thinking
     for _ in range(budget.num_waits):
         if cap is not None and tokens + budget.wait_len >= cap:
             break
@@ -152,30 +158,30 @@ def thinking_len(ask: Ask, budget: Budget) -> tuple[int, bool]:
     return (tokens, False) if cap is None or tokens < cap else (cap, True)
 
 
-def output_len(ask: Ask, budget: Budget) -> int:
+def output_len(request: PlannedRequest, budget: PlannedBudget) -> int:
     """Tokens of output: thinking with its waits, delimiter and forced text, answer."""
-    if ask.thinking is None:
-        return ask.answer
-    tokens, cut = thinking_len(ask, budget)
+    if request.thinking is None:
+        return request.answer
+    tokens, cut = thinking_len(request, budget)
     end = budget.newline_len + budget.forced_end_len if cut else budget.natural_end_len
-    return tokens + end + ask.answer
+    return tokens + end + request.answer
 
 
-def prompt_len(ask: Ask, budget: Budget) -> int:
+def prompt_len(request: PlannedRequest, budget: PlannedBudget) -> int:
     """Tokens of the prompt, with the opened thinking."""
-    return ask.prompt_len + (0 if ask.thinking is None else budget.start_len)
+    return request.prompt_len + (0 if request.thinking is None else budget.start_len)
 
 
-def max_thinking(ask: Ask, budget: Budget) -> int:
+def max_thinking(request: PlannedRequest, budget: PlannedBudget) -> int:
     """What the scheduler is given: the budget, or one more than all that the model wants."""
-    wanted = thinking_len(ask, replace(budget, max_thinking=None))[0] + 1
+    wanted = thinking_len(request, replace(budget, max_thinking=None))[0] + 1
     return wanted if budget.max_thinking is None else min(wanted, budget.max_thinking)
 
 
-def max_len(ask: Ask, budget: Budget) -> int:
+def max_len(request: PlannedRequest, budget: PlannedBudget) -> int:
     """Tokens that the request may come to, prompt and output."""
     room = 0
-    if ask.thinking is not None:
+    if request.thinking is not None:
         end = max(budget.natural_end_len, budget.newline_len + budget.forced_end_len)
-        room = max_thinking(ask, budget) + end
-    return prompt_len(ask, budget) + room + ask.answer
+        room = max_thinking(request, budget) + end
+    return prompt_len(request, budget) + room + request.answer

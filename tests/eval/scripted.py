@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from s1engine.eval.backend import Ask, Reply, Sample
+from s1engine.eval.backend import EvalRequest, EvalResponse, Sample
 from s1engine.eval.tasks import Question
 
 
@@ -23,25 +23,25 @@ class ScriptedBackend:
     max_thinking = None
     can_think = True
 
-    def __init__(self, script: Callable[[Ask], list[Sample]]) -> None:
+    def __init__(self, script: Callable[[EvalRequest], list[Sample]]) -> None:
         self._script = script
-        self._waiting: list[Ask] = []
-        self.asked: list[Ask] = []
+        self._waiting: list[EvalRequest] = []
+        self.asked: list[EvalRequest] = []
         self.most_waiting = 0
         self.generated_tokens = 0
 
-    def submit(self, ask: Ask) -> None:
-        self.asked.append(ask)
-        self._waiting.append(ask)
+    def submit(self, request: EvalRequest) -> None:
+        self.asked.append(request)
+        self._waiting.append(request)
         self.most_waiting = max(self.most_waiting, len(self._waiting))
 
-    def replies(self) -> Iterator[Reply]:
+    def responses(self) -> Iterator[EvalResponse]:
         while self._waiting:
-            ask = self._waiting.pop()
+            request = self._waiting.pop()
             try:
-                samples = tuple(self._script(ask))
+                samples = tuple(self._script(request))
             except RuntimeError as error:
-                yield Reply(ask, (), 0.5, str(error))
+                yield EvalResponse(request, (), 0.5, str(error))
                 continue
             self.generated_tokens += sum(one.output_tokens for one in samples)
-            yield Reply(ask, samples, 0.5)
+            yield EvalResponse(request, samples, 0.5)

@@ -5,8 +5,8 @@ import pytest
 from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError
 from s1engine.eval.engine_backend import EngineBackend
+from s1engine.eval.method_registry import SweepOptions, plan
 from s1engine.eval.methods import Answer
-from s1engine.eval.plan import SweepOptions, plan
 from s1engine.eval.report import _sweep_seconds
 from s1engine.eval.tasks import arithmetic_questions
 from tests.eval.scripted import ScriptedBackend, questions, sample
@@ -52,13 +52,16 @@ def test_one_trace_answers_like_separate_runs(llm: LLM) -> None:
 def test_runs_come_in_the_order_asked_and_a_missing_answer_is_told() -> None:
     (method,) = plan(["budget-forcing-checkpoints"], SweepOptions(budgets=(8, None, 4)))
     assert [run.budget for run in method.settings] == [8, None, 4]
-    backend = ScriptedBackend(lambda ask: [sample("Answer: 1")])  # knows no checkpoints
+    backend = ScriptedBackend(lambda request: [sample("Answer: 1")])  # knows no checkpoints
     found = list(method.answer(questions(1), backend, NO_TRACES))
     errors = [(answer.settings.budget, answer.error) for answer in found]
     assert errors == [(8, "no answer at budget 8"), (None, None), (4, "no answer at budget 4")]
-    (ask,) = backend.asked
-    assert ask.params.thinking is not None
-    assert ask.params.thinking.max_tokens is None and ask.params.thinking.checkpoints == (4, 8)
+    (request,) = backend.asked
+    assert request.params.thinking is not None
+    assert request.params.thinking.max_tokens is None and request.params.thinking.checkpoints == (
+        4,
+        8,
+    )
 
 
 def test_too_many_budgets_are_refused() -> None:

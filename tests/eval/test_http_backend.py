@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from s1engine.eval.backend import Ask, Reply
+from s1engine.eval.backend import EvalRequest, EvalResponse
 from s1engine.eval.http_backend import HttpBackend, HttpOptions, read_samples, request_body
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from tests.eval.stub_server import Answerer, StubServer, completion, serving
@@ -13,28 +13,30 @@ from tests.eval.stub_server import Answerer, StubServer, completion, serving
 PLAIN = SamplingParams(temperature=0, seed=3)
 
 
-def replies(server: StubServer, asks: list[Ask], **options: Any) -> list[Reply]:
+def responses(server: StubServer, asks: list[EvalRequest], **options: Any) -> list[EvalResponse]:
     options = {"first_pause_s": 0.01, "retries": 2, "timeout_s": 60.0} | options
     backend = HttpBackend(HttpOptions(base_url=server.url, **options))
     try:
-        for ask in asks:
-            backend.submit(ask)
-        return sorted(backend.replies(), key=lambda reply: reply.ask.key)
+        for request in asks:
+            backend.submit(request)
+        return sorted(backend.responses(), key=lambda response: response.request.key)
     finally:
         backend.close()
 
 
-def one(answer: Answerer, **options: Any) -> tuple[Reply, StubServer]:
+def one(answer: Answerer, **options: Any) -> tuple[EvalResponse, StubServer]:
     with serving(answer) as server:
-        (reply,) = replies(server, [Ask(0, "why?", PLAIN)], **options)
-        return reply, server
+        (response,) = responses(server, [EvalRequest(0, "why?", PLAIN)], **options)
+        return response, server
 
 
 def test_an_answer_comes_back_with_its_figures() -> None:
-    reply, server = one(lambda body: completion("Answer: 4", tokens=20, thinking=12), api_key="k")
-    (sample,) = reply.samples
+    response, server = one(
+        lambda body: completion("Answer: 4", tokens=20, thinking=12), api_key="k"
+    )
+    (sample,) = response.samples
     assert (sample.text, sample.thinking_tokens, sample.output_tokens) == ("Answer: 4", 12, 20)
-    assert not sample.estimated and reply.error is None and reply.seconds > 0
+    assert not sample.estimated and response.error is None and response.seconds > 0
     (body,) = server.bodies
     assert body == {
         "model": "stub-model",
@@ -48,26 +50,26 @@ def test_an_answer_comes_back_with_its_figures() -> None:
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_passing_failures_are_tried_again(status: int) -> None:
     script = [(status, {}, {"error": {"message": "busy"}})] * 2 + [completion("Answer: 4")]
-    reply, server = one(lambda body: script.pop(0))
-    assert reply.error is None and reply.samples[0].text == "Answer: 4"
+    response, server = one(lambda body: script.pop(0))
+    assert response.error is None and response.samples[0].text == "Answer: 4"
     assert len(server.bodies) == 3
 
 
 def test_what_keeps_failing_is_recorded() -> None:
-    reply, server = one(lambda body: (500, {}, {"error": {"message": "out of\nmemory"}}))
-    assert reply.error == "HTTP 500: out of (after 3 tries)" and reply.samples == ()
+    response, server = one(lambda body: (500, {}, {"error": {"message": "out of\nmemory"}}))
+    assert response.error == "HTTP 500: out of (after 3 tries)" and response.samples == ()
     assert len(server.bodies) == 3
 
 
 def test_a_refusal_is_not_tried_again() -> None:
-    reply, server = one(lambda body: (400, {}, {"error": {"message": "too long"}}))
-    assert reply.error == "HTTP 400: too long" and len(server.bodies) == 1
+    response, server = one(lambda body: (400, {}, {"error": {"message": "too long"}}))
+    assert response.error == "HTTP 400: too long" and len(server.bodies) == 1
 
 
 @pytest.mark.parametrize("body", [b"<html>", {}, {"choices": []}, {"choices": [{}]}, [], 3])
 def test_nonsense_is_recorded(body: Any) -> None:
-    reply, _ = one(lambda _: (200, {}, body))
-    assert reply.error is not None and "no chat completion" in reply.error
+    response, _ = one(lambda _: (200, {}, body))
+    assert response.error is not None and "no chat completion" in response.error
 
 
 def test_a_server_that_dawdles_times_out() -> None:
@@ -77,23 +79,25 @@ def test_a_server_that_dawdles_times_out() -> None:
         over.wait(60)
 
     with serving(answer) as server:
-        (reply,) = replies(server, [Ask(0, "why?", PLAIN)], timeout_s=0.05, retries=1, model="m")
+        (response,) = responses(
+            server, [EvalRequest(0, "why?", PLAIN)], timeout_s=0.05, retries=1, model="m"
+        )
         over.set()
-    assert reply.error is not None and "Timeout" in reply.error
-    assert reply.error.endswith("(after 2 tries)")
+    assert response.error is not None and "Timeout" in response.error
+    assert response.error.endswith("(after 2 tries)")
 
 
 def test_a_server_that_is_not_there_is_recorded() -> None:
     with serving(lambda body: completion("Answer: 1")) as server:
         pass
-    (reply,) = replies(server, [Ask(0, "why?", PLAIN)])
-    assert reply.error is not None and "ConnectError" in reply.error
+    (response,) = responses(server, [EvalRequest(0, "why?", PLAIN)])
+    assert response.error is not None and "ConnectError" in response.error
 
 
 def test_a_server_may_say_when_to_come_back() -> None:
     script = [(503, {"retry-after": "1"}, {}), completion("x")]
-    reply, _ = one(lambda body: script.pop(0))
-    assert reply.error is None and reply.seconds >= 1
+    response, _ = one(lambda body: script.pop(0))
+    assert response.error is None and response.seconds >= 1
 
 
 def test_requests_are_concurrent_up_to_the_bound() -> None:
@@ -104,8 +108,8 @@ def test_requests_are_concurrent_up_to_the_bound() -> None:
         return completion("Answer: 1")
 
     with serving(answer, models=False) as server:
-        found = replies(server, [Ask(i, "?", PLAIN) for i in range(12)], concurrency=4)
-    assert [reply.ask.key for reply in found] == list(range(12))
+        found = responses(server, [EvalRequest(i, "?", PLAIN) for i in range(12)], concurrency=4)
+    assert [response.request.key for response in found] == list(range(12))
     assert server.most_at_once == 4
     assert {body["model"] for body in server.bodies} == {"default"}
 
@@ -113,12 +117,12 @@ def test_requests_are_concurrent_up_to_the_bound() -> None:
 def test_an_ask_may_follow_a_reply() -> None:
     with serving(lambda body: completion("Answer: 1")) as server:
         backend = HttpBackend(HttpOptions(base_url=server.url))
-        backend.submit(Ask(0, "first", PLAIN))
+        backend.submit(EvalRequest(0, "first", PLAIN))
         seen = []
-        for reply in backend.replies():
-            seen.append(reply.ask.key)
-            if reply.ask.key < 3:
-                backend.submit(Ask(reply.ask.key + 1, "next", PLAIN))
+        for response in backend.responses():
+            seen.append(response.request.key)
+            if response.request.key < 3:
+                backend.submit(EvalRequest(response.request.key + 1, "next", PLAIN))
         backend.close()
     assert seen == [0, 1, 2, 3]
 
@@ -126,7 +130,7 @@ def test_an_ask_may_follow_a_reply() -> None:
 def test_thinking_fields_go_along_where_they_say_something() -> None:
     thinking = ThinkingBudget(max_tokens=0, num_waits=2, wait_text="Hmm")
     params = SamplingParams(n=3, max_tokens=50, seed=1, logprobs=0, thinking=thinking)
-    body = request_body(Ask(0, "?", params), "m")
+    body = request_body(EvalRequest(0, "?", params), "m")
     given = {k: v for k, v in body.items() if k not in ("model", "messages", "temperature", "seed")}
     assert given == {
         "n": 3,

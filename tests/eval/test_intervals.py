@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from s1engine.eval.intervals import bootstrap_interval, paired_interval
+from s1engine.eval.metrics import bootstrap_interval, paired_interval
 
 FIRST = [i % 3 == 0 for i in range(60)]
 SECOND = [i % 2 == 0 for i in range(60)]

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s1engine.errors import RequestError
-from s1engine.eval.backend import Ask, Sample
-from s1engine.eval.choose import first, majority, most_confident
-from s1engine.eval.methods import Answer, Method
-from s1engine.eval.plan import METHODS, SweepOptions, plan
+from s1engine.eval.backend import EvalRequest, Sample
+from s1engine.eval.method_registry import METHODS, SweepOptions, plan
+from s1engine.eval.methods import Answer, Method, first, majority_vote, most_confident
 from s1engine.eval.tasks import Question
 from tests.eval.scripted import ScriptedBackend, questions, sample
 from tests.shared_data import shared_file
@@ -23,8 +22,8 @@ def answers(method: Method, backend: ScriptedBackend, count: int = 3) -> list[An
     return sorted(found, key=lambda answer: answer.question.id)
 
 
-def right(ask: Ask) -> list[Sample]:
-    return [sample(f"Answer: {ask.key}")] * ask.params.n
+def right(request: EvalRequest) -> list[Sample]:
+    return [sample(f"Answer: {request.key}")] * request.params.n
 
 
 def one(name: str, **options: object) -> Method:
@@ -35,7 +34,7 @@ def one(name: str, **options: object) -> Method:
 # --- what is asked ---
 
 
-def asked(name: str, **options: object) -> list[Ask]:
+def asked(name: str, **options: object) -> list[EvalRequest]:
     """The first ask of every run."""
     found = []
     for method in plan([name], SweepOptions(**options)):  # type: ignore[arg-type]
@@ -45,8 +44,10 @@ def asked(name: str, **options: object) -> list[Ask]:
     return found
 
 
-def limits(asks: Sequence[Ask]) -> list[int | None]:
-    return [ask.params.thinking.max_tokens if ask.params.thinking else None for ask in asks]
+def limits(asks: Sequence[EvalRequest]) -> list[int | None]:
+    return [
+        request.params.thinking.max_tokens if request.params.thinking else None for request in asks
+    ]
 
 
 def test_budget_forcing_runs_budgets_within_waits() -> None:
@@ -55,8 +56,8 @@ def test_budget_forcing_runs_budgets_within_waits() -> None:
     assert asks[1].params.thinking is None
     budget = asks[3].params.thinking
     assert budget is not None and (budget.num_waits, budget.wait_text) == (2, "Hmm")
-    assert {ask.params.temperature for ask in asks} == {0}
-    assert {ask.prompt for ask in asks} == {"what is 0?"}
+    assert {request.params.temperature for request in asks} == {0}
+    assert {request.prompt for request in asks} == {"what is 0?"}
 
 
 def test_conditional_control_only_asks_and_its_forced_form_also_cuts() -> None:
@@ -98,8 +99,8 @@ def test_seeds_depend_on_the_question_not_on_its_place() -> None:
     whole, part = ScriptedBackend(right), ScriptedBackend(right)
     list(method.answer(questions(4), whole, NO_TRACES))
     list(method.answer(questions(4)[2:], part, NO_TRACES))
-    seeds = [ask.params.seed for ask in whole.asked]
-    assert len(set(seeds)) == 4 and [ask.params.seed for ask in part.asked] == seeds[2:]
+    seeds = [request.params.seed for request in whole.asked]
+    assert len(set(seeds)) == 4 and [request.params.seed for request in part.asked] == seeds[2:]
 
 
 # --- rejection sampling ---
@@ -108,9 +109,9 @@ def test_seeds_depend_on_the_question_not_on_its_place() -> None:
 def test_rejection_tries_until_the_thinking_is_short_enough() -> None:
     lengths = {0: [3], 1: [20, 16, 15], 2: [20] * 9}
 
-    def script(ask: Ask) -> list[Sample]:
-        thinking = lengths[ask.key].pop(0)
-        return [sample(f"Answer: {ask.key}", thinking, thinking + 2, end_reason="natural")]
+    def script(request: EvalRequest) -> list[Sample]:
+        thinking = lengths[request.key].pop(0)
+        return [sample(f"Answer: {request.key}", thinking, thinking + 2, end_reason="natural")]
 
     backend = ScriptedBackend(script)
     method = one("rejection-sampling", budgets=(16,), max_tries=4)
@@ -118,13 +119,15 @@ def test_rejection_tries_until_the_thinking_is_short_enough() -> None:
     assert [answer.tries for answer in found] == [1, 3, 4]
     assert [a.choice.extracted if a.choice else None for a in found] == ["0", "1", None]
     assert [len(answer.samples) for answer in found] == [1, 3, 4]
-    assert len({(ask.key, ask.params.seed) for ask in backend.asked}) == 8  # never the same again
-    assert {ask.params.temperature for ask in backend.asked} == {1}
+    assert (
+        len({(request.key, request.params.seed) for request in backend.asked}) == 8
+    )  # never the same again
+    assert {request.params.temperature for request in backend.asked} == {1}
 
 
 def test_thinking_that_was_cut_is_rejected_and_a_failure_ends_the_tries() -> None:
-    def script(ask: Ask) -> list[Sample]:
-        if ask.key == 1:
+    def script(request: EvalRequest) -> list[Sample]:
+        if request.key == 1:
             raise RuntimeError("server is down")
         return [sample("Answer: 0", 3, end_reason="length")]
 
@@ -140,20 +143,20 @@ def test_thinking_that_was_cut_is_rejected_and_a_failure_ends_the_tries() -> Non
 def test_the_majority_counts_equal_answers_and_favours_the_first() -> None:
     question = Question("q", "?", "1")
     texts = ["none", r"\boxed{1/2}", "Answer: 3", r"\boxed{0.5}", "Answer: 3"]
-    choice = majority(question, [sample(text) for text in texts])
+    choice = majority_vote(question, [sample(text) for text in texts])
     assert (choice.extracted, choice.votes) == ("1/2", 2)
-    assert majority(question, [sample("none")]).extracted is None
+    assert majority_vote(question, [sample("none")]).extracted is None
 
 
 def test_a_choice_is_counted_by_its_letter() -> None:
     question = Question("q", "?", "B", kind="choice")
     texts = ["Answer: A) 3 eV", "Answer: (B)", r"\boxed{\text{B}}"]
-    assert majority(question, [sample(text) for text in texts]).votes == 2
+    assert majority_vote(question, [sample(text) for text in texts]).votes == 2
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12))
 def test_the_majority_is_the_mode_seen_first(votes: list[int]) -> None:
-    choice = majority(Question("q", "?", "1"), [sample(f"Answer: {vote}") for vote in votes])
+    choice = majority_vote(Question("q", "?", "1"), [sample(f"Answer: {vote}") for vote in votes])
     counts = {vote: votes.count(vote) for vote in votes}  # in the order seen
     assert choice.extracted == str(max(counts, key=lambda vote: counts[vote]))
     assert choice.votes == max(counts.values())

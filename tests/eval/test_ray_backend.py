@@ -7,7 +7,7 @@ import pytest
 from s1engine.config import EngineConfig
 from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError
-from s1engine.eval.backend import Ask, Backend, Reply
+from s1engine.eval.backend import Backend, EvalRequest, EvalResponse
 from s1engine.eval.engine_backend import EngineBackend
 from s1engine.eval.ray_backend import RayBackend, RayOptions
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
@@ -17,10 +17,10 @@ pytest.importorskip("ray.data", reason="the backend needs Ray: pip install 's1en
 ENGINE = {"dtype": "float32", "kv_cache_memory_gb": 0.1}
 
 
-def asks() -> list[Ask]:
+def asks() -> list[EvalRequest]:
     """Greedy and seeded, with budgets and traces; the last one cannot be answered."""
     made = [
-        Ask(
+        EvalRequest(
             key=1000 + i,
             prompt=f"a={i} b=a+{i % 5} b?",
             params=SamplingParams(
@@ -38,12 +38,12 @@ def asks() -> list[Ask]:
     return [*made, replace(made[0], key=2000, prompt="a" * 10 * context)]
 
 
-def answered(backend: Backend) -> dict[int, tuple[Ask, object]]:
+def answered(backend: Backend) -> dict[int, tuple[EvalRequest, object]]:
     """Replies by key, without the time they took."""
-    for ask in asks():
-        backend.submit(ask)
-    replies: list[Reply] = list(backend.replies())
-    return {r.ask.key: (r.ask, (r.samples, r.error, r.checkpoints)) for r in replies}
+    for request in asks():
+        backend.submit(request)
+    responses: list[EvalResponse] = list(backend.responses())
+    return {r.request.key: (r.request, (r.samples, r.error, r.checkpoints)) for r in responses}
 
 
 def test_answers_are_those_of_the_engine_in_this_process() -> None:
@@ -51,7 +51,7 @@ def test_answers_are_those_of_the_engine_in_this_process() -> None:
     backend = RayBackend(RayOptions(engine=ENGINE, replicas=2))
     try:
         assert answered(backend) == want
-        assert backend.generated_tokens > 0 and list(backend.replies()) == []
+        assert backend.generated_tokens > 0 and list(backend.responses()) == []
     finally:
         backend.close()
     assert want[2000][1][1]  # type: ignore[index]

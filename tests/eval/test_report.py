@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s1engine.eval.axes import log_axis, percent_axis, short_number
-from s1engine.eval.figures import figures, pareto
-from s1engine.eval.report import write_report
-from s1engine.eval.traces import shortened
+from s1engine.charts.axes import log_axis, percent_axis, short_number
+from s1engine.eval.figures import figures, pareto_front
+from s1engine.eval.report import shortened, write_report
 from tests.eval.demo import IDENTITY, TRACE, demo_sweep
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -116,7 +115,7 @@ def test_a_sweep_of_one_run_without_limits_or_traces_has_a_page(tmp_path: Path) 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=12))
 def test_the_front_is_what_none_beats(found: list[tuple[int, int]]) -> None:
     runs = [{"x": float(x), "accuracy": float(y)} for x, y in found]
-    front = set(pareto(runs, lambda run: -run["x"], "x"))  # less x is better
+    front = set(pareto_front(runs, lambda run: -run["x"], "x"))  # less x is better
     for x, y in found:
         beaten = any(a <= x and b >= y and (a, b) != (x, y) for a, b in found)
         assert ((x, y) in front) is not beaten

@@ -9,16 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s1engine.errors import RequestError
-from s1engine.eval.backend import Ask, Sample
+from s1engine.eval.backend import EvalRequest, Sample
+from s1engine.eval.method_registry import SweepOptions, plan
 from s1engine.eval.methods import Method
-from s1engine.eval.plan import SweepOptions, plan
 from s1engine.eval.results import Results, run_key
 from s1engine.eval.summary import Prices, RunRows, summarize
 from s1engine.eval.sweep import run_sweep
 from tests.eval.scripted import ScriptedBackend, questions, sample
 
 IDENTITY = {"task": "t", "seed": 0}
-Script = Callable[[Ask], list[Sample]]
+Script = Callable[[EvalRequest], list[Sample]]
 
 
 def methods(*names: str, **options: object) -> list[Method]:
@@ -41,8 +41,10 @@ def sweep(
     return runs, backend
 
 
-def right(ask: Ask) -> list[Sample]:
-    return [sample(f"Answer: {ask.prompt[8:-1]}", ask.key, 10) for _ in range(ask.params.n)]
+def right(request: EvalRequest) -> list[Sample]:
+    return [
+        sample(f"Answer: {request.prompt[8:-1]}", request.key, 10) for _ in range(request.params.n)
+    ]
 
 
 def lines(folder: Path) -> list[dict[str, object]]:
@@ -71,12 +73,12 @@ def test_a_killed_sweep_goes_on_where_it_was(
     asked = methods(budgets=(2, 4, 8))
     calls = 0
 
-    def dying(ask: Ask) -> list[Sample]:
+    def dying(request: EvalRequest) -> list[Sample]:
         nonlocal calls
         calls += 1
         if calls > after:
             raise Killed
-        return right(ask)
+        return right(request)
 
     if after < 12:
         with pytest.raises(Killed):
@@ -94,10 +96,10 @@ def test_a_killed_sweep_goes_on_where_it_was(
 
 
 def test_a_failed_question_is_recorded_and_asked_again(tmp_path: Path) -> None:
-    def failing(ask: Ask) -> list[Sample]:
-        if ask.key % 2:
+    def failing(request: EvalRequest) -> list[Sample]:
+        if request.key % 2:
             raise RuntimeError("HTTP 500: no")
-        return right(ask)
+        return right(request)
 
     (run,), _ = sweep(tmp_path, failing, methods())
     assert [row.get("error") for row in run.rows] == [None, "HTTP 500: no"] * 2
@@ -136,9 +138,9 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
 
 
 def test_several_samples_are_summed_and_judged_together(tmp_path: Path) -> None:
-    def voting(ask: Ask) -> list[Sample]:
-        texts = ["Answer: 7", "Answer: 7", f"Answer: {ask.key}"]
-        return [sample(text, 5, 8) for text in texts[: ask.params.n]]
+    def voting(request: EvalRequest) -> list[Sample]:
+        texts = ["Answer: 7", "Answer: 7", f"Answer: {request.key}"]
+        return [sample(text, 5, 8) for text in texts[: request.params.n]]
 
     runs, _ = sweep(tmp_path, voting, methods("majority-voting", samples=(1, 3)))
     row = runs[1].rows[2]
@@ -149,7 +151,7 @@ def test_several_samples_are_summed_and_judged_together(tmp_path: Path) -> None:
 
 
 def test_rejected_samples_cost_time_but_are_no_answer(tmp_path: Path) -> None:
-    def long(ask: Ask) -> list[Sample]:
+    def long(request: EvalRequest) -> list[Sample]:
         return [sample("Answer: 0", 9, 12, end_reason="budget")]
 
     asked = methods("rejection-sampling", budgets=(9,), max_tries=3)
@@ -184,8 +186,8 @@ def test_time_is_added_up_over_the_times_a_run_was_started() -> None:
 
 
 def test_each_method_has_its_figures_and_a_class_its_baseline(tmp_path: Path) -> None:
-    def by_length(ask: Ask) -> list[Sample]:
-        tokens = 20 if "short" in ask.prompt else 40 if "long" in ask.prompt else 10
+    def by_length(request: EvalRequest) -> list[Sample]:
+        tokens = 20 if "short" in request.prompt else 40 if "long" in request.prompt else 10
         return [sample("Answer: 0", tokens, 50)]
 
     asked = methods("class-conditional", "budget-forcing", budgets=(8, 16))
@@ -200,8 +202,8 @@ def test_each_method_has_its_figures_and_a_class_its_baseline(tmp_path: Path) ->
 
 
 def test_traces_are_kept_of_the_first_questions_only(tmp_path: Path) -> None:
-    def traced(ask: Ask) -> list[Sample]:
-        segments = (("two ", False), ("Wait", True)) if ask.trace else ()
+    def traced(request: EvalRequest) -> list[Sample]:
+        segments = (("two ", False), ("Wait", True)) if request.trace else ()
         return [sample("Answer: 1", segments=segments)]
 
     (run,), _ = sweep(tmp_path, traced, methods(), traces=2)

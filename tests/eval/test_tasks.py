@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s1engine.errors import RequestError
-from s1engine.eval.dataset import Dataset, load_questions
-from s1engine.eval.tasks import TASKS, arithmetic_questions
+from s1engine.eval.tasks import TASKS, Dataset, arithmetic_questions, load_questions
 from tests.shared_data import shared_file
 
 

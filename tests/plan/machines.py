@@ -6,10 +6,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from s1engine.bench.shapes import shape
-from s1engine.plan.footprint import footprint
-from s1engine.plan.placement import Placement
-from s1engine.plan.step import Step
-from s1engine.plan.workload import Ask, Budget
+from s1engine.plan.placement import Placement, footprint
+from s1engine.plan.step_time import StepShape
+from s1engine.plan.workload import PlannedBudget, PlannedRequest
 
 
 def placed(**bounds: Any) -> Placement:
@@ -29,24 +28,24 @@ def placed(**bounds: Any) -> Placement:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearTimeModel:
     """So many seconds a step, a token and a cached token that is read."""
 
     fixed: float = 1.0
     token: float = 0.1
     context: float = 0.001
 
-    def seconds(self, step: Step) -> float:
+    def seconds(self, step: StepShape) -> float:
         return self.fixed + self.token * step.tokens + self.context * step.decode_context
 
 
 @st.composite
-def asks(draw: st.DrawFn, thinking: bool = True, most: int = 12) -> list[Ask]:
+def request_lists(draw: st.DrawFn, thinking: bool = True, most: int = 12) -> list[PlannedRequest]:
     """By time of arrival, the first at 0."""
     at, found = 0.0, []
     for _ in range(draw(st.integers(1, most))):
         found.append(
-            Ask(
+            PlannedRequest(
                 at,
                 draw(st.integers(1, 40)),
                 draw(st.integers(1, 20)),
@@ -58,7 +57,7 @@ def asks(draw: st.DrawFn, thinking: bool = True, most: int = 12) -> list[Ask]:
 
 
 budgets = st.builds(
-    Budget,
+    PlannedBudget,
     max_thinking=st.none() | st.integers(0, 40),
     num_waits=st.integers(0, 2),
     wait_thinking=st.integers(1, 10),

@@ -4,7 +4,7 @@ from s1engine.engine.llm import LLM
 from s1engine.eval.backend import Backend
 from s1engine.eval.engine_backend import EngineBackend
 from s1engine.eval.http_backend import HttpBackend, HttpOptions
-from s1engine.eval.plan import SweepOptions, plan
+from s1engine.eval.method_registry import SweepOptions, plan
 from s1engine.eval.tasks import arithmetic_questions
 from tests.server.conftest import KEY, Served
 

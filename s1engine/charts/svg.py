@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from html import escape
 
-from s1engine.eval.axes import Axis, log_axis, percent_axis, short_number
-from s1engine.eval.figures import Figure, Mark, Series
+from s1engine.charts.axes import Axis, log_axis, percent_axis, short_number
+from s1engine.charts.figure import Figure, Mark, Series
 
 LEFT, RIGHT, TOP, BOTTOM = 58, 18, 14, 50
 COLORS = 8  # in the style sheet

@@ -11,15 +11,18 @@ from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.config import ModelConfig
 from s1engine.plan import hardware, workload
-from s1engine.plan.drafts import DraftedTime, choices
-from s1engine.plan.footprint import footprint
-from s1engine.plan.gpu_time import GpuTime
 from s1engine.plan.options import PlanOptions
-from s1engine.plan.placement import Placement, of, on_gpus
+from s1engine.plan.placement import Placement, footprint, place_on_gpus, placement_of
 from s1engine.plan.roofline import roofline
-from s1engine.plan.simulate import simulate
-from s1engine.plan.step import StepTime, decoding
-from s1engine.plan.workload import Ask, Budget
+from s1engine.plan.simulation import simulate
+from s1engine.plan.step_time import (
+    GpuTimeModel,
+    SpeculativeTimeModel,
+    StepTimeModel,
+    decoding,
+    draft_choices,
+)
+from s1engine.plan.workload import PlannedBudget, PlannedRequest
 from s1engine.runner.device import resolve_config, resolve_dtype
 
 logger = logging.getLogger(__name__)
@@ -44,42 +47,42 @@ SCRIPTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class PlannedEngine:
     """One engine of the plan, and how long its steps take."""
 
     placement: Placement
-    time: StepTime
+    time: StepTimeModel
     facts: dict[str, Any]
     assumptions: tuple[str, ...]
 
 
-def make_plan(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> dict[str, Any]:
+def build_plan(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> dict[str, Any]:
     """All of it, as JSON has it; seconds, bytes, tokens. Raises RequestError."""
     gpus = options.numbers_of_gpus(config.tensor_parallel_size)
     rates, budgets = options.rates(), options.budgets()
-    asks = make_asks(options, config.seed)
+    requests = load_requests(options, config.seed)
     engine = _calibrated(config, model) if options.is_cpu else _on_gpus(config, model, options)
     cases = []
     left_out = 0
     for limit in budgets:
-        budget = Budget(
+        budget = PlannedBudget(
             max_thinking=limit, num_waits=options.num_waits, wait_thinking=options.wait_thinking
         )
-        fitting = _fitting(asks, engine.placement, budget)
-        left_out = max(left_out, len(asks) - len(fitting))
+        fitting = _fitting(requests, engine.placement, budget)
+        left_out = max(left_out, len(requests) - len(fitting))
         for rate in rates:
-            paced = workload.paced(fitting, rate, config.seed)
-            cases += list(_cases(engine, paced, options, budget, gpus, rate))
-    mean = fmean(workload.max_len(ask, Budget()) for ask in asks)
+            pace_requests = workload.pace_requests(fitting, rate, config.seed)
+            cases += list(_cases(engine, pace_requests, options, budget, gpus, rate))
+    mean = fmean(workload.max_len(request, PlannedBudget()) for request in requests)
     return {
         "engine": _placement_facts(engine, mean) | engine.facts,
-        "workload": _workload_facts(asks, options) | {"left_out": left_out},
+        "workload": _workload_facts(requests, options) | {"left_out": left_out},
         "assumptions": [*engine.assumptions, *SCRIPTS],
         "cases": cases,
     }
 
 
-def make_asks(options: PlanOptions, seed: int) -> list[Ask]:
+def load_requests(options: PlanOptions, seed: int) -> list[PlannedRequest]:
     """The requests, at the trace's times. Raises RequestError."""
     if options.trace is not None:
         arrivals = workload.read_trace(Path(options.trace))[: options.requests]
@@ -87,28 +90,34 @@ def make_asks(options: PlanOptions, seed: int) -> list[Ask]:
             raise RequestError(f"trace: {options.trace} is empty", param="trace")
     else:
         lengths = (options.input_len, options.output_len)
-        arrivals = workload.drawn(options.requests, *lengths, options.spread, seed)
-    return workload.scripted(arrivals, options.thinking_share)
+        arrivals = workload.random_arrivals(options.requests, *lengths, options.spread, seed)
+    return workload.plan_requests(arrivals, options.thinking_share)
 
 
-def _fitting(asks: Sequence[Ask], placement: Placement, budget: Budget) -> list[Ask]:
+def _fitting(
+    requests: Sequence[PlannedRequest], placement: Placement, budget: PlannedBudget
+) -> list[PlannedRequest]:
     """Those that the context holds."""
-    fitting = [ask for ask in asks if workload.max_len(ask, budget) <= placement.max_model_len]
+    fitting = [
+        request
+        for request in requests
+        if workload.max_len(request, budget) <= placement.max_model_len
+    ]
     if not fitting:
         raise RequestError(
             f"no request fits the context of {placement.max_model_len} tokens; the shortest takes "
-            f"{min(workload.max_len(ask, budget) for ask in asks)}",
+            f"{min(workload.max_len(request, budget) for request in requests)}",
             param="input_len" if placement.max_model_len else "max_model_len",
         )
     start = fitting[0].at
-    return [replace(ask, at=ask.at - start) for ask in fitting]
+    return [replace(request, at=request.at - start) for request in fitting]
 
 
 def _cases(
-    engine: Engine,
-    asks: Sequence[Ask],
+    engine: PlannedEngine,
+    requests: Sequence[PlannedRequest],
     options: PlanOptions,
-    budget: Budget,
+    budget: PlannedBudget,
     gpus: Sequence[int],
     rate: float | None,
 ) -> Iterator[dict[str, Any]]:
@@ -116,21 +125,21 @@ def _cases(
     place, time = engine.placement, engine.time
     for number in gpus:
         replicas = number // place.footprint.ranks
-        logger.info("simulating %d requests on %d GPUs", len(asks), number)
+        logger.info("simulating %d requests on %d GPUs", len(requests), number)
         simulation = simulate(
-            asks, place, time, budget=budget, replicas=replicas, routing=options.routing
+            requests, place, time, budget=budget, replicas=replicas, routing=options.routing
         )
         yield {
             "gpus": number,
             "replicas": replicas,
             "requests_per_s": None if rate in (None, float("inf")) else rate,
             "thinking_budget": budget.max_thinking,
-            "roofline": roofline(asks, place, time, budget=budget, replicas=replicas),
-            "simulated": simulation.figures(),
+            "roofline": roofline(requests, place, time, budget=budget, replicas=replicas),
+            "simulated": simulation.summary(),
         }
 
 
-def _on_gpus(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> Engine:
+def _on_gpus(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> PlannedEngine:
     gpu = options.device()
     dtype = resolve_dtype(config.dtype, "cuda", model.torch_dtype)
     weights = config.quantization or options.weights
@@ -140,37 +149,43 @@ def _on_gpus(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> 
         )
     if weights == "auto":
         weights = model.quantization(None) or "auto"  # a checkpoint in fp8
-    place = on_gpus(config, model, dtype, gpu, weights=weights)
+    place = place_on_gpus(config, model, dtype, gpu, weights=weights)
     facts: dict[str, Any] = {"gpu": asdict(gpu), "weights": weights}
     facts["dtype"] = str(dtype).removeprefix("torch.")
-    time: StepTime = GpuTime(gpu, place.footprint)
+    time: StepTimeModel = GpuTimeModel(gpu, place.footprint)
     assumptions: tuple[str, ...] = SHARES
     if config.tensor_parallel_size > 1:
         assumptions += (LINKS.format(gb=gpu.link_gb_per_s, us=gpu.link_us),)
     if most := config.num_speculative_tokens:
-        time = DraftedTime(time, choices(most, options.accepted()))
+        time = SpeculativeTimeModel(time, draft_choices(most, options.accepted()))
         facts |= {"num_speculative_tokens": most, "acceptance": options.acceptance}
         assumptions += (DRAFTS,)
-    return Engine(place, time, facts, assumptions)
+    return PlannedEngine(place, time, facts, assumptions)
 
 
-def _calibrated(config: EngineConfig, model: ModelConfig) -> Engine:
+def _calibrated(config: EngineConfig, model: ModelConfig) -> PlannedEngine:
     """This machine's CPU. Raises RequestError for what is not measured."""
     for name, most in (("tensor_parallel_size", 1), ("num_speculative_tokens", 0)):
         if getattr(config, name) > most:
             raise RequestError(
                 f"{name}: a CPU is planned as it is calibrated, without it", param=name
             )
-    from s1engine.plan.calibrate import PASSES, calibrate, calibration_engine, fitted, warm_up
+    from s1engine.plan.calibration import (
+        PASSES,
+        calibrate,
+        calibration_engine,
+        fit_calibration,
+        warm_up,
+    )
 
     config = resolve_config(replace(config, device="cpu"))
     dtype = resolve_dtype(config.dtype, "cpu", model.torch_dtype)
     measuring = calibration_engine(config, model)
     warm_up(measuring)
-    step_time, error = fitted([calibrate(measuring) for _ in range(PASSES)])
+    step_time, error = fit_calibration([calibrate(measuring) for _ in range(PASSES)])
     weights = config.quantization or "auto"
     foot = footprint(model, dtype, weights=weights, kv_cache_dtype=config.kv_cache_dtype)
-    place = of(config, model, foot)
+    place = placement_of(config, model, foot)
     facts = {
         "gpu": {"name": hardware.CPU},
         "weights": weights,
@@ -179,10 +194,12 @@ def _calibrated(config: EngineConfig, model: ModelConfig) -> Engine:
         "fit_error": error,
     }
     fit = f"steps as measured here, sizes met before; the fit is off by {error:.0%} at most"
-    return Engine(place, step_time, facts, (fit, "several CPUs are several machines like this"))
+    return PlannedEngine(
+        place, step_time, facts, (fit, "several CPUs are several machines like this")
+    )
 
 
-def _placement_facts(engine: Engine, mean: float) -> dict[str, Any]:
+def _placement_facts(engine: PlannedEngine, mean: float) -> dict[str, Any]:
     place, foot = engine.placement, engine.placement.footprint
     alone = engine.time.seconds(decoding(1, mean / 2))
     return {
@@ -200,12 +217,12 @@ def _placement_facts(engine: Engine, mean: float) -> dict[str, Any]:
     }
 
 
-def _workload_facts(asks: Sequence[Ask], options: PlanOptions) -> dict[str, Any]:
+def _workload_facts(requests: Sequence[PlannedRequest], options: PlanOptions) -> dict[str, Any]:
     return {
         "trace": options.trace,
-        "requests": len(asks),
-        "mean_input": fmean(ask.prompt_len for ask in asks),
-        "mean_output": fmean(ask.answer + (ask.thinking or 0) for ask in asks),
+        "requests": len(requests),
+        "mean_input": fmean(request.prompt_len for request in requests),
+        "mean_output": fmean(request.answer + (request.thinking or 0) for request in requests),
         "thinking_share": options.thinking_share,
         "num_waits": options.num_waits,
         "routing": options.routing,

@@ -17,17 +17,28 @@ from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.fp8_layout import Fp8Layout
 from s1engine.plan import options as plan_options
-from s1engine.plan.drafts import DraftedTime, choices
-from s1engine.plan.gpu_time import GpuTime
 from s1engine.plan.hardware import GPUS
 from s1engine.plan.options import PlanOptions
-from s1engine.plan.placement import Placement, on_gpus
-from s1engine.plan.plan import make_plan
-from s1engine.plan.simulate import ROUTINGS, simulate
-from s1engine.plan.step import Step, decoding
-from s1engine.plan.workload import Arrival, Ask, Budget, paced, read_trace, scripted
+from s1engine.plan.placement import Placement, place_on_gpus
+from s1engine.plan.planner import build_plan
+from s1engine.plan.simulation import ROUTINGS, simulate
+from s1engine.plan.step_time import (
+    GpuTimeModel,
+    SpeculativeTimeModel,
+    StepShape,
+    decoding,
+    draft_choices,
+)
+from s1engine.plan.workload import (
+    Arrival,
+    PlannedBudget,
+    PlannedRequest,
+    pace_requests,
+    plan_requests,
+    read_trace,
+)
 from s1engine.runner.memory import weight_bytes
-from tests.plan.machines import Linear, placed
+from tests.plan.machines import LinearTimeModel, placed
 from tests.shared_data import shared_file
 
 ENGINE_FIELDS = ("tensor_parallel_size", "num_speculative_tokens")
@@ -36,7 +47,7 @@ ENGINE_FIELDS = ("tensor_parallel_size", "num_speculative_tokens")
 def on(gpu: str, name: str, ranks: int = 1, weights: str = "auto", kv: str = "auto") -> Placement:
     model = shape(name)
     config = EngineConfig(kv_cache_dtype=kv, tensor_parallel_size=ranks)
-    return on_gpus(config, model, model.torch_dtype, GPUS[gpu], weights=weights)
+    return place_on_gpus(config, model, model.torch_dtype, GPUS[gpu], weights=weights)
 
 
 def test_what_seven_billion_weights_take() -> None:
@@ -70,20 +81,24 @@ def test_formats_save_what_they_say() -> None:
 @pytest.mark.parametrize(("name", "rate"), [("0.5B", 2240), ("7B", 253), ("32B", 58)])
 def test_a_sequence_alone_is_as_fast_as_predicted_by_hand(name: str, rate: float) -> None:
     """bench/results/gpu_predictions.md."""
-    time = GpuTime(GPUS["H200"], on("H200", name).footprint)
+    time = GpuTimeModel(GPUS["H200"], on("H200", name).footprint)
     assert 1 / time.seconds(decoding(1, 0)) == pytest.approx(rate, rel=0.02)
 
 
 def test_ranks_share_the_work_but_not_the_gaps() -> None:
-    alone = GpuTime(GPUS["H200"], on("H200", "32B").footprint).seconds(decoding(8, 1000))
-    two = GpuTime(GPUS["H200"], on("H200", "32B", ranks=2).footprint).seconds(decoding(8, 1000))
-    eight = GpuTime(GPUS["H200"], on("H200", "32B", ranks=8).footprint).seconds(decoding(8, 1000))
+    alone = GpuTimeModel(GPUS["H200"], on("H200", "32B").footprint).seconds(decoding(8, 1000))
+    two = GpuTimeModel(GPUS["H200"], on("H200", "32B", ranks=2).footprint).seconds(
+        decoding(8, 1000)
+    )
+    eight = GpuTimeModel(GPUS["H200"], on("H200", "32B", ranks=8).footprint).seconds(
+        decoding(8, 1000)
+    )
     assert alone / 2 < two < alone and alone / 8 < eight < two
 
 
 def planned(options: dict[str, Any], **engine: Any) -> dict[str, Any]:
     usual = {"requests": 20, "output_len": 200, "gpus": "2"}
-    return make_plan(EngineConfig(**engine), shape("32B"), PlanOptions(**(usual | options)))
+    return build_plan(EngineConfig(**engine), shape("32B"), PlanOptions(**(usual | options)))
 
 
 def rate(plan: dict[str, Any]) -> float:
@@ -116,15 +131,15 @@ def test_drafts_are_planned_as_measured_or_as_accepted() -> None:
 def test_drafts_never_cost_and_bolder_ones_keep_more(
     most: int, acceptance: float | None, rows: float, context: float, gpu: str
 ) -> None:
-    plain = GpuTime(GPUS[gpu], placed().footprint)
-    found = choices(most, acceptance)
-    time = DraftedTime(plain, found)
+    plain = GpuTimeModel(GPUS[gpu], placed().footprint)
+    found = draft_choices(most, acceptance)
+    time = SpeculativeTimeModel(plain, found)
     step = decoding(rows, context)
     assert time.seconds(step) <= plain.seconds(step)
     for drafted, kept in found:
         assert 0 < drafted <= most and 1 <= kept <= 1 + drafted
     assert sorted(found) == list(found) == sorted(found, key=lambda pair: pair[1])
-    prompt = Step(100, 1, 0, 100, 5050)
+    prompt = StepShape(100, 1, 0, 100, 5050)
     assert time.seconds(prompt) == plain.seconds(prompt)
 
 
@@ -186,24 +201,24 @@ def test_a_mistake_names_its_field(given: dict[str, Any], param: str | None) -> 
     with pytest.raises(error) as found:
         engine = {name: given.pop(name) for name in ENGINE_FIELDS if name in given}
         options = PlanOptions(**({"requests": 2, "gpus": "2,4"} | given))
-        make_plan(EngineConfig(**engine), shape("7B"), options)
+        build_plan(EngineConfig(**engine), shape("7B"), options)
     assert getattr(found.value, "param", None) == param
 
 
 def test_the_engines_own_quantization_counts() -> None:
     config = EngineConfig(quantization="int8")
     options: dict[str, Any] = {"requests": 2, "output_len": 8, "gpus": "1"}
-    plan = make_plan(config, shape("7B"), PlanOptions(**options))
-    same = make_plan(EngineConfig(), shape("7B"), PlanOptions(weights="int8", **options))
+    plan = build_plan(config, shape("7B"), PlanOptions(**options))
+    same = build_plan(EngineConfig(), shape("7B"), PlanOptions(weights="int8", **options))
     assert plan == same and plan["engine"]["weights"] == "int8"
     with pytest.raises(RequestError, match="both given"):
-        make_plan(config, shape("7B"), PlanOptions(weights="fp8", **options))
+        build_plan(config, shape("7B"), PlanOptions(weights="fp8", **options))
 
 
 def test_a_checkpoint_in_fp8_is_planned_so() -> None:
     options = PlanOptions(requests=2, output_len=8, gpus="1")
     stored = replace(shape("7B"), fp8=Fp8Layout("weight_scale", "row"))
-    assert make_plan(EngineConfig(), stored, options)["engine"]["weights"] == "fp8"
+    assert build_plan(EngineConfig(), stored, options)["engine"]["weights"] == "fp8"
 
 
 def test_routings_have_the_names_that_options_know() -> None:
@@ -215,7 +230,7 @@ def test_every_combination_is_planned_and_more_load_takes_longer() -> None:
         gpus="1,2", rate="1,inf", thinking_budget="none,64", thinking_share=0.8, requests=40,
         output_len=400, num_waits=1, wait_thinking=50,
     )  # fmt: skip
-    plan = make_plan(EngineConfig(), shape("7B"), options)
+    plan = build_plan(EngineConfig(), shape("7B"), options)
     cases = {
         (case["gpus"], case["requests_per_s"], case["thinking_budget"]): case["simulated"]
         for case in plan["cases"]
@@ -243,11 +258,11 @@ def test_traces_are_read(file: str, timed: bool) -> None:
     found = read_trace(path)
     assert len(found) == len(path.read_text().splitlines()) - (path.suffix == ".csv")
     assert all((one.at is not None) == timed for one in found)
-    asks = scripted(found, 0.0)
-    assert sum(a.prompt_len for a in asks) == sum(one.input_len for one in found)
-    assert all(a.at <= b.at for a, b in pairwise(asks))
-    faster = paced(asks, 50.0, seed=0)
-    assert len(asks) / faster[-1].at == pytest.approx(50.0, rel=0.1)
+    request_lists = plan_requests(found, 0.0)
+    assert sum(a.prompt_len for a in request_lists) == sum(one.input_len for one in found)
+    assert all(a.at <= b.at for a, b in pairwise(request_lists))
+    faster = pace_requests(request_lists, 50.0, seed=0)
+    assert len(request_lists) / faster[-1].at == pytest.approx(50.0, rel=0.1)
 
 
 def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
@@ -257,19 +272,21 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
         read_trace(file)
     file.write_text("")
     with pytest.raises(RequestError, match="is empty"):
-        make_plan(EngineConfig(), shape("7B"), PlanOptions(trace=str(file)))
+        build_plan(EngineConfig(), shape("7B"), PlanOptions(trace=str(file)))
 
 
 def test_shared_blocks_are_computed_once() -> None:
     """The second prompt begins as the first does, for 512 of its tokens."""
     arrivals = [Arrival(0, 600, 5, (1, 2)), Arrival(9, 600, 5, (1, 3)), Arrival(9, 600, 5, (4, 3))]
     place = placed(enable_prefix_caching=True, max_num_batched_tokens=64, max_model_len=700)
-    (engine,) = simulate(scripted(arrivals, 0), place, Linear(), budget=Budget()).replicas
+    (engine,) = simulate(
+        plan_requests(arrivals, 0), place, LinearTimeModel(), budget=PlannedBudget()
+    ).replicas
     assert engine.stats().prefix_hits == 512
 
 
 def test_a_lone_prompt_is_nobody_elses() -> None:
-    first, second = Ask(0, 40, 1), Ask(0, 40, 1, blocks=(0,))
+    first, second = PlannedRequest(0, 40, 1), PlannedRequest(0, 40, 1, blocks=(0,))
     assert set(first.prompt(3)) != set(first.prompt(4))
     assert not set(first.prompt(3)) & set(second.prompt(3))
 

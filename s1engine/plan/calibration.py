@@ -8,7 +8,8 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,91 @@ from s1engine.engine.llm_engine import LLMEngine
 from s1engine.models.config import ModelConfig
 from s1engine.models.loader import random_decoder
 from s1engine.ops import select_ops
-from s1engine.plan.fitted import FittedTime, fit
-from s1engine.plan.step import Step
+from s1engine.plan.step_time import StepShape
 from s1engine.runner.device import resolve_config, resolve_dtype
 from s1engine.runner.model_runner import ModelRunner
 from s1engine.sampling_params import SamplingParams
+
+KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
+OTHERS = (
+    "samples", "decode_context", "extend_context", "extend_pairs", "admitted", "extends", "mixed"
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class FittedTimeModel:
+    """``at_knots``: seconds of a step of so many tokens and nothing else; ``each``: of one unit of
+    the others."""
+
+    at_knots: tuple[float, ...]
+    each: tuple[float, ...]
+
+    def seconds(self, step: StepShape) -> float:
+        """Of one step."""
+        each: float = sum(
+            cost * getattr(step, name) for name, cost in zip(OTHERS, self.each, strict=True)
+        )
+        return self._of_tokens(step.tokens) + each
+
+    def _of_tokens(self, tokens: float) -> float:
+        """Beyond the last knot the last slope goes on."""
+        knots, values = KNOTS, self.at_knots
+        for i in range(1, len(knots)):
+            if tokens <= knots[i] or i == len(knots) - 1:
+                slope = (values[i] - values[i - 1]) / (knots[i] - knots[i - 1])
+                return values[i - 1] + slope * (max(tokens, 1) - knots[i - 1])
+        raise AssertionError("there are knots")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"knots": list(KNOTS), **asdict(self)}
+
+
+def fit(steps: Sequence[StepShape], seconds: Sequence[float]) -> FittedTimeModel:
+    """By least squares of relative errors."""
+    weights = 1 / np.array(seconds)
+    columns = np.array([_columns(step) for step in steps])  # [points, coefficients]
+    found = non_negative(columns * weights[:, None], np.ones(len(steps)))
+    slopes = found[1 : len(KNOTS)]
+    at_knots = found[0] + np.concatenate([[0.0], np.cumsum(slopes * np.diff(KNOTS))])
+    return FittedTimeModel(tuple(at_knots.tolist()), tuple(found[len(KNOTS) :].tolist()))
+
+
+def _columns(step: StepShape) -> list[float]:
+    ramps = [
+        max(min(step.tokens, high) - low, 0.0)
+        for low, high in zip(KNOTS, (*KNOTS[1:-1], float("inf")), strict=False)
+    ]
+    return [1.0, *ramps, *(getattr(step, name) for name in OTHERS)]
+
+
+def non_negative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """x >= 0 with the least |a x - b|: Lawson and Hanson's active sets. a: [m, n], b: [m]."""
+    scale = np.maximum(np.linalg.norm(a, axis=0), 1e-300)
+    a = a / scale
+    x, free = np.zeros(a.shape[1]), np.zeros(a.shape[1], bool)
+    for _ in range(10 * len(x)):
+        gradient = np.where(free, -np.inf, a.T @ (b - a @ x))
+        best = int(gradient.argmax())
+        if gradient[best] <= 1e-10:
+            break
+        free[best] = True
+        x = _step_inside(a, b, x, free)
+    return np.asarray(x / scale)
+
+
+def _step_inside(a: np.ndarray, b: np.ndarray, x: np.ndarray, free: np.ndarray) -> np.ndarray:
+    """The least squares over the free ones; those that would turn negative are freed no more."""
+    while True:
+        wanted = np.zeros_like(x)
+        wanted[free] = np.linalg.lstsq(a[:, free], b, rcond=None)[0]
+        negative = free & (wanted <= 0)
+        if not negative.any():
+            return wanted
+        share = (x[negative] / np.maximum(x[negative] - wanted[negative], 1e-300)).min()
+        x = x + share * (wanted - x)
+        free &= x > 1e-12
+        x = np.where(free, x, 0.0)
+
 
 MAX_MODEL_LEN = 2048
 WARM_TOKENS = 320
@@ -38,10 +119,10 @@ BESIDE = (0, 12)  # sequences that decode meanwhile
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredStep:
     """A step and how long it took: the median of several alike."""
 
-    step: Step
+    step: StepShape
     seconds: float
 
 
@@ -84,7 +165,7 @@ def warm_up(engine: LLMEngine) -> None:
         _step(engine)
 
 
-def calibrate(engine: LLMEngine) -> list[Measured]:
+def calibrate(engine: LLMEngine) -> list[MeasuredStep]:
     """One pass over all points; a quarter of a minute for a model of 25 million weights."""
     longest, most = engine.runner.max_model_len, engine.config.max_num_seqs
     points = []
@@ -100,7 +181,7 @@ def calibrate(engine: LLMEngine) -> list[Measured]:
     return points
 
 
-def _decode(engine: LLMEngine, rows: int, length: int) -> Measured:
+def _decode(engine: LLMEngine, rows: int, length: int) -> MeasuredStep:
     """Steps of ``rows`` sequences behind prompts of ``length`` tokens."""
     _add(engine, rows, length, DECODE_STEPS)
     found = []
@@ -109,7 +190,7 @@ def _decode(engine: LLMEngine, rows: int, length: int) -> Measured:
     return _median([one for one in found if one.step.tokens == one.step.samples == rows])
 
 
-def _extend(engine: LLMEngine, count: int, length: int, beside: int) -> Measured:
+def _extend(engine: LLMEngine, count: int, length: int, beside: int) -> MeasuredStep:
     """The first step of ``count`` prompts, beside sequences that decode."""
     found = []
     for _ in range(ROUNDS):
@@ -134,22 +215,22 @@ def _add(engine: LLMEngine, count: int, length: int, max_tokens: int) -> None:
         engine.add_request(engine.make_request(prompt, params))
 
 
-def _step(engine: LLMEngine, begin: float | None = None) -> Measured:
+def _step(engine: LLMEngine, begin: float | None = None) -> MeasuredStep:
     """One step; its time counts from ``begin``, where that is given."""
     begin = time.perf_counter() if begin is None else begin
     taken = engine.step_core()
     seconds = time.perf_counter() - begin
     assert taken is not None
-    return Measured(Step.of(engine.runner.batch, len(taken.admitted)), seconds)
+    return MeasuredStep(StepShape.of(engine.runner.batch, len(taken.admitted)), seconds)
 
 
-def _median(found: list[Measured]) -> Measured:
+def _median(found: list[MeasuredStep]) -> MeasuredStep:
     sizes = zip(*(astuple(one.step) for one in found), strict=True)
-    step = Step(*(statistics.fmean(size) for size in sizes))
-    return Measured(step, statistics.median(one.seconds for one in found))
+    step = StepShape(*(statistics.fmean(size) for size in sizes))
+    return MeasuredStep(step, statistics.median(one.seconds for one in found))
 
 
-def fitted(passes: Sequence[list[Measured]]) -> tuple[FittedTime, float]:
+def fit_calibration(passes: Sequence[list[MeasuredStep]]) -> tuple[FittedTimeModel, float]:
     """The time model of the points' medians over all passes, and its largest relative error at
     them."""
     points = [_median(list(alike)) for alike in zip(*passes, strict=True)]

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from s1engine.plan.placement import Placement
-from s1engine.plan.replica import Replica
-from s1engine.plan.served import Served, figures
-from s1engine.plan.step import StepTime
-from s1engine.plan.workload import Ask, Budget
+from s1engine.plan.request_metrics import RequestMetrics, summarize_requests
+from s1engine.plan.simulated_replica import SimulatedReplica
+from s1engine.plan.step_time import StepTimeModel
+from s1engine.plan.workload import PlannedBudget, PlannedRequest
 
-Route = Callable[[int, Sequence[Replica]], Replica]
+Route = Callable[[int, Sequence[SimulatedReplica]], SimulatedReplica]
 ROUTINGS: dict[str, Route] = {
     "round-robin": lambda number, replicas: replicas[number % len(replicas)],
     "least-loaded": lambda number, replicas: min(replicas, key=lambda r: r.outstanding),
@@ -21,12 +21,12 @@ ROUTINGS: dict[str, Route] = {
 class Simulation:
     """What a simulation came to; ``served`` in the order of arrival."""
 
-    served: list[Served]
-    replicas: list[Replica]
+    served: list[RequestMetrics]
+    replicas: list[SimulatedReplica]
 
-    def figures(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Of all requests, and how busy the replicas were."""
-        found = figures(self.served)
+        found = summarize_requests(self.served)
         busy = sum(replica.busy_s for replica in self.replicas)
         return found | {
             "busy": busy / (len(self.replicas) * found["duration_s"]),
@@ -35,21 +35,21 @@ class Simulation:
 
 
 def simulate(
-    asks: Sequence[Ask],
+    requests: Sequence[PlannedRequest],
     placement: Placement,
-    time: StepTime,
+    time: StepTimeModel,
     *,
-    budget: Budget,
+    budget: PlannedBudget,
     replicas: int = 1,
     routing: str = "least-loaded",
 ) -> Simulation:
     """``asks`` by time of arrival, the first at 0 or later."""
-    engines = [Replica(placement, time, budget) for _ in range(replicas)]
+    engines = [SimulatedReplica(placement, time, budget) for _ in range(replicas)]
     route = ROUTINGS[routing]
-    for number, ask in enumerate(asks):
+    for number, request in enumerate(requests):
         for engine in engines:
-            engine.advance(ask.at)
-        route(number, engines).submit(number, ask)
+            engine.advance(request.at)
+        route(number, engines).submit(number, request)
     for engine in engines:
         engine.advance(float("inf"))
     served = sorted((s for engine in engines for s in engine.finished), key=lambda s: s.number)

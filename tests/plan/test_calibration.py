@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
-from s1engine.plan import calibrate
-from s1engine.plan.fitted import KNOTS, OTHERS, FittedTime, fit, non_negative
-from s1engine.plan.step import Step, prefill_steps
+from s1engine.plan import calibration
+from s1engine.plan.calibration import KNOTS, OTHERS, FittedTimeModel, fit, non_negative
+from s1engine.plan.step_time import StepShape, prefill_steps
 
 
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 6))
@@ -26,7 +26,7 @@ def test_least_squares_meet_their_conditions(seed: int, rows: int, columns: int)
     assert pull[x == 0].max(initial=0) < 1e-7
 
 
-def steps(rng: np.random.Generator, count: int) -> list[Step]:
+def steps(rng: np.random.Generator, count: int) -> list[StepShape]:
     found = []
     for _ in range(count):
         decodes, extend = rng.integers(0, 65), rng.choice([0, 3, 20, 90, 300, 1000])
@@ -35,7 +35,7 @@ def steps(rng: np.random.Generator, count: int) -> list[Step]:
         context = extend + rng.integers(0, 200) * (extend > 0)
         pairs = extend * context - extend * (extend - 1) // 2
         read = decodes * rng.integers(1, 500)
-        found.append(Step(decodes + extend, decodes + (extend > 0), read, context, pairs,
+        found.append(StepShape(decodes + extend, decodes + (extend > 0), read, context, pairs,
                           rng.integers(0, 3)))  # fmt: skip
     return found
 
@@ -50,7 +50,7 @@ def test_a_machine_of_this_kind_is_found(
     seed: int, each: list[float], slopes: list[float], fixed: float
 ) -> None:
     rises = np.concatenate([[0.0], np.cumsum(np.array(slopes) * np.diff(KNOTS))])
-    machine = FittedTime(tuple((fixed + rises).tolist()), tuple(each))
+    machine = FittedTimeModel(tuple((fixed + rises).tolist()), tuple(each))
     seen = steps(np.random.default_rng(seed), 60)
     found = fit(seen, [machine.seconds(step) for step in seen])
     for step in seen:
@@ -64,7 +64,7 @@ def test_more_work_is_never_quicker(seed: int, noise: float) -> None:
     times = [1e-3 + 1e-5 * s.tokens + 1e-7 * s.extend_pairs for s in seen]
     found = fit(seen, [t * (1 + noise * rng.uniform(-1, 1)) for t in times])
     for step in seen:
-        for field in fields(Step):
+        for field in fields(StepShape):
             more = replace(step, **{field.name: getattr(step, field.name) + 7})
             assert found.seconds(more) >= found.seconds(step)
 
@@ -79,12 +79,12 @@ def test_chunks_make_up_the_prompt(prompt: int, chunk: int) -> None:
 
 
 def test_calibration_measures_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "DECODES", ((1, 8), (3, 8), (9, 8), (1, 5000)))
-    monkeypatch.setattr(calibrate, "EXTENDS", ((2, 16), (1, 5000)))
-    monkeypatch.setattr(calibrate, "BESIDE", (0, 3))
-    monkeypatch.setattr(calibrate, "DECODE_STEPS", 5)
-    engine = calibrate.calibration_engine(EngineConfig(max_num_seqs=8), shape("nano"))
-    points = calibrate.calibrate(engine)
+    monkeypatch.setattr(calibration, "DECODES", ((1, 8), (3, 8), (9, 8), (1, 5000)))
+    monkeypatch.setattr(calibration, "EXTENDS", ((2, 16), (1, 5000)))
+    monkeypatch.setattr(calibration, "BESIDE", (0, 3))
+    monkeypatch.setattr(calibration, "DECODE_STEPS", 5)
+    engine = calibration.calibration_engine(EngineConfig(max_num_seqs=8), shape("nano"))
+    points = calibration.calibrate(engine)
     context = 8 + 2.5  # four steps: the prompt's own gave the first token
     assert [astuple(point.step) for point in points] == [
         (1, 1, context, 0, 0, 0),
@@ -93,5 +93,5 @@ def test_calibration_measures_what_it_says(monkeypatch: pytest.MonkeyPatch) -> N
         (35, 5, 3 * 65, 32, 2 * 16 * 17 / 2, 2),
     ]
     assert all(point.seconds > 0 for point in points)
-    model, error = calibrate.fitted([points, points])
+    model, error = calibration.fit_calibration([points, points])
     assert error >= 0 and all(model.seconds(point.step) > 0 for point in points)

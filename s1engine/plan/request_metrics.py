@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from s1engine.plan.workload import Ask
+from s1engine.plan.workload import PlannedRequest
 
 PERCENTILES = (50, 90, 99)
 
 
 @dataclass(slots=True)
-class Served:
+class RequestMetrics:
     """One request; times in seconds since the start."""
 
     number: int
-    ask: Ask
+    request: PlannedRequest
     first: float = 0.0  # its first token
     end: float = 0.0
     output_tokens: int = 0
@@ -25,11 +25,11 @@ class Served:
 
     @property
     def ttft(self) -> float:
-        return self.first - self.ask.at
+        return self.first - self.request.at
 
     @property
     def e2e(self) -> float:
-        return self.end - self.ask.at
+        return self.end - self.request.at
 
     @property
     def tpot(self) -> float:
@@ -37,9 +37,9 @@ class Served:
         return (self.end - self.first) / max(self.output_tokens - 1, 1)
 
 
-def figures(served: Sequence[Served]) -> dict[str, Any]:
+def summarize_requests(served: Sequence[RequestMetrics]) -> dict[str, Any]:
     """Rates, and mean and percentiles of latencies in seconds."""
-    begin, end = min(one.ask.at for one in served), max(one.end for one in served)
+    begin, end = min(one.request.at for one in served), max(one.end for one in served)
     tokens = sum(one.output_tokens for one in served)
     found: dict[str, Any] = {
         "requests": len(served),

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from s1engine.eval.axes import Axis, log_axis, percent_axis, short_number
-from s1engine.eval.figures import Figure, Series
+from s1engine.charts.axes import Axis, log_axis, percent_axis, short_number
+from s1engine.charts.figure import Figure, Series
 
 PALETTE = (
     "#2563eb", "#d9480f", "#0f9d76", "#9333ea", "#c2255c", "#0891b2", "#8a6d00", "#57606a",

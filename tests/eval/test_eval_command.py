@@ -12,9 +12,9 @@ from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError
 from s1engine.eval import command
 from s1engine.eval.engine_backend import EngineBackend
+from s1engine.eval.method_registry import SweepOptions, plan
 from s1engine.eval.methods import RunSettings
 from s1engine.eval.metrics import Point, exact_accuracy, method_metrics
-from s1engine.eval.plan import SweepOptions, plan
 from s1engine.eval.results import Results
 from s1engine.eval.sweep import run_sweep
 from s1engine.eval.tasks import Question, arithmetic_questions

@@ -12,30 +12,83 @@ import numpy as np
 from s1engine import _core
 from s1engine.plan import workload
 from s1engine.plan.placement import Placement
-from s1engine.plan.script import EOS, NEWLINE, OTHER, PHRASE, TRIGGER, Script
-from s1engine.plan.served import Served
-from s1engine.plan.step import Step, StepTime
-from s1engine.plan.workload import Ask, Budget
+from s1engine.plan.request_metrics import RequestMetrics
+from s1engine.plan.step_time import StepShape, StepTimeModel
+from s1engine.plan.workload import PlannedBudget, PlannedRequest
 from s1engine.runner.input_batch import InputBatch
+
+OTHER, TRIGGER, EOS, NEWLINE, PHRASE = 0, 1, 2, 3, 4  # token ids; prompts have none of them
+
+
+@dataclass(slots=True)
+class RequestScript:
+    """One request's script, and how far it has come."""
+
+    served: RequestMetrics
+    budget: PlannedBudget
+    _prompt_len: int = field(init=False)
+    _tries_at: int = field(init=False)  # thinking tokens before the next try to end
+    _answer_end: int = field(init=False)  # position of the answer's last token, once it is known
+    _thinking: int = 0
+    _max_thinking: int = 0
+    _waits: int = 0
+    _phase: _core.Phase | None = None
+
+    def __post_init__(self) -> None:
+        request = self.served.request
+        self._prompt_len = workload.prompt_len(request, self.budget)
+        self._tries_at = request.thinking or 0
+        self._answer_end = 0
+
+    def read(self, progress: "_core.Progress") -> None:
+        """Takes note of what the scheduler made of the tokens so far."""
+        served = self.served
+        served.output_tokens += len(progress["token_ids"])
+        served.forced_tokens += sum(m & _core.MARK_FORCED > 0 for m in progress["marks"])
+        served.thinking_tokens = self._thinking = max(progress["thinking_tokens"], 0)
+        self._max_thinking = progress["max_thinking"]
+        if progress["waits_used"] > self._waits:
+            self._waits = progress["waits_used"]
+            self._tries_at = self._thinking + self.budget.wait_thinking
+        if progress["phase"] != self._phase and progress["phase"] != _core.Phase.THINKING:
+            self._answer_end = self._here + served.request.answer - 1
+        self._phase = progress["phase"]
+
+    @property
+    def _here(self) -> int:
+        """Position of the next token."""
+        return self._prompt_len + self.served.output_tokens
+
+    def next_event(self) -> tuple[int, int]:
+        """The position at which something besides OTHER is sampled or the budget cuts, and what is
+        sampled there."""
+        if self._phase != _core.Phase.THINKING:
+            return self._answer_end, EOS
+        tries = self._here + self._tries_at - self._thinking
+        cut = self._here + self._max_thinking - self._thinking - 1
+        return (tries, TRIGGER) if tries <= cut else (cut, OTHER)
+
 
 NEVER = 2**40  # a position that no sequence reaches
 
 
 @dataclass(slots=True)
-class Replica:
+class SimulatedReplica:
     """An engine that is asked over time. ``submit`` and ``advance`` must come in order of time."""
 
     placement: Placement
-    time: StepTime
-    budget: Budget
+    time: StepTimeModel
+    budget: PlannedBudget
     busy_s: float = 0.0
-    finished: list[Served] = field(default_factory=list)
-    _live: dict[int, Script] = field(default_factory=dict)  # by number, the sequence's id too
-    _inbox: list[Served] = field(default_factory=list)
+    finished: list[RequestMetrics] = field(default_factory=list)
+    _live: dict[int, RequestScript] = field(
+        default_factory=dict
+    )  # by number, the sequence's id too
+    _inbox: list[RequestMetrics] = field(default_factory=list)
     _due: float | None = None  # when the step under way ends
     _run_steps: int = 0  # decode steps since the last that was none
     _quiet: int = 0  # steps for which the plan is as it was, and nothing but OTHER is sampled
-    _last: Step = field(default_factory=lambda: Step(0, 0))
+    _last: StepShape = field(default_factory=lambda: StepShape(0, 0))
     _sampled: np.ndarray = field(init=False)
     _eventful: list[int] = field(default_factory=list)  # sequences whose script goes on
     _others: np.ndarray = field(init=False)
@@ -84,12 +137,12 @@ class Replica:
         """What the scheduler has counted."""
         return self._scheduler.stats()
 
-    def submit(self, number: int, ask: Ask) -> None:
+    def submit(self, number: int, request: PlannedRequest) -> None:
         """At ``ask.at``, to which the replica has been advanced."""
-        self._inbox.append(Served(number, ask))
+        self._inbox.append(RequestMetrics(number, request))
         if self._due is None:
             self._run_steps = 0
-            self._begin(ask.at)
+            self._begin(request.at)
 
     def advance(self, until: float) -> None:
         """All steps that end by then."""
@@ -119,7 +172,7 @@ class Replica:
         decodes = rows == core.num_tokens == core.num_samples
         if self._quiet and not seated and decodes and rows == self._last.tokens:
             self._quiet -= 1
-            step = Step(rows, rows, self._last.decode_context + rows)
+            step = StepShape(rows, rows, self._last.decode_context + rows)
             self._sampled = self._others[:rows]
         else:
             step = self._look(seated)
@@ -130,7 +183,7 @@ class Replica:
         self.busy_s += seconds
         self._due = now + seconds
 
-    def _look(self, seated: list[int]) -> Step:
+    def _look(self, seated: list[int]) -> StepShape:
         """What the plan is, and what its rows will sample."""
         for sequence in seated:
             self._seat(sequence)
@@ -140,13 +193,13 @@ class Replica:
         self._sampled = np.where(now, self._tokens[rows.seats], OTHER)
         self._eventful = self._owners[rows.seats[now]].tolist()
         self._quiet = 0 if self._eventful or not len(left) else int(left.min()) - 1
-        return Step.of(self._batch, len(seated))
+        return StepShape.of(self._batch, len(seated))
 
-    def _add(self, served: Served) -> None:
-        ask, budget = served.ask, self.budget
-        prompt = ask.prompt(served.number)
+    def _add(self, served: RequestMetrics) -> None:
+        request, budget = served.request, self.budget
+        prompt = request.prompt(served.number)
         options: dict[str, Any] = {}
-        if ask.thinking is not None:
+        if request.thinking is not None:
             prompt = np.append(prompt, np.full(budget.start_len, PHRASE, np.int32))
             params = _core.BudgetParams(
                 format=self._format,
@@ -156,13 +209,13 @@ class Replica:
                 min_thinking=0,
                 num_waits=budget.num_waits,
             )
-            maximum = workload.max_thinking(ask, budget)
+            maximum = workload.max_thinking(request, budget)
             options = {"budget": params, "thinking_tokens": 0, "max_thinking": maximum}
-        self._live[served.number] = Script(served, budget)
+        self._live[served.number] = RequestScript(served, budget)
         self._scheduler.add(
             served.number,
             prompt,
-            max_len=workload.max_len(ask, budget),
+            max_len=workload.max_len(request, budget),
             stop_tokens=[EOS],
             watched=True,
             **options,

@@ -10,15 +10,18 @@ from dataclasses import dataclass, replace
 
 from s1engine.config import check_float, check_int
 from s1engine.errors import RequestError
-from s1engine.eval.choose import Chooser, first, majority, most_confident
 from s1engine.eval.methods import (
     ONE_TRACE,
     TOKENS_PER_STEP,
     CheckpointSweep,
+    Chooser,
     Method,
     RejectionSampling,
     RunSettings,
     SinglePass,
+    first,
+    majority_vote,
+    most_confident,
 )
 from s1engine.sampling_params import MAX_N, MAX_TOKENS, MAX_WAITS, SamplingParams, ThinkingBudget
 
@@ -95,7 +98,7 @@ def _check_all(param: str, values: Sequence[int] | None, low: int, high: int) ->
 
 
 @dataclass(frozen=True, slots=True)
-class MethodKind:
+class MethodEntry:
     """A method as a user names it: the options it takes, and the runs it makes of them."""
 
     takes: frozenset[str]
@@ -219,45 +222,45 @@ def _with(options: SweepOptions, run: RunSettings, logprobs: int | None) -> Samp
 
 _BUDGETS = frozenset({"budgets"})
 METHODS = {
-    "budget-forcing": MethodKind(
+    "budget-forcing": MethodEntry(
         _BUDGETS | {"num_waits", "wait_text"},
         _budget_forcing,
         "thinking cut at a maximum, prolonged by waits",
     ),
-    ONE_TRACE: MethodKind(
+    ONE_TRACE: MethodEntry(
         _BUDGETS | {"num_waits", "wait_text"},
         _checkpoints,
         "the same answers, all budgets from one trace",
     ),
-    "token-conditional": MethodKind(
+    "token-conditional": MethodEntry(
         _BUDGETS, _token_conditional, "the prompt asks for at most so many tokens"
     ),
-    "token-conditional-forced": MethodKind(
+    "token-conditional-forced": MethodEntry(
         _BUDGETS, _token_conditional, "the same, and thinking is cut there"
     ),
-    "step-conditional": MethodKind(
+    "step-conditional": MethodEntry(
         frozenset({"steps"}), _step_conditional, "the prompt asks for at most so many steps"
     ),
-    "step-conditional-forced": MethodKind(
+    "step-conditional-forced": MethodEntry(
         frozenset({"steps"}),
         _step_conditional,
         f"the same, and thinking is cut at {TOKENS_PER_STEP} tokens a step",
     ),
-    "class-conditional": MethodKind(
+    "class-conditional": MethodEntry(
         frozenset(), _class_conditional, "the prompt asks for short or long thinking"
     ),
-    "class-conditional-forced": MethodKind(
+    "class-conditional-forced": MethodEntry(
         _BUDGETS, _class_conditional, "the same, and thinking is cut at the budget"
     ),
-    "rejection-sampling": MethodKind(
+    "rejection-sampling": MethodEntry(
         _BUDGETS | {"max_tries"},
         _rejection_sampling,
         "sampled until the thinking stays under the budget",
     ),
-    "majority-voting": MethodKind(
-        _BUDGETS | {"samples"}, _parallel(majority), "the answer of most samples"
+    "majority-voting": MethodEntry(
+        _BUDGETS | {"samples"}, _parallel(majority_vote), "the answer of most samples"
     ),
-    "best-of-n": MethodKind(
+    "best-of-n": MethodEntry(
         _BUDGETS | {"samples"},
         _parallel(most_confident, logprobs=0),
         "the sample whose tokens were likeliest on average",

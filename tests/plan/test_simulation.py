@@ -10,31 +10,33 @@ from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
 from s1engine.engine.llm import LLM
 from s1engine.outputs import RequestOutput
-from s1engine.plan import replica, workload
-from s1engine.plan.gpu_time import GpuTime
+from s1engine.plan import simulated_replica, workload
 from s1engine.plan.hardware import GPUS
 from s1engine.plan.options import ROUTINGS
-from s1engine.plan.placement import on_gpus
+from s1engine.plan.placement import place_on_gpus
 from s1engine.plan.roofline import roofline
-from s1engine.plan.simulate import Simulation, simulate
-from s1engine.plan.step import Step
-from s1engine.plan.workload import Ask, Budget
+from s1engine.plan.simulation import Simulation, simulate
+from s1engine.plan.step_time import GpuTimeModel, StepShape
+from s1engine.plan.workload import PlannedBudget, PlannedRequest
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
-from tests.plan.machines import Linear, asks, budgets, placed
+from tests.plan.machines import LinearTimeModel, budgets, placed, request_lists
 
-NO_BUDGET = Budget()
+NO_BUDGET = PlannedBudget()
 
 
 def test_two_requests_by_hand() -> None:
     """A step takes 1 s and 0.1 s a token. The second comes while the first prompt is computed."""
     found = simulate(
-        [Ask(0, 8, 3), Ask(0.5, 16, 2)], placed(), Linear(context=0.0), budget=NO_BUDGET
+        [PlannedRequest(0, 8, 3), PlannedRequest(0.5, 16, 2)],
+        placed(),
+        LinearTimeModel(context=0.0),
+        budget=NO_BUDGET,
     )
     first, second = found.served
     # 8 tokens: to 1.8. Then one token and 15 of the prompt: to 4.4. Then one and one: to 5.6.
     assert (first.first, first.end) == pytest.approx((1.8, 5.6))
     assert (second.first, second.end) == pytest.approx((5.6, 6.7))
-    assert found.figures()["busy"] == pytest.approx(1.0)
+    assert found.summary()["busy"] == pytest.approx(1.0)
 
 
 @given(st.integers(1, 4), st.integers(1, 30))
@@ -42,7 +44,8 @@ def test_a_run_of_the_device_lets_nobody_in(run_ahead: int, step: int) -> None:
     """One request decodes in steps of 1 s; another, between two steps, waits for the run to end."""
     at = 1.0 + step + 0.5
     found = simulate(
-        [Ask(0, 8, 60), Ask(at, 8, 1)], placed(run_ahead=run_ahead), Linear(1, 0, 0),
+        [PlannedRequest(0, 8, 60), PlannedRequest(at, 8, 1)], placed(run_ahead=run_ahead),
+        LinearTimeModel(1, 0, 0),
         budget=NO_BUDGET,
     )  # fmt: skip
     runs_end = 1 + run_ahead * -(-(step + 1) // run_ahead)
@@ -50,12 +53,12 @@ def test_a_run_of_the_device_lets_nobody_in(run_ahead: int, step: int) -> None:
 
 
 @given(
-    asks(), budgets, st.integers(1, 3), st.sampled_from(ROUTINGS), st.integers(1, 9),
+    request_lists(), budgets, st.integers(1, 3), st.sampled_from(ROUTINGS), st.integers(1, 9),
     st.integers(16, 40), st.sampled_from([1, 8]), st.booleans(),
 )  # fmt: skip
 def test_every_request_finishes_and_every_token_counts(
-    requests: list[Ask],
-    budget: Budget,
+    requests: list[PlannedRequest],
+    budget: PlannedBudget,
     replicas: int,
     routing: str,
     max_num_seqs: int,
@@ -63,27 +66,29 @@ def test_every_request_finishes_and_every_token_counts(
     run_ahead: int,
     caching: bool,
 ) -> None:
-    longest = max(workload.max_len(ask, budget) for ask in requests)
+    longest = max(workload.max_len(request, budget) for request in requests)
     place = placed(
         num_blocks=max(num_blocks, -(-longest // 4)), max_num_seqs=max_num_seqs,
         enable_prefix_caching=caching, run_ahead=run_ahead,
     )  # fmt: skip
-    found = simulate(requests, place, Linear(), budget=budget, replicas=replicas, routing=routing)
+    found = simulate(
+        requests, place, LinearTimeModel(), budget=budget, replicas=replicas, routing=routing
+    )
     assert [one.number for one in found.served] == list(range(len(requests)))
-    for one, ask in zip(found.served, requests, strict=True):
-        assert one.ask is ask and ask.at < one.first <= one.end
-        assert one.output_tokens == workload.output_len(ask, budget)
-        thinking = 0 if ask.thinking is None else workload.thinking_len(ask, budget)[0]
+    for one, request in zip(found.served, requests, strict=True):
+        assert one.request is request and request.at < one.first <= one.end
+        assert one.output_tokens == workload.output_len(request, budget)
+        thinking = 0 if request.thinking is None else workload.thinking_len(request, budget)[0]
         assert one.thinking_tokens == thinking
     for engine in found.replicas:
         engine.check()
         assert engine.outstanding == 0
-    figures = found.figures()
+    figures = found.summary()
     assert 0 < figures["busy"] <= 1 + 1e-9
     assert figures["output_tokens"] == sum(one.output_tokens for one in found.served)
 
 
-class Attentive(replica.Replica):
+class Attentive(simulated_replica.SimulatedReplica):
     """Looks at every plan, even where nothing can have changed."""
 
     def _begin(self, now: float) -> None:
@@ -91,33 +96,37 @@ class Attentive(replica.Replica):
         super()._begin(now)
 
 
-@given(asks(), budgets, st.integers(20, 40))
+@given(request_lists(), budgets, st.integers(20, 40))
 def test_quiet_steps_are_as_if_looked_at(
-    requests: list[Ask], budget: Budget, num_blocks: int
+    requests: list[PlannedRequest], budget: PlannedBudget, num_blocks: int
 ) -> None:
-    longest = max(workload.max_len(ask, budget) for ask in requests)
+    longest = max(workload.max_len(request, budget) for request in requests)
     place = placed(num_blocks=max(num_blocks, -(-longest // 4)))
-    usual = simulate(requests, place, Linear(), budget=budget)
-    attentive = Attentive(place, Linear(), budget)
-    for number, ask in enumerate(requests):
-        attentive.advance(ask.at)
-        attentive.submit(number, ask)
+    usual = simulate(requests, place, LinearTimeModel(), budget=budget)
+    attentive = Attentive(place, LinearTimeModel(), budget)
+    for number, request in enumerate(requests):
+        attentive.advance(request.at)
+        attentive.submit(number, request)
     attentive.advance(float("inf"))
     again = sorted(attentive.finished, key=lambda one: one.number)
     assert [(one.first, one.end) for one in usual.served] == [(o.first, o.end) for o in again]
 
 
-@given(asks(thinking=False), st.integers(1, 4), st.booleans())
-def test_twice_the_gpus_are_not_slower(requests: list[Ask], replicas: int, at_once: bool) -> None:
+@given(request_lists(thinking=False), st.integers(1, 4), st.booleans())
+def test_twice_the_gpus_are_not_slower(
+    requests: list[PlannedRequest], replicas: int, at_once: bool
+) -> None:
     """All are done as early, where all come at once. Where they come over time, one may just miss
     a step that it would have shared with others: that costs a step at most."""
     if at_once:
-        requests = [replace(ask, at=0.0) for ask in requests]
-    slack = 0.0 if at_once else Linear().seconds(Step(16, 8, 8 * 60))  # the longest step
+        requests = [replace(request, at=0.0) for request in requests]
+    slack = (
+        0.0 if at_once else LinearTimeModel().seconds(StepShape(16, 8, 8 * 60))
+    )  # the longest step
 
     def done(replicas: int) -> float:
         found = simulate(
-            requests, placed(), Linear(), budget=NO_BUDGET, replicas=replicas,
+            requests, placed(), LinearTimeModel(), budget=NO_BUDGET, replicas=replicas,
             routing="round-robin",
         )  # fmt: skip
         return max(one.end for one in found.served)
@@ -125,14 +134,14 @@ def test_twice_the_gpus_are_not_slower(requests: list[Ask], replicas: int, at_on
     assert done(2 * replicas) <= done(replicas) + slack + 1e-9
 
 
-@given(asks(most=1), st.integers(0, 40), st.integers(0, 40), st.integers(0, 2))
+@given(request_lists(most=1), st.integers(0, 40), st.integers(0, 40), st.integers(0, 2))
 def test_a_larger_budget_is_never_quicker(
-    requests: list[Ask], budget: int, more: int, waits: int
+    requests: list[PlannedRequest], budget: int, more: int, waits: int
 ) -> None:
     ends = []
     for limit in (budget, budget + more):
-        bound = Budget(max_thinking=limit, num_waits=waits, newline_len=0, forced_end_len=2)
-        ends.append(simulate(requests, placed(), Linear(), budget=bound).served[0].end)
+        bound = PlannedBudget(max_thinking=limit, num_waits=waits, newline_len=0, forced_end_len=2)
+        ends.append(simulate(requests, placed(), LinearTimeModel(), budget=bound).served[0].end)
     assert ends[0] <= ends[1]
 
 
@@ -149,10 +158,10 @@ def test_alone_it_is_the_roofline(
 ) -> None:
     model = shape(name)
     config = EngineConfig(tensor_parallel_size=ranks)
-    place = on_gpus(config, model, model.torch_dtype, GPUS[gpu], weights="int8")
-    time, requests = GpuTime(GPUS[gpu], place.footprint), [Ask(0.0, prompt, answer)]
+    place = place_on_gpus(config, model, model.torch_dtype, GPUS[gpu], weights="int8")
+    time, requests = GpuTimeModel(GPUS[gpu], place.footprint), [PlannedRequest(0.0, prompt, answer)]
     bound = roofline(requests, place, time, budget=NO_BUDGET)
-    found = simulate(requests, place, time, budget=NO_BUDGET).figures()
+    found = simulate(requests, place, time, budget=NO_BUDGET).summary()
     for name in ("ttft_s", "tpot_s", "e2e_s"):
         assert found[name] == pytest.approx(bound[name], rel=1e-9)
     assert found["tokens_per_s"] == pytest.approx(bound["tokens_per_s"], rel=1e-9)
@@ -160,13 +169,15 @@ def test_alone_it_is_the_roofline(
 
 def test_under_load_it_is_near_the_roofline() -> None:
     model = shape("7B")
-    place = on_gpus(EngineConfig(), model, model.torch_dtype, GPUS["H100"], weights="auto")
-    time = GpuTime(GPUS["H100"], place.footprint)
-    requests = workload.paced(
-        workload.scripted(workload.drawn(300, 256, 256, 0.2, seed=0), 0.0), 20, seed=0
+    place = place_on_gpus(EngineConfig(), model, model.torch_dtype, GPUS["H100"], weights="auto")
+    time = GpuTimeModel(GPUS["H100"], place.footprint)
+    requests = workload.pace_requests(
+        workload.plan_requests(workload.random_arrivals(300, 256, 256, 0.2, seed=0), 0.0),
+        20,
+        seed=0,
     )
     bound = roofline(requests, place, time, budget=NO_BUDGET)
-    found = simulate(requests, place, time, budget=NO_BUDGET).figures()
+    found = simulate(requests, place, time, budget=NO_BUDGET).summary()
     for name in ("tokens_per_s", "requests_per_s"):
         assert found[name] == pytest.approx(bound[name], rel=0.05)
     assert found["tpot_s"]["mean"] == pytest.approx(bound["tpot_s"]["mean"], rel=0.15)
@@ -182,7 +193,7 @@ def replayed(llm: LLM, outputs: list[RequestOutput], bounds: ThinkingBudget) -> 
     """A simulation whose scripts are what the model did."""
     fmt, engine = llm.engine.format, llm.engine
     assert fmt is not None
-    budget = Budget(
+    budget = PlannedBudget(
         max_thinking=bounds.max_tokens,
         num_waits=bounds.num_waits,
         start_len=len(fmt.start),
@@ -204,7 +215,7 @@ def replayed(llm: LLM, outputs: list[RequestOutput], bounds: ThinkingBudget) -> 
             wanted = sample.forced.index(True)
             budget = replace(budget, wait_thinking=thought - wanted - budget.wait_len)
         prompt = len(output.prompt_token_ids) - budget.start_len
-        scripts.append(Ask(0.0, prompt, answer, wanted))
+        scripts.append(PlannedRequest(0.0, prompt, answer, wanted))
     config = engine.config
     place = placed(
         num_blocks=engine.runner.num_blocks,
@@ -213,7 +224,7 @@ def replayed(llm: LLM, outputs: list[RequestOutput], bounds: ThinkingBudget) -> 
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
     )
-    return simulate(scripts, place, Linear(), budget=budget)
+    return simulate(scripts, place, LinearTimeModel(), budget=budget)
 
 
 @pytest.mark.parametrize(("count", "limit", "waits"), [(7, 12, 0), (5, 40, 0), (1, None, 1)])
@@ -241,15 +252,16 @@ def test_tokens_and_steps_are_those_of_the_engine(
 
 def test_step_counts_pairs() -> None:
     """A prompt of five tokens in chunks of two sees 1 + 2 + ... + 5 pairs."""
-    seen: list[Step] = []
+    seen: list[StepShape] = []
 
-    class Watching(Linear):
-        def seconds(self, step: Step) -> float:
+    class Watching(LinearTimeModel):
+        def seconds(self, step: StepShape) -> float:
             seen.append(step)
             return 1.0
 
     place = placed(max_num_batched_tokens=2, max_num_seqs=2)
-    simulate([Ask(0, 5, 2)], place, Watching(), budget=NO_BUDGET)
+    simulate([PlannedRequest(0, 5, 2)], place, Watching(), budget=NO_BUDGET)
     assert seen == [
-        Step(2, 0, 0, 2, 3, 1), Step(2, 0, 0, 4, 7, 0), Step(1, 1, 5, 0, 0, 0), Step(1, 1, 6),
+        StepShape(2, 0, 0, 2, 3, 1), StepShape(2, 0, 0, 4, 7, 0), StepShape(1, 1, 5, 0, 0, 0),
+        StepShape(1, 1, 6),
     ]  # fmt: skip
