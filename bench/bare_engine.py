@@ -108,24 +108,24 @@ class BareEngine:
             return follow(self.scheduler, self.runner)
         began = time.monotonic()
         for name in self.scheduler.schedule(core):
-            self._seat(name)
+            self._admit(name)
         if core.num_rows == 0:
             return 0
         if begin_run(self.scheduler, self.runner):
             return follow(self.scheduler, self.runner)
         self.scheduler.update(self._execute().token_ids)
         if not self.runner.was_first:
-            self.scheduler.took(time.monotonic() - began)
+            self.scheduler.record_step_time(time.monotonic() - began)
         return 1
 
     def _execute(self) -> SamplerOutput:
         return self.runner.execute()
 
-    def _seat(self, name: int) -> None:
+    def _admit(self, name: int) -> None:
         job = self._jobs[name]
         params = SamplingParams(temperature=job.temperature)
-        seat, tokens = self.scheduler.seat(name), self.scheduler.tokens(name)
-        self.runner.sampler.seat(seat, params, job.seed, tokens, len(job.prompt))
+        req_index, tokens = self.scheduler.req_index(name), self.scheduler.tokens(name)
+        self.runner.sampler.seat(req_index, params, job.seed, tokens, len(job.prompt))
 
     def run(self) -> int:
         """Steps until every job is done; returns the number of steps."""

@@ -64,7 +64,7 @@ class HostRunner:
     def execute(self) -> SamplerOutput:
         """What ModelRunner.execute does, less the model."""
         rows = self.batch.inputs().rows
-        logits = self._logits[: len(rows.seats)]
+        logits = self._logits[: len(rows.req_indices)]
         return self.sampler.sample(logits, rows, self.batch.core.num_banned > 0)
 
     def check(self) -> None:

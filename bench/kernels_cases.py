@@ -213,7 +213,7 @@ def _step(rows: int) -> None:
         ring=_index(32, rows),
         tick=_index(1),
         block_size=64,
-        scratch_slot=64,
+        null_slot=64,
     )
 
 

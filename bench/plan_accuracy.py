@@ -96,10 +96,10 @@ def play(engine: LLMEngine, asks: Sequence[PlannedRequest]) -> list[RequestMetri
             continue
         engine.step_core()
         now = time.perf_counter() - begin
-        for sequence, _ in engine.scheduler.progressed:
+        for sequence, _ in engine.scheduler.outputs:
             served = found[request_number(sequence)]
             served.first = served.first or now
-        for sequence in engine.scheduler.ended:
+        for sequence in engine.scheduler.finished:
             found[request_number(sequence)].end = now
     return sorted(found.values(), key=lambda served: served.number)
 

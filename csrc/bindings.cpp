@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "core/inbox.hpp"
+#include "core/output_collector.hpp"
 #include "core/scheduler.hpp"
 #include "cpu/collective.hpp"
 #include "cpu/isa.hpp"
@@ -62,7 +62,7 @@ std::unique_ptr<BoundBatch> make_batch(const py::dict& buffers, int32_t max_toke
   take(b.context_lens, "context_lens", max_rows);
   take(b.block_table, "block_table", static_cast<int64_t>(max_rows) * max_blocks);
   take(b.sample_tokens, "sample_tokens", b.max_samples);
-  take(b.sample_seats, "sample_seats", b.max_samples);
+  take(b.sample_req_indices, "sample_req_indices", b.max_samples);
   take(b.sample_positions, "sample_positions", b.max_samples);
   take(b.sample_banned, "sample_banned", b.max_samples);
   return bound;
@@ -70,24 +70,24 @@ std::unique_ptr<BoundBatch> make_batch(const py::dict& buffers, int32_t max_toke
 
 // A run that keeps its numpy buffers alive.
 struct BoundRun {
-  s1::RunBatch run;
+  s1::DeviceBatch run;
   std::vector<py::array> owners;
 };
 
 std::unique_ptr<BoundRun> make_run(const py::array& lanes, const py::array& slot_mapping,
                                    const py::array& sample_positions, const py::array& phrases,
-                                   int64_t scratch_slot) {
+                                   int64_t null_slot) {
   auto bound = std::make_unique<BoundRun>();
-  s1::RunBatch& r = bound->run;
+  s1::DeviceBatch& r = bound->run;
   bound->owners = {lanes, slot_mapping, sample_positions, phrases};
   const py::ssize_t rows = slot_mapping.size();
-  r.lanes = buffer<int32_t>(lanes, rows * s1::kNumLaneFields, "lanes");
+  r.lanes = buffer<int32_t>(lanes, rows * s1::kNumRowFields, "lanes");
   r.slot_mapping = buffer<int64_t>(slot_mapping, rows, "slot_mapping");
   r.sample_positions = buffer<int64_t>(sample_positions, rows, "sample_positions");
   r.phrases = buffer<int32_t>(phrases, 0, "phrases");
   r.rows = static_cast<int32_t>(rows);
   r.max_phrases = static_cast<int32_t>(phrases.size());
-  r.scratch_slot = scratch_slot;
+  r.null_slot = null_slot;
   return bound;
 }
 
@@ -101,7 +101,7 @@ s1::Salt salt_from(const py::bytes& bytes) {
 
 // The same as a record (core/progress.hpp), for people: what a sequence has produced since the last
 // look, and where it stands.
-py::dict take(s1::Scheduler& scheduler, s1::SeqId id) {
+py::dict collect_output_dict(s1::Scheduler& scheduler, s1::SeqId id) {
   s1::Sequence& s = scheduler.get(id);
   const auto first = static_cast<size_t>(s.num_taken);
   s.num_taken = s.num_generated();
@@ -224,12 +224,12 @@ void bind_batch(py::module_& m) {
 }
 
 void bind_run(py::module_& m) {
-  py::class_<BoundRun>(m, "RunBatch")
-      .def(py::init(&make_run), py::kw_only(), py::arg("lanes"), py::arg("slot_mapping"),
-           py::arg("sample_positions"), py::arg("phrases"), py::arg("scratch_slot"))
+  py::class_<BoundRun>(m, "DeviceBatch")
+      .def(py::init(&make_run), py::kw_only(), py::arg("fields"), py::arg("slot_mapping"),
+           py::arg("sample_positions"), py::arg("phrases"), py::arg("null_slot"))
       .def_property_readonly("num_phrases", [](const BoundRun& r) { return r.run.num_phrases; });
-  m.attr("LANE_FIELDS") = py::tuple(py::cast(s1::kLaneFieldNames));
-  m.attr("IGNORED") = s1::kIgnored;
+  m.attr("ROW_FIELDS") = py::tuple(py::cast(s1::kRowFieldNames));
+  m.attr("NO_TOKEN") = s1::kNoToken;
 }
 
 #include "bindings_drafts.inc"
@@ -254,7 +254,7 @@ void bind_stats(py::module_& m) {
 }
 
 void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t max_len,
-         int32_t priority, int64_t order, std::vector<s1::TokenId> stop_tokens, bool watched,
+         int32_t priority, int64_t order, std::vector<s1::TokenId> stop_tokens, bool stream_output,
          const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
          int32_t max_thinking, const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
          int32_t loop_repeats, s1::Drafting drafting) {
@@ -266,7 +266,7 @@ void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t
                  .priority = priority,
                  .order = order,
                  .stop_tokens = std::move(stop_tokens),
-                 .watched = watched,
+                 .stream_output = stream_output,
                  .salt = salt_from(salt),
                  .budget = budget == nullptr ? s1::BudgetParams{} : *budget,
                  .thinking_tokens = budget == nullptr ? -1 : thinking_tokens,
@@ -295,7 +295,7 @@ void bind_scheduler(py::module_& m) {
           py::arg("step_costs") = std::vector<std::pair<int32_t, double>>())
       .def("add", &add, py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
            py::arg("priority") = 0, py::arg("order") = 0,
-           py::arg("stop_tokens") = std::vector<s1::TokenId>(), py::arg("watched") = false,
+           py::arg("stop_tokens") = std::vector<s1::TokenId>(), py::arg("stream_output") = false,
            py::arg("salt") = py::bytes(std::string(16, '\0')), py::arg("budget") = nullptr,
            py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
            py::arg("checkpoints") = std::vector<std::pair<int32_t, s1::SeqId>>(),
@@ -305,47 +305,52 @@ void bind_scheduler(py::module_& m) {
            [](Scheduler& self, const LongArray& sampled) {
              self.update({sampled.data(), static_cast<size_t>(sampled.size())});
            })
-      .def("took", &Scheduler::took)
+      .def("record_step_time", &Scheduler::record_step_time)
       .def(
-          "begin_run",
-          [](Scheduler& self, BoundBatch& b, BoundRun& r, int32_t steps, int32_t max_pending) {
-            return self.begin_run(b.batch, r.run, steps, max_pending);
+          "begin_multi_step",
+          [](Scheduler& self, BoundBatch& b, BoundRun& r, int32_t steps,
+             int32_t max_inline_tokens) {
+            return self.begin_multi_step(b.batch, r.run, steps, max_inline_tokens);
           },
-          py::arg("batch"), py::arg("run"), py::kw_only(), py::arg("steps"), py::arg("max_pending"))
-      .def("extend_run", [](Scheduler& self, BoundBatch& b,
-                            int32_t steps) { return self.extend_run(b.batch, steps); })
-      .def("replay",
+          py::arg("batch"), py::arg("device_batch"), py::kw_only(), py::arg("num_steps"),
+          py::arg("max_inline_tokens"))
+      .def("extend_multi_step",
+           [](Scheduler& self, BoundBatch& b, int32_t steps) {
+             return self.extend_multi_step(b.batch, steps);
+           })
+      .def("apply_multi_step",
            [](Scheduler& self, const IntArray& sampled) {
              if (sampled.ndim() != 2) throw py::value_error("sampled: [steps, lanes] expected");
-             self.replay({sampled.data(), static_cast<size_t>(sampled.size())},
-                         static_cast<int32_t>(sampled.shape(0)));
+             self.apply_multi_step({sampled.data(), static_cast<size_t>(sampled.size())},
+                                   static_cast<int32_t>(sampled.shape(0)));
            })
-      .def_property_readonly("run_steps", &Scheduler::run_steps)
-      .def_property_readonly("progressed", &Scheduler::progressed)
-      .def_property_readonly("ended", &Scheduler::ended)
+      .def_property_readonly("num_steps_in_flight", &Scheduler::num_steps_in_flight)
+      .def_property_readonly("outputs", &Scheduler::outputs)
+      .def_property_readonly("finished", &Scheduler::finished)
       .def_property_readonly("forked", &Scheduler::forked)
       .def_property_readonly(
           "appended",
           [](const Scheduler& self) {
-            const auto& seats = self.appended_seats();
+            const auto& req_indices = self.appended_req_indices();
             const auto& tokens = self.appended_tokens();
-            return std::pair(IntArray(static_cast<py::ssize_t>(seats.size()), seats.data()),
-                             IntArray(static_cast<py::ssize_t>(tokens.size()), tokens.data()));
+            return std::pair(
+                IntArray(static_cast<py::ssize_t>(req_indices.size()), req_indices.data()),
+                IntArray(static_cast<py::ssize_t>(tokens.size()), tokens.data()));
           })
       .def("finish", &Scheduler::finish)
       .def("limit_thinking", &Scheduler::limit_thinking)
-      .def("unwatch", &Scheduler::unwatch)
+      .def("stop_streaming", &Scheduler::stop_streaming)
       .def("remove", &Scheduler::remove)
-      .def("take", &take)
-      .def("take_progressed", [](Scheduler& self) { return py::bytes(self.take_progressed()); })
-      .def("take_record",
+      .def("collect_output_dict", &collect_output_dict)
+      .def("collect_outputs", [](Scheduler& self) { return py::bytes(self.collect_outputs()); })
+      .def("collect_output",
            [](Scheduler& self, s1::SeqId id) {
              std::string record;
-             s1::take_progress(self.get(id), s1::kNoSeat, record);
+             s1::append_output(self.get(id), s1::kNoReqIndex, record);
              return py::bytes(record);
            })
       .def("tokens", [](Scheduler& self, s1::SeqId id) { return self.get(id).tokens; })
-      .def("seat", [](Scheduler& self, s1::SeqId id) { return self.get(id).seat; })
+      .def("req_index", [](Scheduler& self, s1::SeqId id) { return self.get(id).req_index; })
       .def("num_computed", [](Scheduler& self, s1::SeqId id) { return self.get(id).num_computed; })
       .def("has_unfinished", &Scheduler::has_unfinished)
       .def("stats", &Scheduler::stats)
@@ -353,16 +358,17 @@ void bind_scheduler(py::module_& m) {
       .def("check_integrity", &Scheduler::check_integrity);
 }
 
-void bind_inbox(py::module_& m) {
-  using s1::Inbox;
-  py::class_<Inbox>(m, "Inbox")
+void bind_output_collector(py::module_& m) {
+  using s1::OutputCollector;
+  py::class_<OutputCollector>(m, "OutputCollector")
       .def(py::init<int32_t>(), py::kw_only(), py::arg("sequence_bits"))
-      .def("open", &Inbox::open)
-      .def("close", &Inbox::close)
-      .def("add", [](Inbox& self, const py::bytes& records) { return self.add(records); })
-      .def_property_readonly("has_news", &Inbox::has_news)
-      .def("take_news", &Inbox::take_news)
-      .def("take", [](Inbox& self, int64_t request) { return py::bytes(self.take(request)); });
+      .def("open", &OutputCollector::open)
+      .def("close", &OutputCollector::close)
+      .def("add", [](OutputCollector& self, const py::bytes& records) { return self.add(records); })
+      .def_property_readonly("has_pending", &OutputCollector::has_pending)
+      .def("pop_pending", &OutputCollector::pop_pending)
+      .def("collect",
+           [](OutputCollector& self, int64_t request) { return py::bytes(self.collect(request)); });
 }
 
 void bind_core(py::module_& m) {
@@ -373,7 +379,7 @@ void bind_core(py::module_& m) {
   bind_drafts(m);
   bind_stats(m);
   bind_scheduler(m);
-  bind_inbox(m);
+  bind_output_collector(m);
 }
 
 #include "bindings_cpu.inc"

@@ -10,12 +10,12 @@ tokens, w waits used), for a row that is THINKING:
 
 What is appended stands in one flat array of phrases and is fed one token a step: while a phrase is
 pending, what was sampled means nothing. Where nothing is appended the same token is fed again, its
-triggers banned. A row that has finished feeds token 0 into the scratch slot, over a context of 0
+triggers banned. A row that has finished feeds token 0 into the null slot, over a context of 0
 tokens, until the host retires it.
 
 Everything about a row stands in its column of ``lanes``, written first by the scheduler
-(csrc/core/run.hpp). The host needs the sampled ids alone to follow: ``ring`` holds them, step by
-step, and IGNORED where they meant nothing. Knows rows, not sequences.
+(csrc/core/device_batch.hpp). The host needs the sampled ids alone to follow: ``ring``
+holds them, step by step, and IGNORED where they meant nothing. Knows rows, not sequences.
 """
 
 import torch
@@ -114,7 +114,7 @@ def _budget_step_kernel(
     vocab,
     table_stride,
     ring_steps,
-    scratch_slot,
+    null_slot,
     BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -206,7 +206,7 @@ def _budget_step_kernel(
     tl.store(inputs + rows, tl.where(runs, position, 0), mask=live)
     tl.store(inputs + 2 * rows, tl.where(runs, position + 1, 0), mask=live)
     tl.store(inputs + 3 * rows, bans.to(tl.int32), mask=live)
-    tl.store(slot_ptr + b, tl.where(runs, slot, scratch_slot), mask=live)
+    tl.store(slot_ptr + b, tl.where(runs, slot, null_slot), mask=live)
     tl.store(sample_position_ptr + b, (position + 1).to(tl.int64), mask=live)
     tick = tl.load(tick_ptr)
     ring = ring_ptr + (tick % ring_steps).to(tl.int64) * rows + b
@@ -228,7 +228,7 @@ def budget_step(
     ring: Tensor,
     tick: Tensor,
     block_size: int,
-    scratch_slot: int,
+    null_slot: int,
 ) -> None:
     """One step of B rows, in place: takes ``sampled`` [B] int64 and leaves the next step's inputs.
 
@@ -251,6 +251,6 @@ def budget_step(
     _budget_step_kernel[(1,)](
         sampled, lanes, phrases, triggers, newlines, block_table, slot_mapping, sample_positions,
         ring, tick, rows, len(triggers), len(newlines), block_table.stride(0), ring.shape[0],
-        scratch_slot, BLOCK_SIZE=block_size, ROWS=config.next_power_of_2(rows),
+        null_slot, BLOCK_SIZE=block_size, ROWS=config.next_power_of_2(rows),
         **config.STEP.options(),
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 from s1engine import _core
 
 STUB = Path(__file__).resolve().parent.parent / "s1engine" / "_core.pyi"
-TYPES_ONLY = {"Progress"}  # a TypedDict: at run time a plain dict
+TYPES_ONLY = {"CoreOutputDict"}  # a TypedDict: at run time a plain dict
 
 
 def declared(body: list[ast.stmt]) -> dict[str, ast.stmt]:

@@ -125,16 +125,16 @@ class Own:
 
     def draft(self, position: int) -> list[int]:
         self._guesses = self._drafter.propose(
-            self._tokens[:position], limit=self._limit, least=LEAST
+            self._tokens[:position], limit=self._limit, min_probability=LEAST
         )
         chosen = [token for token, _, chance in self._guesses if chance >= self._least]
         self._drafted = len(chosen)
         return chosen
 
     def learn(self, sampled: list[int]) -> None:
-        """As csrc/core/speculation.cpp does: one more guess than drafted is seen to be right."""
+        """As csrc/core/draft_planner.cpp does: one more guess than drafted is seen to be right."""
         for (token, level, _), actual in zip(self._guesses, sampled, strict=False):
-            self._drafter.learn(level, token == actual)
+            self._drafter.record(level, token == actual)
 
 
 @dataclass(slots=True)

@@ -46,16 +46,16 @@ class ReplayEngine(BareEngine):
     """Whose sequences say what their traces say; ``traces`` by job, tokens from the prompt on."""
 
     traces: list[np.ndarray] = field(default_factory=list)
-    _by_seat: dict[int, int] = field(default_factory=dict)
+    _by_req_index: dict[int, int] = field(default_factory=dict)
 
-    def _seat(self, name: int) -> None:
-        BareEngine._seat(self, name)
-        self._by_seat[self.scheduler.seat(name)] = name
+    def _admit(self, name: int) -> None:
+        BareEngine._admit(self, name)
+        self._by_req_index[self.scheduler.req_index(name)] = name
 
     def _execute(self) -> SamplerOutput:
         output, rows = self.runner.execute(), self.runner.batch.inputs().rows
-        places = zip(rows.seats.tolist(), rows.positions.tolist(), strict=True)
-        tokens = [self.traces[self._by_seat[seat]][at] for seat, at in places]
+        places = zip(rows.req_indices.tolist(), rows.positions.tolist(), strict=True)
+        tokens = [self.traces[self._by_req_index[req_index]][at] for req_index, at in places]
         return replace(output, token_ids=np.array(tokens, np.int64))
 
 

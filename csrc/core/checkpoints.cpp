@@ -53,7 +53,7 @@ void Scheduler::fork(const Sequence& parent, const Checkpoint& checkpoint, const
   child->stop_tokens = parent.stop_tokens;
   child->prompt_len = parent.prompt_len;
   child->max_len = parent.max_len;
-  child->watched = true;
+  child->stream_output = true;
   child->salt = parent.salt;
   child->budget = parent.budget;
   child->thinking = state;

@@ -8,13 +8,13 @@ namespace {
 
 // Of 1,000 guesses so many were right, on 159 traces of QwQ-32B. Rows: matches of 2, 3, 4, 5 to 6,
 // 7 to 9, 10 to 15, 16 tokens. Columns: a single place; all agree; over 3/5 agree; fewer.
-constexpr std::array<int32_t, TrackRecord::kLevels> kMeasured = {416, 750, 518, 254,  //
-                                                                 492, 773, 513, 282,  //
-                                                                 548, 788, 537, 299,  //
-                                                                 597, 814, 546, 330,  //
-                                                                 675, 864, 582, 370,  //
-                                                                 748, 895, 632, 412,  //
-                                                                 850, 965, 683, 454};
+constexpr std::array<int32_t, AcceptanceStats::kLevels> kMeasured = {416, 750, 518, 254,  //
+                                                                     492, 773, 513, 282,  //
+                                                                     548, 788, 537, 299,  //
+                                                                     597, 814, 546, 330,  //
+                                                                     675, 864, 582, 370,  //
+                                                                     748, 895, 632, 412,  //
+                                                                     850, 965, 683, 454};
 
 // The measured shares count as so many guesses; beyond kMemory the older ones fade.
 constexpr double kWeight = 16.0;
@@ -127,18 +127,18 @@ int32_t PairIndex::latest(std::span<const TokenId> tokens, size_t end) const {
 
 /* === guesses === */
 
-TrackRecord::TrackRecord() {
+AcceptanceStats::AcceptanceStats() {
   for (size_t level = 0; level < counts_.size(); ++level) {
     counts_[level] = {kWeight, kWeight * kMeasured[level] / 1000};
   }
 }
 
-double TrackRecord::chance(int32_t level) const {
+double AcceptanceStats::chance(int32_t level) const {
   const Count& count = counts_[static_cast<size_t>(level)];
   return count.right / count.tried;
 }
 
-void TrackRecord::learn(int32_t level, bool right) {
+void AcceptanceStats::learn(int32_t level, bool right) {
   Count& count = counts_[static_cast<size_t>(level)];
   ++count.tried;
   count.right += right;
@@ -147,8 +147,8 @@ void TrackRecord::learn(int32_t level, bool right) {
   count.right /= 2;
 }
 
-TrackRecord TrackRecord::as_prior() const {
-  TrackRecord prior;
+AcceptanceStats AcceptanceStats::as_prior() const {
+  AcceptanceStats prior;
   for (int32_t level = 0; level < kLevels; ++level) {
     prior.counts_[static_cast<size_t>(level)] = {kWeight, std::max(kWeight * chance(level), 1.0)};
   }
@@ -156,7 +156,7 @@ TrackRecord TrackRecord::as_prior() const {
 }
 
 int32_t Drafter::propose(std::span<const TokenId> tokens, int32_t limit, double least,
-                         std::vector<Guess>& guesses) {
+                         std::vector<DraftToken>& guesses) {
   index_.grow(tokens);
   Places places = find_places(tokens, index_);
   if (places.count == 0) return 0;

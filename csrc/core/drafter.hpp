@@ -23,7 +23,7 @@
 
 namespace s1 {
 
-struct Guess {
+struct DraftToken {
   TokenId token = 0;
   int32_t level = 0;    // for learn()
   double chance = 0.0;  // that this guess and all before it are right
@@ -55,16 +55,16 @@ class PairIndex {
 };
 
 // Shares of right guesses by level.
-class TrackRecord {
+class AcceptanceStats {
  public:
   static constexpr int32_t kLevels = 28;  // 7 of the match, 4 of the vote
 
-  TrackRecord();  // as measured
+  AcceptanceStats();  // as measured
 
   double chance(int32_t level) const;
   void learn(int32_t level, bool right);
   // The same shares, as a beginning that soon gives way; none so small that nobody tries again.
-  TrackRecord as_prior() const;
+  AcceptanceStats as_prior() const;
 
  private:
   struct Count {
@@ -81,19 +81,19 @@ class Drafter {
   static constexpr int32_t kMaxMatch = 16;  // longer ones count as this
   static constexpr int32_t kMaxPlaces = 16;
 
-  explicit Drafter(const TrackRecord& prior = {}) : record_(prior) {}
+  explicit Drafter(const AcceptanceStats& prior = {}) : record_(prior) {}
 
   // Appends to `guesses` up to `limit` of what follows `tokens`, all of the sequence so far, as
   // long as their chance is at least `least`. Returns their number.
   int32_t propose(std::span<const TokenId> tokens, int32_t limit, double least,
-                  std::vector<Guess>& guesses);
+                  std::vector<DraftToken>& guesses);
 
   // A guess of this level came up, all before it having been right: was it?
   void learn(int32_t level, bool right) { record_.learn(level, right); }
 
  private:
   PairIndex index_;
-  TrackRecord record_;
+  AcceptanceStats record_;
 };
 
 }  // namespace s1

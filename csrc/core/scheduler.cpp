@@ -25,14 +25,14 @@ Scheduler::Scheduler(const SchedulerConfig& config)
       reserve_(std::max(config.min_reserve, kFirstReserve)),
       blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching),
       cost_(config.step_costs, config.max_num_batched_tokens),
-      allowance_(cost_.of(1, 1, 0)) {
+      regret_(cost_.of(1, 1, 0)) {
   require(config.min_reserve >= 0 && config.min_reserve <= 1, "min_reserve must be in [0, 1]");
   require(config.max_num_seqs > 0, "max_num_seqs must be positive");
   require(config.max_num_batched_tokens >= config.max_num_seqs,
           "max_num_batched_tokens must be at least max_num_seqs");
   require(config.max_draft >= 0, "max_draft must not be negative");
   config_.max_samples = std::max(config.max_samples, config.max_num_seqs);
-  for (int32_t seat = config.max_num_seqs; seat-- > 0;) free_seats_.push_back(seat);
+  for (int32_t req_index = config.max_num_seqs; req_index-- > 0;) free_rows_.push_back(req_index);
 }
 
 /* === sequences come and go === */
@@ -52,7 +52,7 @@ void Scheduler::add(const SequenceSpec& spec) {
   sequence->prompt_len = sequence->num_tokens();
   sequence->max_len = spec.max_len;
   sequence->stop_tokens = spec.stop_tokens;
-  sequence->watched = spec.watched;
+  sequence->stream_output = spec.stream_output;
   sequence->salt = spec.salt;
   sequence->budget = spec.budget;
   sequence->drafting = spec.drafting;
@@ -126,12 +126,12 @@ void Scheduler::end(Sequence& sequence, FinishReason reason) {
   }
 }
 
-// Gives up seat and blocks, whose content stays cached; the caller decides what comes next.
+// Gives up req_index and blocks, whose content stays cached; the caller decides what comes next.
 void Scheduler::stop_running(Sequence& sequence) {
   blocks_.commit(sequence);
   blocks_.release(sequence);
-  free_seats_.push_back(sequence.seat);
-  sequence.seat = kNoSeat;
+  free_rows_.push_back(sequence.req_index);
+  sequence.req_index = kNoReqIndex;
   sequence.running = false;
   *std::find(running_.begin(), running_.end(), &sequence) = running_.back();
   running_.pop_back();
@@ -140,11 +140,11 @@ void Scheduler::stop_running(Sequence& sequence) {
 /* === planning a step === */
 
 const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch) {
-  check(!in_step_ && run_steps_ == 0, "schedule() before update() or replay()");
+  check(!in_step_ && run_steps_ == 0, "schedule() before update() or apply_multi_step()");
   check(config_.max_samples <= batch.max_samples, "a batch without room for the samples");
   lanes_.clear();
   rows_.clear();
-  seated_.clear();
+  admitted_.clear();
   planned_tokens_ = 0;
   preempted_ = false;
   plan_running();
@@ -157,7 +157,7 @@ const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch) {
   batch.cu_seqlens_q[0] = 0;
   for (const Row& row : rows_) write_row(batch, row);
   in_step_ = !rows_.empty();
-  return seated_;
+  return admitted_;
 }
 
 void Scheduler::plan(Sequence& sequence) {
@@ -183,7 +183,7 @@ void Scheduler::plan_waiting() {
   if (waiting_.empty() || preempted_) return;
   int64_t reserved = 0;
   for (const Sequence* sequence : running_) reserved += blocks_to_come(*sequence);
-  while (!waiting_.empty() && tokens_left() > 0 && !free_seats_.empty()) {
+  while (!waiting_.empty() && tokens_left() > 0 && !free_rows_.empty()) {
     Sequence& sequence = **waiting_.begin();
     const int64_t headroom = running_.empty() ? 0 : reserved + growth_blocks(sequence);
     if (headroom > blocks_.num_free() || !blocks_.admit(sequence, static_cast<int32_t>(headroom))) {
@@ -191,12 +191,12 @@ void Scheduler::plan_waiting() {
     }
     reserved += blocks_to_come(sequence);
     waiting_.erase(waiting_.begin());
-    sequence.seat = free_seats_.back();
-    free_seats_.pop_back();
+    sequence.req_index = free_rows_.back();
+    free_rows_.pop_back();
     sequence.running = true;
     sequence.admission = next_admission_++;
     running_.push_back(&sequence);
-    seated_.push_back(sequence.id);
+    admitted_.push_back(sequence.id);
     if (sequence.num_cached < 0) {
       sequence.num_cached = std::min(sequence.num_computed, sequence.prompt_len);
       stats_.prefix_queries += sequence.prompt_len;
@@ -257,10 +257,10 @@ void Scheduler::update(std::span<const int64_t> sampled) {
     stats_.num_computed_tokens += row.num_scheduled + row.num_drafted;
     if (sequence.finished()) continue;  // while the step was under way
     sequence.num_computed += row.num_scheduled;
-    const int32_t seat = sequence.seat;
+    const int32_t req_index = sequence.req_index;
     const int32_t before = sequence.num_tokens();
     take_samples(row, own);
-    report(sequence, seat, before);
+    report(sequence, req_index, before);
     if (!sequence.finished()) blocks_.commit(sequence);
   }
   ++stats_.num_steps;
@@ -269,20 +269,20 @@ void Scheduler::update(std::span<const int64_t> sampled) {
 }
 
 void Scheduler::clear_news_of_step() {
-  progressed_.clear();
+  outputs_.clear();
   forked_.clear();
-  ended_.clear();
-  appended_seats_.clear();
+  finished_.clear();
+  appended_req_indices_.clear();
   appended_tokens_.clear();
 }
 
-// Who ended, or gained tokens under watch, is reported with the seat that it had.
-void Scheduler::report(const Sequence& sequence, int32_t seat, int32_t num_tokens_before) {
+// Who ended, or gained tokens under watch, is reported with the req_index that it had.
+void Scheduler::report(const Sequence& sequence, int32_t req_index, int32_t num_tokens_before) {
   const bool gained = sequence.num_tokens() > num_tokens_before;
-  if (sequence.finished() || (sequence.watched && gained)) {
-    progressed_.emplace_back(sequence.id, seat);
+  if (sequence.finished() || (sequence.stream_output && gained)) {
+    outputs_.emplace_back(sequence.id, req_index);
   }
-  if (sequence.finished()) ended_.push_back(sequence.id);
+  if (sequence.finished()) finished_.push_back(sequence.id);
 }
 
 int32_t Scheduler::num_samples() const {
@@ -331,8 +331,8 @@ void Scheduler::append_token(Sequence& sequence, TokenId token, uint8_t mark) {
   sequence.append(token, mark);
   if (sequence.loop != nullptr && (mark & kRegionMask) == kThink) watch_for_loop(sequence);
   stats_.num_forced_tokens += (mark & kForced) != 0;
-  if (sequence.seat == kNoSeat) return;
-  appended_seats_.push_back(sequence.seat);
+  if (sequence.req_index == kNoReqIndex) return;
+  appended_req_indices_.push_back(sequence.req_index);
   appended_tokens_.push_back(token);
 }
 
@@ -345,9 +345,9 @@ void Scheduler::watch_for_loop(Sequence& sequence) {
 
 /* === looking on === */
 
-std::string Scheduler::take_progressed() {
+std::string Scheduler::collect_outputs() {
   std::string records;
-  for (const auto& [id, seat] : progressed_) take_progress(get(id), seat, records);
+  for (const auto& [id, req_index] : outputs_) append_output(get(id), req_index, records);
   return records;
 }
 
@@ -361,24 +361,24 @@ SchedulerStats Scheduler::stats() const {
 
 void Scheduler::check_integrity() const {
   std::vector<const Sequence*> live;
-  std::vector<bool> seats(static_cast<size_t>(config_.max_num_seqs), false);
-  for (int32_t seat : free_seats_) seats[static_cast<size_t>(seat)] = true;
+  std::vector<bool> req_indices(static_cast<size_t>(config_.max_num_seqs), false);
+  for (int32_t req_index : free_rows_) req_indices[static_cast<size_t>(req_index)] = true;
   for (const auto& [id, sequence] : sequences_) {
     const bool waits = waiting_.contains(sequence.get());
     check(sequence->id == id, "sequence under a foreign id");
     check(sequence->running + waits + sequence->finished() == 1, "sequence in two states");
-    check(sequence->running == (sequence->seat != kNoSeat), "seat without running");
+    check(sequence->running == (sequence->req_index != kNoReqIndex), "req_index without running");
     check(sequence->running || sequence->blocks.empty(), "blocks without running");
     check(sequence->finished() || sequence->num_pending() > 0, "live with nothing pending");
     check(sequence->num_tokens() <= sequence->max_len, "longer than max_len");
     check(sequence->marks.size() == static_cast<size_t>(sequence->num_generated()), "marks");
     if (!sequence->running) continue;
-    check(!seats[static_cast<size_t>(sequence->seat)], "seat given twice");
-    seats[static_cast<size_t>(sequence->seat)] = true;
+    check(!req_indices[static_cast<size_t>(sequence->req_index)], "req_index given twice");
+    req_indices[static_cast<size_t>(sequence->req_index)] = true;
     live.push_back(sequence.get());
   }
   check(live.size() == running_.size(), "running list is out of date");
-  check(live.size() + free_seats_.size() == seats.size(), "seat lost");
+  check(live.size() + free_rows_.size() == req_indices.size(), "req_index lost");
   blocks_.check_integrity(live);
 }
 

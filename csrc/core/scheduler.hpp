@@ -22,11 +22,11 @@
 #include <unordered_map>
 #include <vector>
 
-#include "allowance.hpp"
-#include "batch.hpp"
+#include "regret_budget.hpp"
+#include "scheduled_batch.hpp"
 #include "block_manager.hpp"
-#include "progress.hpp"
-#include "run.hpp"
+#include "core_output.hpp"
+#include "device_batch.hpp"
 #include "sequence.hpp"
 #include "step_cost.hpp"
 
@@ -35,7 +35,7 @@ namespace s1 {
 struct SchedulerConfig {
   int32_t num_blocks = 0;
   int32_t block_size = 0;
-  int32_t max_num_seqs = 0;            // rows of a step, and seats
+  int32_t max_num_seqs = 0;            // rows of a step, and req_indices
   int32_t max_num_batched_tokens = 0;  // tokens of a step, at least max_num_seqs
   bool enable_prefix_caching = true;
   double min_reserve = 0.05;  // least share of what runs may still add that admission keeps free;
@@ -73,47 +73,48 @@ class Scheduler {
   // never fit into the cache alone.
   void add(const SequenceSpec& spec);
 
-  // Plans a step into `batch`. Returns the ids that got a seat, so that the caller can set up their
-  // sampling state; an empty plan has num_rows == 0.
+  // Plans a step into `batch`. Returns the ids that got a req_index, so that the caller can set up
+  // their sampling state; an empty plan has num_rows == 0.
   const std::vector<SeqId>& schedule(ScheduledBatch& batch);
 
-  // Takes one sampled token for each sample of the plan. Afterwards progressed() tells what
+  // Takes one sampled token for each sample of the plan. Afterwards outputs() tells what
   // happened.
   void update(std::span<const int64_t> sampled);
 
   // What the step that update() has just ended took, in the unit of step_costs: drafts are made
   // accordingly. Need not be called, least of all for a step that took longer than others like it.
-  void took(double time);
+  void record_step_time(double time);
 
   // Instead of update(): lets the device take up to `steps` decode steps of the planned sequences
   // by itself, and writes what it needs to `run`. Returns how many it may take; 0 if the plan is no
-  // run: a sequence has more than `max_pending` tokens to compute, or blocks or phrases lack room.
-  // Then update() must follow as ever.
-  int32_t begin_run(ScheduledBatch& batch, RunBatch& run, int32_t steps, int32_t max_pending);
+  // run: a sequence has more than `max_inline_tokens` tokens to compute, or blocks or phrases lack
+  // room. Then update() must follow as ever.
+  int32_t begin_multi_step(ScheduledBatch& batch, DeviceBatch& run, int32_t steps,
+                           int32_t max_inline_tokens);
 
   // More steps of the same lanes, before the earlier ones are replayed; new blocks are written to
   // the batch's block_table. 0: replay what is under way, then plan anew.
-  int32_t extend_run(ScheduledBatch& batch, int32_t steps);
+  int32_t extend_multi_step(ScheduledBatch& batch, int32_t steps);
 
-  // Takes the tokens of the run's next `steps` steps, [steps, lanes], kIgnored where the device did
+  // Takes the tokens of the run's next `steps` steps, [steps, lanes], kNoToken where the device did
   // not decide, as so many calls of update() would. std::logic_error if host and device disagree.
-  void replay(std::span<const TokenId> sampled, int32_t steps);
+  void apply_multi_step(std::span<const TokenId> sampled, int32_t steps);
 
   // Steps that the device may take or has taken and that are not replayed yet.
-  int32_t run_steps() const { return run_steps_; }
+  int32_t num_steps_in_flight() const { return run_steps_; }
 
-  // Sequences that the last update ended, and watched ones that it gave tokens, with the seats that
-  // they had in the step. Ended ones wait for remove().
-  const std::vector<std::pair<SeqId, int32_t>>& progressed() const { return progressed_; }
+  // Sequences that the last update ended, and stream_output ones that it gave tokens, with the
+  // req_indices that they had in the step. Ended ones wait for remove().
+  const std::vector<std::pair<SeqId, int32_t>>& outputs() const { return outputs_; }
   // Those among them that the update ended.
-  const std::vector<SeqId>& ended() const { return ended_; }
+  const std::vector<SeqId>& finished() const { return finished_; }
   // Records (progress.hpp) of all progressed ones.
-  std::string take_progressed();
+  std::string collect_outputs();
   // Children that the last add() or update() forked off, each with its parent's id. They wait to be
   // scheduled like any sequence; the prefix cache gives them what their parent has computed.
   const std::vector<std::pair<SeqId, SeqId>>& forked() const { return forked_; }
-  // Tokens that the last update appended, with the seat of each; forced ones included.
-  const std::vector<int32_t>& appended_seats() const { return appended_seats_; }
+  // Tokens that the last update appended, with the req_index of each; forced ones included.
+  const std::vector<int32_t>& appended_req_indices() const { return appended_req_indices_; }
   const std::vector<TokenId>& appended_tokens() const { return appended_tokens_; }
 
   // Ends a sequence, whatever it is doing. Does nothing if it has ended or is unknown.
@@ -121,7 +122,7 @@ class Scheduler {
   // Lowers the thinking maximum of a live sequence; no effect once it answers.
   void limit_thinking(SeqId id, int32_t max_thinking, EndReason reason);
   // From now on only the end of the sequence is reported.
-  void unwatch(SeqId id) { get(id).watched = false; }
+  void stop_streaming(SeqId id) { get(id).stream_output = false; }
   // Forgets an ended sequence.
   void remove(SeqId id);
 
@@ -132,7 +133,7 @@ class Scheduler {
   void clear_cache() { blocks_.clear_cache(); }
   const SchedulerConfig& config() const { return config_; }
 
-  // Throws std::logic_error unless every sequence, seat and block is accounted for. For tests.
+  // Throws std::logic_error unless every sequence, req_index and block is accounted for. For tests.
   void check_integrity() const;
 
  private:
@@ -162,7 +163,7 @@ class Scheduler {
   void propose(Row& row);
   void cut_drafts(int32_t samples, int32_t room);
   void make_room_for_draft(Row& row);
-  const Guess& guess(const Row& row, int32_t i) const {
+  const DraftToken& guess(const Row& row, int32_t i) const {
     return guesses_[row.first_guess + static_cast<size_t>(i)];
   }
   int32_t growth_blocks(const Sequence& sequence) const;
@@ -176,9 +177,9 @@ class Scheduler {
   void clear_news_of_step();
   void take_samples(Row& row, std::span<const int64_t> sampled);
   void apply(Sequence& sequence, TokenId sampled);
-  void report(const Sequence& sequence, int32_t seat, int32_t num_tokens_before);
+  void report(const Sequence& sequence, int32_t req_index, int32_t num_tokens_before);
   void limit(Sequence& sequence, int32_t max_thinking, EndReason reason);
-  bool plan_is_run(int32_t max_pending) const;
+  bool plan_is_run(int32_t max_inline_tokens) const;
   int32_t make_room_for_run(int32_t steps);
   bool run_must_end() const;
   void write_run_table(ScheduledBatch& batch) const;
@@ -197,15 +198,15 @@ class Scheduler {
   double reserve_;
   BlockManager blocks_;
   StepCost cost_;
-  Allowance allowance_;
-  TrackRecord track_record_;  // of all sequences
+  RegretBudget regret_;
+  AcceptanceStats acceptance_;  // of all sequences
   std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;
   std::set<Sequence*, Precedes> waiting_;
   std::vector<Sequence*> running_;
-  std::vector<int32_t> free_seats_;
+  std::vector<int32_t> free_rows_;
   std::vector<Row> rows_;                            // the plan between schedule() and update()
   std::vector<Sequence*> candidates_;                // scratch of plan_running()
-  std::vector<Guess> guesses_;                       // of the plan
+  std::vector<DraftToken> guesses_;                  // of the plan
   std::vector<std::pair<double, int32_t>> ranking_;  // scratch of cut_drafts(): chance, row
   int32_t planned_tokens_ = 0;
   bool in_step_ = false;          // between schedule() and update()
@@ -217,11 +218,11 @@ class Scheduler {
   int64_t next_arrival_ = 0;
   uint64_t next_admission_ = 1;
   std::vector<std::unique_ptr<Sequence>> removed_in_step_;
-  std::vector<SeqId> seated_;
-  std::vector<std::pair<SeqId, int32_t>> progressed_;
-  std::vector<SeqId> ended_;
+  std::vector<SeqId> admitted_;
+  std::vector<std::pair<SeqId, int32_t>> outputs_;
+  std::vector<SeqId> finished_;
   std::vector<std::pair<SeqId, SeqId>> forked_;
-  std::vector<int32_t> appended_seats_;
+  std::vector<int32_t> appended_req_indices_;
   std::vector<TokenId> appended_tokens_;
   SchedulerStats stats_;
 };

@@ -15,7 +15,7 @@
 
 #include "budget.hpp"
 #include "drafter.hpp"
-#include "loop.hpp"
+#include "loop_detector.hpp"
 #include "types.hpp"
 
 namespace s1 {
@@ -41,7 +41,7 @@ struct SequenceSpec {
   int32_t priority = 0;              // lower runs first
   int64_t order = 0;                 // lower runs first among those of one priority
   std::vector<TokenId> stop_tokens;  // end the answer when sampled
-  bool watched = false;              // report every step with new tokens, not only the end
+  bool stream_output = false;        // report every step with new tokens, not only the end
   Salt salt{};
   BudgetParams budget;
   int32_t thinking_tokens = -1;         // already in the prompt; -1: the sequence does not think
@@ -62,16 +62,16 @@ struct Sequence {
   std::vector<BlockId> blocks;  // logical block i -> physical block
   int32_t prompt_len = 0;
   int32_t max_len = 0;
-  int32_t num_computed = 0;    // tokens whose K and V are in the cache
-  int32_t num_registered = 0;  // leading blocks that stand in the prefix cache
-  uint64_t chain = 0;          // content id of the last registered block, 0 at the root
-  int32_t num_cached = -1;     // prompt tokens found in the cache at first admission
-  uint64_t admission = 0;      // new each time it gets blocks, so (admission, i) names one
-  int32_t seat = kNoSeat;      // index of its sampling state while it runs
-  int32_t num_taken = 0;       // generated tokens already handed to the caller
+  int32_t num_computed = 0;         // tokens whose K and V are in the cache
+  int32_t num_registered = 0;       // leading blocks that stand in the prefix cache
+  uint64_t chain = 0;               // content id of the last registered block, 0 at the root
+  int32_t num_cached = -1;          // prompt tokens found in the cache at first admission
+  uint64_t admission = 0;           // new each time it gets blocks, so (admission, i) names one
+  int32_t req_index = kNoReqIndex;  // index of its sampling state while it runs
+  int32_t num_taken = 0;            // generated tokens already handed to the caller
   FinishReason finish_reason = FinishReason::kNone;
   bool running = false;
-  bool watched = false;
+  bool stream_output = false;
   Salt salt{};
   BudgetParams budget;
   BudgetState thinking;

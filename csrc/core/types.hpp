@@ -14,7 +14,7 @@ using BlockId = int32_t;
 using SeqId = int64_t;
 
 constexpr BlockId kNoBlock = -1;
-constexpr int32_t kNoSeat = -1;
+constexpr int32_t kNoReqIndex = -1;
 
 // 128 bits that separate the prefix caches of requests that must not share; all zero: shared by
 // all.

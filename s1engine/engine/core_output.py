@@ -1,7 +1,7 @@
 """What sequences gained in a step, read from the records that the scheduler writes.
 
-The layout is that of csrc/core/progress.hpp. A sequence's id says what it is to its request, so a
-record needs no table to be understood, in whatever process it is read.
+The layout is that of csrc/core/core_output.hpp. A sequence's id says what it is to its request,
+so a record needs no table to be understood, in whatever process it is read.
 """
 
 import struct
@@ -73,7 +73,7 @@ class EngineCoreOutputs:
     admitted: list[int]  # sequences that were scheduled anew
     new_branches: list[int]  # children that came off since the step before
     records: bytes
-    logprobs: dict[int, RowLogprobs]  # by seat
+    logprobs: dict[int, RowLogprobs]  # by req_index
 
     def decode(self) -> Iterator[EngineCoreOutput]:
         """The records, each with its log-probabilities."""
@@ -89,7 +89,7 @@ def decode_core_outputs(records: bytes) -> Iterator[EngineCoreOutput]:
     at = 0
     while at < len(records):
         head = _HEADER.unpack_from(records, at)
-        sequence, seat, count, thought, maximum, waits, cached, phase, finish, end = head
+        sequence, req_index, count, thought, maximum, waits, cached, phase, finish, end = head
         at += _HEADER.size
         tokens = struct.unpack_from(f"<{count}i", records, at)
         at += 4 * count
@@ -97,7 +97,7 @@ def decode_core_outputs(records: bytes) -> Iterator[EngineCoreOutput]:
         at += count
         yield EngineCoreOutput(
             seq_id=sequence,
-            req_index=seat,
+            req_index=req_index,
             thinking_tokens=thought,
             max_thinking=maximum,
             waits_used=waits,

@@ -149,7 +149,7 @@ class LLMEngine:
                 priority=request.priority,
                 order=request.order,
                 stop_tokens=request.stop_tokens,
-                watched=True,
+                stream_output=True,
                 salt=request.salt,
                 budget=self._budgets.of(plan),
                 thinking_tokens=plan.tokens_thought if plan else -1,
@@ -296,30 +296,30 @@ class LLMEngine:
         if ahead is not None and ahead.in_flight:
             return self._follow(began, [])
         batch = self.runner.batch
-        seated = self.scheduler.schedule(batch.core)
-        for sequence in seated:
+        admitted = self.scheduler.schedule(batch.core)
+        for sequence in admitted:
             sample = self._sequences[sequence]
             with self._failures.isolate(sample.live_request):
-                self._seat(sample, began)
+                self._admit(sample, began)
         if batch.core.num_rows == 0:
             return None
         if self.config.overload_thinking_floor is not None:
             self._relieve(self.config.overload_thinking_floor)
         self.runner.sampler.masks = self._output_processor.grammar_masks()
         if not self._output_processor.has_grammar and begin_run(self.scheduler, self.runner):
-            return self._follow(began, seated)
+            return self._follow(began, admitted)
         sampled = self.runner.execute()
         self.scheduler.update(sampled.token_ids)
         self.runner.sampler.observe(*self.scheduler.appended)
         self._adopt()
         if not self.runner.was_first:
-            self.scheduler.took(time.monotonic() - began)
-        return self._collect(began, seated, sampled.logprobs)
+            self.scheduler.record_step_time(time.monotonic() - began)
+        return self._collect(began, admitted, sampled.logprobs)
 
-    def _follow(self, began: float, seated: list[int]) -> EngineCoreOutputs:
+    def _follow(self, began: float, admitted: list[int]) -> EngineCoreOutputs:
         follow(self.scheduler, self.runner)
         self._adopt()
-        return self._collect(began, seated, {})
+        return self._collect(began, admitted, {})
 
     def _enforce_deadlines(self) -> None:
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
@@ -339,13 +339,13 @@ class LLMEngine:
                 if maximum < (live.thinking_limit[0] if live.thinking_limit else plan.max_thinking):
                     self._limit(name, maximum, _core.EndReason.OVERLOAD)
 
-    def _seat(self, sample: LiveSequence, now: float) -> None:
+    def _admit(self, sample: LiveSequence, now: float) -> None:
         request = sample.live_request.request
         if sample.live_request.output_builder is not None:
             sample.live_request.output_builder.record_scheduled(now)
         child = branch_number(sample.seq_id) != 0
         self.runner.sampler.seat(
-            self.scheduler.seat(sample.seq_id),
+            self.scheduler.req_index(sample.seq_id),
             replace(request.params, logprobs=None) if child else request.params,
             sample.seed,
             self.scheduler.tokens(sample.seq_id),
@@ -353,23 +353,23 @@ class LLMEngine:
         )
 
     def _collect(
-        self, began: float, seated: list[int], logprobs: dict[int, RowLogprobs]
+        self, began: float, admitted: list[int], logprobs: dict[int, RowLogprobs]
     ) -> EngineCoreOutputs:
         """Takes the tokens of the step, and gives up the sequences that are done."""
         now = time.monotonic()
-        records = self.scheduler.take_progressed()
-        step = EngineCoreOutputs(began, now, seated, self._forked, records, logprobs)
+        records = self.scheduler.collect_outputs()
+        step = EngineCoreOutputs(began, now, admitted, self._forked, records, logprobs)
         self._forked = []
         if not records:  # nobody ended, and nobody watches
             return step
-        for sequence in self.scheduler.ended:
+        for sequence in self.scheduler.finished:
             self._sequences[sequence].finished = True
-        for sequence, _ in self.scheduler.progressed:
+        for sequence, _ in self.scheduler.outputs:
             sample = self._sequences[sequence]
             if not sample.has_output:
                 with self._failures.isolate(sample.live_request):
                     self._begin(sample)
-        ended = [*self.scheduler.ended, *self._output_processor.process(step)]
+        ended = [*self.scheduler.finished, *self._output_processor.process(step)]
         for live in {self._sequences[sequence].live_request for sequence in ended}:
             if live.finished:
                 self._remove(live)
@@ -384,4 +384,4 @@ class LLMEngine:
         child = branch_number(sample.seq_id) != 0
         shown = not child and (request.stream or request.params.logprobs is not None)
         if not (shown or request.params.stop or sample.matcher):
-            self.scheduler.unwatch(sample.seq_id)
+            self.scheduler.stop_streaming(sample.seq_id)

@@ -85,12 +85,12 @@ class OutputProcessor:
         return bool(self._guided)
 
     def grammar_masks(self) -> dict[int, NDArray[np.bool_]]:
-        """By seat, what the answers may go on with that follow a grammar."""
+        """By req_index, what the answers may go on with that follow a grammar."""
         found = {}
         for sample in self._guided.values():
             if sample.matcher and sample.answering and not sample.finished:
                 try:
-                    found[self._scheduler.seat(sample.seq_id)] = sample.matcher.mask()
+                    found[self._scheduler.req_index(sample.seq_id)] = sample.matcher.mask()
                 except Exception as error:
                     self._fail(sample.live_request, error)
         return found
@@ -155,6 +155,6 @@ class OutputProcessor:
             return None
         for sample in live.all_sequences():
             if not sample.finished:
-                for progress in decode_core_outputs(self._scheduler.take_record(sample.seq_id)):
+                for progress in decode_core_outputs(self._scheduler.collect_output(sample.seq_id)):
                     live.output_builder.add(progress, now)
         return live.output_builder.build(now)

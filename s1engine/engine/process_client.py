@@ -64,7 +64,7 @@ class ProcessEngineClient:
         self._transport: asyncio.WriteTransport | None = None
         self._failure: EngineDeadError | None = None
         self._closing = False
-        self._inbox = _core.Inbox(sequence_bits=SEQUENCE_BITS)
+        self._collector = _core.OutputCollector(sequence_bits=SEQUENCE_BITS)
         self.on_failure: Callable[[], None] = lambda: None
         try:
             located = replace(config, model=str(path), served_model_name=config.model_name)
@@ -140,9 +140,11 @@ class ProcessEngineClient:
         generator aborts. Raises EngineDeadError, RequestFailedError."""
         if self._failure is not None or self._closing:
             raise EngineDeadError("the engine is not running") from self._failure
-        stream = _Stream(RequestOutputBuilder(request, self.compiler.text.tokenizer), self._inbox)
+        stream = _Stream(
+            RequestOutputBuilder(request, self.compiler.text.tokenizer), self._collector
+        )
         self._streams[request.number] = stream
-        self._inbox.open(request.number)
+        self._collector.open(request.number)
         self._numbers[request.request_id] = request.number
         self._send(messages.AddRequest(request))
         finished = False
@@ -152,7 +154,7 @@ class ProcessEngineClient:
                     finished = isinstance(event, RequestOutput)
                     yield event
         finally:
-            self._inbox.close(request.number)
+            self._collector.close(request.number)
             del self._streams[request.number], self._numbers[request.request_id]
             if not finished:
                 self._send(messages.AbortRequest(request.request_id))
@@ -197,13 +199,13 @@ class ProcessEngineClient:
             for progress in step.decode():
                 if (stream := self._streams.get(request_number(progress.seq_id))) is not None:
                     stream.add_rows(progress)
-        for number in self._inbox.add(step.records):
+        for number in self._collector.add(step.records):
             self._streams[number].see(step.end_time)
-        if self._inbox.has_news:
+        if self._collector.has_pending:
             self._pacer.plan()
 
     def _wake_readers(self) -> None:
-        for number in self._inbox.take_news():
+        for number in self._collector.pop_pending():
             self._streams[number].wake()
 
     def fail(self, message: str) -> None:
@@ -264,9 +266,9 @@ class _Pacer:
 class _Stream:
     """One request between the socket and whoever reads its events."""
 
-    def __init__(self, assembly: RequestOutputBuilder, inbox: _core.Inbox) -> None:
+    def __init__(self, assembly: RequestOutputBuilder, collector: _core.OutputCollector) -> None:
         self.assembly = assembly
-        self._inbox = inbox
+        self._collector = collector
         self._rows: dict[int, list[RowLogprobs]] = {}  # by sequence, of tokens not read yet
         self._now = 0.0
         self._failure: Exception | None = None
@@ -292,7 +294,7 @@ class _Stream:
 
     async def events(self) -> list[StreamEvent]:
         """What has come since the last call; waits for it."""
-        while not (records := self._inbox.take(self.assembly.request.number)):
+        while not (records := self._collector.collect(self.assembly.request.number)):
             if isinstance(self._failure, RequestFailedError):
                 raise self._failure
             if self._failure is not None:

@@ -15,13 +15,15 @@ def begin_run(scheduler: _core.Scheduler, runner: Runner) -> bool:
     ahead, batch, sampler = runner.ahead, runner.batch, runner.sampler
     if ahead is None or batch.core.num_samples < batch.core.num_rows:
         return False
-    lanes, seats = ahead.lanes(batch.core.num_rows), batch.seats
-    if lanes is None or sampler.needs_host(seats):
+    lanes, req_indices = ahead.lanes(batch.core.num_rows), batch.req_indices
+    if lanes is None or sampler.needs_host(req_indices):
         return False
-    steps = scheduler.begin_run(batch.core, lanes.core, steps=ahead.max_steps, max_pending=MAX_RIDE)
+    steps = scheduler.begin_multi_step(
+        batch.core, lanes.core, num_steps=ahead.max_steps, max_inline_tokens=MAX_RIDE
+    )
     if steps:
-        sampler.write(lanes, seats)
-        ahead.begin(lanes, len(seats), steps)
+        sampler.write(lanes, req_indices)
+        ahead.begin(lanes, len(req_indices), steps)
     return steps > 0
 
 
@@ -30,9 +32,9 @@ def follow(scheduler: _core.Scheduler, runner: Runner) -> int:
     sampled. Returns how many these were."""
     ahead = runner.ahead
     assert ahead is not None and ahead.in_flight
-    steps = scheduler.extend_run(runner.batch.core, ahead.max_steps)
+    steps = scheduler.extend_multi_step(runner.batch.core, ahead.max_steps)
     if steps:
         ahead.launch(steps)
     tokens = ahead.collect()
-    scheduler.replay(tokens)
+    scheduler.apply_multi_step(tokens)
     return len(tokens)

@@ -67,10 +67,10 @@ class SamplingMetadata:
 @dataclass(frozen=True, slots=True)
 class RunState:
     """All that decode steps of B lanes need if the device takes them by itself: what each lane is
-    about (``lanes``, ``phrases``, written by ``Scheduler.begin_run``), how it samples, and where
-    the sampled ids go. A step reads it and leaves it ready for the next."""
+    about (``lanes``, ``phrases``, written by ``Scheduler.begin_multi_step``), how it samples, and
+    where the sampled ids go. A step reads it and leaves it ready for the next."""
 
-    lanes: Tensor  # [len(LANE_FIELDS), B] int32
+    lanes: Tensor  # [len(ROW_FIELDS), B] int32
     phrases: Tensor  # int32, phrases and stop tokens of all lanes
     slot_mapping: Tensor  # [B] int64
     sample_positions: Tensor  # [B] int64
@@ -85,11 +85,11 @@ class RunState:
     ring: Tensor  # [steps, B] int32, the sampled ids; IGNORED where nothing was decided
     tick: Tensor  # [1] int32, steps taken: the next row of the ring
     block_size: int
-    scratch_slot: int  # where lanes that have finished write
+    null_slot: int  # where lanes that have finished write
 
     def lane(self, name: str) -> Tensor:
         """The field of every lane, [B] int32."""
-        return self.lanes[_core.LANE_FIELDS.index(name)]
+        return self.lanes[_core.ROW_FIELDS.index(name)]
 
 
 class Ops(Protocol):

@@ -1,10 +1,10 @@
 """What follows a sampled token, for all lanes of a run at once: the definition in tensors.
 
 The transition is the table of ``csrc/core/budget.hpp``. Lanes are the columns of one int32 matrix,
-their fields its rows, written first by ``Scheduler.begin_run`` (csrc/core/run.hpp). A phrase is fed
-one token a step, and while one is pending what is sampled means nothing; where nothing is appended
-the same token is fed again. A lane that has finished feeds token 0 into the scratch slot over a
-context of 0 tokens.
+their fields its rows, written first by ``Scheduler.begin_multi_step``
+(csrc/core/device_batch.hpp). A phrase is fed one token a step, and while one is pending what is
+sampled means nothing; where nothing is appended the same token is fed again. A lane that has
+finished feeds token 0 into the null slot over a context of 0 tokens.
 """
 
 import torch
@@ -36,7 +36,7 @@ def budget_step(sampled: Tensor, run: RunState) -> None:
 
     _feed(run, ids, keeps)
     step = int(run.tick) % run.ring.shape[0]
-    run.ring[step] = torch.where(decides, ids, _core.IGNORED)
+    run.ring[step] = torch.where(decides, ids, _core.NO_TOKEN)
     run.tick.add_(1)
 
 
@@ -104,7 +104,7 @@ def _feed(run: RunState, ids: Tensor, keeps: Tensor) -> None:
     lane("positions").copy_(torch.where(runs, position, 0))
     lane("context_lens").copy_(torch.where(runs, position + 1, 0))
     lane("sample_banned").copy_(bans)
-    run.slot_mapping.copy_(torch.where(runs, slot, run.scratch_slot))
+    run.slot_mapping.copy_(torch.where(runs, slot, run.null_slot))
     run.sample_positions.copy_(position + 1)
 
 

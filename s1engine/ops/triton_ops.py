@@ -257,7 +257,7 @@ class TritonOps(Unfused):
             ring=run.ring,
             tick=run.tick,
             block_size=run.block_size,
-            scratch_slot=run.scratch_slot,
+            null_slot=run.null_slot,
         )
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

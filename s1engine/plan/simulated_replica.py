@@ -40,7 +40,7 @@ class RequestScript:
         self._tries_at = request.thinking or 0
         self._answer_end = 0
 
-    def read(self, progress: "_core.Progress") -> None:
+    def read(self, progress: "_core.CoreOutputDict") -> None:
         """Takes note of what the scheduler made of the tokens so far."""
         served = self.served
         served.output_tokens += len(progress["token_ids"])
@@ -92,9 +92,9 @@ class SimulatedReplica:
     _sampled: np.ndarray = field(init=False)
     _eventful: list[int] = field(default_factory=list)  # sequences whose script goes on
     _others: np.ndarray = field(init=False)
-    _events: np.ndarray = field(init=False)  # [seats] position at which a script goes on
-    _tokens: np.ndarray = field(init=False)  # [seats] what is sampled there
-    _owners: np.ndarray = field(init=False)  # [seats] sequence
+    _events: np.ndarray = field(init=False)  # [max_num_seqs] position at which a script goes on
+    _tokens: np.ndarray = field(init=False)  # [max_num_seqs] what is sampled there
+    _owners: np.ndarray = field(init=False)  # [max_num_seqs] sequence
     _batch: InputBatch = field(init=False)
     _scheduler: _core.Scheduler = field(init=False)
     _format: _core.BudgetFormat = field(init=False)
@@ -121,12 +121,12 @@ class SimulatedReplica:
             newline_always=False,
             ends_in_newline=np.zeros(workload.FIRST_TOKEN, np.uint8),
         )
-        seats = place.max_num_seqs
-        self._others = np.full(seats, OTHER, np.int64)
+        rows = place.max_num_seqs
+        self._others = np.full(rows, OTHER, np.int64)
         self._sampled = self._others[:0]
-        self._events = np.full(seats, NEVER, np.int64)
-        self._tokens = np.full(seats, OTHER, np.int64)
-        self._owners = np.zeros(seats, np.int64)
+        self._events = np.full(rows, NEVER, np.int64)
+        self._tokens = np.full(rows, OTHER, np.int64)
+        self._owners = np.zeros(rows, np.int64)
 
     @property
     def outstanding(self) -> int:
@@ -164,18 +164,18 @@ class SimulatedReplica:
                 self._add(served)
             self._inbox.clear()
         core = self._batch.core
-        seated = self._scheduler.schedule(core)
+        admitted = self._scheduler.schedule(core)
         if core.num_rows == 0:
             self._due = None
             return
         rows = core.num_rows
         decodes = rows == core.num_tokens == core.num_samples
-        if self._quiet and not seated and decodes and rows == self._last.tokens:
+        if self._quiet and not admitted and decodes and rows == self._last.tokens:
             self._quiet -= 1
             step = StepShape(rows, rows, self._last.decode_context + rows)
             self._sampled = self._others[:rows]
         else:
-            step = self._look(seated)
+            step = self._look(admitted)
             self._quiet *= decodes
         self._last = step
         self._run_steps = self._run_steps + 1 if decodes else 0
@@ -183,17 +183,17 @@ class SimulatedReplica:
         self.busy_s += seconds
         self._due = now + seconds
 
-    def _look(self, seated: list[int]) -> StepShape:
+    def _look(self, admitted: list[int]) -> StepShape:
         """What the plan is, and what its rows will sample."""
-        for sequence in seated:
-            self._seat(sequence)
+        for sequence in admitted:
+            self._admit(sequence)
         rows = self._batch.inputs().rows
-        left = self._events[rows.seats] - rows.positions.numpy()
+        left = self._events[rows.req_indices] - rows.positions.numpy()
         now = left == 0
-        self._sampled = np.where(now, self._tokens[rows.seats], OTHER)
-        self._eventful = self._owners[rows.seats[now]].tolist()
+        self._sampled = np.where(now, self._tokens[rows.req_indices], OTHER)
+        self._eventful = self._owners[rows.req_indices[now]].tolist()
         self._quiet = 0 if self._eventful or not len(left) else int(left.min()) - 1
-        return StepShape.of(self._batch, len(seated))
+        return StepShape.of(self._batch, len(admitted))
 
     def _add(self, served: RequestMetrics) -> None:
         request, budget = served.request, self.budget
@@ -217,42 +217,42 @@ class SimulatedReplica:
             prompt,
             max_len=workload.max_len(request, budget),
             stop_tokens=[EOS],
-            watched=True,
+            stream_output=True,
             **options,
         )
         self._quiet = 0
 
-    def _seat(self, sequence: int) -> None:
-        seat = self._scheduler.seat(sequence)
-        self._owners[seat] = sequence
-        self._read(sequence, seat)
+    def _admit(self, sequence: int) -> None:
+        req_index = self._scheduler.req_index(sequence)
+        self._owners[req_index] = sequence
+        self._read(sequence, req_index)
 
-    def _read(self, sequence: int, seat: int) -> None:
+    def _read(self, sequence: int, req_index: int) -> None:
         """Finds where the script of a sequence goes on from here."""
         script = self._live[sequence]
-        script.read(self._scheduler.take(sequence))
-        self._events[seat], self._tokens[seat] = script.next_event()
+        script.read(self._scheduler.collect_output_dict(sequence))
+        self._events[req_index], self._tokens[req_index] = script.next_event()
 
     # --- a step ends ---
 
     def _complete(self, now: float) -> None:
         scheduler = self._scheduler
         scheduler.update(self._sampled)
-        for sequence, _ in scheduler.progressed:
+        for sequence, _ in scheduler.outputs:
             served = self._live[sequence].served
             if not served.first:
                 served.first = now
-                scheduler.unwatch(sequence)
-        for sequence in scheduler.ended:
+                scheduler.stop_streaming(sequence)
+        for sequence in scheduler.finished:
             self._finish(sequence, now)
         for sequence in self._eventful:
             if sequence in self._live:
-                self._read(sequence, scheduler.seat(sequence))
+                self._read(sequence, scheduler.req_index(sequence))
         self._eventful = []
 
     def _finish(self, sequence: int, now: float) -> None:
         script = self._live.pop(sequence)
-        script.read(self._scheduler.take(sequence))
+        script.read(self._scheduler.collect_output_dict(sequence))
         script.served.end = now
         self.finished.append(script.served)
         self._scheduler.remove(sequence)

@@ -29,7 +29,7 @@ _FIELDS: dict[str, torch.dtype] = {
     "context_lens": torch.int32,
     "block_table": torch.int32,
     "sample_tokens": torch.int32,
-    "sample_seats": torch.int32,
+    "sample_req_indices": torch.int32,
     "sample_positions": torch.int64,
     "sample_banned": torch.uint8,
 }
@@ -39,7 +39,7 @@ _FIELDS: dict[str, torch.dtype] = {
 class SampleRows:
     """Host view of the rows that sample in this step; n of them."""
 
-    seats: np.ndarray  # [n] int32
+    req_indices: np.ndarray  # [n] int32
     positions: Tensor  # [n] int64 on the device, position of the token to sample
     banned: np.ndarray  # [n] uint8, 1: thinking triggers must not be sampled
 
@@ -85,7 +85,7 @@ class InputBatch:
             self._host = _cut(share, shapes)
         views = {name: tensor.numpy() for name, tensor in self._host.items()}
         self.block_table = self._host["block_table"]  # on the host, [max_rows, max_blocks] int32
-        self._seats = views["sample_seats"]
+        self._req_indices = views["sample_req_indices"]
         self._banned = views["sample_banned"]
         self.core = _core.ScheduledBatch(
             views,
@@ -99,9 +99,9 @@ class InputBatch:
         self._make = keep(self._make_inputs)
 
     @property
-    def seats(self) -> np.ndarray:
+    def req_indices(self) -> np.ndarray:
         """Of the rows that sample in the planned step, [n] int32; a view."""
-        return self._seats[: self.core.num_samples]
+        return self._req_indices[: self.core.num_samples]
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -141,7 +141,7 @@ class InputBatch:
             ),
             sample_tokens=self._on_device("sample_tokens", samples),
             rows=SampleRows(
-                seats=self._seats[:samples],
+                req_indices=self._req_indices[:samples],
                 positions=self._on_device("sample_positions", samples),
                 banned=self._banned[:samples],
             ),

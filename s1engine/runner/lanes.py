@@ -23,7 +23,7 @@ class RunFormat:
     triggers: tuple[int, ...]
     newlines: np.ndarray  # [V] uint8, does the token's text end in a newline?
     block_size: int
-    scratch_slot: int
+    null_slot: int
 
 
 class Lanes:
@@ -37,19 +37,19 @@ class Lanes:
 
         self.rows = rows
         self.filtered = False  # some lane uses top_k, top_p or min_p
-        self._ints = make(len(_core.LANE_FIELDS) + 1, rows, dtype=torch.int32)  # and top_k
+        self._ints = make(len(_core.ROW_FIELDS) + 1, rows, dtype=torch.int32)  # and top_k
         self._longs = make(3, rows, dtype=torch.int64)  # slots, sample positions, seeds
         self._floats = make(3, rows, dtype=torch.float32)  # temperature, top_p, min_p
         self._phrases = make(PHRASE_TOKENS * rows, dtype=torch.int32)
         self.top_k = self._ints[-1].numpy()
         self.seeds = self._longs[2].numpy()
         self.temperature, self.top_p, self.min_p = self._floats.numpy()
-        self.core = _core.RunBatch(
-            lanes=self._ints[:-1].numpy(),
+        self.core = _core.DeviceBatch(
+            fields=self._ints[:-1].numpy(),
             slot_mapping=self._longs[0].numpy(),
             sample_positions=self._longs[1].numpy(),
             phrases=self._phrases.numpy(),
-            scratch_slot=fmt.scratch_slot,
+            null_slot=fmt.null_slot,
         )
         hosts = (self._ints, self._longs, self._floats, self._phrases)
         images = [host if device == "cpu" else torch.zeros_like(host, device=device)
@@ -72,15 +72,15 @@ class Lanes:
             ring=torch.zeros((steps, rows), dtype=torch.int32, device=device),
             tick=torch.zeros(1, dtype=torch.int32, device=device),
             block_size=fmt.block_size,
-            scratch_slot=fmt.scratch_slot,
+            null_slot=fmt.null_slot,
         )
         self.finish_all()
 
     def finish_all(self) -> None:
-        """Every lane has finished: steps over them touch the scratch slot alone."""
+        """Every lane has finished: steps over them touch the null slot alone."""
         self._ints.zero_()
-        self._ints[_core.LANE_FIELDS.index("finish")] = 1
-        self._longs[0] = self.state.scratch_slot
+        self._ints[_core.ROW_FIELDS.index("finish")] = 1
+        self._longs[0] = self.state.null_slot
         self._longs[1:] = 1
         self.upload()
 

@@ -114,8 +114,8 @@ class ModelRunner:
                 config.max_num_seqs + 1, dtype=torch.int32, device=self.device
             )  # cu_seqlens_q of a decode step
             self._cpu_graph = self._make_cpu_graph(peers)
-            scratch_slot = self.num_blocks * config.block_size
-            fmt = RunFormat(triggers, newlines, config.block_size, scratch_slot)
+            null_slot = self.num_blocks * config.block_size
+            fmt = RunFormat(triggers, newlines, config.block_size, null_slot)
             self.ahead = self._make_ahead(config, fmt, progress) if config.run_ahead > 1 else None
             if self.device == "cuda":
                 compile_steps(
@@ -270,7 +270,7 @@ class ModelRunner:
         return measure_costs(self._rehearsal, min(self._max_samples, most))
 
     def _rehearsal(self, tokens: int) -> Callable[[], None]:
-        """A step that samples at every token, as such steps are taken, over the scratch block."""
+        """A step that samples at every token, as such steps are taken, over the null block."""
         sizes = self.batch.rehearse(tokens, self.num_blocks, self.kv_cache.block_size)
 
         @torch.inference_mode()

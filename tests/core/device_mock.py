@@ -23,7 +23,7 @@ class DeviceMock(PagedMock):
     """A mock engine whose pure decode steps are taken in runs of up to ``steps``.
 
     Args:
-        max_pending: tokens of a phrase that ride in a run.
+        max_inline_tokens: tokens of a phrase that ride in a run.
         spare_lanes: lanes more than sequences, as in a bucket that is not full.
         newlines: ids whose text ends in a newline.
     """
@@ -32,15 +32,15 @@ class DeviceMock(PagedMock):
         self,
         *,
         steps: int,
-        max_pending: int,
+        max_inline_tokens: int,
         spare_lanes: int,
         newlines: frozenset[int],
         seed: int,
         **engine: Any,
     ) -> None:
         super().__init__(**engine)
-        self.steps, self.max_pending, self.spare_lanes = steps, max_pending, spare_lanes
-        self.scratch_slot = len(self.cache)
+        self.steps, self.max_inline_tokens, self.spare_lanes = steps, max_inline_tokens, spare_lanes
+        self.null_slot = len(self.cache)
         self.cache = np.concatenate([self.cache, np.full((self.block_size, 2), -1, np.int64)])
         self.random = random.Random(seed)
         flags = np.zeros(VOCAB, np.uint8)
@@ -53,12 +53,12 @@ class DeviceMock(PagedMock):
     def step(self, model: Model) -> None:
         """One step on the host; the device may be one or more groups of steps ahead."""
         if self.flights or self._begin(model):
-            steps = self.scheduler.extend_run(self.batch, self.random.randint(1, self.steps))
+            steps = self.scheduler.extend_multi_step(self.batch, self.random.randint(1, self.steps))
             if steps and (len(self.flights) < 2 or self.random.random() < 0.2):
                 self.flights.append(self._fly(steps, model))
             elif steps:
                 self.flights[-1] = torch.cat([self.flights[-1], self._fly(steps, model)])
-            self.scheduler.replay(self.flights.popleft()[:, : self.rows].numpy())
+            self.scheduler.apply_multi_step(self.flights.popleft()[:, : self.rows].numpy())
         elif self.batch.num_rows:
             self.scheduler.update(self.forward(model))
 
@@ -68,17 +68,17 @@ class DeviceMock(PagedMock):
             return False
         self.rows = self.batch.num_rows
         lanes = self.rows + self.spare_lanes
-        self.lanes = torch.full((len(_core.LANE_FIELDS), lanes), -7, dtype=torch.int32)
+        self.lanes = torch.full((len(_core.ROW_FIELDS), lanes), -7, dtype=torch.int32)
         self.slots, self.positions = (torch.full((lanes,), -7) for _ in range(2))
-        run = _core.RunBatch(
-            lanes=self.lanes.numpy(),
+        run = _core.DeviceBatch(
+            fields=self.lanes.numpy(),
             slot_mapping=self.slots.numpy(),
             sample_positions=self.positions.numpy(),
             phrases=self.phrases.numpy(),
-            scratch_slot=self.scratch_slot,
+            null_slot=self.null_slot,
         )
-        steps = self.scheduler.begin_run(
-            self.batch, run, steps=self.steps, max_pending=self.max_pending
+        steps = self.scheduler.begin_multi_step(
+            self.batch, run, num_steps=self.steps, max_inline_tokens=self.max_inline_tokens
         )
         if steps:
             self.flights.append(self._fly(steps, model))
@@ -106,7 +106,7 @@ class DeviceMock(PagedMock):
             ring=torch.full((steps, lanes), -7, dtype=torch.int32),
             tick=torch.zeros(1, dtype=torch.int32),
             block_size=self.block_size,
-            scratch_slot=self.scratch_slot,
+            null_slot=self.null_slot,
         )
         for _ in range(steps):
             budget_step(
@@ -118,7 +118,7 @@ class DeviceMock(PagedMock):
     def _sample(self, run: RunState, lane: int, model: Model) -> int:
         slot, length = int(run.slot_mapping[lane]), int(run.lane("context_lens")[lane])
         if length == 0:
-            assert slot == self.scratch_slot
+            assert slot == self.null_slot
             return 0
         position = int(run.lane("positions")[lane])
         assert position + 1 == length == int(run.sample_positions[lane])

@@ -77,7 +77,7 @@ class PagedMock:
             "context_lens": np.full(rows, -1, np.int32),
             "block_table": np.full((rows, num_blocks), -1, np.int32),
             "sample_tokens": np.full(samples, -1, np.int32),
-            "sample_seats": np.full(samples, -1, np.int32),
+            "sample_req_indices": np.full(samples, -1, np.int32),
             "sample_positions": np.full(samples, -1, np.int64),
             "sample_banned": np.full(samples, 0, np.uint8),
         }

@@ -157,7 +157,7 @@ def check_equals_reference(mock: PagedMock, model: reference.Model, scenario: li
     """Every sequence is what the slow reference makes of it."""
     for seq_id, spec in enumerate(scenario):
         result, finish = spec.expected(model)
-        out = mock.scheduler.take(seq_id)
+        out = mock.scheduler.collect_output_dict(seq_id)
         assert out["token_ids"] == result.token_ids
         assert [int(m & _core.MARK_FORCED > 0) for m in out["marks"]] == result.forced
         assert out["waits_used"] == result.waits_used
@@ -182,7 +182,7 @@ class Disturbances:
             scheduler.finish(self.aborted[moment], _core.FinishReason.ABORT)
         if moment in self.limited:
             seq_id, limit = self.limited[moment]
-            state = scheduler.take(seq_id)
+            state = scheduler.collect_output_dict(seq_id)
             if state["phase"].name == "THINKING" and limit < state["max_thinking"]:
                 self._bounds[seq_id] = max(limit, state["thinking_tokens"])
             scheduler.limit_thinking(seq_id, limit, _core.EndReason.DEADLINE)
@@ -192,11 +192,11 @@ class Disturbances:
     ) -> None:
         """Lowered maxima hold from where the host stood; whom it let alone is as ever."""
         for seq_id, bound in self._bounds.items():
-            assert scheduler.take(seq_id)["thinking_tokens"] <= bound
+            assert scheduler.collect_output_dict(seq_id)["thinking_tokens"] <= bound
         touched = {*self.aborted.values(), *(seq_id for seq_id, _ in self.limited.values())}
         for seq_id in set(range(len(scenario))) - touched:
             wanted = scenario[seq_id].expected(model)[0]
-            assert scheduler.take(seq_id)["token_ids"] == wanted.token_ids
+            assert scheduler.collect_output_dict(seq_id)["token_ids"] == wanted.token_ids
 
 
 def disturbances(sequences: int, last: int) -> st.SearchStrategy[Disturbances]:

@@ -42,20 +42,20 @@ def test_a_step_with_drafts_is_worth_more_than_one_without(
                            drafting=_core.Drafting.NEVER)  # fmt: skip
     for time in [*took, points[rows - 1][1]]:
         mock.step(lambda ids: [9])
-        mock.scheduler.took(time)
+        mock.scheduler.record_step_time(time)
         cost.learn(rows=rows, tokens=rows, drafted=0, time=time)
     assert not mock.scheduler.has_unfinished()
 
     for i, prompt in enumerate(prompts):
         mock.scheduler.add(i, np.array(prompt, np.int32), max_len=len(prompt) + 9)
     mock.scheduler.schedule(mock.batch)
-    samples = mock.buffers["sample_seats"][: mock.batch.num_samples].tolist()
+    samples = mock.buffers["sample_req_indices"][: mock.batch.num_samples].tolist()
     drafted, base = len(samples) - rows, sum(map(len, prompts))
     assert mock.batch.num_tokens == base + drafted
     chances = []
     for prompt in prompts:
-        drafter = _core.Drafter(_core.TrackRecord().as_prior())
-        guessed = drafter.propose(np.array(prompt, np.int32), limit=limit, least=0.05)
+        drafter = _core.Drafter(_core.AcceptanceStats().as_prior())
+        guessed = drafter.propose(np.array(prompt, np.int32), limit=limit, min_probability=0.05)
         chances.append([chance for _, _, chance in guessed])
     likeliest = sorted((c for own in chances for c in own), reverse=True)
 
@@ -110,13 +110,15 @@ def test_what_did_not_pay_is_tried_again() -> None:
 
 
 def test_a_hopeless_guess_is_tried_again_by_the_next_sequence() -> None:
-    record, tokens = _core.TrackRecord(), np.array([5, 6, 7, 8, 5, 6], np.int32)
+    record, tokens = _core.AcceptanceStats(), np.array([5, 6, 7, 8, 5, 6], np.int32)
     ((_, level, before),) = _core.Drafter(record).propose(tokens, limit=1)
     for _ in range(900):
-        record.learn(level, right=False)
-    ((_, _, after),) = _core.Drafter(record.as_prior()).propose(tokens, limit=1, least=0.05)
+        record.record(level, right=False)
+    ((_, _, after),) = _core.Drafter(record.as_prior()).propose(
+        tokens, limit=1, min_probability=0.05
+    )
     assert 0.05 <= after < before
-    assert _core.Drafter(record).propose(tokens, limit=1, least=0.05) == []
+    assert _core.Drafter(record).propose(tokens, limit=1, min_probability=0.05) == []
 
 
 # Texts that mislead: some repeat themselves for a while, some look as if they did.
@@ -146,16 +148,19 @@ def spoken(texts: list[np.ndarray], costs: Costs, believed: Costs) -> tuple[int,
     )  # fmt: skip
     for i in range(rows):
         mock.scheduler.add(i, np.array([3], np.int32), max_len=length)
-    seats, time = {}, 0.0
-    while not mock.scheduler.ended:
-        seats |= {mock.scheduler.seat(i): i for i in mock.scheduler.schedule(mock.batch)}
+    req_indices, time = {}, 0.0
+    while not mock.scheduler.finished:
+        req_indices |= {mock.scheduler.req_index(i): i for i in mock.scheduler.schedule(mock.batch)}
         samples = mock.batch.num_samples
-        names = [seats[seat] for seat in mock.buffers["sample_seats"][:samples].tolist()]
+        names = [
+            req_indices[req_index]
+            for req_index in mock.buffers["sample_req_indices"][:samples].tolist()
+        ]
         positions = mock.buffers["sample_positions"][:samples].tolist()
         said = [texts[name][at] for name, at in zip(names, positions, strict=True)]
         mock.scheduler.update(np.array(said, np.int64))
         took = costs(samples, samples - rows)
-        mock.scheduler.took(took)
+        mock.scheduler.record_step_time(took)
         time += took
     return sum(len(mock.scheduler.tokens(i)) - 1 for i in range(rows)), time
 

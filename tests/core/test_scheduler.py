@@ -63,7 +63,7 @@ def test_abort_at_any_moment_loses_nothing(
         mock.scheduler.check_integrity()
     for seq_id in set(range(len(scenario))) - aborted:
         result, _ = scenario[seq_id].expected(model)
-        assert mock.scheduler.take(seq_id)["token_ids"] == result.token_ids
+        assert mock.scheduler.collect_output_dict(seq_id)["token_ids"] == result.token_ids
     for seq_id in range(len(scenario)):
         mock.scheduler.remove(seq_id)
     assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
@@ -82,12 +82,12 @@ def test_lowering_the_maximum_at_any_moment_is_obeyed(
         if not mock.scheduler.has_unfinished():
             break
         if step == when:
-            state = mock.scheduler.take(0)
+            state = mock.scheduler.collect_output_dict(0)
             before = state["thinking_tokens"] if state["phase"].name == "THINKING" else None
             mock.scheduler.limit_thinking(0, limit, _core.EndReason.DEADLINE)
         mock.step(model)
         mock.scheduler.check_integrity()
-    out = mock.scheduler.take(0)
+    out = mock.scheduler.collect_output_dict(0)
     assert out["phase"].name == "ANSWERING"
     if before is not None:
         assert out["thinking_tokens"] <= max(limit, before)
@@ -116,7 +116,7 @@ def test_checkpoints_equal_separate_runs(
     play(mock, model, scenario)
     for seq_id, chosen in budgets_of.items():
         spec = scenario[seq_id]
-        parent = mock.scheduler.take(seq_id)
+        parent = mock.scheduler.collect_output_dict(seq_id)
         assert parent["token_ids"] == spec.expected(model)[0].token_ids
         forked = len(chosen) - parent["checkpoints_left"]
         event(f"forked: {forked}")
@@ -127,7 +127,7 @@ def test_checkpoints_equal_separate_runs(
             )
             wanted, finish = alone.expected(model, spec.max_len)
             child = CHILD * (seq_id + 1) + i
-            got = mock.scheduler.take(child) if i < forked else parent
+            got = mock.scheduler.collect_output_dict(child) if i < forked else parent
             assert got["token_ids"] == wanted.token_ids or i >= forked
             assert got["finish_reason"].name == finish
             assert got["waits_used"] == wanted.waits_used
@@ -145,7 +145,7 @@ def test_children_find_what_their_parent_computed() -> None:
     spec.add_to(mock.scheduler, 0)
     mock.run(lambda ids: [EOS if TRIGGER in ids else 9 + len(ids) % 4])
     stats = mock.scheduler.stats()
-    assert mock.scheduler.take(0)["checkpoints_left"] == 0
+    assert mock.scheduler.collect_output_dict(0)["checkpoints_left"] == 0
     assert stats.num_computed_tokens < 3 + 60 + 3 * (4 + 5)  # a block and an answer for each
 
 
@@ -169,7 +169,7 @@ def test_a_loop_ends_the_thinking_but_not_before_the_minimum(
     script = script + [9, 10, 11, 12] * 20  # ends in a loop of its own
     spec.add_to(mock.scheduler, 0)
     mock.run(lambda ids: [script[len(ids) - 2]])
-    out = mock.scheduler.take(0)
+    out = mock.scheduler.collect_output_dict(0)
     looped = naive_loop(script[:60], repeats)
     expected = 60 if looped is None else max(looped, min(minimum, 60))
     assert out["thinking_tokens"] == expected
@@ -188,7 +188,7 @@ def test_generated_blocks_are_found_again() -> None:
     second.add_to(mock.scheduler, 1)
     mock.run(model)
     # all full blocks of what was computed: the last sampled token never was
-    assert mock.scheduler.take(1)["num_cached"] == (len(tokens) - 1) // 4 * 4 > 3
+    assert mock.scheduler.collect_output_dict(1)["num_cached"] == (len(tokens) - 1) // 4 * 4 > 3
 
 
 def test_a_salt_separates_caches() -> None:
@@ -196,7 +196,7 @@ def test_a_salt_separates_caches() -> None:
     for seq_id, salt in enumerate((1, 2, 1)):
         Spec([5] * 12, 1, FORMATS[0], None, salt=salt).add_to(mock.scheduler, seq_id)
         mock.run(hashed_model(0))
-    assert [mock.scheduler.take(i)["num_cached"] for i in range(3)] == [0, 0, 8]
+    assert [mock.scheduler.collect_output_dict(i)["num_cached"] for i in range(3)] == [0, 0, 8]
 
 
 def test_least_recently_used_prefix_is_evicted_first() -> None:
@@ -208,8 +208,8 @@ def test_least_recently_used_prefix_is_evicted_first() -> None:
     for seq_id, token in ((3, 7), (4, 5)):
         Spec([token] * 11, 1, FORMATS[0], None).add_to(mock.scheduler, seq_id)
         mock.run(model)
-    assert mock.scheduler.take(3)["num_cached"] == 8
-    assert mock.scheduler.take(4)["num_cached"] == 4  # the tail went first
+    assert mock.scheduler.collect_output_dict(3)["num_cached"] == 8
+    assert mock.scheduler.collect_output_dict(4)["num_cached"] == 4  # the tail went first
 
 
 def test_lower_priority_number_runs_first_and_is_preempted_last() -> None:
@@ -229,12 +229,12 @@ def test_decodes_go_on_while_a_long_prompt_is_computed() -> None:
     def model(ids: list[int]) -> list[int]:
         return [9]  # never the end
 
-    Spec([5, 6], 30, FORMATS[0], None, extra={"watched": True}).add_to(mock.scheduler, 0)
+    Spec([5, 6], 30, FORMATS[0], None, extra={"stream_output": True}).add_to(mock.scheduler, 0)
     mock.step(model)
     Spec([7] * 60, 1, FORMATS[0], None).add_to(mock.scheduler, 1)
     for _ in range(8):
         mock.step(model)
-        assert [sequence for sequence, _ in mock.scheduler.progressed] == [0]
+        assert [sequence for sequence, _ in mock.scheduler.outputs] == [0]
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,10 @@ def test_with_all_growth_reserved_nobody_is_preempted(
     play(mock, model, scenario)
     assert mock.scheduler.stats().num_preemptions == 0
     for seq_id, spec in enumerate(scenario):
-        assert mock.scheduler.take(seq_id)["token_ids"] == spec.expected(model)[0].token_ids
+        assert (
+            mock.scheduler.collect_output_dict(seq_id)["token_ids"]
+            == spec.expected(model)[0].token_ids
+        )
 
 
 @settings(max_examples=15)
@@ -312,11 +315,11 @@ def test_order_decides_before_arrival(order: list[int]) -> None:
     mock = PagedMock(num_blocks=64, block_size=4, max_num_seqs=1)
     for seq_id, place in enumerate(order):
         Spec([5, 6], 2, FORMATS[0], None, extra={"order": place}).add_to(mock.scheduler, seq_id)
-    seated = []
+    admitted = []
     while mock.scheduler.has_unfinished():
-        seated += mock.scheduler.schedule(mock.batch)
+        admitted += mock.scheduler.schedule(mock.batch)
         mock.scheduler.update(mock.forward(hashed_model(3)))
-    assert [order[seq_id] for seq_id in seated] == sorted(order)
+    assert [order[seq_id] for seq_id in admitted] == sorted(order)
 
 
 @given(st.lists(specs(), min_size=1, max_size=4), engines, st.integers(0, 99))
@@ -328,16 +331,16 @@ def test_records_say_what_take_says(
     told, asked = (make_mock(scenario, 2, engine) for _ in range(2))
     got: dict[int, list[EngineCoreOutput]] = {}
     for seq_id, spec in enumerate(scenario):
-        spec.extra["watched"] = True
+        spec.extra["stream_output"] = True
         spec.add_to(told.scheduler, seq_id)
         spec.add_to(asked.scheduler, seq_id)
     while told.scheduler.has_unfinished():
         told.step(model)
-        for progress in decode_core_outputs(told.scheduler.take_progressed()):
+        for progress in decode_core_outputs(told.scheduler.collect_outputs()):
             got.setdefault(progress.seq_id, []).append(progress)
     asked.run(model)
     for seq_id in range(len(scenario)):
-        wanted, found = asked.scheduler.take(seq_id), got[seq_id][-1]
+        wanted, found = asked.scheduler.collect_output_dict(seq_id), got[seq_id][-1]
         assert [t for record in got[seq_id] for t in record.token_ids] == wanted["token_ids"]
         assert [m for record in got[seq_id] for m in record.marks] == wanted["marks"]
         assert found.thinking == (wanted["phase"].name == "THINKING")

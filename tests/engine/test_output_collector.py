@@ -29,8 +29,8 @@ def record(sequence: int, tokens: list[int], marks: list[int], state: int, ended
     return head + struct.pack(f"<{len(tokens)}i", *tokens) + bytes(marks)
 
 
-def inbox(*requests: int) -> _core.Inbox:
-    made = _core.Inbox(sequence_bits=SEQUENCE_BITS)
+def make_collector(*requests: int) -> _core.OutputCollector:
+    made = _core.OutputCollector(sequence_bits=SEQUENCE_BITS)
     for number in requests:
         made.open(number)
     return made
@@ -52,12 +52,12 @@ steps = st.lists(  # each a set of sequences that gain something, and who looks 
 def test_nothing_is_lost_and_forced_steps_stand_alone(
     played: list[tuple[dict[tuple[int, int], list[int]], set[int]]], opened: set[int]
 ) -> None:
-    box = inbox(*opened)
+    collector = make_collector(*opened)
     sent: dict[int, list[EngineCoreOutput]] = defaultdict(list)
     got: dict[int, list[EngineCoreOutput]] = defaultdict(list)
 
     def look(number: int) -> None:
-        for progress in decode_core_outputs(box.take(number)):
+        for progress in decode_core_outputs(collector.collect(number)):
             assert request_number(progress.seq_id) == number
             got[progress.seq_id].append(progress)
 
@@ -69,7 +69,7 @@ def test_nothing_is_lost_and_forced_steps_stand_alone(
             sent[sequence_id(number, index)] += decode_core_outputs(one)
             records += one
         named = {number for number, _ in gains} & opened
-        assert set(box.add(records)) == named - begun
+        assert set(collector.add(records)) == named - begun
         begun |= named
         for number in looks:
             look(number)
@@ -91,19 +91,19 @@ def test_nothing_is_lost_and_forced_steps_stand_alone(
 
 
 def test_a_beginning_and_an_end_should_not_wait() -> None:
-    box = inbox(1, 2)
+    collector = make_collector(1, 2)
     both = record(sequence_id(1, 0), [5], [0], 0, False) + record(
         sequence_id(2, 0), [5], [0], 0, False
     )
-    assert box.add(both) == [1, 2] and not box.has_news
-    assert box.add(both) == [] and box.has_news
-    box.close(2)
-    assert box.take_news() == [1] and not box.has_news
-    assert box.add(both) == [] and box.take_news() == [1]
-    assert box.add(record(sequence_id(1, 0), [6], [0], 0, True)) == [1]
-    [joined] = decode_core_outputs(box.take(1))
+    assert collector.add(both) == [1, 2] and not collector.has_pending
+    assert collector.add(both) == [] and collector.has_pending
+    collector.close(2)
+    assert collector.pop_pending() == [1] and not collector.has_pending
+    assert collector.add(both) == [] and collector.pop_pending() == [1]
+    assert collector.add(record(sequence_id(1, 0), [6], [0], 0, True)) == [1]
+    [joined] = decode_core_outputs(collector.collect(1))
     assert joined.token_ids == [5, 5, 5, 6] and joined.finish_reason == "stop"
-    assert not box.take(1) and not box.take(2)
+    assert not collector.collect(1) and not collector.collect(2)
 
 
 @given(st.binary(max_size=60))
@@ -111,9 +111,9 @@ def test_noise_is_refused(noise: bytes) -> None:
     whole = record(sequence_id(1, 0), [1, 2], [0, 0], 0, False)
     for bad in (whole[:-1], whole + whole[:9], whole[:8] + b"\xff" * 8):
         with pytest.raises(ValueError, match="cut off"):
-            inbox(1).add(bad)
+            make_collector(1).add(bad)
     try:
-        inbox(1).add(noise)
+        make_collector(1).add(noise)
     except ValueError as error:
         assert "cut off" in str(error)
 
@@ -126,16 +126,16 @@ def test_joined_records_read_like_single_ones(llm: LLM, waits: int) -> None:
     chat = [{"role": "user", "content": "a=3 b=a+4 c=b*2 c?"}]
     request = llm.engine.make_request(chat, asked, stream=True)
     llm.engine.add_request(request)
-    box = inbox(request.number)
+    collector = make_collector(request.number)
     step_by_step, at_once = (RequestOutputBuilder(request, llm.engine.tokenizer) for _ in range(2))
     outputs: list[Any] = []
     while llm.engine.has_unfinished:
         step = llm.engine.step_core()
         for progress in step.decode() if step else ():
             outputs += step_by_step.add(progress, 0.0)
-        box.add(step.records if step else b"")
+        collector.add(step.records if step else b"")
     llm.engine.step()
-    joined = list(decode_core_outputs(box.take(request.number)))
+    joined = list(decode_core_outputs(collector.collect(request.number)))
     assert len(joined) <= 2 * waits + 3
     events = [event for progress in joined for event in at_once.add(progress, 0.0)]
     assert events[-1] == outputs[-1]

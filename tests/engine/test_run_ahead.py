@@ -124,7 +124,7 @@ def test_the_host_has_the_last_word(ahead: LLM) -> None:
     sequence, thought = engine._live_requests["ended"].samples[0].seq_id, 0
     while thought < 5:
         engine.step()
-        thought = engine.scheduler.take(sequence)["thinking_tokens"]
+        thought = engine.scheduler.collect_output_dict(sequence)["thinking_tokens"]
     assert engine.runner.ahead.in_flight  # type: ignore[union-attr]
     assert engine.end_thinking("ended")
     assert engine.abort("aborted") is not None

@@ -16,7 +16,7 @@ VOCAB = 12
 TRIGGERS = (2, 3)
 STOPS = (4, 5)
 BLOCK_SIZE = 4
-SCRATCH_SLOT = 999
+NULL_SLOT = 999
 FOREVER = 2**31 - 1
 PHASES = (_core.Phase.OFF, _core.Phase.THINKING, _core.Phase.ANSWERING)
 FINISH = {"": 0, "stop": 1, "length": 2}
@@ -192,7 +192,7 @@ class Device:
             ring=self.ring,
             tick=self.tick,
             block_size=BLOCK_SIZE,
-            scratch_slot=SCRATCH_SLOT,
+            null_slot=NULL_SLOT,
             **self.next,
         )
 
@@ -208,7 +208,7 @@ def check_row(device: Device, row: Row, i: int) -> None:
     found = {name: device.get(name, i) for name in (*device.next, *FIELDS[-4:])}
     assert found["sample_banned"] == _core.bans_triggers(row.core, state)
     if row.finish:
-        assert (found["slot_mapping"], found["context_lens"]) == (SCRATCH_SLOT, 0)
+        assert (found["slot_mapping"], found["context_lens"]) == (NULL_SLOT, 0)
         return
     assert device.get("remaining", i) == len(row.queue)
     assert (found["input_ids"], found["positions"]) == (row.fed, row.position)
@@ -248,5 +248,5 @@ def test_a_finished_row_changes_no_more() -> None:
 
 
 def test_the_fields_are_the_schedulers() -> None:
-    assert FIELDS == _core.LANE_FIELDS
-    assert IGNORED == _core.IGNORED
+    assert FIELDS == _core.ROW_FIELDS
+    assert IGNORED == _core.NO_TOKEN

@@ -86,7 +86,7 @@ def test_triggers_are_banned_row_by_row(rows: int) -> None:
 
 def lanes_of(rows: int, size: int) -> Lanes:
     """Lanes that think and filter differently, all of which go on for a while."""
-    fmt = RunFormat((3, 7), np.zeros(size, np.uint8), block_size=4, scratch_slot=99)
+    fmt = RunFormat((3, 7), np.zeros(size, np.uint8), block_size=4, null_slot=99)
     table = torch.arange(rows * 9, dtype=torch.int32).view(rows, 9)
     lanes = Lanes(rows, steps=2, fmt=fmt, block_table=table, device="cpu")
     fields = {"finish": 0, "phase": 1, "max_thinking": 9, "max_len": 30, "num_waits": 9}

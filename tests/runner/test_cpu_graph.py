@@ -158,7 +158,7 @@ def test_only_the_first_step_of_a_size_is_recorded_and_nobody_learns_from_it(
         def __getattr__(self, name: str) -> Any:
             return getattr(self.scheduler, name)
 
-        def took(self, time: float) -> None:
+        def record_step_time(self, seconds: float) -> None:
             told.append(engine.runner.was_first)
 
     engine.scheduler = Listening(engine.scheduler)  # type: ignore[assignment]

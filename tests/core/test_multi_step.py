@@ -29,7 +29,7 @@ from tests.core.test_scheduler import CHILD
 aheads = st.fixed_dictionaries(
     {
         "steps": st.sampled_from([1, 2, 7, 32]),
-        "max_pending": st.sampled_from([1, 2, 30]),
+        "max_inline_tokens": st.sampled_from([1, 2, 30]),
         "spare_lanes": st.integers(0, 2),
         "seed": st.integers(0, 99),
     }
@@ -99,8 +99,8 @@ def test_checkpoints_fork_where_they_would_without_a_device(
     outs: list[list[Any]] = []
     for mock in mocks:
         play(mock, model, [spec])
-        children = len(budgets) - mock.scheduler.take(0)["checkpoints_left"]
-        outs.append([mock.scheduler.take(CHILD + i) for i in range(children)])
+        children = len(budgets) - mock.scheduler.collect_output_dict(0)["checkpoints_left"]
+        outs.append([mock.scheduler.collect_output_dict(CHILD + i) for i in range(children)])
         for out in outs[-1]:
             out.pop("num_cached")  # the one thing that depends on when a child began
     assert outs[0] == outs[1]
@@ -111,11 +111,11 @@ def test_a_loop_ends_the_thinking_at_the_same_token() -> None:
     spec = Spec([5, 6], 3, FORMATS[0], budget, extra={"loop_repeats": 4})
     outs = []
     for steps in (1, 32):
-        ahead = {"steps": steps, "max_pending": 4, "spare_lanes": 1, "seed": 0}
+        ahead = {"steps": steps, "max_inline_tokens": 4, "spare_lanes": 1, "seed": 0}
         engine = {"block_size": 4, "max_num_seqs": 2, "max_num_batched_tokens": 64}
         mock = make_device([spec], 4, engine, ahead)
         play(mock, lambda ids: [EOS if TRIGGER in ids else 9 + len(ids) % 3], [spec])
-        outs.append(mock.scheduler.take(0))
+        outs.append(mock.scheduler.collect_output_dict(0))
     assert outs[0] == outs[1]
     assert outs[0]["end_reason"].name == "LOOP" and outs[0]["thinking_tokens"] == 12
 
@@ -124,18 +124,18 @@ def test_a_device_that_disagrees_is_found_out() -> None:
     mock = PagedMock(triggers=(TRIGGER, EOS))
     Spec([5], 9, FORMATS[0], None).add_to(mock.scheduler, 0)
     mock.scheduler.schedule(mock.batch)
-    run = _core.RunBatch(
-        lanes=np.zeros((len(_core.LANE_FIELDS), 1), np.int32),
+    run = _core.DeviceBatch(
+        fields=np.zeros((len(_core.ROW_FIELDS), 1), np.int32),
         slot_mapping=np.zeros(1, np.int64),
         sample_positions=np.zeros(1, np.int64),
         phrases=np.zeros(9, np.int32),
-        scratch_slot=0,
+        null_slot=0,
     )
-    assert mock.scheduler.begin_run(mock.batch, run, steps=2, max_pending=1) == 2
+    assert mock.scheduler.begin_multi_step(mock.batch, run, num_steps=2, max_inline_tokens=1) == 2
     with pytest.raises(RuntimeError, match="schedule"):
         mock.scheduler.schedule(mock.batch)
     with pytest.raises(RuntimeError, match="disagree"):
-        mock.scheduler.replay(np.array([[_core.IGNORED], [6]], np.int32))
+        mock.scheduler.apply_multi_step(np.array([[_core.NO_TOKEN], [6]], np.int32))
 
 
 def test_phrases_without_room_mean_no_run() -> None:
@@ -144,12 +144,12 @@ def test_phrases_without_room_mean_no_run() -> None:
         mock.scheduler, 0
     )
     mock.scheduler.schedule(mock.batch)
-    run = _core.RunBatch(
-        lanes=np.zeros((len(_core.LANE_FIELDS), 1), np.int32),
+    run = _core.DeviceBatch(
+        fields=np.zeros((len(_core.ROW_FIELDS), 1), np.int32),
         slot_mapping=np.zeros(1, np.int64),
         sample_positions=np.zeros(1, np.int64),
         phrases=np.zeros(3, np.int32),
-        scratch_slot=0,
+        null_slot=0,
     )
-    assert mock.scheduler.begin_run(mock.batch, run, steps=2, max_pending=1) == 0
+    assert mock.scheduler.begin_multi_step(mock.batch, run, num_steps=2, max_inline_tokens=1) == 0
     mock.scheduler.update(np.array([8], np.int64))

@@ -93,8 +93,8 @@ def test_checkpoints_and_loops_come_where_they_would_without_drafts(
     for options in (engine, engine | draft):
         mock = PagedMock(triggers=(TRIGGER, EOS), num_blocks=99, **options)
         play(mock, model, [spec])
-        children = len(budgets) - mock.scheduler.take(0)["checkpoints_left"]
-        outs.append([mock.scheduler.take(CHILD + i) for i in range(children)])
+        children = len(budgets) - mock.scheduler.collect_output_dict(0)["checkpoints_left"]
+        outs.append([mock.scheduler.collect_output_dict(CHILD + i) for i in range(children)])
         for out in outs[-1]:
             out.pop("num_cached")  # the one thing that depends on when a child began
         outs[-1].append(mock.scheduler.tokens(0))
@@ -103,14 +103,14 @@ def test_checkpoints_and_loops_come_where_they_would_without_drafts(
 
 
 def plain(spec: Spec, mock: PagedMock, **extra: Any) -> list[Counter[int]]:
-    """Runs a sequence that says 9 10 11 12 again and again; samples by seat of every step."""
+    """Runs a sequence that says 9 10 11 12 again and again; samples by req_index of every step."""
     spec.extra = extra
     spec.add_to(mock.scheduler, 0)
     seen = []
     while mock.scheduler.has_unfinished():
         mock.scheduler.schedule(mock.batch)
-        seats = mock.buffers["sample_seats"][: mock.batch.num_samples]
-        seen.append(Counter(seats.tolist()))
+        req_indices = mock.buffers["sample_req_indices"][: mock.batch.num_samples]
+        seen.append(Counter(req_indices.tolist()))
         mock.scheduler.update(mock.forward(lambda ids: [9 + len(ids) % 4]))
     assert len(mock.scheduler.tokens(0)) == spec.max_len
     return seen
@@ -202,7 +202,7 @@ def test_guesses_are_those_of_the_definition(
         chances = [1.0, *(chance for _, _, chance in got)]
         assert chances == sorted(chances, reverse=True)
         least = data.draw(st.sampled_from(chances))
-        sure = drafter.propose(np.array(tokens, np.int32), limit=limit, least=least)
+        sure = drafter.propose(np.array(tokens, np.int32), limit=limit, min_probability=least)
         assert sure == [guess for guess in got if guess[2] >= least]
 
 
@@ -212,6 +212,6 @@ def test_a_drafter_learns_how_often_it_is_right(right: bool) -> None:
     ((token, level, before),) = drafter.propose(tokens, limit=1)
     assert token == 7
     for _ in range(500):
-        drafter.learn(level, right)
+        drafter.record(level, right)
     ((_, _, after),) = drafter.propose(tokens, limit=1)
     assert after > 0.95 if right else after < 0.05 < before

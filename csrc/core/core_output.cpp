@@ -1,4 +1,4 @@
-#include "progress.hpp"
+#include "core_output.hpp"
 
 #include <algorithm>
 #include <bit>
@@ -16,12 +16,12 @@ void put(std::string& out, const T* values, size_t count) {
 
 }  // namespace
 
-void take_progress(Sequence& sequence, int32_t seat, std::string& out) {
+void append_output(Sequence& sequence, int32_t req_index, std::string& out) {
   const auto first = static_cast<size_t>(sequence.num_taken);
   const auto count = static_cast<size_t>(sequence.num_generated()) - first;
   sequence.num_taken = sequence.num_generated();
   const BudgetState& thinking = sequence.thinking;
-  const int32_t numbers[] = {seat,
+  const int32_t numbers[] = {req_index,
                              static_cast<int32_t>(count),
                              thinking.thinking_tokens,
                              thinking.max_thinking,

@@ -4,7 +4,7 @@
 // else from here:
 //
 //   int64   id
-//   int32   seat (in the step), number of tokens k, thinking tokens, effective maximum,
+//   int32   req_index (in the step), number of tokens k, thinking tokens, effective maximum,
 //           waits used, prompt tokens found in the cache
 //   uint8   phase, finish reason, end reason
 //   int32   token ids [k]
@@ -25,6 +25,6 @@ inline constexpr size_t kRecordFinish = sizeof(SeqId) + 6 * sizeof(int32_t) + 1;
 inline constexpr size_t kRecordHead = kRecordFinish + 2;
 
 // Appends the record of `sequence`, whose generated tokens then count as taken.
-void take_progress(Sequence& sequence, int32_t seat, std::string& out);
+void append_output(Sequence& sequence, int32_t req_index, std::string& out);
 
 }  // namespace s1

@@ -1,6 +1,6 @@
 // The scheduler's side of a run (run.hpp): begin it from a plan, extend it, replay what it sampled.
 
-#include "run.hpp"
+#include "device_batch.hpp"
 
 #include <algorithm>
 
@@ -13,13 +13,12 @@ namespace {
 // Writes lanes; phrases that do not fit are noticed, not written.
 class LaneWriter {
  public:
-  LaneWriter(RunBatch& run, int32_t block_size) : run_(run), block_size_(block_size) {
+  LaneWriter(DeviceBatch& run, int32_t block_size) : run_(run), block_size_(block_size) {
     run_.num_phrases = 0;
-    std::fill_n(run_.lanes, static_cast<size_t>(kNumLaneFields) * static_cast<size_t>(run_.rows),
-                0);
+    std::fill_n(run_.lanes, static_cast<size_t>(kNumRowFields) * static_cast<size_t>(run_.rows), 0);
     for (int32_t lane = 0; lane < run_.rows; ++lane) {
       run_.at(kFinish, lane) = static_cast<int32_t>(FinishReason::kStop);
-      run_.slot_mapping[lane] = run_.scratch_slot;
+      run_.slot_mapping[lane] = run_.null_slot;
       run_.sample_positions[lane] = 1;
     }
   }
@@ -44,7 +43,7 @@ class LaneWriter {
   }
 
   template <typename Tokens>
-  void put(int32_t lane, LaneField begin, LaneField length, const Tokens& tokens) {
+  void put(int32_t lane, RowField begin, RowField length, const Tokens& tokens) {
     run_.at(begin, lane) = put(tokens);
     run_.at(length, lane) = static_cast<int32_t>(tokens.size());
   }
@@ -93,7 +92,7 @@ class LaneWriter {
     run_.sample_positions[lane] = position + 1;
   }
 
-  RunBatch& run_;
+  DeviceBatch& run_;
   int32_t block_size_;
   bool fits_ = true;
 };
@@ -101,19 +100,19 @@ class LaneWriter {
 }  // namespace
 
 // All that runs must be in the plan, and done with it but for a phrase short enough to be fed.
-bool Scheduler::plan_is_run(int32_t max_pending) const {
+bool Scheduler::plan_is_run(int32_t max_inline_tokens) const {
   if (rows_.empty() || rows_.size() != running_.size()) return false;
   return std::all_of(rows_.begin(), rows_.end(), [&](const Row& row) {
-    return row.samples && row.num_scheduled <= max_pending;
+    return row.samples && row.num_scheduled <= max_inline_tokens;
   });
 }
 
-int32_t Scheduler::begin_run(ScheduledBatch& batch, RunBatch& run, int32_t steps,
-                             int32_t max_pending) {
-  check(in_step_, "begin_run() without a plan");
+int32_t Scheduler::begin_multi_step(ScheduledBatch& batch, DeviceBatch& run, int32_t steps,
+                                    int32_t max_inline_tokens) {
+  check(in_step_, "begin_multi_step() without a plan");
   check(config_.max_draft == 0, "a run of a scheduler that drafts");
   check(steps > 0 && run.rows >= static_cast<int32_t>(rows_.size()), "a run too small");
-  if (!plan_is_run(max_pending)) return 0;
+  if (!plan_is_run(max_inline_tokens)) return 0;
   lanes_.clear();
   for (const Row& row : rows_) lanes_.push_back(row.sequence);
   steps = make_room_for_run(steps);
@@ -158,11 +157,11 @@ int32_t Scheduler::make_room_for_run(int32_t steps) {
 bool Scheduler::run_must_end() const {
   const auto live = static_cast<size_t>(
       std::count_if(lanes_.begin(), lanes_.end(), [](const Sequence* s) { return s != nullptr; }));
-  const bool admits = has_news_ && !waiting_.empty() && !free_seats_.empty();
+  const bool admits = has_news_ && !waiting_.empty() && !free_rows_.empty();
   return run_is_stale_ || admits || 2 * live < lanes_.size() || live == 0;
 }
 
-int32_t Scheduler::extend_run(ScheduledBatch& batch, int32_t steps) {
+int32_t Scheduler::extend_multi_step(ScheduledBatch& batch, int32_t steps) {
   if (run_steps_ == 0 || run_must_end()) return 0;
   steps = make_room_for_run(steps);
   write_run_table(batch);
@@ -176,18 +175,18 @@ void Scheduler::write_run_table(ScheduledBatch& batch) const {
   }
 }
 
-void Scheduler::replay(std::span<const TokenId> sampled, int32_t steps) {
-  check(steps > 0 && steps <= run_steps_, "replay() of steps that were never taken");
+void Scheduler::apply_multi_step(std::span<const TokenId> sampled, int32_t steps) {
+  check(steps > 0 && steps <= run_steps_, "apply_multi_step() of steps that were never taken");
   check(sampled.size() == lanes_.size() * static_cast<size_t>(steps), "one token a lane and step");
   clear_news_of_step();
   struct Before {
     Sequence* sequence;
-    int32_t seat;
+    int32_t req_index;
     int32_t num_tokens;
   };
   std::vector<Before> before;
   for (Sequence* s : lanes_) {
-    if (s != nullptr) before.push_back({s, s->seat, s->num_tokens()});
+    if (s != nullptr) before.push_back({s, s->req_index, s->num_tokens()});
   }
   for (int32_t step = 0; step < steps; ++step) {
     const TokenId* tokens = sampled.data() + static_cast<size_t>(step) * lanes_.size();
@@ -195,8 +194,8 @@ void Scheduler::replay(std::span<const TokenId> sampled, int32_t steps) {
       if (lanes_[lane] != nullptr) replay_lane(*lanes_[lane], tokens[lane]);
     }
   }
-  for (const auto& [sequence, seat, num_tokens] : before) {
-    report(*sequence, seat, num_tokens);
+  for (const auto& [sequence, req_index, num_tokens] : before) {
+    report(*sequence, req_index, num_tokens);
   }
   stats_.num_steps += steps;
   run_steps_ -= steps;
@@ -205,7 +204,7 @@ void Scheduler::replay(std::span<const TokenId> sampled, int32_t steps) {
 // One step of one lane, exactly as update() would have taken it.
 void Scheduler::replay_lane(Sequence& sequence, TokenId sampled) {
   const bool decides = sequence.num_pending() == 1;
-  check(decides == (sampled != kIgnored), "host and device disagree about a lane");
+  check(decides == (sampled != kNoToken), "host and device disagree about a lane");
   ++sequence.num_computed;
   ++stats_.num_computed_tokens;
   if (decides) apply(sequence, sampled);

@@ -56,7 +56,7 @@ double Scheduler::cost_of_step(int32_t drafted) const {
   return cost_.of(static_cast<int32_t>(rows_.size()), planned_tokens_ + drafted, drafted);
 }
 
-void Scheduler::took(double time) {
+void Scheduler::record_step_time(double time) {
   if (rows_.empty() || !cost_.learns()) return;
   const auto rows = static_cast<int32_t>(rows_.size());
   int32_t drafted = 0, accepted = 0, samples = 0;
@@ -72,13 +72,13 @@ void Scheduler::took(double time) {
     cost_.learn(rows, planned_tokens_, drafted, time);
   }
   const double saved = samples == 0 ? 0.0 : cost_.of(samples, samples, 0) * accepted / samples;
-  allowance_.settle(time, plain, drafted > 0 ? saved - lost : 0.0);
+  regret_.settle(time, plain, drafted > 0 ? saved - lost : 0.0);
 }
 
 // Of so many more tokens those that may be drafted even if every guess should be wrong.
 int32_t Scheduler::affordable(int32_t room) const {
   const double plain = cost_of_step(0);
-  while (room > 0 && !allowance_.covers(cost_of_step(room) - plain)) --room;
+  while (room > 0 && !regret_.covers(cost_of_step(room) - plain)) --room;
   return room;
 }
 
@@ -115,7 +115,7 @@ void Scheduler::propose(Row& row) {
   const int32_t limit = std::min(draft_limit(sequence), config_.max_draft);
   if (limit <= 0) return;
   if (sequence.drafter == nullptr) {
-    sequence.drafter = std::make_unique<Drafter>(track_record_.as_prior());
+    sequence.drafter = std::make_unique<Drafter>(acceptance_.as_prior());
   }
   row.first_guess = guesses_.size();
   row.num_guesses = sequence.drafter->propose(sequence.tokens, limit, kLeast, guesses_);
@@ -172,7 +172,7 @@ void Scheduler::take_samples(Row& row, std::span<const int64_t> sampled) {
     const bool right = i < row.num_guesses && token == guess(row, i).token;
     if (i < row.num_guesses) {
       sequence.drafter->learn(guess(row, i).level, right);
-      track_record_.learn(guess(row, i).level, right);
+      acceptance_.learn(guess(row, i).level, right);
     }
     apply(sequence, token);
     const bool plain = sequence.num_tokens() == before + 1 && sequence.thinking.phase == phase;

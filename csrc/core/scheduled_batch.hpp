@@ -24,16 +24,16 @@ struct ScheduledBatch {
   int32_t max_blocks = 0;   // M
   int32_t max_samples = 0;  // S, at least B; more where sequences sample several tokens
 
-  int32_t* input_ids = nullptr;         // [T]
-  int32_t* positions = nullptr;         // [T] position of the token in its sequence
-  int64_t* slot_mapping = nullptr;      // [T] block * block_size + offset
-  int32_t* cu_seqlens_q = nullptr;      // [B + 1] first token of each row
-  int32_t* context_lens = nullptr;      // [B] tokens in the cache after the step
-  int32_t* block_table = nullptr;       // [B, M] entries beyond the context are left as they were
-  int32_t* sample_tokens = nullptr;     // [S] index into T of the token whose logits are sampled
-  int32_t* sample_seats = nullptr;      // [S] seat of the sequence
-  int64_t* sample_positions = nullptr;  // [S] position in its sequence of the token to sample
-  uint8_t* sample_banned = nullptr;     // [S] 1: thinking triggers must not be sampled
+  int32_t* input_ids = nullptr;           // [T]
+  int32_t* positions = nullptr;           // [T] position of the token in its sequence
+  int64_t* slot_mapping = nullptr;        // [T] block * block_size + offset
+  int32_t* cu_seqlens_q = nullptr;        // [B + 1] first token of each row
+  int32_t* context_lens = nullptr;        // [B] tokens in the cache after the step
+  int32_t* block_table = nullptr;         // [B, M] entries beyond the context are left as they were
+  int32_t* sample_tokens = nullptr;       // [S] index into T of the token whose logits are sampled
+  int32_t* sample_req_indices = nullptr;  // [S] req_index of the sequence
+  int64_t* sample_positions = nullptr;    // [S] position in its sequence of the token to sample
+  uint8_t* sample_banned = nullptr;       // [S] 1: thinking triggers must not be sampled
 
   int32_t num_tokens = 0;
   int32_t num_rows = 0;

@@ -1,10 +1,10 @@
-#include "inbox.hpp"
+#include "output_collector.hpp"
 
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
-#include "progress.hpp"
+#include "core_output.hpp"
 
 namespace s1 {
 
@@ -50,7 +50,7 @@ Record first_of(std::string_view records) {
 
 }  // namespace
 
-std::vector<int64_t> Inbox::add(std::string_view records) {
+std::vector<int64_t> OutputCollector::add(std::string_view records) {
   std::vector<int64_t> urgent;
   while (!records.empty()) {
     const Record record = first_of(records);
@@ -72,7 +72,7 @@ std::vector<int64_t> Inbox::add(std::string_view records) {
   return urgent;
 }
 
-void Inbox::join(std::vector<Joined>& joined, Joined&& record) {
+void OutputCollector::join(std::vector<Joined>& joined, Joined&& record) {
   const auto last = std::find_if(joined.rbegin(), joined.rend(),
                                  [&](const Joined& known) { return known.id == record.id; });
   if (last == joined.rend() || !last->sampled || !record.sampled) {
@@ -85,7 +85,7 @@ void Inbox::join(std::vector<Joined>& joined, Joined&& record) {
   last->marks += record.marks;
 }
 
-std::vector<int64_t> Inbox::take_news() {
+std::vector<int64_t> OutputCollector::pop_pending() {
   std::vector<int64_t> open;
   for (const int64_t number : news_) {
     const auto found = requests_.find(number);
@@ -97,7 +97,7 @@ std::vector<int64_t> Inbox::take_news() {
   return open;
 }
 
-std::string Inbox::take(int64_t request) {
+std::string OutputCollector::collect(int64_t request) {
   std::string out;
   const auto found = requests_.find(request);
   if (found == requests_.end()) return out;

@@ -12,7 +12,7 @@
 namespace s1 {
 
 // Fields of a lane, in this order.
-enum LaneField : int32_t {
+enum RowField : int32_t {
   // state, which the device advances; `pending` and `remaining` are a phrase being fed
   kPhase,
   kBanned,
@@ -45,10 +45,10 @@ enum LaneField : int32_t {
   kPositions,
   kContextLens,
   kSampleBanned,
-  kNumLaneFields
+  kNumRowFields
 };
 
-constexpr std::array<const char*, kNumLaneFields> kLaneFieldNames = {
+constexpr std::array<const char*, kNumRowFields> kRowFieldNames = {
     "phase",        "banned",         "tail_newline", "thinking_tokens", "max_thinking",
     "waits_used",   "pending",        "remaining",    "input",           "position",
     "finish",       "min_thinking",   "num_waits",    "wait_begin",      "wait_len",
@@ -57,21 +57,21 @@ constexpr std::array<const char*, kNumLaneFields> kLaneFieldNames = {
     "input_ids",    "positions",      "context_lens", "sample_banned"};
 
 // In a run's tokens: nothing was decided here, a phrase was being fed or the lane had finished.
-constexpr TokenId kIgnored = -1;
+constexpr TokenId kNoToken = -1;
 
 // Buffers that the caller owns, for B lanes; those beyond the run's sequences have finished.
-struct RunBatch {
+struct DeviceBatch {
   int32_t rows = 0;                     // B
   int32_t max_phrases = 0;              // capacity of `phrases`, tokens
-  int64_t scratch_slot = 0;             // where lanes that have finished write
-  int32_t* lanes = nullptr;             // [kNumLaneFields, B]
+  int64_t null_slot = 0;                // where lanes that have finished write
+  int32_t* lanes = nullptr;             // [kNumRowFields, B]
   int64_t* slot_mapping = nullptr;      // [B]
   int64_t* sample_positions = nullptr;  // [B]
   int32_t* phrases = nullptr;
 
   int32_t num_phrases = 0;  // tokens written
 
-  int32_t& at(LaneField field, int32_t lane) { return lanes[field * rows + lane]; }
+  int32_t& at(RowField field, int32_t lane) { return lanes[field * rows + lane]; }
 };
 
 }  // namespace s1

@@ -4,8 +4,8 @@
 #include <map>
 #include <random>
 
-#include "core/inbox.hpp"
-#include "core/progress.hpp"
+#include "core/output_collector.hpp"
+#include "core/core_output.hpp"
 
 namespace {
 
@@ -34,37 +34,37 @@ void read(const std::string& records, std::map<SeqId, std::string>& tokens) {
 }
 
 // From memory that ends where the records end.
-void add(s1::Inbox& inbox, const std::string& records) {
+void add(s1::OutputCollector& collector, const std::string& records) {
   const std::vector<char> exact(records.begin(), records.end());
-  inbox.add({exact.data(), exact.size()});
+  collector.add({exact.data(), exact.size()});
 }
 
 // Records that are not whole: some of them are cut off, in others a byte is wrong.
 void damage(std::string records, std::mt19937_64& random) {
   if (records.empty()) return;
-  s1::Inbox inbox(kBits);
-  for (int64_t request = 0; request < 4; ++request) inbox.open(request);
+  s1::OutputCollector collector(kBits);
+  for (int64_t request = 0; request < 4; ++request) collector.open(request);
   if (random() % 2 == 0) records.resize(random() % records.size());
   if (!records.empty()) records[random() % records.size()] = static_cast<char>(random());
   try {
-    add(inbox, records);
+    add(collector, records);
   } catch (const std::invalid_argument&) {
   }
-  for (int64_t request = 0; request < 4; ++request) inbox.take(request);
+  for (int64_t request = 0; request < 4; ++request) collector.take(request);
 }
 
 }  // namespace
 
-void fuzz_inbox(uint64_t seed) {
+void fuzz_output_collector(uint64_t seed) {
   std::mt19937_64 random(seed);
-  s1::Inbox inbox(kBits);
+  s1::OutputCollector collector(kBits);
   std::vector<Sequence> sequences(12);
   std::map<SeqId, std::string> taken;
   for (size_t i = 0; i < sequences.size(); ++i) {
     sequences[i].id = static_cast<SeqId>(i % 4 << kBits | i / 4);
     sequences[i].tokens.assign(i, 1);
     sequences[i].prompt_len = static_cast<int32_t>(i);
-    if (i < 4) inbox.open(static_cast<int64_t>(i));
+    if (i < 4) collector.open(static_cast<int64_t>(i));
   }
   for (int step = 0; step < 20; ++step) {
     std::string records;
@@ -74,16 +74,16 @@ void fuzz_inbox(uint64_t seed) {
         sequences[i].append(static_cast<s1::TokenId>(random()),
                             random() % 4 == 0 ? s1::kForced : s1::kThink);
       }
-      s1::take_progress(sequences[i], static_cast<int32_t>(i), records);
+      s1::append_output(sequences[i], static_cast<int32_t>(i), records);
     }
-    add(inbox, records);
+    add(collector, records);
     damage(records, random);
-    if (random() % 2 == 0) read(inbox.take(static_cast<int64_t>(random() % 4)), taken);
+    if (random() % 2 == 0) read(collector.take(static_cast<int64_t>(random() % 4)), taken);
   }
   std::string rest;
-  for (Sequence& sequence : sequences) s1::take_progress(sequence, 0, rest);
-  add(inbox, rest);
-  for (int64_t request = 0; request < 4; ++request) read(inbox.take(request), taken);
+  for (Sequence& sequence : sequences) s1::append_output(sequence, 0, rest);
+  add(collector, rest);
+  for (int64_t request = 0; request < 4; ++request) read(collector.take(request), taken);
   for (const Sequence& sequence : sequences) {
     s1::check(taken[sequence.id] == bytes_of(sequence), "the inbox lost tokens");
   }

@@ -17,10 +17,10 @@
 namespace s1 {
 
 // Not copyable, not thread-safe.
-class Inbox {
+class OutputCollector {
  public:
   // The request of a sequence is its id without the lowest `sequence_bits`.
-  explicit Inbox(int32_t sequence_bits) : sequence_bits_(sequence_bits) {}
+  explicit OutputCollector(int32_t sequence_bits) : sequence_bits_(sequence_bits) {}
 
   void open(int64_t request) { requests_.try_emplace(request); }
   void close(int64_t request) { requests_.erase(request); }
@@ -29,13 +29,13 @@ class Inbox {
   // requests that should be read at once. Throws std::invalid_argument if these are no records.
   std::vector<int64_t> add(std::string_view records);
 
-  // Has a request gained something since take_news that may wait?
-  bool has_news() const { return !news_.empty(); }
+  // Has a request gained something since pop_pending that may wait?
+  bool has_pending() const { return !news_.empty(); }
   // Those that have.
-  std::vector<int64_t> take_news();
+  std::vector<int64_t> pop_pending();
 
   // What a request's sequences gained since the last call, as records.
-  std::string take(int64_t request);
+  std::string collect(int64_t request);
 
  private:
   // Records of one sequence as one: the last one's state, everybody's tokens; what was cached

@@ -11,10 +11,10 @@
 
 namespace s1 {
 
-class Allowance {
+class RegretBudget {
  public:
   // Before anything is known: one step of the shortest kind.
-  explicit Allowance(double shortest_step) : left_(shortest_step) {}
+  explicit RegretBudget(double shortest_step) : left_(shortest_step) {}
 
   bool covers(double loss) const { return loss <= left_; }
 

@@ -1,6 +1,6 @@
 // How a plan becomes the flat arrays of batch.hpp.
 
-#include "batch.hpp"
+#include "scheduled_batch.hpp"
 
 #include <algorithm>
 
@@ -48,7 +48,7 @@ void Scheduler::write_samples(ScheduledBatch& batch, const Row& row) const {
     const int32_t sample = batch.num_samples++;
     const bool banned = bans_triggers(sequence.budget, state);
     batch.sample_tokens[sample] = batch.num_tokens - row.samples + i;
-    batch.sample_seats[sample] = sequence.seat;
+    batch.sample_req_indices[sample] = sequence.req_index;
     batch.sample_positions[sample] = sequence.num_tokens() + i;
     batch.sample_banned[sample] = banned;
     batch.num_banned += banned;

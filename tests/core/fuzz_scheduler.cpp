@@ -1,7 +1,7 @@
 // Fuzzes the scheduler without Python, to be run under address and undefined-behaviour sanitizers:
 // random sequences with budgets, small caches, aborts and limits at random moments, the integrity
-// of everything checked after each step; then records of steps (fuzz_inbox.cpp). Exit status 0 and
-// a line of counts if all is well.
+// of everything checked after each step; then records of steps (fuzz_output_collector.cpp). Exit
+// status 0 and a line of counts if all is well.
 
 #include <cstdio>
 #include <random>
@@ -10,7 +10,7 @@
 
 #include "core/scheduler.hpp"
 
-void fuzz_inbox(uint64_t seed);
+void fuzz_output_collector(uint64_t seed);
 
 namespace {
 
@@ -23,7 +23,7 @@ constexpr TokenId kTrigger = 2;
 
 struct Buffers {
   std::vector<int32_t> input_ids, positions, cu_seqlens_q, context_lens, block_table;
-  std::vector<int32_t> sample_tokens, sample_seats;
+  std::vector<int32_t> sample_tokens, sample_req_indices;
   std::vector<int64_t> slot_mapping, sample_positions;
   std::vector<uint8_t> sample_banned;
   s1::ScheduledBatch batch;
@@ -44,7 +44,7 @@ struct Buffers {
     batch.context_lens = make(context_lens, rows);
     batch.block_table = make(block_table, rows * blocks);
     batch.sample_tokens = make(sample_tokens, samples);
-    batch.sample_seats = make(sample_seats, samples);
+    batch.sample_req_indices = make(sample_req_indices, samples);
     batch.sample_positions = make(sample_positions, samples);
     batch.sample_banned = make(sample_banned, samples);
   }
@@ -92,7 +92,7 @@ class Fuzz {
         adopt(scheduler, live);
       }
       scheduler.check_integrity();
-      for (const auto& [done, seat] : scheduler.progressed()) {
+      for (const auto& [done, req_index] : scheduler.outputs()) {
         if (live.contains(done) && scheduler.get(done).finished()) {
           scheduler.remove(done);
           live.erase(done);
@@ -127,7 +127,7 @@ class Fuzz {
     spec.prompt = pick(0, 1) == 0 ? std::vector<TokenId>(12, 5) : phrase(pick(1, 20));
     spec.priority = pick(0, 2);
     spec.stop_tokens = {kEos};
-    spec.watched = pick(0, 1) == 0;
+    spec.stream_output = pick(0, 1) == 0;
     spec.salt = {static_cast<uint64_t>(pick(0, 1)), 0};
     spec.max_len = static_cast<int32_t>(spec.prompt.size()) + 50;
     if (pick(0, 2) == 0) return spec;
@@ -182,7 +182,7 @@ int main() {
     preemptions += fuzz.run(20);
     forks += fuzz.forks();
     accepted += fuzz.accepted();
-    fuzz_inbox(seed);
+    fuzz_output_collector(seed);
   }
   s1::check(preemptions > 0, "the fuzz never preempted");
   s1::check(forks > 0, "the fuzz never forked");
