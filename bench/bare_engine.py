@@ -11,13 +11,13 @@ import numpy as np
 
 from s1engine import _core
 from s1engine.config import EngineConfig
-from s1engine.engine.run_ahead import begin_run, follow
-from s1engine.models.config import ModelConfig
+from s1engine.engine.multi_step import begin_run, follow
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import random_decoder
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops import Ops, select_ops
-from s1engine.runner.device import resolve_cache_dtype, resolve_config, resolve_dtype
 from s1engine.runner.model_runner import ModelRunner
+from s1engine.runner.resolved_config import resolve_cache_dtype, resolve_config, resolve_dtype
 from s1engine.runner.sampler import SamplerOutput
 from s1engine.sampling_params import SamplingParams
 
@@ -73,7 +73,7 @@ class BareEngine:
             enable_prefix_caching=config.enable_prefix_caching,
             max_draft=config.num_speculative_tokens,
             max_samples=config.max_samples,
-            step_costs=self.runner.step_costs() if config.num_speculative_tokens else [],
+            step_costs=self.runner.profile_step_costs() if config.num_speculative_tokens else [],
         )
         self._format = _core.BudgetFormat(
             triggers=list(TRIGGERS), newline_always=False, ends_in_newline=self._newlines,
@@ -103,7 +103,7 @@ class BareEngine:
 
     def step(self) -> int:
         """One step, or as many as the device took. Returns how many."""
-        ahead, core = self.runner.ahead, self.runner.batch.core
+        ahead, core = self.runner.multi_step, self.runner.batch.core
         if ahead is not None and ahead.in_flight:
             return follow(self.scheduler, self.runner)
         began = time.monotonic()
@@ -114,7 +114,7 @@ class BareEngine:
         if begin_run(self.scheduler, self.runner):
             return follow(self.scheduler, self.runner)
         self.scheduler.update(self._execute().token_ids)
-        if not self.runner.was_first:
+        if not self.runner.recorded_now:
             self.scheduler.record_step_time(time.monotonic() - began)
         return 1
 
@@ -125,14 +125,14 @@ class BareEngine:
         job = self._jobs[name]
         params = SamplingParams(temperature=job.temperature)
         req_index, tokens = self.scheduler.req_index(name), self.scheduler.tokens(name)
-        self.runner.sampler.seat(req_index, params, job.seed, tokens, len(job.prompt))
+        self.runner.sampler.add_request(req_index, params, job.seed, tokens, len(job.prompt))
 
     def run(self) -> int:
         """Steps until every job is done; returns the number of steps."""
         steps = 0
         while self.scheduler.has_unfinished():
             steps += self.step()
-        while self.runner.ahead is not None and self.runner.ahead.in_flight:
+        while self.runner.multi_step is not None and self.runner.multi_step.in_flight:
             self.step()
         return steps
 

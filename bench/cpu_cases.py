@@ -11,7 +11,7 @@ from typing import Any
 
 from s1engine.bench.load_generator import FIRST_ID
 from s1engine.bench.shapes import step_bytes
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 
 BITS = {"bf16": 16, "int8": 8, "int4": 4}  # of a weight; scales and what is kept wider not counted
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 
 EOS = 1
 

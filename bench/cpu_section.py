@@ -21,7 +21,7 @@ from s1engine.bench.cpu_cases import Case, Times, agreement, figures, headline
 from s1engine.bench.cpu_engines import Engine, EngineError
 from s1engine.bench.cpu_model import model_dir
 from s1engine.bench.peers.protocol import Setup
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 
 OURS = "s1engine"
 READ_BYTES = 2**30  # far more than any cache

@@ -53,11 +53,11 @@ class HostRunner:
             ops=ConstantOps(num_seqs, token),
             device="cpu",
         )
-        self.ahead: CudaGraphRunner | None = None
-        self.was_first = False
+        self.multi_step: CudaGraphRunner | None = None
+        self.recorded_now = False
         self._logits = torch.zeros(num_seqs, 8)
 
-    def step_costs(self) -> list[tuple[int, float]]:
+    def profile_step_costs(self) -> list[tuple[int, float]]:
         """Drafts are not measured here."""
         return []
 

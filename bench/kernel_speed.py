@@ -20,7 +20,7 @@ from s1engine.bench.kernel_work import CONTEXT_MATTERS, KERNELS, Place
 from s1engine.bench.shapes import NAMES, shape
 from s1engine.errors import RequestError
 from s1engine.ops import select_ops
-from s1engine.runner.device import resolve_device, resolve_dtype
+from s1engine.runner.resolved_config import resolve_device, resolve_dtype
 
 MAX_BYTES = 16 * 2**30  # of one case's operands
 MAX_EXTEND_TOKENS = 2**15  # cached, of all rows: the baseline may hold all of its scores

@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from s1engine.bench.device_time import Launch
 from s1engine.bench.shapes import matrix_shapes
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops import AttentionMetadata, Matrix, Ops, SamplingMetadata
 from s1engine.ops.torch_ops import TorchOps
-from s1engine.runner.device import BLOCK_SIZES
+from s1engine.runner.resolved_config import BLOCK_SIZES
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from s1engine.bench.device_time import ceilings
 from s1engine.bench.kernel_speed import numbers
 from s1engine.bench.shapes import NAMES, shape, step_bytes
 from s1engine.config import QUANTIZATIONS, EngineConfig
-from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder
+from s1engine.models.model_config import ModelConfig
 
 WARM_UP_STEPS = 16
 
@@ -47,7 +47,7 @@ def decode(
     warm = 0
     while warm < WARM_UP_STEPS:
         warm += engine.step()
-    ahead = engine.runner.ahead
+    ahead = engine.runner.multi_step
     on_device = ahead.device_seconds if ahead else 0.0
     done, times, all_begin = 0, [], time.perf_counter()
     while done < steps:

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 from s1engine.bench.shapes import matrix_shapes
 from s1engine.kernels import config
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 
 PRODUCTS = ("qkv", "o", "gate_up", "down")
 KERNELS = (*PRODUCTS, "decode", "splits", "head")

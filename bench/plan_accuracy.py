@@ -19,7 +19,7 @@ from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
 from s1engine.engine.core_output import request_number
 from s1engine.engine.llm_engine import LLMEngine
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.plan.calibration import (
     FIRST_ID,
     LAST_ID,
@@ -40,7 +40,7 @@ from s1engine.plan.workload import (
     plan_requests,
     random_arrivals,
 )
-from s1engine.runner.device import resolve_config, resolve_dtype
+from s1engine.runner.resolved_config import resolve_config, resolve_dtype
 from s1engine.sampling_params import SamplingParams
 
 COMPARED = ("tokens_per_s", "ttft_s", "tpot_s", "e2e_s")

@@ -29,12 +29,12 @@ from s1engine.bench.shapes import NAMES, shape, step_bytes
 from s1engine.bench.transformers_peer import peer_of
 from s1engine.config import QUANTIZATIONS, EngineConfig
 from s1engine.errors import RequestError
-from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops import Ops, select_ops
 from s1engine.ops.compile_ahead import compiled_ahead
 from s1engine.ops.torch_ops import TorchOps
-from s1engine.runner.device import BLOCK_SIZES, resolve_device, resolve_dtype
+from s1engine.runner.resolved_config import BLOCK_SIZES, resolve_device, resolve_dtype
 
 EQUAL_STEPS = 32  # greedy tokens that graph, single steps and torch are compared over
 PROMPT = 512

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from s1engine.config import BUNDLED_MODEL
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.runner.memory import weight_bytes
 
 # hidden size, inner size, layers, query heads, KV heads, head size, vocabulary, tied embeddings

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 
 
 def peer_of(

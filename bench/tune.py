@@ -23,8 +23,8 @@ from s1engine.errors import RequestError
 from s1engine.models.decoder import Decoder
 from s1engine.ops import AttentionMetadata
 from s1engine.ops.compile_ahead import compiled_ahead
-from s1engine.runner.device import BLOCK_SIZES
 from s1engine.runner.kv_cache import KVCache
+from s1engine.runner.resolved_config import BLOCK_SIZES
 
 if TYPE_CHECKING:  # needs Triton, which machines without a GPU may lack
     from s1engine.bench.launches import Choice

@@ -25,7 +25,7 @@ from s1engine.config import EngineConfig
 from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError
 from s1engine.eval.tasks import arithmetic_questions
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.outputs import RequestOutput
 from s1engine.runner.sampler import SamplerOutput
 from s1engine.sampling_params import SamplingParams, ThinkingBudget

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the facts, by section."""
-    from s1engine.runner.device import resolve_config
+    from s1engine.runner.resolved_config import resolve_config
 
     options = {k: v for k, v in given_values(args, EngineConfig).items() if v is not None}
     if args.plan:
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace, config: EngineConfig) -> int:
     """Prints what GPUs would make of a workload. The model may be a config.json alone."""
-    from s1engine.models.config import ModelConfig
     from s1engine.models.loader import resolve_model
+    from s1engine.models.model_config import ModelConfig
     from s1engine.plan.plan_report import plan_lines, write_plan_page
     from s1engine.plan.planner import build_plan
 
@@ -131,11 +131,11 @@ def _seconds(call: Callable[[], object], device: str, rounds: int = 5) -> float:
 def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) -> dict[str, Any]:
     """Sizes of a model, or of the part that each rank has, and of what the engine would keep for
     it; weights are not read."""
-    from s1engine.models.config import ModelConfig
     from s1engine.models.loader import resolve_model
+    from s1engine.models.model_config import ModelConfig
     from s1engine.models.shard import Shard
-    from s1engine.runner.device import resolve_cache_dtype, resolve_dtype
     from s1engine.runner.memory import plan_memory, weight_bytes
+    from s1engine.runner.resolved_config import resolve_cache_dtype, resolve_dtype
 
     path = resolve_model(config.model)
     facts = Shard(0, config.tensor_parallel_size).config(ModelConfig.from_dir(path))

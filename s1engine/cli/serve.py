@@ -161,10 +161,10 @@ def _many(
     keys: Sequence[str],
     replicas: "ReplicaPoolOptions",
 ) -> "Served":
-    from s1engine.models.config import ModelConfig
     from s1engine.models.loader import resolve_model
+    from s1engine.models.model_config import ModelConfig
     from s1engine.models.shard import check
-    from s1engine.runner.device import resolve_config
+    from s1engine.runner.resolved_config import resolve_config
     from s1engine.server.admission import Admission
     from s1engine.server.router.replica import ReplicaOptions
     from s1engine.server.router.replica_pool import RayReplicaPool

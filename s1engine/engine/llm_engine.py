@@ -20,15 +20,15 @@ from s1engine.engine.failures import FailedRequests
 from s1engine.engine.live_request import LiveRequest, LiveSequence, sample_seed
 from s1engine.engine.messages import EngineStats
 from s1engine.engine.model_text import ModelText
+from s1engine.engine.multi_step import begin_run, follow
 from s1engine.engine.output_processor import OutputProcessor, RequestEvent
 from s1engine.engine.preparation import PendingGrammars
 from s1engine.engine.request import Prompt, Request, RequestCompiler
-from s1engine.engine.run_ahead import begin_run, follow
 from s1engine.errors import RequestFailedError
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
-from s1engine.runner.device import resolve_config
 from s1engine.runner.model_runner import ModelRunner, Runner
+from s1engine.runner.resolved_config import resolve_config
 from s1engine.sampling_params import SamplingParams
 
 THINKING_NOW = 0  # a maximum that ends thinking at the next token
@@ -83,7 +83,7 @@ class LLMEngine:
             enable_prefix_caching=config.enable_prefix_caching,
             max_draft=config.num_speculative_tokens,
             max_samples=config.max_samples,
-            step_costs=self.runner.step_costs() if config.num_speculative_tokens else [],
+            step_costs=self.runner.profile_step_costs() if config.num_speculative_tokens else [],
         )
         self.compiler = RequestCompiler(text, self.max_model_len)
         self._budgets = CoreBudgets(text)
@@ -291,7 +291,7 @@ class LLMEngine:
                 self._add_sample(live)
 
     def _step(self) -> EngineCoreOutputs | None:
-        ahead = self.runner.ahead
+        ahead = self.runner.multi_step
         began = time.monotonic()
         if ahead is not None and ahead.in_flight:
             return self._follow(began, [])
@@ -310,9 +310,9 @@ class LLMEngine:
             return self._follow(began, admitted)
         sampled = self.runner.execute()
         self.scheduler.update(sampled.token_ids)
-        self.runner.sampler.observe(*self.scheduler.appended)
+        self.runner.sampler.count_tokens(*self.scheduler.appended)
         self._adopt()
-        if not self.runner.was_first:
+        if not self.runner.recorded_now:
             self.scheduler.record_step_time(time.monotonic() - began)
         return self._collect(began, admitted, sampled.logprobs)
 
@@ -344,7 +344,7 @@ class LLMEngine:
         if sample.live_request.output_builder is not None:
             sample.live_request.output_builder.record_scheduled(now)
         child = branch_number(sample.seq_id) != 0
-        self.runner.sampler.seat(
+        self.runner.sampler.add_request(
             self.scheduler.req_index(sample.seq_id),
             replace(request.params, logprobs=None) if child else request.params,
             sample.seed,

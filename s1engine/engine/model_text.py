@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from s1engine.config import EngineConfig
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.reasoning import ReasoningFormat, detect_format
 from s1engine.tokenizer import Tokenizer
 

@@ -1,7 +1,7 @@
 """Models: what they are (config), how they compute (decoder) and how they are read (loader)."""
 
-from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import load_decoder, resolve_model
+from s1engine.models.model_config import ModelConfig
 
 __all__ = ["Decoder", "ModelConfig", "load_decoder", "resolve_model"]

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from s1engine.errors import ModelError
-from s1engine.models.fields import Fields
+from s1engine.models.config_reader import ConfigReader
 from s1engine.models.fp8_layout import Fp8Layout
 
-FINGERPRINT_VALUES = 64
+DIGEST_VALUES = 64
 _SUFFIX = ".safetensors"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -110,14 +110,14 @@ class Checkpoint:
             raise self.error(name, f"can be read no more: {error}") from error
         return tensor
 
-    def fingerprint(self) -> str:
+    def weights_digest(self) -> str:
         """The same for equal weights only, as far as names, types, shapes and the first
-        FINGERPRINT_VALUES numbers of each tensor tell."""
+        DIGEST_VALUES numbers of each tensor tell."""
         digest = hashlib.sha256()
         for name in sorted(self._files):
             tensor = self.read(name)
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            first = tensor.flatten()[:FINGERPRINT_VALUES].contiguous()
+            first = tensor.flatten()[:DIGEST_VALUES].contiguous()
             digest.update(first.view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
@@ -142,7 +142,7 @@ def _weight_map(path: Path) -> tuple[Path, dict[str, Path]]:
 
 
 def _read_index(path: Path) -> dict[str, Path]:
-    weight_map = Fields.read(path / _INDEX).section("weight_map")
+    weight_map = ConfigReader.read(path / _INDEX).section("weight_map")
     files: dict[str, Path] = {}
     for name in weight_map:
         file = weight_map.get(name)

@@ -29,10 +29,10 @@ class Collective(Protocol):
     shard: Shard
     """This rank, and how many there are."""
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """x, equally shaped on all ranks, becomes the sum over them, in place."""
 
-    def sum_residual(self, x: Tensor, residual: Tensor) -> Tensor | None:
+    def all_reduce_residual(self, x: Tensor, residual: Tensor) -> Tensor | None:
         """residual += the sum over ranks of x, and None; or that sum, still to be added."""
 
     def gather(self, x: Tensor) -> Tensor:
@@ -63,12 +63,12 @@ class SharedCollective:
         """What so many ranks need."""
         return cpu.Collective.memory_bytes(size)
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """See Collective."""
         self._sum(x, x, add=False)
         return x
 
-    def sum_residual(self, x: Tensor, residual: Tensor) -> None:
+    def all_reduce_residual(self, x: Tensor, residual: Tensor) -> None:
         """See Collective."""
         assert residual.shape == x.shape and residual.dtype is x.dtype
         self._sum(x, residual, add=True)
@@ -109,9 +109,9 @@ class NcclCollective:
         options._timeout = TIMEOUT
         rendezvous = dist.FileStore(store, shard.size)
         self._group = dist.ProcessGroupNCCL(rendezvous, shard.rank, shard.size, options)
-        self.sum(torch.zeros(1, device="cuda"))  # connects
+        self.all_reduce(torch.zeros(1, device="cuda"))  # connects
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """See Collective."""
         try:
             self._group.allreduce([x]).wait()
@@ -119,9 +119,9 @@ class NcclCollective:
             raise CollectiveError(str(error)) from error
         return x
 
-    def sum_residual(self, x: Tensor, residual: Tensor) -> Tensor:
+    def all_reduce_residual(self, x: Tensor, residual: Tensor) -> Tensor:
         """See Collective."""
-        return self.sum(x)
+        return self.all_reduce(x)
 
     def gather(self, x: Tensor) -> Tensor:
         """See Collective."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from s1engine.models.collective import Collective
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.models.rope import cos_sin_table
 from s1engine.ops import AttentionMetadata, Matrix, Ops, RunState
 
@@ -106,7 +106,9 @@ class Decoder:
         if self._collective is None:
             return self.ops.embed(input_ids, self.weights.embed)
         first = self._collective.shard.rank * self.config.vocab_size
-        return self._collective.sum(self.ops.embed_part(input_ids, self.weights.embed, first))
+        return self._collective.all_reduce(
+            self.ops.embed_part(input_ids, self.weights.embed, first)
+        )
 
     def _linear_residual(
         self, x: Tensor, weight: Matrix, bias: Tensor | None, residual: Tensor
@@ -115,7 +117,7 @@ class Decoder:
         may add it to the residual."""
         if self._collective is None:
             return self.ops.linear_residual(x, weight, bias, residual)
-        return self._collective.sum_residual(self.ops.linear(x, weight, bias), residual)
+        return self._collective.all_reduce_residual(self.ops.linear(x, weight, bias), residual)
 
     def logits(self, hidden: Tensor, vocab_limit: int) -> Tensor:
         """hidden [B, H] -> float32 [B, vocab_limit]; padding rows of the head are not computed. If

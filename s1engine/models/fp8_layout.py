@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s1engine.models.fields import Fields
+from s1engine.models.config_reader import ConfigReader
 
 _METHODS = ("fp8", "compressed-tensors")
 _PER_STRATEGY = {"channel": "row", "tensor": "matrix"}
@@ -64,7 +64,7 @@ class Fp8Layout:
         return (values.float() * wide).to(dtype)
 
 
-def parse_fp8(config: Fields) -> Fp8Layout | None:
+def parse_fp8(config: ConfigReader) -> Fp8Layout | None:
     """The layout that config.json tells of, None if nothing is quantized, or a ModelError."""
     if not config.get("quantization_config"):
         return None
@@ -77,7 +77,7 @@ def parse_fp8(config: Fields) -> Fp8Layout | None:
     return _plain(quantized) if method == "fp8" else _compressed_tensors(quantized)
 
 
-def _plain(quantized: Fields) -> Fp8Layout:
+def _plain(quantized: ConfigReader) -> Fp8Layout:
     """As Qwen publishes it, in blocks, or with a scale for each matrix."""
     _one_of(quantized, "fmt", (None, "e4m3"))
     block = quantized.get("weight_block_size")
@@ -88,7 +88,7 @@ def _plain(quantized: Fields) -> Fp8Layout:
     return Fp8Layout("weight_scale_inv", "block", (block[0], block[1]))
 
 
-def _compressed_tensors(quantized: Fields) -> Fp8Layout:
+def _compressed_tensors(quantized: ConfigReader) -> Fp8Layout:
     _one_of(quantized, "format", ("float-quantized",))
     for further in ("kv_cache_scheme", "sparsity_config", "transform_config"):
         if quantized.get(further):
@@ -106,7 +106,7 @@ def _compressed_tensors(quantized: Fields) -> Fp8Layout:
     return Fp8Layout("weight_scale", _PER_STRATEGY[weights.get("strategy")])
 
 
-def _one_of(fields: Fields, key: str, supported: tuple[object, ...]) -> None:
+def _one_of(fields: ConfigReader, key: str, supported: tuple[object, ...]) -> None:
     if fields.get(key) not in supported:
         names = ", ".join(str(value) for value in supported if value is not None)
         raise fields.error(key, f"{fields.get(key)!r} is not supported; supported: {names}")

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from s1engine.errors import ModelError
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.collective import Collective
-from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder, DecoderWeights, LayerWeights
-from s1engine.models.shard import WHOLE, Shard
+from s1engine.models.model_config import ModelConfig
+from s1engine.models.shard import UNSHARDED, Shard
 from s1engine.ops import Matrix, Ops
 from s1engine.ops.quantization import FP8, HEAD_FORMATS, QuantizedMatrix, quantize
 
@@ -63,7 +63,7 @@ def load_decoder(
     ``max_positions`` and ``collective`` as for Decoder; ``config`` is the whole model's.
     ``quantization``: format of the matrices (``ops.quantization``), None: the checkpoint's own.
     """
-    shard = WHOLE if collective is None else collective.shard
+    shard = UNSHARDED if collective is None else collective.shard
     own = shard.config(config)
     checkpoint = Checkpoint(path)
     allowed = (LM_HEAD,) if config.tie_word_embeddings else ()
@@ -93,7 +93,7 @@ class _Reader:
         dtype: torch.dtype,
         device: str,
         bar: "tqdm[None]",
-        shard: Shard = WHOLE,
+        shard: Shard = UNSHARDED,
     ) -> None:
         self._checkpoint = checkpoint
         self._shapes = config.tensor_shapes()

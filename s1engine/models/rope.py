@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s1engine.models.fields import Fields
+from s1engine.models.config_reader import ConfigReader
 
 DEFAULT_THETA = 10000.0
 
@@ -23,7 +23,7 @@ _KNOWN_KEYS = frozenset(
 )
 
 
-def parse_rope(config: Fields, max_positions: int) -> tuple[float, dict[str, Any] | None]:
+def parse_rope(config: ConfigReader, max_positions: int) -> tuple[float, dict[str, Any] | None]:
     """Theta, and the scaling with its checked parameters (None: default) of a config.json.
 
     Reads ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (before).
@@ -52,7 +52,7 @@ def parse_rope(config: Fields, max_positions: int) -> tuple[float, dict[str, Any
     )
 
 
-def _parse_llama3(rope: Fields, max_positions: int) -> dict[str, Any]:
+def _parse_llama3(rope: ConfigReader, max_positions: int) -> dict[str, Any]:
     scaling: dict[str, Any] = {
         "rope_type": "llama3",
         "factor": rope.number("factor", low=1.0),
@@ -65,7 +65,7 @@ def _parse_llama3(rope: Fields, max_positions: int) -> dict[str, Any]:
     return scaling
 
 
-def _parse_yarn(rope: Fields, max_positions: int) -> dict[str, Any]:
+def _parse_yarn(rope: ConfigReader, max_positions: int) -> dict[str, Any]:
     factor = rope.number("factor", low=1.0)
     scaling: dict[str, Any] = {
         "rope_type": "yarn",
@@ -85,7 +85,7 @@ def _parse_yarn(rope: Fields, max_positions: int) -> dict[str, Any]:
     return scaling
 
 
-def _original_positions(rope: Fields, max_positions: int) -> int:
+def _original_positions(rope: ConfigReader, max_positions: int) -> int:
     return rope.integer("original_max_position_embeddings", max_positions)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from s1engine.errors import RequestError
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 
 PARAM = "tensor_parallel_size"
 
@@ -56,7 +56,7 @@ class Shard:
         return self.rank * parts // self.size if shared else self.rank
 
 
-WHOLE = Shard(0, 1)
+UNSHARDED = Shard(0, 1)
 
 
 def check(model: ModelConfig, size: int) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 
 from s1engine.config import BUNDLED_MODEL, EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
-from s1engine.models.config import ModelConfig
 from s1engine.models.loader import random_decoder
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops import select_ops
 from s1engine.plan.step_time import StepShape
-from s1engine.runner.device import resolve_config, resolve_dtype
 from s1engine.runner.model_runner import ModelRunner
+from s1engine.runner.resolved_config import resolve_config, resolve_dtype
 from s1engine.sampling_params import SamplingParams
 
 KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)

@@ -11,12 +11,12 @@ import torch
 
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops.kv_rows import check_covered
 from s1engine.ops.quantization import FORMATS, FP8, HEAD_FORMATS, bytes_per_weight
 from s1engine.plan.hardware import GPUS, WEIGHTS, Gpu
-from s1engine.runner.device import BLOCK_SIZES, RUN_AHEAD, resolve_cache_dtype
 from s1engine.runner.memory import GIB, plan_memory
+from s1engine.runner.resolved_config import BLOCK_SIZES, RUN_AHEAD, resolve_cache_dtype
 
 HEADS = {fmt: head or "auto" for fmt, head in HEAD_FORMATS.items()}
 """A head's format, where it is not the layers'."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.plan import hardware, workload
 from s1engine.plan.options import PlanOptions
 from s1engine.plan.placement import Placement, footprint, place_on_gpus, placement_of
@@ -23,7 +23,7 @@ from s1engine.plan.step_time import (
     draft_choices,
 )
 from s1engine.plan.workload import PlannedBudget, PlannedRequest
-from s1engine.runner.device import resolve_config, resolve_dtype
+from s1engine.runner.resolved_config import resolve_config, resolve_dtype
 
 logger = logging.getLogger(__name__)
 

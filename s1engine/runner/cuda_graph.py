@@ -23,18 +23,18 @@ from tqdm import tqdm
 from s1engine.errors import ModelError
 from s1engine.ops import RunState
 from s1engine.ops.compile_ahead import compiled_ahead
-from s1engine.runner.lanes import Lanes, RunFormat
+from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
 
 Step = Callable[[RunState, bool], None]
 DEPTH = 2  # groups of steps under way at once: one computes while the host reads the other
 SMALL_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 BUCKET_STEP = 64  # beyond
-MAX_LANES = 1024  # that the step kernel covers; larger batches are stepped by the host
+MAX_DEVICE_ROWS = 1024  # that the step kernel covers; larger batches are stepped by the host
 
 
 def buckets(max_num_seqs: int) -> list[int]:
     """Sizes of batches, ascending; the last holds ``max_num_seqs`` if a run can."""
-    most = min(max_num_seqs, MAX_LANES)
+    most = min(max_num_seqs, MAX_DEVICE_ROWS)
     sizes = [*SMALL_BUCKETS, *range(SMALL_BUCKETS[-1] + BUCKET_STEP, most, BUCKET_STEP)]
     return [size for size in sizes if size < most] + [most]
 
@@ -62,7 +62,7 @@ class CudaGraphRunner:
 
     def __init__(
         self, step: Step, *, max_steps: int, max_num_seqs: int, block_table: Tensor,
-        fmt: RunFormat, device: str,
+        fmt: DeviceBatchFormat, device: str,
     ) -> None:  # fmt: skip
         sizes = buckets(max_num_seqs)
         self.max_steps = max_steps
@@ -71,7 +71,7 @@ class CudaGraphRunner:
         on_device = device != "cpu"
         self._table = torch.zeros_like(block_table, device=device) if on_device else block_table
         self._lanes = {
-            size: Lanes(size, steps=max_steps, fmt=fmt, block_table=self._table[:size],
+            size: DeviceBatchBuffer(size, steps=max_steps, fmt=fmt, block_table=self._table[:size],
                         device=device)
             for size in sizes
         }  # fmt: skip
@@ -82,14 +82,14 @@ class CudaGraphRunner:
         self._launches = 0
         self.device_seconds = 0.0
         """What the groups collected so far took on the device; 0 without CUDA."""
-        self._current: tuple[Lanes, int] | None = None  # of the run under way
+        self._current: tuple[DeviceBatchBuffer, int] | None = None  # of the run under way
 
-    def lanes(self, num_seqs: int) -> Lanes | None:
+    def lanes(self, num_seqs: int) -> DeviceBatchBuffer | None:
         """Buffers for so many sequences; None if no bucket holds them."""
         fits = [size for size in self._lanes if size >= num_seqs]
         return self._lanes[fits[0]] if fits else None
 
-    def begin(self, lanes: Lanes, num_seqs: int, steps: int) -> None:
+    def begin(self, lanes: DeviceBatchBuffer, num_seqs: int, steps: int) -> None:
         """Launches the first group of a run, whose lanes the scheduler has written."""
         assert not self._flights, "the run before must have landed"
         lanes.upload()
@@ -149,7 +149,7 @@ class CudaGraphRunner:
                 self._guarded(size, lambda lanes: self._capture(lanes, pool))
                 bar.update()
 
-    def _guarded(self, size: int, work: Callable[[Lanes], None]) -> None:
+    def _guarded(self, size: int, work: Callable[[DeviceBatchBuffer], None]) -> None:
         try:
             work(self._lanes[size])
         except Exception as error:
@@ -158,11 +158,11 @@ class CudaGraphRunner:
                 "--enforce-eager runs without graphs"
             ) from error
 
-    def _take_steps(self, lanes: Lanes) -> None:
+    def _take_steps(self, lanes: DeviceBatchBuffer) -> None:
         for filtered in (False, True):
             self._step(lanes.state, filtered)
 
-    def _capture(self, lanes: Lanes, pool: Any) -> None:
+    def _capture(self, lanes: DeviceBatchBuffer, pool: Any) -> None:
         for filtered in (False, True):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):

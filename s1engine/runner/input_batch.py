@@ -113,7 +113,7 @@ class InputBatch:
         """What the scheduler has written; one of another rank, a step of these ``sizes``."""
         return self._make(*(sizes or self.sizes))
 
-    def rehearse(self, tokens: int, block: int, block_size: int) -> tuple[int, int, int, int]:
+    def fill_dummy(self, tokens: int, block: int, block_size: int) -> tuple[int, int, int, int]:
         """Writes a step whose rows begin in ``block`` and sample at every token, in as many rows as
         there can be. Returns its sizes. Before the scheduler's first step alone."""
         host, most = self._host, len(self._host["context_lens"])

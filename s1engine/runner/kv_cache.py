@@ -6,7 +6,7 @@ Owns tensors only; which block belongs to whom is the BlockManager's business (c
 import torch
 from torch import Tensor
 
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops.kv_rows import row_size
 
 

@@ -8,8 +8,8 @@ import torch
 
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
-from s1engine.models.config import ModelConfig
 from s1engine.models.loader import EMBED, LM_HEAD
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops.quantization import HEAD_FORMATS, bytes_per_weight
 
 logger = logging.getLogger(__name__)

@@ -16,23 +16,23 @@ import torch
 from s1engine.config import EngineConfig
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.collective import SharedCollective
-from s1engine.models.config import ModelConfig
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import load_decoder
-from s1engine.models.shard import WHOLE, check
+from s1engine.models.model_config import ModelConfig
+from s1engine.models.shard import UNSHARDED, check
 from s1engine.ops import AttentionMetadata, RunState, select_ops
 from s1engine.ops.cpu_ops import CpuOps
-from s1engine.runner.compile_steps import compile_steps
 from s1engine.runner.cpu_graph import CpuGraphRunner
 from s1engine.runner.cuda_graph import CudaGraphRunner
-from s1engine.runner.device import resolve_cache_dtype, resolve_dtype
+from s1engine.runner.device_batch import DeviceBatchFormat
 from s1engine.runner.input_batch import InputBatch, StepInputs
+from s1engine.runner.kernel_warmup import compile_kernels
 from s1engine.runner.kv_cache import KVCache
-from s1engine.runner.lanes import RunFormat
 from s1engine.runner.memory import check_weights_fit, plan_memory
-from s1engine.runner.ranks import Peers, Ranks
+from s1engine.runner.resolved_config import resolve_cache_dtype, resolve_dtype
 from s1engine.runner.sampler import Sampler, SamplerOutput
-from s1engine.runner.step_costs import measure_costs
+from s1engine.runner.step_profile import profile_steps
+from s1engine.runner.worker_group import WorkerGroup, Workers
 
 
 class Runner(Protocol):
@@ -45,7 +45,7 @@ class Runner(Protocol):
     ahead: CudaGraphRunner | None  # None: the host decides every step
 
     @property
-    def was_first(self) -> bool:
+    def recorded_now(self) -> bool:
         """Was the last step the first of its size, and took longer than others will?"""
 
     def execute(self) -> SamplerOutput:
@@ -57,7 +57,7 @@ class Runner(Protocol):
     def close(self) -> None:
         """Ends processes that belong to it. No step may follow."""
 
-    def step_costs(self) -> list[tuple[int, float]]:
+    def profile_step_costs(self) -> list[tuple[int, float]]:
         """What steps take by their tokens, in any unit; points of a line."""
 
 
@@ -65,14 +65,14 @@ class ModelRunner:
     """A loaded model with memory for its sequences.
 
     Args:
-        config: resolved for the device (``device.resolve_config``).
+        config: resolved for the device (``resolve_config``).
         model_config: the architecture, from the model directory.
         path: that directory, or a decoder that is in memory already.
         vocab_limit: number of token ids that may be sampled.
         triggers: ids that end thinking, banned where the scheduler says so.
         newlines: [V] uint8, does the token's text end in a newline?
         progress: show a bar while weights load and graphs are captured.
-        peers: on other ranks than the first, where that is. The first starts the others itself.
+        workers: on other ranks than the first, where that is. The first starts the others itself.
 
     Raises:
         EngineDeadError: another rank has died.
@@ -90,19 +90,19 @@ class ModelRunner:
         triggers: tuple[int, ...],
         newlines: np.ndarray,
         progress: bool,
-        peers: Peers | None = None,
+        workers: Workers | None = None,
     ) -> None:
         check(model_config, config.tensor_parallel_size)
         assert config.block_size is not None and config.run_ahead is not None
         self.device, self._vocab_limit = config.device, vocab_limit
         self._max_samples = config.max_samples
-        self._ranks: Ranks | None = None
-        if config.tensor_parallel_size > 1 and peers is None:
+        self._worker_group: WorkerGroup | None = None
+        if config.tensor_parallel_size > 1 and workers is None:
             assert isinstance(path, Path), "a model that is in memory already is not shared"
-            peers = self._ranks = Ranks(config, path)
+            workers = self._worker_group = WorkerGroup(config, path)
         try:
-            self._decoder = self._load(config, model_config, path, peers, progress)
-            self._allocate(config, path, peers)
+            self._decoder = self._load(config, model_config, path, workers, progress)
+            self._allocate(config, path, workers)
             self.sampler = Sampler(
                 max_num_seqs=config.max_num_seqs,
                 vocab_size=vocab_limit,
@@ -113,20 +113,22 @@ class ModelRunner:
             self._starts = torch.arange(
                 config.max_num_seqs + 1, dtype=torch.int32, device=self.device
             )  # cu_seqlens_q of a decode step
-            self._cpu_graph = self._make_cpu_graph(peers)
+            self._cpu_graph = self._make_cpu_graph(workers)
             null_slot = self.num_blocks * config.block_size
-            fmt = RunFormat(triggers, newlines, config.block_size, null_slot)
-            self.ahead = self._make_ahead(config, fmt, progress) if config.run_ahead > 1 else None
+            fmt = DeviceBatchFormat(triggers, newlines, config.block_size, null_slot)
+            self.multi_step = (
+                self._make_ahead(config, fmt, progress) if config.run_ahead > 1 else None
+            )
             if self.device == "cuda":
-                compile_steps(
+                compile_kernels(
                     self._decoder,
                     self.kv_cache,
                     max_num_seqs=config.max_num_seqs,
                     vocab_limit=vocab_limit,
                     progress=progress,
                 )
-            if peers is not None:
-                peers.ready()
+            if workers is not None:
+                workers.ready()
         except BaseException:
             self.close()
             raise
@@ -136,11 +138,11 @@ class ModelRunner:
         config: EngineConfig,
         whole: ModelConfig,
         path: Path | Decoder,
-        peers: Peers | None,
+        workers: Workers | None,
         progress: bool,
     ) -> Decoder:
         """The model, or this rank's part of it."""
-        own = (WHOLE if peers is None else peers.collective.shard).config(whole)
+        own = (UNSHARDED if workers is None else workers.collective.shard).config(whole)
         self.dtype = resolve_dtype(config.dtype, self.device, whole.torch_dtype)
         self._cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, self.dtype)
         self.ops = path.ops if isinstance(path, Decoder) else select_ops(self.device)
@@ -166,17 +168,19 @@ class ModelRunner:
             self.ops,
             progress=progress,
             quantization=quantization,
-            collective=None if peers is None else peers.collective,
+            collective=None if workers is None else workers.collective,
         )
 
-    def _allocate(self, config: EngineConfig, path: Path | Decoder, peers: Peers | None) -> None:
+    def _allocate(
+        self, config: EngineConfig, path: Path | Decoder, workers: Workers | None
+    ) -> None:
         """Memory for sequences and steps, the same number of blocks on all ranks."""
         assert config.block_size is not None
         own = self._decoder.config
         room = plan_memory(config, own, self._cache_dtype, self._activation_bytes(config))
-        if peers is not None:
+        if workers is not None:
             assert isinstance(path, Path)
-            room = peers.agree(Checkpoint(path).fingerprint(), room)
+            room = workers.sync_kv_capacity(Checkpoint(path).weights_digest(), room)
         self.max_model_len, self.num_blocks = room
         self.kv_cache = KVCache(
             own,
@@ -191,17 +195,19 @@ class ModelRunner:
             max_blocks=-(-self.max_model_len // config.block_size),
             device=self.device,
             max_samples=config.max_samples,
-            share=None if peers is None else peers.share,
+            share=None if workers is None else workers.share,
         )
 
-    def _make_cpu_graph(self, peers: Peers | None) -> CpuGraphRunner | None:
+    def _make_cpu_graph(self, workers: Workers | None) -> CpuGraphRunner | None:
         if not isinstance(self.ops, CpuOps):
             return None
-        collective = None if peers is None else peers.collective
+        collective = None if workers is None else workers.collective
         assert collective is None or isinstance(collective, SharedCollective)
         return CpuGraphRunner(self.ops, *(() if collective is None else (collective.workspace,)))
 
-    def _make_ahead(self, config: EngineConfig, fmt: RunFormat, progress: bool) -> CudaGraphRunner:
+    def _make_ahead(
+        self, config: EngineConfig, fmt: DeviceBatchFormat, progress: bool
+    ) -> CudaGraphRunner:
         assert config.run_ahead is not None
         ahead = CudaGraphRunner(
             self.decode_step,
@@ -217,16 +223,16 @@ class ModelRunner:
         return ahead
 
     @property
-    def was_first(self) -> bool:
+    def recorded_now(self) -> bool:
         """Was the last step the first of its size, and took longer than others will?"""
         return self._cpu_graph is not None and self._cpu_graph.recorded_now
 
     @torch.inference_mode()
     def execute(self) -> SamplerOutput:
         """Computes the step that stands in ``batch``."""
-        if self._ranks is None:
+        if self._worker_group is None:
             return self._execute()
-        with self._ranks.step(self.batch.sizes):
+        with self._worker_group.step(self.batch.sizes):
             return self._execute()
 
     def _execute(self) -> SamplerOutput:
@@ -256,22 +262,22 @@ class ModelRunner:
 
     def check(self) -> None:
         """Raises EngineDeadError if another rank has died."""
-        if self._ranks is not None:
-            self._ranks.check()
+        if self._worker_group is not None:
+            self._worker_group.check()
 
     def close(self) -> None:
         """Ends the other ranks, if there are any."""
-        if self._ranks is not None:
-            self._ranks.close()
+        if self._worker_group is not None:
+            self._worker_group.close()
 
-    def step_costs(self) -> list[tuple[int, float]]:
+    def profile_step_costs(self) -> list[tuple[int, float]]:
         """Seconds of steps by their tokens, measured now. Before the first step alone."""
         most = len(self.batch.block_table) * self.max_model_len
-        return measure_costs(self._rehearsal, min(self._max_samples, most))
+        return profile_steps(self._dummy_run, min(self._max_samples, most))
 
-    def _rehearsal(self, tokens: int) -> Callable[[], None]:
+    def _dummy_run(self, tokens: int) -> Callable[[], None]:
         """A step that samples at every token, as such steps are taken, over the null block."""
-        sizes = self.batch.rehearse(tokens, self.num_blocks, self.kv_cache.block_size)
+        sizes = self.batch.fill_dummy(tokens, self.num_blocks, self.kv_cache.block_size)
 
         @torch.inference_mode()
         def step() -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from s1engine.ops import Ops, Penalties, SamplingMetadata
 from s1engine.outputs import RowLogprobs
+from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import SampleRows
-from s1engine.runner.lanes import Lanes
 from s1engine.sampling_params import SamplingParams
 
 
@@ -70,7 +70,7 @@ class Sampler:
         self.masks: dict[int, np.ndarray] = {}
         """[V] bool by req_index: ids that may be sampled next. Rows not named are free."""
 
-    def seat(
+    def add_request(
         self, req_index: int, params: SamplingParams, seed: int, tokens: list[int], prompt_len: int
     ) -> None:
         """Prepares a req_index for a sequence whose tokens so far are ``tokens``."""
@@ -108,7 +108,7 @@ class Sampler:
             ids[prompt_len:], minlength=self._vocab_size
         )
 
-    def observe(self, req_indices: np.ndarray, tokens: np.ndarray) -> None:
+    def count_tokens(self, req_indices: np.ndarray, tokens: np.ndarray) -> None:
         """Counts the tokens that the step appended, forced ones included."""
         if self._output_counts is not None:
             rows = torch.from_numpy(req_indices).to(self._device, torch.int64)
@@ -116,7 +116,7 @@ class Sampler:
             one = torch.ones((), dtype=torch.int32, device=self._device)
             self._output_counts.index_put_((rows, ids), one, accumulate=True)
 
-    def needs_host(self, req_indices: np.ndarray) -> bool:
+    def needs_single_step(self, req_indices: np.ndarray) -> bool:
         """Does one of these rows sample by rules that only ``sample`` knows: bias, penalties,
         log-probabilities?"""
         rules = (
@@ -126,7 +126,7 @@ class Sampler:
         )
         return bool(rules.any())
 
-    def write(self, lanes: Lanes, req_indices: np.ndarray) -> None:
+    def write(self, lanes: DeviceBatchBuffer, req_indices: np.ndarray) -> None:
         """How the sequences in these req_indices sample, for the lanes of a run."""
         n = len(req_indices)
         for name in ("temperature", "top_k", "top_p", "min_p", "seeds"):

@@ -5,7 +5,7 @@ import torch
 
 from s1engine.config import BUNDLED_MODEL
 from s1engine.engine.llm import LLM
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 
 
 @pytest.fixture(scope="session")

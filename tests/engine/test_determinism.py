@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from s1engine.config import BUNDLED_MODEL
 from s1engine.engine.llm import LLM
 from s1engine.eval.arithmetic import generate
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.outputs import RequestOutput
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from s1engine.engine.llm import LLM
 from s1engine.errors import ModelError, RequestError
 from s1engine.outputs import Chunk, CompletionOutput, RequestOutput
-from s1engine.runner.cuda_graph import MAX_LANES, CudaGraphRunner, buckets
-from s1engine.runner.lanes import RunFormat
+from s1engine.runner.cuda_graph import MAX_DEVICE_ROWS, CudaGraphRunner, buckets
+from s1engine.runner.device_batch import DeviceBatchFormat
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 QUESTIONS = ["a=3 b=a+4 c=b*2 c?", "q=1 w=q*7 e=w-5 e?", "x=2 x?"]
@@ -72,9 +72,9 @@ def test_outputs_are_those_of_single_steps(
 ) -> None:
     chats = [[{"role": "user", "content": question}] for question, _ in asked]
     params = [p for _, p in asked]
-    launches = ahead.engine.runner.ahead._launches  # type: ignore[union-attr]
+    launches = ahead.engine.runner.multi_step._launches  # type: ignore[union-attr]
     got = ahead.chat(chats, params, progress=False)
-    event(f"ran: {ahead.engine.runner.ahead._launches > launches}")  # type: ignore[union-attr]
+    event(f"ran: {ahead.engine.runner.multi_step._launches > launches}")  # type: ignore[union-attr]
     for one, found, wanted in zip(
         params, got, llm.chat(chats, params, progress=False), strict=True
     ):
@@ -125,7 +125,7 @@ def test_the_host_has_the_last_word(ahead: LLM) -> None:
     while thought < 5:
         engine.step()
         thought = engine.scheduler.collect_output_dict(sequence)["thinking_tokens"]
-    assert engine.runner.ahead.in_flight  # type: ignore[union-attr]
+    assert engine.runner.multi_step.in_flight  # type: ignore[union-attr]
     assert engine.end_thinking("ended")
     assert engine.abort("aborted") is not None
     add("new")
@@ -145,7 +145,7 @@ def test_the_host_has_the_last_word(ahead: LLM) -> None:
 def test_buckets_hold_every_batch_that_a_run_covers(max_num_seqs: int) -> None:
     sizes = buckets(max_num_seqs)
     assert sizes == sorted(set(sizes)) and sizes[0] == 1
-    assert sizes[-1] == min(max_num_seqs, MAX_LANES)
+    assert sizes[-1] == min(max_num_seqs, MAX_DEVICE_ROWS)
 
 
 def test_a_step_that_cannot_be_captured_is_named() -> None:
@@ -159,7 +159,7 @@ def test_a_step_that_cannot_be_captured_is_named() -> None:
         max_steps=2,
         max_num_seqs=1,
         block_table=torch.zeros((1, 1), dtype=torch.int32),
-        fmt=RunFormat((), np.zeros(4, np.uint8), 4, 4),
+        fmt=DeviceBatchFormat((), np.zeros(4, np.uint8), 4, 4),
         device="cpu",
     )
     with pytest.raises(ModelError, match=r"1 sequences, in rms_norm.*enforce-eager"):

@@ -11,8 +11,8 @@ from s1engine.config import EngineConfig, parse_speculative_config
 from s1engine.engine.drafts import drafting
 from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError
-from s1engine.runner.device import resolve_config
 from s1engine.runner.model_runner import ModelRunner
+from s1engine.runner.resolved_config import resolve_config
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from s1engine.server.metrics import Metrics
 from tests.engine.test_run_ahead import QUESTIONS, requests, texts
@@ -23,7 +23,7 @@ def drafter(request: pytest.FixtureRequest) -> Iterator[LLM]:
     """The model of ``llm``, drafting whatever it can: every step is said to cost the same."""
     options = {"max_num_seqs": 6, "max_num_batched_tokens": 256, **request.param}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ModelRunner, "step_costs", lambda self: [])
+        patch.setattr(ModelRunner, "profile_step_costs", lambda self: [])
         yield LLM(progress=False, dtype="float32", num_speculative_tokens=5, **options)
 
 

@@ -17,7 +17,7 @@ from s1engine.kernels.norm_head_sample import norm_head_sample
 from s1engine.ops import SamplingMetadata
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.triton_ops import TritonOps
-from s1engine.runner.lanes import Lanes, RunFormat
+from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
 from tests.ops.test_sampling import make_sampling
 
 TORCH = TorchOps()
@@ -84,11 +84,11 @@ def test_triggers_are_banned_row_by_row(rows: int) -> None:
     assert set(got[rows // 2 :]) <= {3, 77}
 
 
-def lanes_of(rows: int, size: int) -> Lanes:
+def lanes_of(rows: int, size: int) -> DeviceBatchBuffer:
     """Lanes that think and filter differently, all of which go on for a while."""
-    fmt = RunFormat((3, 7), np.zeros(size, np.uint8), block_size=4, null_slot=99)
+    fmt = DeviceBatchFormat((3, 7), np.zeros(size, np.uint8), block_size=4, null_slot=99)
     table = torch.arange(rows * 9, dtype=torch.int32).view(rows, 9)
-    lanes = Lanes(rows, steps=2, fmt=fmt, block_table=table, device="cpu")
+    lanes = DeviceBatchBuffer(rows, steps=2, fmt=fmt, block_table=table, device="cpu")
     fields = {"finish": 0, "phase": 1, "max_thinking": 9, "max_len": 30, "num_waits": 9}
     fields |= {"wait_len": 1, "natural_len": 1, "position": 5}
     for name, value in fields.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from s1engine._core import cpu
 from s1engine.models.collective import CollectiveError, SharedCollective
 from s1engine.models.shard import Shard
-from tests.models.ranks import on_ranks
+from tests.models.rank_threads import on_ranks
 
 SLOT = 1 << 18  # bytes that pass at a time
 
@@ -42,8 +42,8 @@ def test_sums_are_those_in_the_order_of_ranks_rounded_once(
 
     def work(ranks: SharedCollective) -> tuple[Tensor, Tensor]:
         added = residual.clone()
-        assert ranks.sum_residual(parts[ranks.shard.rank], added) is None  # type: ignore[func-returns-value]
-        return ranks.sum(parts[ranks.shard.rank].clone()), added
+        assert ranks.all_reduce_residual(parts[ranks.shard.rank], added) is None  # type: ignore[func-returns-value]
+        return ranks.all_reduce(parts[ranks.shard.rank].clone()), added
 
     for plain, added in on_ranks(size, work):
         assert torch.equal(plain, total.to(dtype))
@@ -66,7 +66,9 @@ def test_many_calls_in_a_row_do_not_mix() -> None:
 
     def work(ranks: SharedCollective) -> list[float]:
         own = float(10**ranks.shard.rank)
-        return [ranks.sum(torch.full((67,), own * (i % 7)))[i % 67].item() for i in range(2000)]
+        return [
+            ranks.all_reduce(torch.full((67,), own * (i % 7)))[i % 67].item() for i in range(2000)
+        ]
 
     wanted = [111.0 * (i % 7) for i in range(2000)]
     assert on_ranks(3, work) == [wanted] * 3
@@ -76,7 +78,7 @@ def test_calls_are_recorded_and_replayed() -> None:
     def work(ranks: SharedCollective) -> list[float]:
         x, residual, plan = torch.ones(5), torch.zeros(5), cpu.RecordedStep()
         cpu.record_into(plan)
-        ranks.sum_residual(x, residual)
+        ranks.all_reduce_residual(x, residual)
         gathered = ranks.gather(residual.view(1, 5))
         cpu.record_into(None)
         x += ranks.shard.rank
@@ -91,7 +93,7 @@ def test_who_waits_for_a_lost_rank_is_told_so() -> None:
     rank = SharedCollective(Shard(0, 2), memory)
     threading.Timer(0.1, rank.abort).start()
     with pytest.raises(CollectiveError, match="another rank has not come"):
-        rank.sum(torch.ones(3))
+        rank.all_reduce(torch.ones(3))
     with pytest.raises(CollectiveError):
         rank.gather(torch.ones(1, 3))
 
@@ -102,14 +104,14 @@ def test_the_first_rank_sees_what_processes_have_written() -> None:
     other = get_context("fork").Process(target=_sums_and_ends, args=(memory,))
     other.start()
     rank = SharedCollective(Shard(0, 2), memory)
-    assert rank.sum(torch.full((9,), 2.0)).tolist() == [5.0] * 9
+    assert rank.all_reduce(torch.full((9,), 2.0)).tolist() == [5.0] * 9
     other.join()
     assert other.exitcode == -signal.SIGKILL
     rank.abort()
     with pytest.raises(CollectiveError):
-        rank.sum(torch.ones(9))
+        rank.all_reduce(torch.ones(9))
 
 
 def _sums_and_ends(memory: Tensor) -> None:
-    SharedCollective(Shard(1, 2), memory).sum(torch.full((9,), 3.0))
+    SharedCollective(Shard(1, 2), memory).all_reduce(torch.full((9,), 3.0))
     os.kill(os.getpid(), signal.SIGKILL)

@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from s1engine.models.fields import Fields
+from s1engine.models.config_reader import ConfigReader
 from s1engine.models.rope import cos_sin_table, extended_positions, parse_rope
 
 LENGTH = 2000
@@ -57,8 +57,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def fields(**values: Any) -> Fields:
-    return Fields(Path("config.json"), values)
+def fields(**values: Any) -> ConfigReader:
+    return ConfigReader(Path("config.json"), values)
 
 
 @pytest.mark.parametrize("kind", KINDS)

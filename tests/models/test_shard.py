@@ -18,7 +18,7 @@ from s1engine.models.collective import SharedCollective
 from s1engine.models.shard import Shard, check
 from s1engine.ops.torch_ops import TorchOps
 from tests.models.harness import Rows
-from tests.models.ranks import on_ranks
+from tests.models.rank_threads import on_ranks
 from tests.tiny_models import make_model
 
 NANO = ModelConfig.from_dir(BUNDLED_MODEL)
@@ -137,5 +137,5 @@ def fits(model: ModelConfig, size: int) -> bool:
 
 def test_equal_weights_have_one_fingerprint_and_others_another(tmp_path: Path) -> None:
     paths = [make_model(tmp_path / str(i), "llama", seed=seed) for i, seed in enumerate((0, 0, 1))]
-    first, same, other = (Checkpoint(path).fingerprint() for path in paths)
+    first, same, other = (Checkpoint(path).weights_digest() for path in paths)
     assert first == same != other

@@ -13,7 +13,7 @@ from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
 from s1engine.models import Decoder, ModelConfig
 from s1engine.ops.cpu_ops import CpuOps
-from s1engine.runner import cpu_graph, step_costs
+from s1engine.runner import cpu_graph, step_profile
 from s1engine.runner.cpu_graph import CpuGraphRunner
 from s1engine.runner.input_batch import StepInputs
 from s1engine.runner.model_runner import ModelRunner
@@ -56,7 +56,7 @@ def test_so_do_those_with_norms_of_q_and_k() -> None:
 
 def test_a_recording_serves_drafts_of_any_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many tokens in as many rows, but cut otherwise."""
-    monkeypatch.setattr(ModelRunner, "step_costs", lambda self: [])
+    monkeypatch.setattr(ModelRunner, "profile_step_costs", lambda self: [])
     config = replace(CONFIG, num_speculative_tokens=3)
     found = []
     for recorded in (True, False):
@@ -94,7 +94,7 @@ def test_the_oldest_recording_makes_room(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_costs_are_measured_on_recorded_steps_and_leave_no_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(step_costs, "ENOUGH", math.inf)  # all sizes, whatever they take
+    monkeypatch.setattr(step_profile, "ENOUGH", math.inf)  # all sizes, whatever they take
     config = replace(CONFIG, num_speculative_tokens=3)
     engine = BareEngine(config, MODEL, DECODER)  # measures
     plans = engine.runner._cpu_graph
@@ -146,7 +146,7 @@ def test_only_the_first_step_of_a_size_is_recorded_and_nobody_learns_from_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It takes longer than others of its size."""
-    monkeypatch.setattr(ModelRunner, "step_costs", lambda self: [])  # which records some
+    monkeypatch.setattr(ModelRunner, "profile_step_costs", lambda self: [])  # which records some
     config = replace(CONFIG, num_speculative_tokens=3)
     engine = BareEngine(config, MODEL, DECODER)
     told: list[bool] = []
@@ -159,7 +159,7 @@ def test_only_the_first_step_of_a_size_is_recorded_and_nobody_learns_from_it(
             return getattr(self.scheduler, name)
 
         def record_step_time(self, seconds: float) -> None:
-            told.append(engine.runner.was_first)
+            told.append(engine.runner.recorded_now)
 
     engine.scheduler = Listening(engine.scheduler)  # type: ignore[assignment]
     first = []
@@ -168,7 +168,7 @@ def test_only_the_first_step_of_a_size_is_recorded_and_nobody_learns_from_it(
             engine.add(Job(prompt=[5, 6], max_new=4))
         while engine.scheduler.has_unfinished():
             engine.step()
-            first.append(engine.runner.was_first)
+            first.append(engine.runner.recorded_now)
     assert len(told) == first.count(False) and not any(told)
     sizes = engine.runner._cpu_graph._graphs  # type: ignore[union-attr]
     assert 2 <= first.count(True) <= len(sizes)

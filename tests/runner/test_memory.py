@@ -9,13 +9,13 @@ from s1engine.bench.bare_engine import make_decoder
 from s1engine.bench.shapes import shape
 from s1engine.config import BUNDLED_MODEL, EngineConfig
 from s1engine.errors import RequestError
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops import Ops
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.ops.torch_ops import TorchOps
-from s1engine.runner.device import resolve_config
 from s1engine.runner.memory import GIB, plan_memory
 from s1engine.runner.model_runner import largest_step
+from s1engine.runner.resolved_config import resolve_config
 
 NANO = ModelConfig.from_dir(BUNDLED_MODEL)
 

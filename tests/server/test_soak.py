@@ -20,7 +20,7 @@ import torch
 
 from s1engine.config import BUNDLED_MODEL
 from s1engine.eval.arithmetic import generate
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from tests.server.conftest import start_server
 from tests.server.test_bad_requests import BAD
 from tests.server.test_lifecycle import engine_of

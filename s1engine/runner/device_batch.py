@@ -17,7 +17,7 @@ PHRASE_TOKENS = 256  # kept for the phrases and stop tokens of one lane, on aver
 
 
 @dataclass(frozen=True, slots=True)
-class RunFormat:
+class DeviceBatchFormat:
     """What all lanes share: how thinking ends, where lanes that have finished write."""
 
     triggers: tuple[int, ...]
@@ -26,11 +26,11 @@ class RunFormat:
     null_slot: int
 
 
-class Lanes:
+class DeviceBatchBuffer:
     """``state`` for ``rows`` lanes and up to ``steps`` steps a launch."""
 
     def __init__(
-        self, rows: int, *, steps: int, fmt: RunFormat, block_table: Tensor, device: str
+        self, rows: int, *, steps: int, fmt: DeviceBatchFormat, block_table: Tensor, device: str
     ) -> None:
         def make(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, pin_memory=device != "cpu")

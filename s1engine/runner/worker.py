@@ -1,4 +1,4 @@
-"""A rank of a model other than the first: ``python -m s1engine.runner.rank_process``, as ``Ranks``
+"""A rank of a model other than the first: ``python -m s1engine.runner.worker``, as ``WorkerGroup``
 starts it.
 
 Loads its part, then computes its part of every step that the first rank tells of; it schedules and
@@ -24,17 +24,17 @@ from torch import Tensor
 
 from s1engine.config import EngineConfig
 from s1engine.models.collective import Collective, CollectiveError
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import Shard
 from s1engine.runner.model_runner import ModelRunner
-from s1engine.runner.ranks import LOST, SIZES, Room, connect
 from s1engine.runner.shared_memory import SharedMemory
+from s1engine.runner.worker_group import LOST, SIZES, KVCapacity, connect
 
 GRACE_S = 1.0  # to end in order after the first rank has
 
 
-class Member:
-    """``Peers`` of a rank other than the first: where that is."""
+class Worker:
+    """``Workers`` of a rank other than the first: where that is."""
 
     def __init__(
         self, connection: socket.socket, collective: Collective, memory: SharedMemory
@@ -43,18 +43,18 @@ class Member:
         self._socket = connection
         self._memory = memory
 
-    def agree(self, fingerprint: str, room: Room) -> Room:
-        """See Peers; the first rank compares."""
-        _send(self._socket, fingerprint=fingerprint, room=room)
+    def sync_kv_capacity(self, weights_digest: str, room: KVCapacity) -> KVCapacity:
+        """See Workers; the first rank compares."""
+        _send(self._socket, weights_digest=weights_digest, room=room)
         max_model_len, num_blocks = _receive_line(self._socket)
         return max_model_len, num_blocks
 
     def share(self, size: int) -> Tensor:
-        """See Peers."""
+        """See Workers."""
         return self._memory.take(size)
 
     def ready(self) -> None:
-        """See Peers."""
+        """See Workers."""
         _send(self._socket, ready=True)
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ def run(connection: socket.socket, shard: Shard, memory: SharedMemory) -> None:
         triggers=(),
         newlines=np.zeros(0, np.uint8),
         progress=False,
-        peers=Member(connection, collective, memory),
+        workers=Worker(connection, collective, memory),
     )
     while True:
         runner.follow(SIZES.unpack(_receive(connection, SIZES.size)))

@@ -22,7 +22,7 @@ from s1engine.bench.shapes import shape
 from s1engine.models.loader import random_decoder
 from s1engine.ops.compile_ahead import compiled_ahead
 from s1engine.ops.triton_ops import TritonOps
-from s1engine.runner.compile_steps import _sampling, _step, compile_steps
+from s1engine.runner.kernel_warmup import _sampling, _step, compile_kernels
 from s1engine.runner.kv_cache import KVCache
 from tests.kernels import fake_gpu
 
@@ -44,7 +44,7 @@ def step(rows, longest):
 with torch.inference_mode(), compiled_ahead(progress=False):
     step(1, 512)  # as the step that measures memory
 before = len(compiled)
-compile_steps(decoder, cache, max_num_seqs=SEQS, vocab_limit=VOCAB, progress=False)
+compile_kernels(decoder, cache, max_num_seqs=SEQS, vocab_limit=VOCAB, progress=False)
 in_time = len(compiled) - before
 rng = random.Random(1)
 with torch.inference_mode(), compiled_ahead(progress=False):

@@ -12,11 +12,11 @@ MAX_RIDE = 8  # tokens of a phrase that are fed one a step in a run, rather than
 
 def begin_run(scheduler: _core.Scheduler, runner: Runner) -> bool:
     """Hands the planned step and those after it to the device, if it can decide them all."""
-    ahead, batch, sampler = runner.ahead, runner.batch, runner.sampler
+    ahead, batch, sampler = runner.multi_step, runner.batch, runner.sampler
     if ahead is None or batch.core.num_samples < batch.core.num_rows:
         return False
     lanes, req_indices = ahead.lanes(batch.core.num_rows), batch.req_indices
-    if lanes is None or sampler.needs_host(req_indices):
+    if lanes is None or sampler.needs_single_step(req_indices):
         return False
     steps = scheduler.begin_multi_step(
         batch.core, lanes.core, num_steps=ahead.max_steps, max_inline_tokens=MAX_RIDE
@@ -30,7 +30,7 @@ def begin_run(scheduler: _core.Scheduler, runner: Runner) -> bool:
 def follow(scheduler: _core.Scheduler, runner: Runner) -> int:
     """Launches the next steps of the run under way, then replays what the steps before have
     sampled. Returns how many these were."""
-    ahead = runner.ahead
+    ahead = runner.multi_step
     assert ahead is not None and ahead.in_flight
     steps = scheduler.extend_multi_step(runner.batch.core, ahead.max_steps)
     if steps:

@@ -19,10 +19,10 @@ from s1engine.engine.llm import LLM
 from s1engine.engine.process_client import ProcessEngineClient
 from s1engine.errors import EngineDeadError, ModelError, RequestError
 from s1engine.models.checkpoint import Checkpoint
-from s1engine.models.config import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import Shard
-from s1engine.runner.device import resolve_config
 from s1engine.runner.model_runner import ModelRunner
+from s1engine.runner.resolved_config import resolve_config
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="ranks need Linux")
@@ -40,7 +40,7 @@ def runner_of(llm: LLM) -> ModelRunner:
 
 
 def pids_of(llm: LLM) -> list[int]:
-    ranks = runner_of(llm)._ranks
+    ranks = runner_of(llm)._worker_group
     assert ranks is not None
     return ranks.pids
 
@@ -68,7 +68,7 @@ def pair() -> Iterator[LLM]:
         kv_cache_memory_gb=1.5 * LONGEST * token_bytes / 2**30,
     )
     (pid,) = pids_of(llm)
-    ranks = runner_of(llm)._ranks
+    ranks = runner_of(llm)._worker_group
     yield llm
     llm.close()
     assert ranks is not None and [p.returncode for p in ranks._watch.processes] == [0]
@@ -183,7 +183,7 @@ def test_a_rank_that_dies_while_nobody_asks_ends_the_engine() -> None:
 
 
 def test_ranks_with_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Checkpoint, "fingerprint", lambda self: "others")
+    monkeypatch.setattr(Checkpoint, "weights_digest", lambda self: "others")
     threads = torch.get_num_threads()
     with pytest.raises(ModelError, match=r"^rank 1 has loaded other weights than rank 0"):
         LLM(progress=False, dtype="float32", tensor_parallel_size=2)

@@ -12,18 +12,18 @@ REPEATS = 3  # the fastest counts
 ENOUGH = 0.95  # a token that costs so much of one at half the size: larger steps gain nothing
 
 
-def measure_costs(
-    rehearsal: Callable[[int], Callable[[], None]], max_tokens: int
+def profile_steps(
+    dummy_run: Callable[[int], Callable[[], None]], max_tokens: int
 ) -> list[tuple[int, float]]:
     """Points (tokens, seconds), ascending in both, up to ``max_tokens`` or to where tokens cost
     what they cost.
 
     Args:
-        rehearsal: prepares a step of so many tokens, which returns when it is done.
+        dummy_run: prepares a step of so many tokens, which returns when it is done.
     """
     seconds: dict[int, float] = {}
     for tokens in _sizes(max_tokens):
-        seconds[tokens] = _fastest(rehearsal(tokens))
+        seconds[tokens] = _fastest(dummy_run(tokens))
         if tokens // 2 in seconds and seconds[tokens] > 2 * ENOUGH * seconds[tokens // 2]:
             break
     # Whatever else the machine does makes steps slower, never faster: a step takes at most what a

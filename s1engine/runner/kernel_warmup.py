@@ -18,7 +18,7 @@ LONGEST_ROW = 128  # tokens; the kernels take longer ones in such pieces
 
 
 @torch.inference_mode()
-def compile_steps(
+def compile_kernels(
     decoder: Decoder, cache: KVCache, *, max_num_seqs: int, vocab_limit: int, progress: bool
 ) -> None:
     """All on all cores. Nothing is written to the cache."""

@@ -7,25 +7,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s1engine.runner import step_costs
-from s1engine.runner.step_costs import measure_costs
+from s1engine.runner import step_profile
+from s1engine.runner.step_profile import profile_steps
 
 
-def rehearsal_of(cost: Callable[[int], float], clock: list[float]) -> Callable[..., object]:
-    def rehearsal(tokens: int) -> Callable[[], None]:
+def dummy_run_of(cost: Callable[[int], float], clock: list[float]) -> Callable[..., object]:
+    def dummy_run(tokens: int) -> Callable[[], None]:
         def step() -> None:
             clock[0] += cost(tokens)
 
         return step
 
-    return rehearsal
+    return dummy_run
 
 
 def measured(cost: Callable[[int], float], most: int) -> list[tuple[int, float]]:
     clock = [0.0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_costs.time, "perf_counter", lambda: clock[0])
-        return measure_costs(rehearsal_of(cost, clock), most)  # type: ignore[arg-type]
+        patch.setattr(step_profile.time, "perf_counter", lambda: clock[0])
+        return profile_steps(dummy_run_of(cost, clock), most)  # type: ignore[arg-type]
 
 
 @settings(max_examples=30)
@@ -45,5 +45,5 @@ def test_it_goes_on_as_long_as_larger_steps_gain() -> None:
 
 
 def test_time_is_real() -> None:
-    (point,) = measure_costs(lambda tokens: lambda: time.sleep(0.002), 1)
+    (point,) = profile_steps(lambda tokens: lambda: time.sleep(0.002), 1)
     assert point[0] == 1 and point[1] >= 0.002

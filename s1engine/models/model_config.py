@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from s1engine.models.fields import Fields
+from s1engine.models.config_reader import ConfigReader
 from s1engine.models.fp8_layout import Fp8Layout, parse_fp8
 from s1engine.models.rope import extended_positions, parse_rope
 from s1engine.ops.kv_rows import row_size
@@ -85,7 +85,7 @@ class ModelConfig:
     @classmethod
     def from_file(cls, file: Path) -> "ModelConfig":
         """The same from its config.json, which may stand alone and have any name."""
-        config = Fields.read(file)
+        config = ConfigReader.read(file)
         architecture = _architecture(config)
         family = FAMILIES[architecture]
         _refuse_unsupported(config)
@@ -171,7 +171,7 @@ class ModelConfig:
         return shapes
 
 
-def _architecture(config: Fields) -> str:
+def _architecture(config: ConfigReader) -> str:
     names = config.get("architectures")
     if isinstance(names, list):
         for family in FAMILIES:
@@ -182,7 +182,7 @@ def _architecture(config: Fields) -> str:
     )
 
 
-def _refuse_unsupported(config: Fields) -> None:
+def _refuse_unsupported(config: ConfigReader) -> None:
     activation = config.get("hidden_act") or "silu"
     if activation != "silu":
         raise config.error("hidden_act", f"{activation!r} is not supported; only silu is")
@@ -192,7 +192,7 @@ def _refuse_unsupported(config: Fields) -> None:
         raise config.error("is_causal", "is false: only causal attention is supported")
 
 
-def _refuse_sliding_window(config: Fields, family: _Family) -> None:
+def _refuse_sliding_window(config: ConfigReader, family: _Family) -> None:
     if family.has_window_switch and config.flag("use_sliding_window", False):
         raise config.error("use_sliding_window", "is set: sliding windows are not supported")
     if family.default_window is not None:
@@ -207,7 +207,7 @@ def _refuse_sliding_window(config: Fields, family: _Family) -> None:
         raise config.error("layer_types", "has other layers than full_attention: not supported")
 
 
-def _heads(config: Fields, family: _Family) -> tuple[int, int, int]:
+def _heads(config: ConfigReader, family: _Family) -> tuple[int, int, int]:
     """Query heads, KV heads and their size."""
     num_heads = config.integer("num_attention_heads")
     num_kv_heads = config.integer("num_key_value_heads", num_heads)
@@ -226,19 +226,19 @@ def _heads(config: Fields, family: _Family) -> tuple[int, int, int]:
     return num_heads, num_kv_heads, head_dim
 
 
-def _dtype(config: Fields) -> torch.dtype:
+def _dtype(config: ConfigReader) -> torch.dtype:
     name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     if name not in _DTYPES:
         raise config.error("torch_dtype", f"{name!r} is not supported; use {', '.join(_DTYPES)}")
     return _DTYPES[name]
 
 
-def _generation(path: Path) -> Fields:
+def _generation(path: Path) -> ConfigReader:
     file = path / "generation_config.json"
-    return Fields.read(file) if file.exists() else Fields(file, {})
+    return ConfigReader.read(file) if file.exists() else ConfigReader(file, {})
 
 
-def _eos_token_ids(config: Fields, generation: Fields) -> tuple[int, ...]:
+def _eos_token_ids(config: ConfigReader, generation: ConfigReader) -> tuple[int, ...]:
     """generation_config.json's end-of-text ids, else config.json's."""
     source = generation if "eos_token_id" in generation else config
     ids = source.get("eos_token_id")
@@ -252,7 +252,7 @@ def _eos_token_ids(config: Fields, generation: Fields) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def _generation_defaults(generation: Fields) -> dict[str, float]:
+def _generation_defaults(generation: ConfigReader) -> dict[str, float]:
     if not generation.flag("do_sample", False):
         return {"temperature": 0.0}
     defaults: dict[str, float] = {}

@@ -14,7 +14,7 @@ from s1engine.errors import ModelError
 MAX_INT = 2**31 - 1
 
 
-class Fields:
+class ConfigReader:
     """The fields of one JSON object, each read with its type and bounds or a ModelError."""
 
     def __init__(self, file: Path, values: dict[str, Any], prefix: str = "") -> None:
@@ -23,7 +23,7 @@ class Fields:
         self._prefix = prefix
 
     @classmethod
-    def read(cls, file: Path) -> "Fields":
+    def read(cls, file: Path) -> "ConfigReader":
         """The object that ``file`` holds."""
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
@@ -83,12 +83,12 @@ class Fields:
             raise self.error(key, f"must be true or false; got {value!r}")
         return value
 
-    def section(self, key: str) -> "Fields":
+    def section(self, key: str) -> "ConfigReader":
         """A nested object; an empty one if absent."""
         value = self._present(key, {})
         if not isinstance(value, dict):
             raise self.error(key, f"must be an object; got {value!r}")
-        return Fields(self.file, value, f"{self._prefix}{key}.")
+        return ConfigReader(self.file, value, f"{self._prefix}{key}.")
 
     def _present(self, key: str, default: Any) -> Any:
         value = self._values.get(key)

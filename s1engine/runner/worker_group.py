@@ -1,12 +1,12 @@
 """The ranks of a model that several processes share, as the first of them sees the others.
 
 Owns their processes: starts them, watches them, ends them. Tells them of each step; what stands in
-it they read from memory that all share. The others see this as ``rank_process.Member``.
+it they read from memory that all share. The others see this as ``worker.Worker``.
 
     first rank                                   another
     start, configuration (one JSON line)  ->
     connect                              <->     connect (models/collective.py)
-                                          <-     fingerprint of the weights, KV blocks that fit
+                                          <-     weights_digest of the weights, KV blocks that fit
     blocks that all have                  ->
                                           <-     ready
     sizes of a step (SIZES), many times   ->     computes its part
@@ -46,15 +46,15 @@ LOST = 3  # exit status of a rank that has lost another: not the cause
 END_S = 5.0  # for a rank to end by itself
 
 
-Room = tuple[int, int]  # what fits into a rank's memory: longest sequence, KV blocks
+KVCapacity = tuple[int, int]  # what fits into a rank's memory: longest sequence, KV blocks
 
 
-class Peers(Protocol):
+class Workers(Protocol):
     """The other ranks, for a ModelRunner on any rank. All ranks make the calls in this order."""
 
     collective: Collective
 
-    def agree(self, fingerprint: str, room: Room) -> Room:
+    def sync_kv_capacity(self, weights_digest: str, room: KVCapacity) -> KVCapacity:
         """The room that every rank has. Raises ModelError if they have not the same weights."""
 
     def share(self, size: int) -> Tensor:
@@ -67,7 +67,7 @@ class Peers(Protocol):
         """Ends what belongs to the ranks here."""
 
 
-class Ranks:
+class WorkerGroup:
     """All ranks but the first, which is this process.
 
     The constructor starts them. Raises RequestError or ModelError as they do, EngineDeadError if
@@ -99,11 +99,11 @@ class Ranks:
             self.close()
             raise
 
-    def agree(self, fingerprint: str, room: Room) -> Room:
-        """See Peers."""
+    def sync_kv_capacity(self, weights_digest: str, room: KVCapacity) -> KVCapacity:
+        """See Workers."""
         answers = self._collect()
         for rank, answer in answers.items():
-            if answer["fingerprint"] != fingerprint:
+            if answer["weights_digest"] != weights_digest:
                 raise ModelError(
                     f"rank {rank} has loaded other weights than rank 0: the model's directory must "
                     "be the same for all, and must not change while they start"
@@ -114,11 +114,11 @@ class Ranks:
         return least
 
     def share(self, size: int) -> Tensor:
-        """See Peers."""
+        """See Workers."""
         return self._memory.take(size)
 
     def ready(self) -> None:
-        """See Peers."""
+        """See Workers."""
         self._collect()
 
     def _collect(self) -> dict[int, Any]:
@@ -166,7 +166,7 @@ class Ranks:
 
 
 class _Watch:
-    """The processes and what they say; does not know Ranks, which may be collected meanwhile."""
+    """The worker processes and their answers. Holds no reference to the WorkerGroup."""
 
     def __init__(self, size: int, memory: int, threads: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="s1engine-")
@@ -191,7 +191,7 @@ class _Watch:
 
     def _spawn(self, rank: int, size: int, memory: int, threads: int) -> None:
         ours, theirs = socket.socketpair()
-        module = "s1engine.runner.rank_process"
+        module = "s1engine.runner.worker"
         numbers = map(str, (rank, size, theirs.fileno(), memory))
         self._sockets.append(ours)
         self.processes.append(
