@@ -62,7 +62,7 @@ sanitize: check
 	build/tsan/cpu 4
 
 kernels-report: $(stamps)/build $(stamps)/dev
-	$(bin)/python -m s1engine.bench.kernels_report $(ARGS)
+	$(bin)/python -m s1engine.kernels.compile_report $(ARGS)
 
 bench: $(stamps)/build $(stamps)/dev
 	$(bin)/python -m pytest bench/studies/micro.py --benchmark-enable

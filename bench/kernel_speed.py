@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from s1engine.bench.device_time import ceilings, copies, seconds
-from s1engine.bench.kernel_work import CONTEXT_MATTERS, KERNELS, Place
+from s1engine.bench.kernel_work import CONTEXT_MATTERS, KERNELS, BenchSetup
 from s1engine.bench.shapes import NAMES, shape
 from s1engine.errors import RequestError
 from s1engine.ops import select_ops
@@ -27,7 +27,7 @@ MAX_EXTEND_TOKENS = 2**15  # cached, of all rows: the baseline may hold all of i
 
 
 def measure(
-    name: str, at: Place, batch: int, context: int, limits: dict[str, Any]
+    name: str, at: BenchSetup, batch: int, context: int, limits: dict[str, Any]
 ) -> dict[str, Any]:
     """One row of the table: seconds of ours and of the baseline, share of the ceiling."""
     ops = select_ops(at.device)
@@ -53,7 +53,7 @@ def measure(
 
 
 def cases(
-    names: Sequence[str], batches: Sequence[int], contexts: Sequence[int], at: Place
+    names: Sequence[str], batches: Sequence[int], contexts: Sequence[int], at: BenchSetup
 ) -> Iterator[tuple[str, int, int]]:
     """Kernel, batch and context of each row; those whose operands are too large are left out."""
     kv = 2 * at.model.num_kv_heads * at.model.head_dim * at.dtype.itemsize
@@ -77,15 +77,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             )
     device = resolve_device(args.device)
     model = shape(args.shape)
-    at = Place(model, resolve_dtype(args.dtype, device, torch.bfloat16), device)
+    at = BenchSetup(model, resolve_dtype(args.dtype, device, torch.bfloat16), device)
     limits = ceilings(device)
-    batches, contexts = numbers("batch", args.batch), numbers("context", args.context)
+    batches, contexts = parse_integers("batch", args.batch), parse_integers("context", args.context)
     todo = list(cases(names, batches, contexts, at))
     rows = [
         measure(name, at, batch, context, limits)
         for name, batch, context in tqdm(todo, unit="case")
     ]
-    print(table(rows), file=sys.stderr)
+    print(markdown_table(rows), file=sys.stderr)
     if args.plot is not None:
         from s1engine.bench.roofline import draw
 
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"shape": args.shape, "dtype": str(at.dtype), "ceilings": limits, "rows": rows}
 
 
-def numbers(param: str, text: str) -> list[int]:
+def parse_integers(param: str, text: str) -> list[int]:
     """Comma-separated positive integers. Raises RequestError naming the flag."""
     try:
         found = [int(word) for word in text.split(",")]
@@ -104,7 +104,7 @@ def numbers(param: str, text: str) -> list[int]:
     return found
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
     """As Markdown."""
     names = list(rows[0]) if rows else []
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]

@@ -22,7 +22,7 @@ from s1engine.runner.resolved_config import BLOCK_SIZES
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BenchSetup:
     """Where and in which type to measure."""
 
     model: ModelConfig
@@ -37,7 +37,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class KernelWork:
     """One launch of an operation: ours, torch's, and what it must move and compute at least."""
 
     ours: Launch
@@ -46,30 +46,32 @@ class Work:
     flops: float = 0
 
 
-Make = Callable[[Place, Ops, int, int], Work]
+Make = Callable[[BenchSetup, Ops, int, int], KernelWork]
 
 
-def _rms_norm(at: Place, ops: Ops, tokens: int, context: int) -> Work:
+def _rms_norm(at: BenchSetup, ops: Ops, tokens: int, context: int) -> KernelWork:
     x, residual = (at.normal(tokens, at.model.hidden_size) for _ in range(2))
     weight = at.normal(at.model.hidden_size)
     plain = TorchOps()
-    return Work(
+    return KernelWork(
         lambda: ops.add_rms_norm(x, residual, weight, 1e-6),
         lambda: plain.add_rms_norm(x, residual, weight, 1e-6),
         4 * x.nbytes,
     )
 
 
-def _silu_and_mul(at: Place, ops: Ops, tokens: int, context: int) -> Work:
+def _silu_and_mul(at: BenchSetup, ops: Ops, tokens: int, context: int) -> KernelWork:
     x = at.normal(tokens, 2 * at.model.intermediate_size)
-    return Work(lambda: ops.silu_and_mul(x), lambda: TorchOps().silu_and_mul(x), 1.5 * x.nbytes)
+    return KernelWork(
+        lambda: ops.silu_and_mul(x), lambda: TorchOps().silu_and_mul(x), 1.5 * x.nbytes
+    )
 
 
-def _linear(at: Place, ops: Ops, tokens: int, context: int, *, rows: str) -> Work:
+def _linear(at: BenchSetup, ops: Ops, tokens: int, context: int, *, rows: str) -> KernelWork:
     n, k = matrix_shapes(at.model)[rows]
     x, weight = at.normal(tokens, k), at.normal(n, k)
     packed = ops.pack(weight)
-    return Work(
+    return KernelWork(
         lambda: ops.linear(x, packed),
         lambda: functional.linear(x, weight),
         weight.nbytes + x.nbytes + tokens * n * x.itemsize,
@@ -77,13 +79,13 @@ def _linear(at: Place, ops: Ops, tokens: int, context: int, *, rows: str) -> Wor
     )
 
 
-def _norm_gate_up(at: Place, ops: Ops, tokens: int, context: int) -> Work:
+def _norm_gate_up(at: BenchSetup, ops: Ops, tokens: int, context: int) -> KernelWork:
     m = at.model
     residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
     weight = at.normal(2 * m.intermediate_size, m.hidden_size)
     packed = ops.pack(weight)
     plain = TorchOps()
-    return Work(
+    return KernelWork(
         lambda: ops.norm_gate_up(None, residual, norm, 1e-6, packed),
         lambda: plain.norm_gate_up(None, residual, norm, 1e-6, weight),
         weight.nbytes + residual.nbytes + tokens * m.intermediate_size * residual.itemsize,
@@ -91,7 +93,7 @@ def _norm_gate_up(at: Place, ops: Ops, tokens: int, context: int) -> Work:
     )
 
 
-def _norm_qkv(at: Place, ops: Ops, tokens: int, context: int) -> Work:
+def _norm_qkv(at: BenchSetup, ops: Ops, tokens: int, context: int) -> KernelWork:
     """Everything before attention; each token is the first of a sequence of its own."""
     m, block = at.model, BLOCK_SIZES[at.device]
     residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
@@ -114,7 +116,7 @@ def _norm_qkv(at: Place, ops: Ops, tokens: int, context: int) -> Work:
             None, residual, norm, 1e-6, matrix, None, None, None, cos_sin, k, v, meta
         )
 
-    return Work(
+    return KernelWork(
         lambda: call(ops, packed),
         lambda: call(plain, weight),
         weight.nbytes + residual.nbytes + tokens * weight.shape[0] * residual.itemsize,
@@ -122,7 +124,7 @@ def _norm_qkv(at: Place, ops: Ops, tokens: int, context: int) -> Work:
     )
 
 
-def _cache(at: Place, rows: int, context: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
+def _cache(at: BenchSetup, rows: int, context: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
     """K, V and a block table whose blocks are shuffled, for so many sequences."""
     per_row = -(-context // block)
     size = (rows * per_row, at.model.num_kv_heads, block, at.model.head_dim)
@@ -131,7 +133,7 @@ def _cache(at: Place, rows: int, context: int, block: int) -> tuple[Tensor, Tens
     return at.normal(*size), at.normal(*size), torch.cat((table, spare), dim=1)
 
 
-def _attention(at: Place, ops: Ops, rows: int, context: int, *, new: int) -> Work:
+def _attention(at: BenchSetup, ops: Ops, rows: int, context: int, *, new: int) -> KernelWork:
     """``new`` tokens a row at the end of ``context``: 1 is decode."""
     m, block = at.model, BLOCK_SIZES[at.device]
     new = min(new, context)
@@ -153,7 +155,7 @@ def _attention(at: Place, ops: Ops, rows: int, context: int, *, new: int) -> Wor
     if 1 < new < context:
         mask = torch.ones(new, context, device=at.device).tril(context - new) > 0
     pairs = new * (context - (new - 1) / 2)
-    return Work(
+    return KernelWork(
         lambda: ops.paged_attention(q, k, v, m.head_dim**-0.5, meta),
         lambda: functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=whole, enable_gqa=True
@@ -163,7 +165,7 @@ def _attention(at: Place, ops: Ops, rows: int, context: int, *, new: int) -> Wor
     )
 
 
-def _sample(at: Place, ops: Ops, rows: int, context: int) -> Work:
+def _sample(at: BenchSetup, ops: Ops, rows: int, context: int) -> KernelWork:
     logits = torch.randn(rows, at.model.vocab_size, device=at.device)
     ones = torch.ones(rows, device=at.device)
     meta = SamplingMetadata(
@@ -176,7 +178,7 @@ def _sample(at: Place, ops: Ops, rows: int, context: int) -> Work:
         all_greedy=False,
         filtered=False,
     )
-    return Work(
+    return KernelWork(
         lambda: ops.sample(logits, meta),
         lambda: torch.multinomial(logits.softmax(-1), 1),
         logits.nbytes,

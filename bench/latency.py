@@ -14,7 +14,7 @@ import torch
 
 from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
 from s1engine.bench.device_time import ceilings
-from s1engine.bench.kernel_speed import numbers
+from s1engine.bench.kernel_speed import parse_integers
 from s1engine.bench.shapes import NAMES, shape, step_bytes
 from s1engine.config import QUANTIZATIONS, EngineConfig
 from s1engine.models.decoder import Decoder
@@ -68,7 +68,7 @@ def decode(
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Every batch size, with budgets and without."""
-    batches = numbers("batch", args.batch)
+    batches = parse_integers("batch", args.batch)
     config = EngineConfig(
         dtype=args.dtype,
         device=args.device,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s1engine.bench.kernel_work import Place
+from s1engine.bench.kernel_work import BenchSetup
 from s1engine.models.rope import cos_sin_table
 from s1engine.ops import AttentionMetadata, Matrix, Ops
 from s1engine.ops.quantization import FP8, quantize
@@ -35,13 +35,13 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def norm_call(at: Place, tokens: int) -> Call:
+def norm_call(at: BenchSetup, tokens: int) -> Call:
     x, residual = (at.normal(tokens, at.model.hidden_size) for _ in range(2))
     weight = at.normal(at.model.hidden_size)
     return lambda ops, cast: ops.add_rms_norm(cast(x), cast(residual), cast(weight), 1e-6)
 
 
-def silu_call(at: Place, tokens: int) -> Call:
+def silu_call(at: BenchSetup, tokens: int) -> Call:
     x = at.normal(tokens, 2 * at.model.intermediate_size)
     return lambda ops, cast: ops.silu_and_mul(cast(x))
 
@@ -55,7 +55,7 @@ def matrix(
     return ops.pack(replace(quantize(weight, quantization), dtype=cast(weight[:1]).dtype))
 
 
-def gate_up_call(at: Place, tokens: int, quantization: str | None = None) -> Call:
+def gate_up_call(at: BenchSetup, tokens: int, quantization: str | None = None) -> Call:
     m = at.model
     residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
     weight = at.normal(2 * m.intermediate_size, m.hidden_size) * m.hidden_size**-0.5
@@ -64,7 +64,7 @@ def gate_up_call(at: Place, tokens: int, quantization: str | None = None) -> Cal
     )
 
 
-def residual_call(at: Place, tokens: int, quantization: str | None = None) -> Call:
+def residual_call(at: BenchSetup, tokens: int, quantization: str | None = None) -> Call:
     m = at.model
     x, residual = at.normal(tokens, m.intermediate_size), at.normal(tokens, m.hidden_size)
     weight = at.normal(m.hidden_size, m.intermediate_size) * m.intermediate_size**-0.5
@@ -72,13 +72,13 @@ def residual_call(at: Place, tokens: int, quantization: str | None = None) -> Ca
     def call(ops: Ops, cast: Callable[[Tensor], Tensor]) -> Tensor:
         total = cast(residual)
         w = matrix(ops, cast, weight, quantization)
-        branch = ops.linear_residual(cast(x), w, None, total)
-        return total if branch is None else total + branch
+        pending_residual = ops.linear_residual(cast(x), w, None, total)
+        return total if pending_residual is None else total + pending_residual
 
     return call
 
 
-def qkv_call(at: Place, tokens: int, block: int, quantization: str | None = None) -> Call:
+def qkv_call(at: BenchSetup, tokens: int, block: int, quantization: str | None = None) -> Call:
     """Queries, keys and values, as they come out and as they stand in the cache."""
     m = at.model
     residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
@@ -106,7 +106,7 @@ def qkv_call(at: Place, tokens: int, block: int, quantization: str | None = None
     return call
 
 
-def attention_call(at: Place, lens_q: list[int], contexts: list[int], block: int) -> Call:
+def attention_call(at: BenchSetup, lens_q: list[int], contexts: list[int], block: int) -> Call:
     """Rows of ``lens_q`` new tokens at the ends of ``contexts``, over shuffled blocks."""
     m = at.model
     columns = max(-(-context // block) for context in contexts) + 1
@@ -126,7 +126,7 @@ def attention_call(at: Place, lens_q: list[int], contexts: list[int], block: int
     return lambda ops, cast: ops.paged_attention(cast(q), cast(k), cast(v), scale, meta)
 
 
-def calls(at: Place, block: int) -> dict[str, Call]:
+def numeric_cases(at: BenchSetup, block: int) -> dict[str, Call]:
     """The cases by name, at corners of their shapes."""
     found = {f"add_rms_norm T={t}": norm_call(at, t) for t in (1, 7, 513)}
     found |= {f"silu_and_mul T={t}": silu_call(at, t) for t in (1, 65)}
@@ -148,7 +148,7 @@ def calls(at: Place, block: int) -> dict[str, Call]:
     return found
 
 
-def check(call: Call, ops: Ops, dtype: torch.dtype) -> dict[str, Any]:
+def compare_with_oracle(call: Call, ops: Ops, dtype: torch.dtype) -> dict[str, Any]:
     """Errors against the oracle and whether the rule holds."""
     plain = TorchOps()
     with torch.inference_mode(), poisoned():

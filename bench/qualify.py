@@ -23,8 +23,8 @@ from s1engine.bench import kernel_speed, latency, numerics
 from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
 from s1engine.bench.command import where
 from s1engine.bench.device_time import ceilings
-from s1engine.bench.kernel_speed import numbers
-from s1engine.bench.kernel_work import KERNELS, Place
+from s1engine.bench.kernel_speed import parse_integers
+from s1engine.bench.kernel_work import KERNELS, BenchSetup
 from s1engine.bench.shapes import NAMES, shape, step_bytes
 from s1engine.bench.transformers_peer import peer_of
 from s1engine.config import QUANTIZATIONS, EngineConfig
@@ -75,8 +75,8 @@ def check_numerics(shared: Shared) -> dict[str, Any]:
     ops = select_ops(shared.device)
     rows: dict[str, Any] = {}
     for name in shared.shapes:
-        at = Place(shape(name), shared.dtype, shared.device)
-        calls = numerics.calls(at, shared.block_size)
+        at = BenchSetup(shape(name), shared.dtype, shared.device)
+        calls = numerics.numeric_cases(at, shared.block_size)
         if shared.device == "cuda":
             with compiled_ahead(progress=True), torch.inference_mode():
                 for call in calls.values():
@@ -86,7 +86,7 @@ def check_numerics(shared: Shared) -> dict[str, Any]:
             if not shared.in_time():
                 return rows
             try:
-                row = numerics.check(call, ops, shared.dtype)
+                row = numerics.compare_with_oracle(call, ops, shared.dtype)
             except Exception as error:
                 row = {"error": str(error), "torch_error": None, "repeats": False, "ok": False}
             rows[f"{name} {case}"] = row
@@ -101,7 +101,7 @@ def measure_kernels(shared: Shared) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     limits = shared.found["ceilings"]
     for name in shared.shapes:
-        at = Place(shape(name), shared.dtype, shared.device)
+        at = BenchSetup(shape(name), shared.dtype, shared.device)
         for case, batch, context in kernel_speed.cases(names, shared.batches, shared.contexts, at):
             if not shared.in_time():
                 return rows
@@ -271,8 +271,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         device=device,
         dtype=resolve_dtype(args.dtype, device, torch.bfloat16),
         shapes=args.shapes.split(","),
-        batches=numbers("batch", args.batch),
-        contexts=numbers("context", args.context),
+        batches=parse_integers("batch", args.batch),
+        contexts=parse_integers("context", args.context),
         steps=args.steps,
         out=args.out,
         quantization=args.quantization,
@@ -317,15 +317,15 @@ def _sections(found: dict[str, Any], failures: list[str]) -> Iterator[str]:
     yield from (f"```\n{failure}\n```" for failure in failures)
     if "ceilings" in found:
         rows = [{"limit": name, "value": value} for name, value in found["ceilings"].items()]
-        yield "## Ceilings\n\n" + kernel_speed.table(rows) + "\n"
+        yield "## Ceilings\n\n" + kernel_speed.markdown_table(rows) + "\n"
     if "numerics" in found:
         rows = [{"case": case, **row} for case, row in found["numerics"].items()]
-        yield "## Numerics\n\n" + kernel_speed.table(rows) + "\n"
+        yield "## Numerics\n\n" + kernel_speed.markdown_table(rows) + "\n"
     if "kernels" in found:
-        yield "## Kernels\n\n" + kernel_speed.table(found["kernels"]) + "\n"
+        yield "## Kernels\n\n" + kernel_speed.markdown_table(found["kernels"]) + "\n"
     for name, one in found.get("engine", {}).items():
         yield f"## Engine, {name}\n\n{one.get('skipped') or one['equal']}\n"
-        yield kernel_speed.table([_rounded(row) for row in one.get("rows", [])]) + "\n"
+        yield kernel_speed.markdown_table([_rounded(row) for row in one.get("rows", [])]) + "\n"
     if "transformers" in found:
         yield f"## transformers\n\n{json.dumps(found['transformers'])}\n"
 

@@ -1,4 +1,4 @@
-"""Other launches than those of ``kernels/config.py``, each timed within a decode step on a GPU.
+"""Times other launches than those of ``kernels/launch_table.py`` in a decode step on a GPU.
 
 A few layers and the head of a random model run as one graph, since kernels overlap and what one
 gains alone the next may lose. Kernel by kernel the fastest launch is kept for the rest. What wins
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from s1engine.bench.bare_engine import make_decoder
 from s1engine.bench.device_time import ceilings, seconds
-from s1engine.bench.kernel_speed import numbers, table
+from s1engine.bench.kernel_speed import markdown_table, parse_integers
 from s1engine.bench.shapes import NAMES, shape, step_bytes
 from s1engine.config import QUANTIZATIONS, EngineConfig
 from s1engine.errors import RequestError
@@ -27,7 +27,7 @@ from s1engine.runner.kv_cache import KVCache
 from s1engine.runner.resolved_config import BLOCK_SIZES
 
 if TYPE_CHECKING:  # needs Triton, which machines without a GPU may lack
-    from s1engine.bench.launches import Choice
+    from s1engine.bench.launches import LaunchCandidate
 
 STEPS, ROUNDS = 8, 5  # in a graph; how often it is timed
 
@@ -83,14 +83,17 @@ def make_step(decoder: Decoder, batch: int, context: int) -> Step:
 
 def descend(step: Step, limit: float) -> list[dict[str, Any]]:
     """A row for every choice: its time beside the best of the kernels before."""
-    from s1engine.bench.launches import KERNELS, Choice, choices
+    from s1engine.bench.launches import KERNELS, LaunchCandidate, launch_candidates
 
     model = step.decoder.config
-    best: dict[str, Choice] = {}
+    best: dict[str, LaunchCandidate] = {}
     rows = []
     for kernel in KERNELS:
         times: dict[str, float] = {}
-        found = {choice.name: choice for choice in choices(kernel, step.batch, model.num_kv_heads)}
+        found = {
+            choice.name: choice
+            for choice in launch_candidates(kernel, step.batch, model.num_kv_heads)
+        }
         for name, choice in found.items():
             took = _time(step, [*best.values(), choice])
             if took is not None:
@@ -108,15 +111,15 @@ def descend(step: Step, limit: float) -> list[dict[str, Any]]:
     return rows
 
 
-def _time(step: Step, chosen: "list[Choice]") -> float | None:
+def _time(step: Step, chosen: "list[LaunchCandidate]") -> float | None:
     """None if a choice cannot be launched: too much shared memory, say."""
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources, PTXASError
 
-    from s1engine.bench.launches import launched
+    from s1engine.bench.launches import use_launches
 
     try:
-        with launched(chosen, step.decoder.config), torch.inference_mode():
+        with use_launches(chosen, step.decoder.config), torch.inference_mode():
             return seconds([step], "cuda", ROUNDS, STEPS)
     except (CompilationError, OutOfResources, PTXASError):
         return None
@@ -124,14 +127,14 @@ def _time(step: Step, chosen: "list[Choice]") -> float | None:
 
 def compile_all(steps: list[Step], *, progress: bool) -> None:
     """All choices of all steps, on all cores."""
-    from s1engine.bench.launches import KERNELS, choices, launched
+    from s1engine.bench.launches import KERNELS, launch_candidates, use_launches
 
     with compiled_ahead(progress=progress), torch.inference_mode():
         for step in steps:
             model = step.decoder.config
             for kernel in KERNELS:
-                for choice in choices(kernel, step.batch, model.num_kv_heads):
-                    with launched([choice], model):
+                for choice in launch_candidates(kernel, step.batch, model.num_kv_heads):
+                    with use_launches([choice], model):
                         step()
 
 
@@ -142,7 +145,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = replace(shape(args.shape), num_layers=args.layers)
     config = EngineConfig(device="cuda", dtype="bfloat16", quantization=args.quantization)
     decoder = make_decoder(model, config)
-    steps = [make_step(decoder, batch, args.context) for batch in numbers("batch", args.batch)]
+    steps = [
+        make_step(decoder, batch, args.context) for batch in parse_integers("batch", args.batch)
+    ]
     compile_all(steps, progress=True)
     limits = ceilings("cuda")
     rows: list[dict[str, Any]] = []
@@ -150,7 +155,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         nbytes = step_bytes(model, 2, step.batch, step.context, args.quantization)
         found = descend(step, nbytes / limits["read_bytes_per_s"])
         shown = [row for row in found if row["chosen"] or row["choice"] == "table"]
-        print(table(shown), file=sys.stderr)
+        print(markdown_table(shown), file=sys.stderr)
         rows += found
     return {
         "shape": args.shape,

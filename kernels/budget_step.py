@@ -14,7 +14,7 @@ triggers banned. A row that has finished feeds token 0 into the null slot, over 
 tokens, until the host retires it.
 
 Everything about a row stands in its column of ``lanes``, written first by the scheduler
-(csrc/core/device_batch.hpp). The host needs the sampled ids alone to follow: ``ring``
+(csrc/core/device_batch.hpp). The host needs the sampled ids alone to follow: ``output_tokens``
 holds them, step by step, and IGNORED where they meant nothing. Knows rows, not sequences.
 """
 
@@ -23,8 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels import config
-from s1engine.kernels.overlap import release, wait
+from s1engine.kernels import launch_table
+from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 # Rows of ``lanes`` [len(FIELDS), B] int32, as the scheduler writes them: the budget's state, with
 # the token just fed and the phrase tokens pending at phrases[pending:pending + remaining];
@@ -107,20 +107,20 @@ def _budget_step_kernel(
     table_ptr,  # [B, max_blocks] int32
     slot_ptr,  # [B] int64
     sample_position_ptr,  # [B] int64
-    ring_ptr,  # [steps, B] int32
-    tick_ptr,  # [1] int32, steps so far
+    output_tokens_ptr,  # [steps, B] int32
+    step_counter_ptr,  # [1] int32, steps so far
     rows,
     num_triggers,
     vocab,
     table_stride,
-    ring_steps,
+    num_steps,
     null_slot,
     BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    release(OVERLAP)  # one program crowds nobody out
-    wait(OVERLAP)
+    launch_dependents(PDL)  # one program crowds nobody out
+    grid_dependency_wait(PDL)
     b = tl.arange(0, ROWS)
     live = b < rows
     s = lane_ptr + b  # state
@@ -208,11 +208,11 @@ def _budget_step_kernel(
     tl.store(inputs + 3 * rows, bans.to(tl.int32), mask=live)
     tl.store(slot_ptr + b, tl.where(runs, slot, null_slot), mask=live)
     tl.store(sample_position_ptr + b, (position + 1).to(tl.int64), mask=live)
-    tick = tl.load(tick_ptr)
-    ring = ring_ptr + (tick % ring_steps).to(tl.int64) * rows + b
-    tl.store(ring, tl.where(decides, sampled, _IGNORED), mask=live)
-    tl.debug_barrier()  # every thread has read the tick
-    tl.store(tick_ptr, tick + 1)
+    step_counter = tl.load(step_counter_ptr)
+    output_tokens = output_tokens_ptr + (step_counter % num_steps).to(tl.int64) * rows + b
+    tl.store(output_tokens, tl.where(decides, sampled, _IGNORED), mask=live)
+    tl.debug_barrier()  # every thread has read the step_counter
+    tl.store(step_counter_ptr, step_counter + 1)
 
 
 def budget_step(
@@ -225,8 +225,8 @@ def budget_step(
     *,
     slot_mapping: Tensor,
     sample_positions: Tensor,
-    ring: Tensor,
-    tick: Tensor,
+    output_tokens: Tensor,
+    step_counter: Tensor,
     block_size: int,
     null_slot: int,
 ) -> None:
@@ -237,20 +237,21 @@ def budget_step(
         newlines: [vocab] uint8, does the token's text end in a newline?
         block_table: [B, max_blocks] int32; the block of the next position must stand in it.
         slot_mapping, sample_positions: [B] int64, written.
-        ring: [steps, B] int32; the row ``tick`` [1] int32 modulo steps is written.
+        output_tokens: [steps, B] int32; the row ``step_counter`` [1] int32 modulo steps is written.
     """
     rows = sampled.shape[0]
-    assert sampled.dtype == torch.int64 and 0 < rows <= config.MAX_ROWS
+    assert sampled.dtype == torch.int64 and 0 < rows <= launch_table.MAX_BATCH_ROWS
     assert lanes.shape == (len(FIELDS), rows) and lanes.is_contiguous()
     for column in (slot_mapping, sample_positions):
         assert column.shape == (rows,) and column.dtype == torch.int64
-    for ints in (lanes, phrases, triggers, block_table, ring, tick):
+    for ints in (lanes, phrases, triggers, block_table, output_tokens, step_counter):
         assert ints.dtype == torch.int32
     assert newlines.dtype == torch.uint8 and block_table.stride(1) == 1
-    assert ring.shape[1] == rows and ring.is_contiguous()
+    assert output_tokens.shape[1] == rows and output_tokens.is_contiguous()
     _budget_step_kernel[(1,)](
         sampled, lanes, phrases, triggers, newlines, block_table, slot_mapping, sample_positions,
-        ring, tick, rows, len(triggers), len(newlines), block_table.stride(0), ring.shape[0],
-        null_slot, BLOCK_SIZE=block_size, ROWS=config.next_power_of_2(rows),
-        **config.STEP.options(),
+        output_tokens, step_counter, rows, len(triggers), len(newlines), block_table.stride(0),
+        output_tokens.shape[0],
+        null_slot, BLOCK_SIZE=block_size, ROWS=launch_table.next_power_of_2(rows),
+        **launch_table.BUDGET_STEP.options(),
     )  # fmt: skip

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels import config
-from s1engine.kernels.weight_rows import (
+from s1engine.kernels import launch_table
+from s1engine.kernels.skinny_gemm import (
     add_parts,
     check_rows,
     multiply_rows,
@@ -40,14 +40,14 @@ def _linear_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     DOT: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     tile, split = tl.program_id(0), tl.program_id(1)
     row, token = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
     first, end = part_of(split, K, BLOCK_K, SPLITS)
     acc, squares = multiply_rows(
         x_ptr, x_ptr, w_ptr, scale_ptr, tl.minimum(row, N - 1), tl.minimum(token, tokens - 1),
-        x_stride, first, end, K, ROWS, TOKENS, BLOCK_K, False, DOT, OVERLAP,
+        x_stride, first, end, K, ROWS, TOKENS, BLOCK_K, False, DOT, PDL,
     )  # fmt: skip
     acc, squares, last = add_parts(
         acc, squares, part_ptr, arrived_ptr, tile, split, ROWS, TOKENS, SPLITS, False
@@ -75,14 +75,14 @@ def linear(
 
     ``scale`` [N] or [N, 1] float32: the weights are e4m3, each row times its scale.
 
-    ``workspace``: float32 and int32 (zeros, left zero), as large as config.WORKSPACE says.
+    ``workspace``: float32 and int32 (zeros, left zero), of SPLIT_K_WORKSPACE's sizes.
     """
     tokens, k = check_rows(x, weight, bias=bias, scale=scale)
     n = weight.shape[0]
     out = x.new_empty((tokens, n)) if residual is None else residual
     assert out.shape == (tokens, n) and out.dtype == x.dtype and out.stride(1) == 1
-    tiles = config.linear(tokens, n, k, tile_bytes(x, weight))
-    _linear_kernel[(config.cdiv(n, tiles.rows), tiles.splits)](
+    tiles = launch_table.skinny_gemm_tiles(tokens, n, k, tile_bytes(x, weight))
+    _linear_kernel[(launch_table.cdiv(n, tiles.rows), tiles.splits)](
         x,
         weight,
         x if scale is None else scale,

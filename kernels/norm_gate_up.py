@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels import config
+from s1engine.kernels import launch_table
 from s1engine.kernels.rms_norm import rms_norm
-from s1engine.kernels.weight_rows import (
+from s1engine.kernels.skinny_gemm import (
     add_parts,
     check_rows,
     halves,
@@ -42,7 +42,7 @@ def _norm_gate_up_kernel(
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
     DOT: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     PAIRS: tl.constexpr = ROWS // 2
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -51,7 +51,7 @@ def _norm_gate_up_kernel(
     first, end = part_of(split, K, BLOCK_K, SPLITS)
     acc, squares = multiply_rows(
         x_ptr, norm_ptr, w_ptr, scale_ptr, row, tl.minimum(token, tokens - 1), x_stride, first, end,
-        K, ROWS, TOKENS, BLOCK_K, not DOT, DOT, OVERLAP,
+        K, ROWS, TOKENS, BLOCK_K, not DOT, DOT, PDL,
     )  # fmt: skip
     acc, squares, last = add_parts(
         acc, squares, part_ptr, arrived_ptr, tile, split, ROWS, TOKENS, SPLITS, not DOT
@@ -80,10 +80,10 @@ def norm_gate_up(
     f = weight.shape[0] // 2
     assert weight.shape[0] == 2 * f
     out = x.new_empty((tokens, f))
-    tiles = config.linear(tokens, 2 * f, k, tile_bytes(x, weight))
+    tiles = launch_table.skinny_gemm_tiles(tokens, 2 * f, k, tile_bytes(x, weight))
     if tiles.dot:
         x = rms_norm(x, norm, eps)
-    _norm_gate_up_kernel[(config.cdiv(f, tiles.rows // 2), tiles.splits)](
+    _norm_gate_up_kernel[(launch_table.cdiv(f, tiles.rows // 2), tiles.splits)](
         x, norm, weight, x if scale is None else scale, out, *workspace, tokens, x.stride(0), eps,
         F=f, K=k, **tiles.options(),
     )  # fmt: skip

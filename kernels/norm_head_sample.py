@@ -15,12 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels import config
+from s1engine.kernels import launch_table
 from s1engine.kernels.filters import LOGIT_LIMIT, MIN_TEMPERATURE
 from s1engine.kernels.noise import exponential_noise_of_rows
-from s1engine.kernels.overlap import release, wait
+from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 from s1engine.kernels.rms_norm import rms_norm
-from s1engine.kernels.weight_rows import check_rows, multiply_rows
+from s1engine.kernels.skinny_gemm import check_rows, multiply_rows
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -44,7 +44,7 @@ def _head_tile_kernel(
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
     DOT: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     tl.static_assert(SPLITS == 1)
     tile, b = tl.program_id(0), tl.arange(0, TOKENS)
@@ -52,7 +52,7 @@ def _head_tile_kernel(
     live = b < rows
     acc, _ = multiply_rows(
         x_ptr, x_ptr, w_ptr, w_ptr, tl.minimum(token, size - 1), tl.minimum(b, rows - 1),
-        x_stride, 0, K, K, ROWS, TOKENS, BLOCK_K, False, DOT, OVERLAP,
+        x_stride, 0, K, K, ROWS, TOKENS, BLOCK_K, False, DOT, PDL,
     )  # fmt: skip
     logits = tl.trans(acc).to(x_ptr.dtype.element_ty).to(tl.float32)
     logits = tl.where(logits == logits, logits, -LOGIT_LIMIT)
@@ -85,12 +85,12 @@ def _best_tile_kernel(
     out_ptr,  # [B] int64
     tiles,
     TILES: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    wait(OVERLAP)
+    grid_dependency_wait(PDL)
     row, tile = tl.program_id(0), tl.arange(0, TILES)
     values = tl.load(value_ptr + row * tiles + tile, mask=tile < tiles, other=float("-inf"))
-    release(OVERLAP)
+    launch_dependents(PDL)
     _, best = tl.max(values, axis=0, return_indices=True)
     tl.store(out_ptr + row, tl.load(token_ptr + row * tiles + best).to(tl.int64))
 
@@ -115,8 +115,8 @@ def norm_head_sample(
         assert column.shape == (rows,) and column.dtype == torch.int64
     assert (banned is None) == (triggers is None)
     x = rms_norm(x, norm, eps)
-    launch = config.head(rows, k, x.element_size())
-    tiles = config.cdiv(size, launch.rows)
+    launch = launch_table.head_tiles(rows, k, x.element_size())
+    tiles = launch_table.cdiv(size, launch.rows)
     values = torch.empty((rows, tiles), dtype=torch.float32, device=x.device)
     tokens = torch.empty((rows, tiles), dtype=torch.int32, device=x.device)
     out = torch.empty(rows, dtype=torch.int64, device=x.device)
@@ -127,6 +127,11 @@ def norm_head_sample(
         NUM_TRIGGERS=0 if triggers is None else len(triggers), **launch.options(),
     )  # fmt: skip
     _best_tile_kernel[(rows,)](
-        values, tokens, out, tiles, TILES=config.next_power_of_2(tiles), **config.BEST.options()
+        values,
+        tokens,
+        out,
+        tiles,
+        TILES=launch_table.next_power_of_2(tiles),
+        **launch_table.BEST_TILE.options(),
     )
     return out

@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels import config
-from s1engine.kernels.kv_rows import as_stored
+from s1engine.kernels import launch_table
+from s1engine.kernels.kv_quant import quantize
 from s1engine.kernels.rms_norm import rms_norm
-from s1engine.kernels.weight_rows import (
+from s1engine.kernels.skinny_gemm import (
     add_parts,
     check_rows,
     halves,
@@ -30,8 +30,8 @@ from s1engine.kernels.weight_rows import (
 
 @triton.jit
 def _store_pair(at, first, second, inside, HALF: tl.constexpr):
-    tl.store(at, as_stored(first, at), mask=inside)
-    tl.store(at + HALF, as_stored(second, at), mask=inside)
+    tl.store(at, quantize(first, at), mask=inside)
+    tl.store(at + HALF, quantize(second, at), mask=inside)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -63,7 +63,7 @@ def _norm_qkv_rope_write_kernel(
     SPLITS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     DOT: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     PAIRS: tl.constexpr = ROWS // 2
     HALF: tl.constexpr = DIM // 2
@@ -75,7 +75,7 @@ def _norm_qkv_rope_write_kernel(
     begin_k, end_k = part_of(split, K, BLOCK_K, SPLITS)
     acc, squares = multiply_rows(
         x_ptr, norm_ptr, w_ptr, scale_ptr, row, tl.minimum(token, tokens - 1), x_stride,
-        begin_k, end_k, K, ROWS, TOKENS, BLOCK_K, not DOT, DOT, OVERLAP,
+        begin_k, end_k, K, ROWS, TOKENS, BLOCK_K, not DOT, DOT, PDL,
     )  # fmt: skip
     acc, squares, last = add_parts(
         acc, squares, part_ptr, arrived_ptr, tile, split, ROWS, TOKENS, SPLITS, not DOT
@@ -135,7 +135,7 @@ def norm_qkv_rope_write(
     _, num_kv_heads, block_size, dim = k_cache.shape
     num_heads = weight.shape[0] // dim - 2 * num_kv_heads
     assert weight.shape[0] == (num_heads + 2 * num_kv_heads) * dim and num_heads > 0
-    assert dim in config.HEAD_DIMS and block_size in config.BLOCK_SIZES
+    assert dim in launch_table.HEAD_DIMS and block_size in launch_table.BLOCK_SIZES
     assert k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype
     assert k_cache.dtype in (x.dtype, torch.float8_e4m3fn)
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
@@ -143,10 +143,10 @@ def norm_qkv_rope_write(
     assert positions.dtype == torch.int32 and slot_mapping.dtype == torch.int64
     assert positions.shape == slot_mapping.shape == (tokens,)
     q = x.new_empty((tokens, num_heads, dim))
-    tiles = config.linear(tokens, weight.shape[0], k, tile_bytes(x, weight))
+    tiles = launch_table.skinny_gemm_tiles(tokens, weight.shape[0], k, tile_bytes(x, weight))
     if tiles.dot:
         x = rms_norm(x, norm, eps)
-    programs = config.cdiv(weight.shape[0], tiles.rows)
+    programs = launch_table.cdiv(weight.shape[0], tiles.rows)
     _norm_qkv_rope_write_kernel[(programs, tiles.splits)](
         x, norm, weight, x if scale is None else scale, x if bias is None else bias, cos_sin,
         positions, slot_mapping, q, k_cache, v_cache, *workspace, tokens, x.stride(0), eps,

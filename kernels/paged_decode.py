@@ -16,10 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels import config
-from s1engine.kernels.attend import LOG2E, LOWEST, attend_tile
-from s1engine.kernels.kv_rows import as_computed
-from s1engine.kernels.overlap import release, wait
+from s1engine.kernels import launch_table
+from s1engine.kernels.kv_quant import cast_query
+from s1engine.kernels.online_softmax import LOG2E, LOWEST, online_softmax_tile
+from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 
 @triton.jit
@@ -49,13 +49,13 @@ def _attend_range(
         place = block.to(tl.int64) * block_stride + tile * TILE % BLOCK_SIZE * DIM
         following = tile + 1
         block = tl.load(table_ptr + following * TILE // BLOCK_SIZE, following < end_tile, other=0)
-        acc, m, total = attend_tile(
+        acc, m, total = online_softmax_tile(
             q, k_ptr + place, v_ptr + place, acc, m, total, scale, last, 0, DIM, TILE, False
         )
     if full < end_tile:
         place = block.to(tl.int64) * block_stride + full * TILE % BLOCK_SIZE * DIM
         valid = context - full * TILE
-        acc, m, total = attend_tile(
+        acc, m, total = online_softmax_tile(
             q, k_ptr + place, v_ptr + place, acc, m, total, scale, last + valid - 1, valid,
             DIM, TILE, True,
         )  # fmt: skip
@@ -117,9 +117,9 @@ def _paged_decode_kernel(
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    wait(OVERLAP)
+    grid_dependency_wait(PDL)
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     pair = b * tl.num_programs(1) + head  # which row and KV head
     context = tl.load(context_ptr + b)
@@ -130,7 +130,7 @@ def _paged_decode_kernel(
         row, dim = tl.arange(0, M), tl.arange(0, DIM)
         mine = (row < GROUP)[:, None]
         at_q = b.to(tl.int64) * q_stride + (head * GROUP + row)[:, None] * DIM + dim[None, :]
-        q = as_computed(tl.load(q_ptr + at_q, mask=mine, other=0.0), k_cache_ptr)
+        q = cast_query(tl.load(q_ptr + at_q, mask=mine, other=0.0), k_cache_ptr)
         head_offset = head * (BLOCK_SIZE * DIM)
         acc, m, total = _attend_range(
             q, k_cache_ptr + head_offset, v_cache_ptr + head_offset,
@@ -138,7 +138,7 @@ def _paged_decode_kernel(
             split * share, tl.minimum((split + 1) * share, tiles), scale, block_stride,
             M, DIM, BLOCK_SIZE, TILE,
         )  # fmt: skip
-        release(OVERLAP)
+        launch_dependents(PDL)
         finished = parts == 1
         if parts > 1:
             base = pair.to(tl.int64) * NUM_SPLITS
@@ -161,9 +161,9 @@ def _paged_decode_kernel(
 
 def workspace_sizes(rows: int, kv_heads: int, head_dim: int, group: int) -> tuple[int, int]:
     """Floats for partial results, and counters, that a launch of these shapes needs."""
-    m = max(16, config.next_power_of_2(group))
+    m = max(16, launch_table.next_power_of_2(group))
     pairs = rows * kv_heads
-    return pairs * config.splits(rows, kv_heads) * m * (head_dim + 2), pairs
+    return pairs * launch_table.decode_splits(rows, kv_heads) * m * (head_dim + 2), pairs
 
 
 def paged_decode(
@@ -185,8 +185,8 @@ def paged_decode(
     rows, num_heads, dim = q.shape
     _, num_kv_heads, block_size, _ = k_cache.shape
     group = num_heads // num_kv_heads
-    assert num_heads == group * num_kv_heads and group <= config.MAX_GROUP
-    assert dim in config.HEAD_DIMS and block_size in config.BLOCK_SIZES
+    assert num_heads == group * num_kv_heads and group <= launch_table.MAX_GROUP
+    assert dim in launch_table.HEAD_DIMS and block_size in launch_table.BLOCK_SIZES
     assert q.stride()[1:] == (dim, 1) and k_cache.dtype == v_cache.dtype
     assert k_cache.dtype in (q.dtype, torch.float8_e4m3fn)
     assert k_cache.shape == v_cache.shape and k_cache.shape[3] == dim
@@ -195,8 +195,8 @@ def paged_decode(
     assert context_lens.shape == (rows,) and block_table.shape[0] == rows
     assert block_table.stride(1) == 1 and context_lens.is_contiguous()
     assert parts.dtype == torch.float32 and arrived.dtype == torch.int32
-    tiles = config.decode(dim, block_size, group, q.element_size())
-    num_splits = num_splits or config.splits(rows, num_kv_heads)
+    tiles = launch_table.decode_tiles(dim, block_size, group, q.element_size())
+    num_splits = num_splits or launch_table.decode_splits(rows, num_kv_heads)
     pairs, m = rows * num_kv_heads, tiles.block_m
     acc_size = pairs * num_splits * m * dim
     assert parts.numel() >= acc_size + pairs * num_splits * 2 * m and arrived.numel() >= pairs

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels import config
-from s1engine.kernels.overlap import release, wait
+from s1engine.kernels import launch_table
+from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -31,13 +31,13 @@ def _rms_norm_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < DIM)[None, :]
     weight = tl.load(weight_ptr + column, mask=column < DIM, other=0.0).to(tl.float32)
-    wait(OVERLAP)
+    grid_dependency_wait(PDL)
     offset = (row // INNER).to(tl.int64) * outer_stride + (row % INNER) * inner_stride
     x = tl.load(x_ptr + offset[:, None] + column[None, :], mask=inside, other=0.0)
     if HAS_RESIDUAL:
@@ -45,7 +45,7 @@ def _rms_norm_kernel(
         residual = tl.load(at, mask=inside, other=0.0)
         x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
         tl.store(at, x, mask=inside)
-    release(OVERLAP)
+    launch_dependents(PDL)
     x = x.to(tl.float32)  # [ROWS, COLUMNS]
     scale = tl.rsqrt(tl.sum(x * x, axis=1) / DIM + eps)
     out = x * scale[:, None] * weight[None, :]
@@ -67,7 +67,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = No
         assert residual.stride(1) == 1
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = x.shape[0] * inner
-    tile, columns, launch = config.rows_of(dim)
+    tile, columns, launch = launch_table.norm_tiles(dim)
     _rms_norm_kernel[(triton.cdiv(rows, tile),)](
         x,
         x if residual is None else residual,

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels import config
-from s1engine.kernels.kv_rows import as_stored
-from s1engine.kernels.overlap import release, wait
+from s1engine.kernels import launch_table
+from s1engine.kernels.kv_quant import quantize
+from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 
 @triton.jit
@@ -27,8 +27,8 @@ def _load_halves(x_ptr, head, pair, inside, DIM: tl.constexpr):
 @triton.jit
 def _store_halves(x_ptr, stride, head, pair, first, second, inside, DIM: tl.constexpr):
     at = x_ptr + head[:, None] * stride + pair[None, :]
-    tl.store(at, as_stored(first, x_ptr), mask=inside)
-    tl.store(at + DIM // 2, as_stored(second, x_ptr), mask=inside)
+    tl.store(at, quantize(first, x_ptr), mask=inside)
+    tl.store(at + DIM // 2, quantize(second, x_ptr), mask=inside)
 
 
 @triton.jit
@@ -62,9 +62,9 @@ def _rope_write_kernel(
     DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HEADS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    wait(OVERLAP)
+    grid_dependency_wait(PDL)
     Q_PARTS: tl.constexpr = (NUM_HEADS + HEADS - 1) // HEADS
     KV_PARTS: tl.constexpr = (NUM_KV_HEADS + HEADS - 1) // HEADS
     token = tl.program_id(0).to(tl.int64)
@@ -88,7 +88,7 @@ def _rope_write_kernel(
         else:
             v1, v2 = _load_halves(v_ptr + token * v_stride, head, pair, inside, DIM)
             _store_halves(v_cache_ptr + place, stride, head, pair, v1, v2, inside, DIM)
-    release(OVERLAP)
+    launch_dependents(PDL)
 
 
 def rope_write(
@@ -104,7 +104,7 @@ def rope_write(
     """q [T, Hq, D], k, v [T, Hkv, D] with contiguous heads; caches [num_blocks, Hkv, S, D]."""
     tokens, num_heads, dim = q.shape
     num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
-    assert dim in config.HEAD_DIMS and block_size in config.BLOCK_SIZES
+    assert dim in launch_table.HEAD_DIMS and block_size in launch_table.BLOCK_SIZES
     assert k.shape == v.shape == (tokens, num_kv_heads, dim)
     assert q.stride()[1:] == k.stride()[1:] == v.stride()[1:] == (dim, 1)
     assert q.dtype == k.dtype == v.dtype and k_cache.dtype == v_cache.dtype
@@ -113,7 +113,7 @@ def rope_write(
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
     assert cos_sin.dtype == torch.float32 and cos_sin.is_contiguous() and cos_sin.shape[1] == dim
     assert positions.shape == slot_mapping.shape == (tokens,)
-    heads = min(config.ROPE_HEADS, config.next_power_of_2(num_heads))
+    heads = min(launch_table.ROPE_HEADS, launch_table.next_power_of_2(num_heads))
     parts = triton.cdiv(num_heads, heads) + 2 * triton.cdiv(num_kv_heads, heads)
     _rope_write_kernel[(tokens, parts)](
         q,
@@ -132,5 +132,5 @@ def rope_write(
         DIM=dim,
         BLOCK_SIZE=block_size,
         HEADS=heads,
-        **config.ROPE.options(),
+        **launch_table.ROPE.options(),
     )

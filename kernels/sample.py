@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels import config
+from s1engine.kernels import launch_table
 from s1engine.kernels.filters import MIN_TEMPERATURE, draw_filtered, load_logits
 from s1engine.kernels.noise import exponential_noise
-from s1engine.kernels.overlap import release, wait
+from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 
 @triton.jit
@@ -34,9 +34,9 @@ def _sample_tile_kernel(
     TILE: tl.constexpr,
     CLEAN: tl.constexpr,
     NUM_TRIGGERS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    wait(OVERLAP)
+    grid_dependency_wait(PDL)
     row, tile = tl.program_id(0), tl.program_id(1)
     first = tile * TILE
     temperature = tl.load(temperature_ptr + row)
@@ -50,7 +50,7 @@ def _sample_tile_kernel(
     if drawn:
         seed, position = tl.load(seed_ptr + row), tl.load(position_ptr + row)
         score -= tl.log(exponential_noise(seed, position, first, TILE))
-    release(OVERLAP)
+    launch_dependents(PDL)
     value, index = tl.max(score, axis=0, return_indices=True)
     at = row * tl.num_programs(1) + tile
     tl.store(value_ptr + at, value)
@@ -79,9 +79,9 @@ def _sample_row_kernel(
     CLEAN: tl.constexpr,
     FILTERED: tl.constexpr,
     NUM_TRIGGERS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    wait(OVERLAP)
+    grid_dependency_wait(PDL)
     row = tl.program_id(0)
     tile = tl.arange(0, TILES)
     values = tl.load(value_ptr + row * tiles + tile, mask=tile < tiles, other=float("-inf"))
@@ -107,7 +107,7 @@ def _sample_row_kernel(
                 TILE, CLEAN, NUM_TRIGGERS,
             )  # fmt: skip
             token = tl.sum(chosen)
-    release(OVERLAP)
+    launch_dependents(PDL)
     tl.store(out_ptr + row, token.to(tl.int64))
 
 
@@ -142,7 +142,7 @@ def sample(
         assert column.shape == (rows,) and column.dtype == torch.int64
     assert (banned is None) == (triggers is None)
     num_triggers = 0 if triggers is None else len(triggers)
-    tiles = triton.cdiv(size, config.SAMPLE_TILE)
+    tiles = triton.cdiv(size, launch_table.SAMPLE_TILE)
     values = torch.empty((rows, tiles), dtype=torch.float32, device=logits.device)
     tokens = torch.empty((rows, tiles), dtype=torch.int32, device=logits.device)
     out = torch.empty(rows, dtype=torch.int64, device=logits.device)
@@ -150,13 +150,14 @@ def sample(
     stride = logits.stride(0)
     _sample_tile_kernel[(rows, tiles)](
         logits, temperature, seeds, positions, *ban, values, tokens, stride, size,
-        TILE=config.SAMPLE_TILE, CLEAN=clean, NUM_TRIGGERS=num_triggers,
-        **config.SAMPLE.options(),
+        TILE=launch_table.SAMPLE_TILE, CLEAN=clean, NUM_TRIGGERS=num_triggers,
+        **launch_table.SAMPLE.options(),
     )  # fmt: skip
     _sample_row_kernel[(rows,)](
         logits, temperature, top_k, top_p, min_p, seeds, positions, *ban, values, tokens, out,
-        stride, size, tiles, TILE=config.FILTER_TILE, TILES=config.next_power_of_2(tiles),
+        stride, size, tiles,
+        TILE=launch_table.FILTER_TILE, TILES=launch_table.next_power_of_2(tiles),
         CLEAN=clean, FILTERED=filtered, NUM_TRIGGERS=num_triggers,
-        **config.FILTER.options(),
+        **launch_table.FILTER.options(),
     )  # fmt: skip
     return out

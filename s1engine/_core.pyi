@@ -312,7 +312,7 @@ class cpu:
         /,
     ) -> None: ...
     @staticmethod
-    def take_rows(
+    def gather_rows(
         x: int, index: int, out: int, rows: int, row_bytes: int, x_rows: int, first: int, /
     ) -> None: ...
     @staticmethod

@@ -23,7 +23,7 @@ from s1engine.eval.arithmetic import generate
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import load_decoder, resolve_model
 from s1engine.models.model_config import ModelConfig
-from s1engine.ops import AttentionMetadata, Ops, kv_rows
+from s1engine.ops import AttentionMetadata, Ops, kv_quant
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.runner.kv_cache import KVCache
@@ -123,7 +123,7 @@ def attention_calls(model: ModelConfig, context: int, rows: int) -> dict[str, Ca
     plain = torch.randn(blocks, model.num_kv_heads, BLOCK, model.head_dim).bfloat16()
 
     def call_of(dtype: torch.dtype) -> Callable[[], Tensor]:
-        cache = kv_rows.encode(plain, dtype)
+        cache = kv_quant.quantize(plain, dtype)
         copies = [cache.clone() for _ in range(max(2, -(-CACHE_BYTES // cache.nbytes)))]
         turn = iter(range(10**9))
 
@@ -149,7 +149,7 @@ def attention_times(model: ModelConfig, context: int, rows: int, rounds: int) ->
     medians = {name: statistics.median(found[1:]) * 1e6 for name, found in times.items()}
     read = 2 * context * rows * model.num_kv_heads
     bytes_of = {
-        name: read * kv_rows.row_size(model.head_dim, dtype) * dtype.itemsize
+        name: read * kv_quant.row_size(model.head_dim, dtype) * dtype.itemsize
         for name, dtype in {"bfloat16": torch.bfloat16, "int8": torch.int8}.items()
     }
     return {

@@ -90,8 +90,8 @@ void embed(int dtype, int format, Address ids, Address panels, Address scales, A
   linear_kernels(DType{dtype}, WeightFormat{format}).embed(args, 0, rows);
 }
 
-void take_rows(Address x, Address index, Address out, int64_t rows, int64_t row_bytes,
-               int64_t x_rows, int64_t first) {
+void gather_rows(Address x, Address index, Address out, int64_t rows, int64_t row_bytes,
+                 int64_t x_rows, int64_t first) {
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t row = pointer<const int32_t>(index)[i] - first;
     char* to = pointer<char>(out) + i * row_bytes;

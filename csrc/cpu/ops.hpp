@@ -60,8 +60,8 @@ void embed(int dtype, int format, Address ids, Address panels, Address scales, A
            int64_t rows, int64_t columns, int64_t outputs, int64_t group, int64_t first);
 
 // out [rows, row_bytes] = rows of x [x_rows, row_bytes], numbered likewise.
-void take_rows(Address x, Address index, Address out, int64_t rows, int64_t row_bytes,
-               int64_t x_rows, int64_t first);
+void gather_rows(Address x, Address index, Address out, int64_t rows, int64_t row_bytes,
+                 int64_t x_rows, int64_t first);
 
 // out [rows] int64 = a token of each row of float32 logits [rows, size], which are overwritten. The
 // other arrays have one value a row; top_k, top_p and min_p are read only if `filtered`. `clean`:

@@ -16,7 +16,7 @@ from torch import Tensor
 from s1engine.models.collective import Collective
 from s1engine.models.model_config import ModelConfig
 from s1engine.models.rope import cos_sin_table
-from s1engine.ops import AttentionMetadata, Matrix, Ops, RunState
+from s1engine.ops import AttentionMetadata, DeviceBatchTensors, Matrix, Ops
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,10 +80,10 @@ class Decoder:
         these tokens into ``kv``, the (k_cache, v_cache) of each layer."""
         ops, eps = self.ops, self.config.rms_norm_eps
         residual = self._embed(input_ids)  # [T, H]
-        branch: Tensor | None = None  # what is still to be added to it
+        pending_residual: Tensor | None = None  # not yet added to it
         for layer, caches in zip(self.weights.layers, kv, strict=True):
             q = ops.norm_qkv_rope_write(
-                branch,
+                pending_residual,
                 residual,
                 layer.input_norm,
                 eps,
@@ -96,10 +96,10 @@ class Decoder:
                 meta,
             )
             x = ops.paged_attention(q, *caches, self._scale, meta)
-            branch = self._linear_residual(x, layer.o, layer.o_bias, residual)
-            x = ops.norm_gate_up(branch, residual, layer.post_norm, eps, layer.gate_up)
-            branch = self._linear_residual(x, layer.down, None, residual)
-        return residual if branch is None else residual.add_(branch)
+            pending_residual = self._linear_residual(x, layer.o, layer.o_bias, residual)
+            x = ops.norm_gate_up(pending_residual, residual, layer.post_norm, eps, layer.gate_up)
+            pending_residual = self._linear_residual(x, layer.down, None, residual)
+        return residual if pending_residual is None else residual.add_(pending_residual)
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         """Rows of ids that another rank holds come from there, by a sum with zeros."""
@@ -107,7 +107,7 @@ class Decoder:
             return self.ops.embed(input_ids, self.weights.embed)
         first = self._collective.shard.rank * self.config.vocab_size
         return self._collective.all_reduce(
-            self.ops.embed_part(input_ids, self.weights.embed, first)
+            self.ops.embed_shard(input_ids, self.weights.embed, first)
         )
 
     def _linear_residual(
@@ -131,11 +131,13 @@ class Decoder:
         eps, head = self.config.rms_norm_eps, self._head(vocab_limit)
         return self.ops.logits(hidden, self.weights.norm, eps, head)
 
-    def decide(self, hidden: Tensor, vocab_limit: int, run: RunState, *, filtered: bool) -> None:
-        """hidden [B, H] of a run's lanes -> their next tokens, taken (``Ops.decide``)."""
+    def sample_and_advance(
+        self, hidden: Tensor, vocab_limit: int, run: DeviceBatchTensors, *, filtered: bool
+    ) -> None:
+        """``Ops.sample_and_advance`` on hidden [B, H] of the rows of a device batch."""
         assert self._collective is None, "ranks take single steps"
         eps, head = self.config.rms_norm_eps, self._head(vocab_limit)
-        self.ops.decide(hidden, self.weights.norm, eps, head, run, filtered=filtered)
+        self.ops.sample_and_advance(hidden, self.weights.norm, eps, head, run, filtered=filtered)
 
     def _head(self, vocab_limit: int) -> Matrix:
         assert 0 < vocab_limit <= self.config.vocab_size

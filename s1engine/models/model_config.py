@@ -14,7 +14,7 @@ import torch
 from s1engine.models.config_reader import ConfigReader
 from s1engine.models.fp8_layout import Fp8Layout, parse_fp8
 from s1engine.models.rope import extended_positions, parse_rope
-from s1engine.ops.kv_rows import row_size
+from s1engine.ops.kv_quant import row_size
 from s1engine.ops.quantization import FP8
 
 MAX_POSITIONS = 2**24

@@ -6,7 +6,7 @@ which device it is on.
 
 Shapes: T tokens of a step, B rows (sequences) of a step, Hq/Hkv query/KV heads, D head size,
 S block size, V vocabulary. A KV cache is [num_blocks, Hkv, S, D] in the model's type, or in int8 or
-fp8, with the rows that ``kv_rows`` defines.
+fp8, with the rows that ``kv_quant`` defines.
 """
 
 from dataclasses import dataclass
@@ -65,12 +65,12 @@ class SamplingMetadata:
 
 
 @dataclass(frozen=True, slots=True)
-class RunState:
+class DeviceBatchTensors:
     """All that decode steps of B lanes need if the device takes them by itself: what each lane is
     about (``lanes``, ``phrases``, written by ``Scheduler.begin_multi_step``), how it samples, and
     where the sampled ids go. A step reads it and leaves it ready for the next."""
 
-    lanes: Tensor  # [len(ROW_FIELDS), B] int32
+    rows_state: Tensor  # [len(ROW_FIELDS), B] int32
     phrases: Tensor  # int32, phrases and stop tokens of all lanes
     slot_mapping: Tensor  # [B] int64
     sample_positions: Tensor  # [B] int64
@@ -82,21 +82,21 @@ class RunState:
     seeds: Tensor
     triggers: Tensor  # [n] int32, ids that end thinking
     newlines: Tensor  # [V] uint8, does the token's text end in a newline?
-    ring: Tensor  # [steps, B] int32, the sampled ids; IGNORED where nothing was decided
-    tick: Tensor  # [1] int32, steps taken: the next row of the ring
+    output_tokens: Tensor  # [steps, B] int32, the sampled ids; IGNORED where nothing was decided
+    step_counter: Tensor  # [1] int32, steps taken: the next row of the ring
     block_size: int
     null_slot: int  # where lanes that have finished write
 
-    def lane(self, name: str) -> Tensor:
+    def field(self, name: str) -> Tensor:
         """The field of every lane, [B] int32."""
-        return self.lanes[_core.ROW_FIELDS.index(name)]
+        return self.rows_state[_core.ROW_FIELDS.index(name)]
 
 
 class Ops(Protocol):
     """What a device must offer. Arguments ``*_cache`` and ``residual`` are written in place.
 
-    ``residual`` [T, H] is the stream that runs through the layers, ``branch`` [T, H] what the
-    operation before left to be added to it, None if it added that itself; see ``linear_residual``.
+    ``residual`` [T, H] is the sum that runs through the layers. ``pending_residual`` [T, H] is what
+    the previous operation left to be added to it, or None: see ``linear_residual``.
     """
 
     name: str
@@ -120,11 +120,11 @@ class Ops(Protocol):
     def embed(self, ids: Tensor, weight: Matrix) -> Tensor:
         """Rows ``ids`` [T] int32 of weight [V, H] -> [T, H]; the caller may write into them."""
 
-    def embed_part(self, ids: Tensor, weight: Matrix, first: int) -> Tensor:
+    def embed_shard(self, ids: Tensor, weight: Matrix, first: int) -> Tensor:
         """The same for a weight whose rows are those of ids ``first`` and on; zeros for ids that it
         does not have."""
 
-    def take_rows(self, x: Tensor, index: Tensor) -> Tensor:
+    def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
         """Rows ``index`` [n] int32 of x [T, H] -> [n, H]."""
 
     def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
@@ -163,7 +163,7 @@ class Ops(Protocol):
 
     def norm_qkv_rope_write(
         self,
-        branch: Tensor | None,
+        pending_residual: Tensor | None,
         residual: Tensor,
         norm: Tensor,
         eps: float,
@@ -176,7 +176,8 @@ class Ops(Protocol):
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> Tensor:
-        """All before attention -> q [T, Hq, D]: residual += branch, its rms_norm by ``norm`` [H],
+        """Everything before attention -> q [T, Hq, D]:
+        residual += pending_residual, its rms_norm by ``norm`` [H],
         times weight [(Hq + 2 Hkv) D, H], plus bias, the heads of q and k normed by ``q_norm``
         and ``k_norm`` [D] if there are any, then as rope_write."""
 
@@ -188,24 +189,24 @@ class Ops(Protocol):
 
     def norm_gate_up(
         self,
-        branch: Tensor | None,
+        pending_residual: Tensor | None,
         residual: Tensor,
         norm: Tensor,
         eps: float,
         weight: Matrix,
     ) -> Tensor:
-        """residual += branch, then silu_and_mul(linear(rms_norm(residual), weight)) -> [T, F]."""
+        """residual += pending_residual; silu_and_mul(linear(rms_norm(residual), weight)) [T, F]."""
 
     def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
         """logits [B, V] float32, which it may overwrite -> token ids [B] int64."""
 
-    def decide(
+    def sample_and_advance(
         self,
         hidden: Tensor,
         norm: Tensor,
         eps: float,
         weight: Matrix,
-        run: RunState,
+        run: DeviceBatchTensors,
         *,
         filtered: bool,
     ) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from s1engine._core import cpu
 from s1engine.errors import RequestError
-from s1engine.ops import AttentionMetadata, Matrix, SamplingMetadata, kv_rows, torch_sampling
+from s1engine.ops import AttentionMetadata, Matrix, SamplingMetadata, kv_quant, torch_sampling
 from s1engine.ops.layouts import (
     cache_sizes,
     check_index,
@@ -77,7 +77,7 @@ class CpuOps(Unfused):
         quantization: str | None = None,
     ) -> None:
         """All shapes that a model may have are covered."""
-        kv_rows.check_covered(cache_dtype, dtype, "int8", "the CPU")
+        kv_quant.check_covered(cache_dtype, dtype, "int8", "the CPU")
         if quantization is not None and quantization not in FORMATS:
             raise RequestError(
                 f"quantization {quantization} is not for the CPU, which has {', '.join(FORMATS)}",
@@ -88,12 +88,12 @@ class CpuOps(Unfused):
         return pack(weight)
 
     def embed(self, ids: Tensor, weight: Matrix) -> Tensor:
-        return self.embed_part(ids, weight, 0)
+        return self.embed_shard(ids, weight, 0)
 
-    def embed_part(self, ids: Tensor, weight: Matrix, first: int) -> Tensor:
+    def embed_shard(self, ids: Tensor, weight: Matrix, first: int) -> Tensor:
         check_index(ids, torch.int32, ids.shape[0])
         if isinstance(weight, Tensor):
-            return self._take_rows("embed", weight, ids, first)
+            return self._gather_rows("embed", weight, ids, first)
         packed = _packed(weight)
         rows, (outputs, columns) = ids.shape[0], packed.shape
         out = self._out("embed", rows, columns, packed.dtype)
@@ -112,15 +112,15 @@ class CpuOps(Unfused):
         )
         return out
 
-    def take_rows(self, x: Tensor, index: Tensor) -> Tensor:
-        return self._take_rows("rows", x, index)
+    def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
+        return self._gather_rows("rows", x, index)
 
-    def _take_rows(self, name: str, x: Tensor, index: Tensor, first: int = 0) -> Tensor:
+    def _gather_rows(self, name: str, x: Tensor, index: Tensor, first: int = 0) -> Tensor:
         check_index(index, torch.int32, index.shape[0])
         assert x.is_contiguous()
         rows, (x_rows, width) = index.shape[0], x.shape
         out = self._out(name, rows, width, x.dtype)
-        cpu.take_rows(
+        cpu.gather_rows(
             x.data_ptr(),
             index.data_ptr(),
             out.data_ptr(),
@@ -151,7 +151,7 @@ class CpuOps(Unfused):
 
     def norm_gate_up(
         self,
-        branch: Tensor | None,
+        pending_residual: Tensor | None,
         residual: Tensor,
         norm: Tensor,
         eps: float,
@@ -159,8 +159,8 @@ class CpuOps(Unfused):
     ) -> Tensor:
         rows, width = residual.shape[0], weight.shape[0] // 2
         if width % PANEL:  # gate and up share a panel
-            return super().norm_gate_up(branch, residual, norm, eps, weight)
-        x = add_norm(self, branch, residual, norm, eps)
+            return super().norm_gate_up(pending_residual, residual, norm, eps, weight)
+        x = add_norm(self, pending_residual, residual, norm, eps)
         out = self._out("mlp", rows, width, x.dtype)
         self._linear(x, weight, None, out, _GATE)
         return out

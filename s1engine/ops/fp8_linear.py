@@ -4,7 +4,7 @@
 
 x is rounded to e4m3 as the weights are, and fp8 tensor cores multiply, twice as fast as those of 16
 bits. Where torch's kernel does not fit, the weights are brought back to the type of x instead.
-Steps of few tokens keep x as it is, see ``kernels/weight_rows.py``. Knows no device.
+Steps of few tokens keep x as it is, see ``kernels/skinny_gemm.py``. Knows no device.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import ScalingType, scaled_mm
 
-from s1engine.ops.quantization import QuantizedMatrix, rows_in_fp8
+from s1engine.ops.quantization import QuantizedMatrix, quantize_rows_fp8
 
 MULTIPLE = 16  # of rows and of columns, which torch's kernel asks for
 
@@ -21,7 +21,7 @@ def fp8_linear(x: Tensor, weight: QuantizedMatrix, bias: Tensor | None) -> Tenso
     """x [T, K], weight [N, K] in fp8, bias [N] -> [T, N] in the type of x."""
     if x.dtype is not torch.bfloat16 or any(size % MULTIPLE for size in weight.shape):
         return functional.linear(x, weight.dequantize(), bias)
-    values, scales = rows_in_fp8(x)
+    values, scales = quantize_rows_fp8(x)
     return scaled_mm(
         values,
         weight.values.t(),

@@ -82,11 +82,11 @@ def _to_fp8(weight: Tensor) -> QuantizedMatrix:
     scales = torch.empty(n, 1, dtype=torch.float32, device=weight.device)
     rows = _rows_at_once(k)
     for at in range(0, n, rows):
-        values[at : at + rows], scales[at : at + rows] = rows_in_fp8(weight[at : at + rows])
+        values[at : at + rows], scales[at : at + rows] = quantize_rows_fp8(weight[at : at + rows])
     return QuantizedMatrix(FP8, values, scales, weight.dtype)
 
 
-def rows_in_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_rows_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, K] -> e4m3 [T, K] and scales [T, 1] float32. A row that is not finite becomes NaN."""
     wide = x.float()
     scales = wide.abs().amax(1, keepdim=True) / FP8_LIMIT

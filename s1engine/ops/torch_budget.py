@@ -11,69 +11,71 @@ import torch
 from torch import Tensor
 
 from s1engine import _core
-from s1engine.ops import RunState, SamplingMetadata
+from s1engine.ops import DeviceBatchTensors, SamplingMetadata
 
 THINKING, ANSWERING = _core.Phase.THINKING.value, _core.Phase.ANSWERING.value
 STOP, LENGTH = _core.FinishReason.STOP.value, _core.FinishReason.LENGTH.value
 
 
-def budget_step(sampled: Tensor, run: RunState) -> None:
+def budget_step(sampled: Tensor, run: DeviceBatchTensors) -> None:
     """Takes ``sampled`` [B] int64 in every lane of ``run``, in place; prepares the next step."""
-    lane = run.lane
-    decides = (lane("finish") == 0) & (lane("remaining") == 0)
+    field = run.field
+    decides = (field("finish") == 0) & (field("remaining") == 0)
     ids = sampled.to(torch.int32)
-    thought = lane("phase") == THINKING
+    thought = field("phase") == THINKING
     keeps, begin, length = _advance(run, ids, decides)
     keeps &= decides
-    lane("pending").copy_(torch.where(decides, begin, lane("pending")))
-    lane("remaining").copy_(torch.where(decides, length, lane("remaining")))
+    field("pending").copy_(torch.where(decides, begin, field("pending")))
+    field("remaining").copy_(torch.where(decides, length, field("remaining")))
 
     appended = torch.where(decides, keeps + length, 0)
-    stopped = decides & ~thought & _stands_in(ids, run, lane("stop_begin"), lane("stop_len"))
-    full = (appended > 0) & (lane("position") + 1 + appended >= lane("max_len"))
-    finish = torch.where(full & ~stopped, LENGTH, torch.where(stopped, STOP, lane("finish")))
-    lane("finish").copy_(finish)
+    stopped = decides & ~thought & _stands_in(ids, run, field("stop_begin"), field("stop_len"))
+    full = (appended > 0) & (field("position") + 1 + appended >= field("max_len"))
+    finish = torch.where(full & ~stopped, LENGTH, torch.where(stopped, STOP, field("finish")))
+    field("finish").copy_(finish)
 
     _feed(run, ids, keeps)
-    step = int(run.tick) % run.ring.shape[0]
-    run.ring[step] = torch.where(decides, ids, _core.NO_TOKEN)
-    run.tick.add_(1)
+    step = int(run.step_counter) % run.output_tokens.shape[0]
+    run.output_tokens[step] = torch.where(decides, ids, _core.NO_TOKEN)
+    run.step_counter.add_(1)
 
 
-def _advance(run: RunState, ids: Tensor, decides: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _advance(
+    run: DeviceBatchTensors, ids: Tensor, decides: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The budget's transition of the lanes that decide. Returns whether the token is kept, and
     begin and length of the phrase that follows it."""
-    lane = run.lane
-    n, maximum, waits = lane("thinking_tokens"), lane("max_thinking"), lane("waits_used")
-    thinking = decides & (lane("phase") == THINKING)
+    field = run.field
+    n, maximum, waits = field("thinking_tokens"), field("max_thinking"), field("waits_used")
+    thinking = decides & (field("phase") == THINKING)
     trigger = torch.isin(ids, run.triggers)
-    below = n < lane("min_thinking")
-    ignored = thinking & trigger & (below | (waits < lane("num_waits")))
-    wait = ignored & (lane("wait_len") < maximum - n)
+    below = n < field("min_thinking")
+    ignored = thinking & trigger & (below | (waits < field("num_waits")))
+    wait = ignored & (field("wait_len") < maximum - n)
     refuse = ignored & ~wait & below & (n < maximum)
     natural = thinking & trigger & ~wait & ~refuse
     kept = thinking & ~trigger & (n < maximum)
     forced = thinking & ~trigger & (n + kept >= maximum)
     tail = torch.where(kept, run.newlines[ids.long().clamp(0, len(run.newlines) - 1)] != 0,
-                       lane("tail_newline") != 0)  # fmt: skip
-    newline = (lane("newline_always") != 0) | ~tail
+                       field("tail_newline") != 0)  # fmt: skip
+    newline = (field("newline_always") != 0) | ~tail
 
-    length = wait * lane("wait_len") + natural * lane("natural_len")
-    length += forced * (lane("forced_len") + newline * lane("newline_len"))
-    begin = wait * lane("wait_begin") + natural * lane("natural_begin")
-    begin += forced * (lane("forced_begin") + ~newline * lane("newline_len"))
+    length = wait * field("wait_len") + natural * field("natural_len")
+    length += forced * (field("forced_len") + newline * field("newline_len"))
+    begin = wait * field("wait_begin") + natural * field("natural_begin")
+    begin += forced * (field("forced_begin") + ~newline * field("newline_len"))
 
-    lane("banned").copy_(torch.where(thinking, wait | refuse, lane("banned") != 0))
-    tail = torch.where(wait & (lane("wait_len") > 0), lane("wait_newline") != 0, tail)
-    lane("tail_newline").copy_(tail)
-    n += kept + wait * lane("wait_len")
+    field("banned").copy_(torch.where(thinking, wait | refuse, field("banned") != 0))
+    tail = torch.where(wait & (field("wait_len") > 0), field("wait_newline") != 0, tail)
+    field("tail_newline").copy_(tail)
+    n += kept + wait * field("wait_len")
     waits += wait.to(torch.int32)
-    phase = lane("phase")
+    phase = field("phase")
     phase.copy_(torch.where(forced | natural, ANSWERING, phase))
     return kept | ~thinking, begin, length
 
 
-def _stands_in(ids: Tensor, run: RunState, begin: Tensor, length: Tensor) -> Tensor:
+def _stands_in(ids: Tensor, run: DeviceBatchTensors, begin: Tensor, length: Tensor) -> Tensor:
     """Does each lane's token stand in its own list of ``phrases``?"""
     found = torch.zeros_like(ids, dtype=torch.bool)
     for i in range(int(length.max())):
@@ -82,35 +84,35 @@ def _stands_in(ids: Tensor, run: RunState, begin: Tensor, length: Tensor) -> Ten
     return found
 
 
-def _feed(run: RunState, ids: Tensor, keeps: Tensor) -> None:
+def _feed(run: DeviceBatchTensors, ids: Tensor, keeps: Tensor) -> None:
     """The next input of every lane: the token kept, or one of its phrase, or the same again."""
-    lane = run.lane
-    speaks = (lane("remaining") > 0) & ~keeps
-    said = run.phrases[lane("pending").long().clamp(max=len(run.phrases) - 1)]
-    fed = torch.where(keeps, ids, torch.where(speaks, said, lane("input")))
-    lane("input").copy_(fed)
-    lane("pending").add_(speaks)
-    lane("remaining").sub_(speaks.to(torch.int32))
-    lane("position").add_(keeps | speaks)
+    field = run.field
+    speaks = (field("remaining") > 0) & ~keeps
+    said = run.phrases[field("pending").long().clamp(max=len(run.phrases) - 1)]
+    fed = torch.where(keeps, ids, torch.where(speaks, said, field("input")))
+    field("input").copy_(fed)
+    field("pending").add_(speaks)
+    field("remaining").sub_(speaks.to(torch.int32))
+    field("position").add_(keeps | speaks)
 
-    runs, position = lane("finish") == 0, lane("position")
+    runs, position = field("finish") == 0, field("position")
     columns = (position // run.block_size).long().clamp(max=run.block_table.shape[1] - 1)
     block = run.block_table.gather(1, columns[:, None])[:, 0].long()
     slot = block * run.block_size + position % run.block_size
-    below = (lane("thinking_tokens") < lane("min_thinking")) & (lane("wait_len") == 0)
-    below &= lane("thinking_tokens") < lane("max_thinking")
-    bans = (lane("phase") == THINKING) & ((lane("banned") != 0) | below)
-    lane("input_ids").copy_(torch.where(runs, fed, 0))
-    lane("positions").copy_(torch.where(runs, position, 0))
-    lane("context_lens").copy_(torch.where(runs, position + 1, 0))
-    lane("sample_banned").copy_(bans)
+    below = (field("thinking_tokens") < field("min_thinking")) & (field("wait_len") == 0)
+    below &= field("thinking_tokens") < field("max_thinking")
+    bans = (field("phase") == THINKING) & ((field("banned") != 0) | below)
+    field("input_ids").copy_(torch.where(runs, fed, 0))
+    field("positions").copy_(torch.where(runs, position, 0))
+    field("context_lens").copy_(torch.where(runs, position + 1, 0))
+    field("sample_banned").copy_(bans)
     run.slot_mapping.copy_(torch.where(runs, slot, run.null_slot))
     run.sample_positions.copy_(position + 1)
 
 
-def sampling_metadata(run: RunState, filtered: bool) -> SamplingMetadata:
+def sampling_metadata(run: DeviceBatchTensors, filtered: bool) -> SamplingMetadata:
     """How the lanes of a run sample their next token."""
-    rows = run.lane("sample_banned").nonzero()[:, 0]
+    rows = run.field("sample_banned").nonzero()[:, 0]
     triggers = run.triggers.long()
     banned = (rows.repeat_interleave(len(triggers)), triggers.repeat(len(rows)))
     return SamplingMetadata(

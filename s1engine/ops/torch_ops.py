@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from s1engine.ops import AttentionMetadata, Matrix, SamplingMetadata, kv_rows, torch_sampling
+from s1engine.ops import AttentionMetadata, Matrix, SamplingMetadata, kv_quant, torch_sampling
 from s1engine.ops.quantization import QuantizedMatrix
 from s1engine.ops.unfused import Unfused
 
@@ -38,7 +38,7 @@ class TorchOps(Unfused):
     def embed(self, ids: Tensor, weight: Matrix) -> Tensor:
         return functional.embedding(ids, _plain(weight))
 
-    def take_rows(self, x: Tensor, index: Tensor) -> Tensor:
+    def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
         return x[index]
 
     def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
@@ -65,8 +65,8 @@ class TorchOps(Unfused):
         _rotate(k, cos, sin)
         block_size = k_cache.shape[2]
         blocks, offsets = meta.slot_mapping // block_size, meta.slot_mapping % block_size
-        k_cache[blocks, :, offsets] = kv_rows.encode(k, k_cache.dtype)
-        v_cache[blocks, :, offsets] = kv_rows.encode(v, v_cache.dtype)
+        k_cache[blocks, :, offsets] = kv_quant.quantize(k, k_cache.dtype)
+        v_cache[blocks, :, offsets] = kv_quant.quantize(v, v_cache.dtype)
 
     def paged_attention(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
@@ -119,7 +119,7 @@ def _gather(cache: Tensor, block_table: Tensor, context: int) -> Tensor:
     """A row's context out of a cache: [Hkv, context, D], wide."""
     used = -(-context // cache.shape[2])
     blocks = cache[block_table[:used]]  # [used, Hkv, S, a row]
-    return kv_rows.decode(blocks.transpose(0, 1).flatten(1, 2)[:, :context])
+    return kv_quant.dequantize(blocks.transpose(0, 1).flatten(1, 2)[:, :context])
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:

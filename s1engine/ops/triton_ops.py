@@ -13,24 +13,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from s1engine.errors import RequestError
-from s1engine.kernels import config
+from s1engine.kernels import launch_table
 from s1engine.kernels.budget_step import budget_step
-from s1engine.kernels.extend import extend
 from s1engine.kernels.linear import linear
 from s1engine.kernels.norm_gate_up import norm_gate_up
 from s1engine.kernels.norm_head_sample import norm_head_sample
 from s1engine.kernels.norm_qkv_rope_write import norm_qkv_rope_write
 from s1engine.kernels.paged_decode import paged_decode, workspace_sizes
+from s1engine.kernels.paged_prefill import paged_prefill
 from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.rope_write import rope_write
 from s1engine.kernels.sample import sample
 from s1engine.kernels.silu_and_mul import silu_and_mul
 from s1engine.ops import (
     AttentionMetadata,
+    DeviceBatchTensors,
     Matrix,
-    RunState,
     SamplingMetadata,
-    kv_rows,
+    kv_quant,
     torch_sampling,
 )
 from s1engine.ops.fp8_linear import fp8_linear
@@ -67,7 +67,7 @@ class TritonOps(Unfused):
     ) -> None:
         _check_covered(head_dim, num_heads, num_kv_heads, block_size, dtype)
         _refuse(quantization in (None, FP8), f"quantization {quantization}", FP8, "quantization")
-        kv_rows.check_covered(cache_dtype, dtype, "fp8", "CUDA")
+        kv_quant.check_covered(cache_dtype, dtype, "fp8", "CUDA")
         if cache_dtype is torch.float8_e4m3fn:
             _check_fp8("kv_cache_dtype")
         if quantization == FP8:
@@ -80,12 +80,12 @@ class TritonOps(Unfused):
     def embed(self, ids: Tensor, weight: Matrix) -> Tensor:
         return self._torch.embed(ids, weight)
 
-    def take_rows(self, x: Tensor, index: Tensor) -> Tensor:
-        return self._torch.take_rows(x, index)
+    def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
+        return self._torch.gather_rows(x, index)
 
     def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
         values, scale = _values(weight)
-        if config.fused(x.shape[0], *values.shape):
+        if launch_table.fits_skinny_gemm(x.shape[0], *values.shape):
             return linear(x, values, bias, self._split_sums(x.device), scale=scale)
         if isinstance(weight, QuantizedMatrix):
             return fp8_linear(x, weight, bias)
@@ -95,14 +95,14 @@ class TritonOps(Unfused):
         self, x: Tensor, weight: Matrix, bias: Tensor | None, residual: Tensor
     ) -> Tensor | None:
         values, scale = _values(weight)
-        if not config.fused(x.shape[0], *values.shape):
+        if not launch_table.fits_skinny_gemm(x.shape[0], *values.shape):
             return super().linear_residual(x, weight, bias, residual)
         linear(x, values, bias, self._split_sums(x.device), residual, scale)
         return None
 
     def norm_qkv_rope_write(
         self,
-        branch: Tensor | None,
+        pending_residual: Tensor | None,
         residual: Tensor,
         norm: Tensor,
         eps: float,
@@ -117,12 +117,12 @@ class TritonOps(Unfused):
     ) -> Tensor:
         values, scale = _values(weight)
         if (
-            branch is not None
+            pending_residual is not None
             or q_norm is not None
-            or not config.fused(residual.shape[0], *values.shape)
+            or not launch_table.fits_skinny_gemm(residual.shape[0], *values.shape)
         ):
             return super().norm_qkv_rope_write(
-                branch, residual, norm, eps, weight, bias, q_norm, k_norm,
+                pending_residual, residual, norm, eps, weight, bias, q_norm, k_norm,
                 cos_sin, k_cache, v_cache, meta,
             )  # fmt: skip
         return norm_qkv_rope_write(
@@ -132,15 +132,17 @@ class TritonOps(Unfused):
 
     def norm_gate_up(
         self,
-        branch: Tensor | None,
+        pending_residual: Tensor | None,
         residual: Tensor,
         norm: Tensor,
         eps: float,
         weight: Matrix,
     ) -> Tensor:
         values, scale = _values(weight)
-        if branch is not None or not config.fused(residual.shape[0], *values.shape):
-            return super().norm_gate_up(branch, residual, norm, eps, weight)
+        if pending_residual is not None or not launch_table.fits_skinny_gemm(
+            residual.shape[0], *values.shape
+        ):
+            return super().norm_gate_up(pending_residual, residual, norm, eps, weight)
         return norm_gate_up(residual, norm, eps, values, self._split_sums(residual.device), scale)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -180,12 +182,12 @@ class TritonOps(Unfused):
                 parts,
                 arrived,
             )
-        if rows > config.MAX_ROWS:
+        if rows > launch_table.MAX_BATCH_ROWS:
             raise RequestError(
-                f"{rows} sequences in a step: the kernels cover {config.MAX_ROWS}",
+                f"{rows} sequences in a step: the kernels cover {launch_table.MAX_BATCH_ROWS}",
                 param="max_num_seqs",
             )
-        return extend(
+        return paged_prefill(
             q,
             k_cache,
             v_cache,
@@ -215,19 +217,19 @@ class TritonOps(Unfused):
             clean=clean,
         )
 
-    def decide(
+    def sample_and_advance(
         self,
         hidden: Tensor,
         norm: Tensor,
         eps: float,
         weight: Matrix,
-        run: RunState,
+        run: DeviceBatchTensors,
         *,
         filtered: bool,
     ) -> None:
         assert isinstance(weight, Tensor)  # HEAD_FORMATS
-        bans = {"banned": run.lane("sample_banned"), "triggers": run.triggers}
-        if not filtered and config.fused(hidden.shape[0], *weight.shape):
+        bans = {"banned": run.field("sample_banned"), "triggers": run.triggers}
+        if not filtered and launch_table.fits_skinny_gemm(hidden.shape[0], *weight.shape):
             sampled = norm_head_sample(
                 hidden, norm, eps, weight, run.temperature, run.seeds, run.sample_positions, **bans
             )
@@ -247,15 +249,15 @@ class TritonOps(Unfused):
             )
         budget_step(
             sampled,
-            run.lanes,
+            run.rows_state,
             run.phrases,
             run.triggers,
             run.newlines,
             run.block_table,
             slot_mapping=run.slot_mapping,
             sample_positions=run.sample_positions,
-            ring=run.ring,
-            tick=run.tick,
+            output_tokens=run.output_tokens,
+            step_counter=run.step_counter,
             block_size=run.block_size,
             null_slot=run.null_slot,
         )
@@ -266,7 +268,7 @@ class TritonOps(Unfused):
     def _split_sums(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Memory for the small linears, enough for all: made in the first step, an eager one."""
         if self._sums is None or self._sums[0].device != device:
-            floats, counters = config.WORKSPACE
+            floats, counters = launch_table.SPLIT_K_WORKSPACE
             parts = torch.empty(floats, dtype=torch.float32, device=device)
             self._sums = parts, torch.zeros(counters, dtype=torch.int32, device=device)
         return self._sums
@@ -315,19 +317,21 @@ def _check_covered(
     group = num_heads // num_kv_heads
     names = [str(covered).removeprefix("torch.") for covered in DTYPES]
     _refuse(dtype in DTYPES, f"dtype {dtype}", ", ".join(names), "dtype")
-    _refuse(head_dim in config.HEAD_DIMS, f"head size {head_dim}", _listed(config.HEAD_DIMS))
     _refuse(
-        block_size in config.BLOCK_SIZES,
+        head_dim in launch_table.HEAD_DIMS, f"head size {head_dim}", _listed(launch_table.HEAD_DIMS)
+    )
+    _refuse(
+        block_size in launch_table.BLOCK_SIZES,
         f"block_size {block_size}",
-        _listed(config.BLOCK_SIZES),
+        _listed(launch_table.BLOCK_SIZES),
         "block_size",
     )
     _refuse(
-        num_heads % num_kv_heads == 0 and group <= config.MAX_GROUP,
+        num_heads % num_kv_heads == 0 and group <= launch_table.MAX_GROUP,
         f"{num_heads} query heads on {num_kv_heads} KV heads",
-        f"up to {config.MAX_GROUP} on each",
+        f"up to {launch_table.MAX_GROUP} on each",
     )
-    widest, largest = config.MAX_FLOAT32
+    widest, largest = launch_table.MAX_FLOAT32
     _refuse(
         dtype is not torch.float32 or (head_dim <= widest and group <= largest),
         f"dtype float32 with head size {head_dim} and {group} query heads on each KV head",

@@ -7,14 +7,14 @@ that kernel does not fit it comes back to this.
 import torch
 from torch import Tensor
 
-from s1engine.ops import AttentionMetadata, Matrix, Ops, RunState
+from s1engine.ops import AttentionMetadata, DeviceBatchTensors, Matrix, Ops
 from s1engine.ops.torch_budget import budget_step, sampling_metadata
 
 
 class Unfused:
     """To be inherited by classes that have the other operations of ``Ops``."""
 
-    def embed_part(self: Ops, ids: Tensor, weight: Matrix, first: int) -> Tensor:
+    def embed_shard(self: Ops, ids: Tensor, weight: Matrix, first: int) -> Tensor:
         own = ids - first
         away = (own < 0) | (own >= weight.shape[0])
         found = self.embed(own.masked_fill(away, 0), weight)
@@ -22,7 +22,7 @@ class Unfused:
 
     def norm_qkv_rope_write(
         self: Ops,
-        branch: Tensor | None,
+        pending_residual: Tensor | None,
         residual: Tensor,
         norm: Tensor,
         eps: float,
@@ -35,7 +35,7 @@ class Unfused:
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> Tensor:
-        x = add_norm(self, branch, residual, norm, eps)
+        x = add_norm(self, pending_residual, residual, norm, eps)
         q, k, v = split_heads(self.linear(x, weight, bias), k_cache.shape[1], cos_sin.shape[1])
         if q_norm is not None and k_norm is not None:
             q = self.rms_norm(q, q_norm, eps)
@@ -53,22 +53,22 @@ class Unfused:
 
     def norm_gate_up(
         self: Ops,
-        branch: Tensor | None,
+        pending_residual: Tensor | None,
         residual: Tensor,
         norm: Tensor,
         eps: float,
         weight: Matrix,
     ) -> Tensor:
-        x = add_norm(self, branch, residual, norm, eps)
+        x = add_norm(self, pending_residual, residual, norm, eps)
         return self.silu_and_mul(self.linear(x, weight))
 
-    def decide(
+    def sample_and_advance(
         self: Ops,
         hidden: Tensor,
         norm: Tensor,
         eps: float,
         weight: Matrix,
-        run: RunState,
+        run: DeviceBatchTensors,
         *,
         filtered: bool,
     ) -> None:
@@ -76,11 +76,13 @@ class Unfused:
         budget_step(self.sample(logits, sampling_metadata(run, filtered)), run)
 
 
-def add_norm(ops: Ops, branch: Tensor | None, residual: Tensor, norm: Tensor, eps: float) -> Tensor:
-    """residual += branch if there is one, then its rms_norm."""
-    if branch is None:
+def add_norm(
+    ops: Ops, pending_residual: Tensor | None, residual: Tensor, norm: Tensor, eps: float
+) -> Tensor:
+    """residual += pending_residual if there is one, then its rms_norm."""
+    if pending_residual is None:
         return ops.rms_norm(residual, norm, eps)
-    return ops.add_rms_norm(branch, residual, norm, eps)
+    return ops.add_rms_norm(pending_residual, residual, norm, eps)
 
 
 def split_heads(qkv: Tensor, num_kv_heads: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:

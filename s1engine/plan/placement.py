@@ -12,7 +12,7 @@ import torch
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.model_config import ModelConfig
-from s1engine.ops.kv_rows import check_covered
+from s1engine.ops.kv_quant import check_covered
 from s1engine.ops.quantization import FORMATS, FP8, HEAD_FORMATS, bytes_per_weight
 from s1engine.plan.hardware import GPUS, WEIGHTS, Gpu
 from s1engine.runner.memory import GIB, plan_memory

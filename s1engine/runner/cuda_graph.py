@@ -21,11 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from s1engine.errors import ModelError
-from s1engine.ops import RunState
+from s1engine.ops import DeviceBatchTensors
 from s1engine.ops.compile_ahead import compiled_ahead
 from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
 
-Step = Callable[[RunState, bool], None]
+Step = Callable[[DeviceBatchTensors, bool], None]
 DEPTH = 2  # groups of steps under way at once: one computes while the host reads the other
 SMALL_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 BUCKET_STEP = 64  # beyond
@@ -105,13 +105,13 @@ class CudaGraphRunner:
         began = _now() if on_device else None
         if on_device:  # only entries for later steps were added since the last copy
             self._table[:num_seqs].copy_(self._host_table[:num_seqs], non_blocking=True)
-        state.tick.zero_()
+        state.step_counter.zero_()
         graph = self._graphs.get((lanes.rows, lanes.filtered))
         for _ in range(steps):
             graph.replay() if graph is not None else self._step(state, lanes.filtered)
         size = steps * lanes.rows
         tokens = self._landing[self._launches % DEPTH, :size].view(steps, lanes.rows)
-        tokens.copy_(state.ring[:steps], non_blocking=True)
+        tokens.copy_(state.output_tokens[:steps], non_blocking=True)
         landed = _now() if on_device else None
         self._flights.append(_Flight(tokens, num_seqs, began, landed))
         self._launches += 1

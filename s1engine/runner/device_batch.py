@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from s1engine import _core
-from s1engine.ops import RunState
+from s1engine.ops import DeviceBatchTensors
 
 PHRASE_TOKENS = 256  # kept for the phrases and stop tokens of one lane, on average
 
@@ -56,8 +56,8 @@ class DeviceBatchBuffer:
                   for host in hosts]  # fmt: skip
         self._copies = [] if device == "cpu" else list(zip(images, hosts, strict=True))
         ints, longs, floats, phrases = images
-        self.state = RunState(
-            lanes=ints[:-1],
+        self.state = DeviceBatchTensors(
+            rows_state=ints[:-1],
             phrases=phrases,
             slot_mapping=longs[0],
             sample_positions=longs[1],
@@ -69,8 +69,8 @@ class DeviceBatchBuffer:
             seeds=longs[2],
             triggers=torch.tensor(fmt.triggers, dtype=torch.int32, device=device),
             newlines=torch.from_numpy(fmt.newlines).to(device),
-            ring=torch.zeros((steps, rows), dtype=torch.int32, device=device),
-            tick=torch.zeros(1, dtype=torch.int32, device=device),
+            output_tokens=torch.zeros((steps, rows), dtype=torch.int32, device=device),
+            step_counter=torch.zeros(1, dtype=torch.int32, device=device),
             block_size=fmt.block_size,
             null_slot=fmt.null_slot,
         )

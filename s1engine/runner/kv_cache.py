@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from s1engine.models.model_config import ModelConfig
-from s1engine.ops.kv_rows import row_size
+from s1engine.ops.kv_quant import row_size
 
 
 class KVCache:
     """K and V of every layer, each [num_blocks, num_kv_heads, block_size, row_size] in ``dtype``,
-    which is the model's or one of 8 bits (ops/kv_rows).
+    which is the model's or one of 8 bits (ops/kv_quant).
 
     Zeroed once: a kernel may read unused slots of a block, and NaN there would survive a mask.
     """

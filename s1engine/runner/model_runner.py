@@ -20,7 +20,7 @@ from s1engine.models.decoder import Decoder
 from s1engine.models.loader import load_decoder
 from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import UNSHARDED, check
-from s1engine.ops import AttentionMetadata, RunState, select_ops
+from s1engine.ops import AttentionMetadata, DeviceBatchTensors, select_ops
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.runner.cpu_graph import CpuGraphRunner
 from s1engine.runner.cuda_graph import CudaGraphRunner
@@ -257,7 +257,7 @@ class ModelRunner:
     def _logits(self, inputs: StepInputs) -> torch.Tensor:
         """float32 [rows that sample, vocab_limit]; on other ranks than the first, a part."""
         hidden = self._decoder.forward(inputs.input_ids, self.kv_cache.layers, inputs.attention)
-        rows = self.ops.take_rows(hidden, inputs.sample_tokens)
+        rows = self.ops.gather_rows(hidden, inputs.sample_tokens)
         return self._decoder.logits(rows, self._vocab_limit)
 
     def check(self) -> None:
@@ -287,19 +287,19 @@ class ModelRunner:
         return step
 
     @torch.inference_mode()
-    def decode_step(self, run: RunState, filtered: bool) -> None:
+    def decode_step(self, run: DeviceBatchTensors, filtered: bool) -> None:
         """One token for every lane of a run; reads and writes its buffers alone, waits for
         nothing, and launches the same kernels each time."""
         meta = AttentionMetadata(
-            positions=run.lane("positions"),
+            positions=run.field("positions"),
             slot_mapping=run.slot_mapping,
             cu_seqlens_q=self._starts[: len(run.slot_mapping) + 1],
-            context_lens=run.lane("context_lens"),
+            context_lens=run.field("context_lens"),
             block_table=run.block_table,
             max_seqlen_q=1,
         )
-        hidden = self._decoder.forward(run.lane("input_ids"), self.kv_cache.layers, meta)
-        self._decoder.decide(hidden, self._vocab_limit, run, filtered=filtered)
+        hidden = self._decoder.forward(run.field("input_ids"), self.kv_cache.layers, meta)
+        self._decoder.sample_and_advance(hidden, self._vocab_limit, run, filtered=filtered)
 
     def _activation_bytes(self, config: EngineConfig) -> int:
         """What the largest step allocates beside weights and cache, measured by taking it once."""

@@ -6,7 +6,7 @@ import torch
 
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
-from s1engine.ops.kv_rows import EIGHT_BITS
+from s1engine.ops.kv_quant import EIGHT_BIT_DTYPES
 
 BLOCK_SIZES = {"cpu": 16, "cuda": 64}  # tokens; a GPU's attention reads a block as one tile
 RUN_AHEAD = {"cpu": 1, "cuda": 8}  # steps
@@ -71,4 +71,4 @@ def resolve_dtype(dtype: str, device: str, native: torch.dtype) -> torch.dtype:
 
 def resolve_cache_dtype(kv_cache_dtype: str, dtype: torch.dtype) -> torch.dtype:
     """``auto`` becomes the model's own type."""
-    return EIGHT_BITS.get(kv_cache_dtype, dtype)
+    return EIGHT_BIT_DTYPES.get(kv_cache_dtype, dtype)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from s1engine.bench import command, compare, numerics, qualify
-from s1engine.bench.kernel_work import KERNELS, Place
+from s1engine.bench.kernel_work import KERNELS, BenchSetup
 from s1engine.bench.shapes import shape, step_bytes
 from s1engine.errors import RequestError
 from s1engine.ops.cpu_ops import CpuOps
 
-PLACE = Place(shape("nano"), torch.float32, "cpu")
+SETUP = BenchSetup(shape("nano"), torch.float32, "cpu")
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
@@ -70,7 +70,7 @@ def test_an_unknown_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", list(KERNELS))
 def test_ours_and_the_baseline_do_the_same_work(name: str) -> None:
     """Same shapes out; what an attention moves is its keys and values."""
-    work = KERNELS[name](PLACE, CpuOps(), 2, 70)
+    work = KERNELS[name](SETUP, CpuOps(), 2, 70)
     ours, baseline = work.ours(), work.baseline()
     assert isinstance(ours, Tensor) and isinstance(baseline, Tensor)
     assert ours.numel() == baseline.numel() and work.nbytes > 0
@@ -123,9 +123,9 @@ class Rough(CpuOps):
 
 @pytest.mark.parametrize("ops", [Broken(), Rough()])
 def test_wrong_operations_do_not_qualify(ops: CpuOps) -> None:
-    call = numerics.silu_call(PLACE, 7)
-    assert numerics.check(call, CpuOps(), torch.float32)["ok"]
-    assert not numerics.check(call, ops, torch.float32)["ok"]
+    call = numerics.silu_call(SETUP, 7)
+    assert numerics.compare_with_oracle(call, CpuOps(), torch.float32)["ok"]
+    assert not numerics.compare_with_oracle(call, ops, torch.float32)["ok"]
 
 
 def test_a_failed_phase_stops_no_other(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from s1engine import _core
-from s1engine.ops import RunState
+from s1engine.ops import DeviceBatchTensors
 from s1engine.ops.torch_budget import budget_step
 from tests.core.paged_mock import VOCAB, PagedMock
 from tests.core.reference import Model
@@ -90,8 +90,8 @@ class DeviceMock(PagedMock):
         table = torch.zeros((lanes, self.max_blocks + 1), dtype=torch.int32)  # one spare column
         table[: self.rows, :-1] = torch.from_numpy(self.buffers["block_table"][: self.rows])
         unused = torch.zeros(lanes)
-        run = RunState(
-            lanes=self.lanes,
+        run = DeviceBatchTensors(
+            rows_state=self.lanes,
             phrases=self.phrases,
             slot_mapping=self.slots,
             sample_positions=self.positions,
@@ -103,8 +103,8 @@ class DeviceMock(PagedMock):
             seeds=unused,
             triggers=torch.tensor(sorted(self.triggers), dtype=torch.int32),
             newlines=self.newlines,
-            ring=torch.full((steps, lanes), -7, dtype=torch.int32),
-            tick=torch.zeros(1, dtype=torch.int32),
+            output_tokens=torch.full((steps, lanes), -7, dtype=torch.int32),
+            step_counter=torch.zeros(1, dtype=torch.int32),
             block_size=self.block_size,
             null_slot=self.null_slot,
         )
@@ -113,19 +113,19 @@ class DeviceMock(PagedMock):
                 torch.tensor([self._sample(run, lane, model) for lane in range(lanes)]), run
             )
         self.taken += steps
-        return run.ring
+        return run.output_tokens
 
-    def _sample(self, run: RunState, lane: int, model: Model) -> int:
-        slot, length = int(run.slot_mapping[lane]), int(run.lane("context_lens")[lane])
+    def _sample(self, run: DeviceBatchTensors, lane: int, model: Model) -> int:
+        slot, length = int(run.slot_mapping[lane]), int(run.field("context_lens")[lane])
         if length == 0:
             assert slot == self.null_slot
             return 0
-        position = int(run.lane("positions")[lane])
+        position = int(run.field("positions")[lane])
         assert position + 1 == length == int(run.sample_positions[lane])
-        self.cache[slot] = int(run.lane("input_ids")[lane]), position
+        self.cache[slot] = int(run.field("input_ids")[lane]), position
         index = np.arange(length)
         blocks = run.block_table[lane].numpy()[index // self.block_size]
         found = self.cache[blocks * self.block_size + index % self.block_size]
         assert (found[:, 1] == index).all(), "positions in the cache"
-        banned = self.triggers if run.lane("sample_banned")[lane] else frozenset()
+        banned = self.triggers if run.field("sample_banned")[lane] else frozenset()
         return next(t for t in model([int(t) for t in found[:, 0]]) if t not in banned)

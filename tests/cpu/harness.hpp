@@ -183,7 +183,7 @@ void silu_and_mul(Case& c);
 void rope_write(Case& c);
 void linear(Case& c);
 void embed(Case& c);
-void take_rows(Case& c);
+void gather_rows(Case& c);
 void attention(Case& c);
 void sample(Case& c);
 void pool(Case& c);
@@ -192,7 +192,7 @@ void plan(Case& c);
 void collective(Case& c);
 void lost_rank(Case& c);
 
-// A row of an int8 KV cache as s1engine/ops/kv_rows.py defines it: `dim` values at `in` from `at`
+// A row of an int8 KV cache as s1engine/ops/kv_quant.py defines it: `dim` values at `in` from `at`
 // on, to `out` [dim + 4].
 void encode_row(const Numbers& in, int64_t at, int64_t dim, int8_t* out);
 

@@ -204,14 +204,14 @@ void embed(Case& c) {
   c.keep(out.data(), out.bytes());
 }
 
-void take_rows(Case& c) {
+void gather_rows(Case& c) {
   const int64_t rows = c.pick(1, 20), x_rows = c.pick(1, 30), bytes = c.pick(1, 90);
   const int64_t first = c.pick(0, 9);
   Exact<uint8_t> x(c, x_rows * bytes), out(c, rows * bytes);
   for (int64_t i = 0; i < x.size(); ++i) x[i] = static_cast<uint8_t>(c.pick(1, 255));
   Exact<int32_t> ids(c, rows);
   for (int64_t i = 0; i < rows; ++i) ids[i] = static_cast<int32_t>(c.pick(0, x_rows + 12));
-  s1::cpu::take_rows(x.address(), ids.address(), out.address(), rows, bytes, x_rows, first);
+  s1::cpu::gather_rows(x.address(), ids.address(), out.address(), rows, bytes, x_rows, first);
   for (int64_t i = 0; i < out.size(); ++i) {
     const int64_t row = ids[i / bytes] - first;
     const bool known = row >= 0 && row < x_rows;

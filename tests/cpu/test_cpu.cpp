@@ -42,7 +42,7 @@ constexpr Kind kKinds[] = {
     {"linear", linear},
     {"linear", linear},
     {"embed", embed},
-    {"take_rows", take_rows},
+    {"gather_rows", gather_rows},
     {"attention", attention},
     {"sample", sample},
     {"pool", pool},

@@ -6,7 +6,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from s1engine.kernels import overlap
+from s1engine.kernels import pdl
 
 
 class FakeDriver:
@@ -29,4 +29,4 @@ def install() -> None:
     """For the whole process; not with TRITON_INTERPRET=1."""
     fake: Any = FakeDriver()
     driver.set_active(fake)
-    overlap.available = lambda: True  # type: ignore[assignment]
+    pdl.available = lambda: True  # type: ignore[assignment]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from s1engine.kernels import config
-from s1engine.kernels.extend import extend
+from s1engine.kernels import launch_table
 from s1engine.kernels.paged_decode import paged_decode, workspace_sizes
+from s1engine.kernels.paged_prefill import paged_prefill
 from s1engine.ops import AttentionMetadata
 from s1engine.ops.torch_ops import TorchOps
 from tests.kernels.oracle import assert_as_good_as, attention_case, in_double
@@ -95,9 +95,9 @@ def test_decode_of_an_idle_row_is_zero_and_leaves_others_alone() -> None:
 @pytest.mark.parametrize("rows", [1, 3, 8, 40, 1000])
 @pytest.mark.parametrize("kv_heads", [1, 2, 8])
 def test_splits_fill_the_device_and_the_workspace_holds_them(rows: int, kv_heads: int) -> None:
-    splits = config.splits(rows, kv_heads)
+    splits = launch_table.decode_splits(rows, kv_heads)
     assert splits in (1, 2, 4, 8, 16, 32)
-    assert splits == 32 or rows * kv_heads * splits * 2 > 2 * config.SMS
+    assert splits == 32 or rows * kv_heads * splits * 2 > 2 * launch_table.NUM_SMS
     floats, counters = workspace_sizes(rows, kv_heads, 64, 7)
     assert counters == rows * kv_heads and floats == counters * splits * 16 * 66
 
@@ -123,7 +123,7 @@ def test_extend(
     seed: int,
 ) -> None:
     q, k, v, meta = attention_case(lens, block_size, (*heads, dim), dtype, seed)
-    out = extend(
+    out = paged_prefill(
         q,
         k,
         v,
@@ -140,8 +140,8 @@ def test_extend(
 def test_a_token_does_not_depend_on_the_rows_around_it() -> None:
     q, k, v, meta = attention_case([(30, 70), (5, 5), (1, 33)], 16, (6, 2, 16), torch.float16)
     args = (meta.block_table, meta.cu_seqlens_q, meta.context_lens)
-    together = extend(q, k, v, *args, 30, SCALE)
-    alone = extend(
+    together = paged_prefill(q, k, v, *args, 30, SCALE)
+    alone = paged_prefill(
         q[30:35],
         k,
         v,

@@ -170,8 +170,8 @@ class Device:
         self.newlines = torch.from_numpy(flags)
         capacity = max(row.max_len for row in batch) // BLOCK_SIZE + 3
         self.table = torch.randperm(count * capacity).view(count, capacity).to(torch.int32)
-        self.ring = torch.full((ring_steps, count), 77, dtype=torch.int32)
-        self.tick = torch.zeros(1, dtype=torch.int32)
+        self.output_tokens = torch.full((ring_steps, count), 77, dtype=torch.int32)
+        self.step_counter = torch.zeros(1, dtype=torch.int32)
         self.next: dict[str, Tensor] = {
             name: torch.full((count,), 77, dtype=torch.int64)
             for name in ("slot_mapping", "sample_positions")
@@ -189,8 +189,8 @@ class Device:
             torch.tensor(TRIGGERS, dtype=torch.int32),
             self.newlines,
             self.table,
-            ring=self.ring,
-            tick=self.tick,
+            output_tokens=self.output_tokens,
+            step_counter=self.step_counter,
             block_size=BLOCK_SIZE,
             null_slot=NULL_SLOT,
             **self.next,
@@ -233,8 +233,8 @@ def test_rows_follow_the_core_bit_for_bit(data: st.DataObject) -> None:
         for i, row in enumerate(batch):
             check_row(device, row, i)
         wanted = [t if d else IGNORED for t, d in zip(sampled, decides, strict=True)]
-        assert device.ring[step % 7].tolist() == wanted
-        assert int(device.tick) == step + 1
+        assert device.output_tokens[step % 7].tolist() == wanted
+        assert int(device.step_counter) == step + 1
 
 
 def test_a_finished_row_changes_no_more() -> None:
@@ -244,7 +244,7 @@ def test_a_finished_row_changes_no_more() -> None:
     before = device.lanes.clone()
     device.step([8])
     assert torch.equal(device.lanes, before)
-    assert device.ring[:2, 0].tolist() == [STOPS[0], IGNORED]
+    assert device.output_tokens[:2, 0].tolist() == [STOPS[0], IGNORED]
 
 
 def test_the_fields_are_the_schedulers() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from s1engine.config import BUNDLED_MODEL, EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.errors import RequestError
-from s1engine.kernels import config
+from s1engine.kernels import launch_table
 from s1engine.models import Decoder, ModelConfig, load_decoder
 from s1engine.ops import Ops, select_ops
 from s1engine.ops.torch_ops import TorchOps
@@ -26,13 +26,13 @@ from tests.tiny_models import make_model
 @pytest.fixture(autouse=True)
 def tall_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer programs to interpret; every shape of tile has its own test."""
-    table = config.linear
+    table = launch_table.skinny_gemm_tiles
 
-    def tall(tokens: int, n: int, k: int, itemsize: int) -> config.Rows:
+    def tall(tokens: int, n: int, k: int, itemsize: int) -> launch_table.SkinnyTiles:
         tiles = table(tokens, n, k, itemsize)
-        return config.Rows(64, tiles.tokens, 64, min(tiles.splits, 2), tiles.launch)
+        return launch_table.SkinnyTiles(64, tiles.tokens, 64, min(tiles.splits, 2), tiles.launch)
 
-    monkeypatch.setattr(config, "linear", tall)
+    monkeypatch.setattr(launch_table, "skinny_gemm_tiles", tall)
 
 
 def decoder(path: Path, ops: Ops, quantization: str | None = None) -> Decoder:
@@ -97,8 +97,10 @@ def engine(monkeypatch: pytest.MonkeyPatch, path: Path, ops: Ops, run_ahead: int
     """An engine short of memory and of tokens a step: it chunks and preempts."""
     monkeypatch.setattr("s1engine.runner.model_runner.select_ops", lambda device: ops)
     # Fewer programs to interpret: of the fused operations the one that writes the cache.
-    monkeypatch.setattr(config, "SMS", 4)
-    monkeypatch.setattr(config, "fused", lambda tokens, n, k: tokens <= 64 and n == 256)
+    monkeypatch.setattr(launch_table, "NUM_SMS", 4)
+    monkeypatch.setattr(
+        launch_table, "fits_skinny_gemm", lambda tokens, n, k: tokens <= 64 and n == 256
+    )
     longest = 64
     token_bytes = 2 * 2 * 32 * 4  # K and V of 2 heads of size 32 in float32
     return LLMEngine(

@@ -11,12 +11,12 @@ from torch import Tensor
 from triton import language as tl
 from triton.runtime import interpreter
 
-from s1engine.kernels import config
-from s1engine.ops import AttentionMetadata, kv_rows
+from s1engine.kernels import launch_table
+from s1engine.ops import AttentionMetadata, kv_quant
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.triton_ops import TritonOps
 from tests.kernels.oracle import assert_as_good_as, in_double
-from tests.ops.test_kv_rows import attention_case, values
+from tests.ops.test_kv_quant import attention_case, values
 from tests.ops.test_torch_ops import randn
 from tests.paged import make_meta
 
@@ -30,7 +30,7 @@ SCALE = 0.2
 @pytest.fixture(autouse=True)
 def a_small_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer parts of a context to interpret; any number has its test in test_attention."""
-    monkeypatch.setattr(config, "SMS", 4)
+    monkeypatch.setattr(launch_table, "NUM_SMS", 4)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_rope_write_writes_the_same_bytes(dtype: torch.dtype, dim: int) -> None:
         q, k, v = (values(6, heads, dim, seed=heads, dtype=dtype) for heads in (6, 2, 2))
         ops.rope_write(q, k, v, turn, *found, meta)
     assert torch.equal(as_bytes(got), as_bytes(wanted))
-    assert float(kv_rows.decode(got[1]).nan_to_num(0).max()) == 448
+    assert float(kv_quant.dequantize(got[1]).nan_to_num(0).max()) == 448
 
 
 @pytest.mark.usefixtures("rounded_as_by_hardware")
@@ -98,7 +98,7 @@ def check_attention(
 ) -> None:
     out = TRITON.paged_attention(q, k, v, SCALE, meta)
     by_torch = TORCH.paged_attention(q, k, v, SCALE, meta)
-    truth = in_double(q, kv_rows.decode(k), kv_rows.decode(v), SCALE, meta)
+    truth = in_double(q, kv_quant.dequantize(k), kv_quant.dequantize(v), SCALE, meta)
     assert_as_good_as(out, by_torch, truth, slack)
 
 
@@ -144,6 +144,6 @@ def test_extend(
 def test_queries_in_bf16_meet_keys_in_fp16() -> None:
     """Both hold every e4m3; only the rounding of the output, the interpreter's, is bf16's."""
     q, k, v, meta = attention_case([(1, 40), (1, 70)], 16, (6, 2, 16), torch.bfloat16, FP8, 3)
-    truth = in_double(q, kv_rows.decode(k), kv_rows.decode(v), SCALE, meta)
+    truth = in_double(q, kv_quant.dequantize(k), kv_quant.dequantize(v), SCALE, meta)
     out = TRITON.paged_attention(q, k, v, SCALE, meta)
     torch.testing.assert_close(out.double(), truth, rtol=2**-7, atol=1e-3)

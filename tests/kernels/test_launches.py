@@ -6,10 +6,16 @@ import pytest
 import torch
 
 from s1engine.bench import tune
-from s1engine.bench.launches import KERNELS, PRODUCTS, Choice, choices, launched
+from s1engine.bench.launches import (
+    KERNELS,
+    PRODUCTS,
+    LaunchCandidate,
+    launch_candidates,
+    use_launches,
+)
 from s1engine.bench.shapes import matrix_shapes, shape
 from s1engine.errors import RequestError
-from s1engine.kernels import config
+from s1engine.kernels import launch_table
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import random_decoder
 from s1engine.ops.triton_ops import TritonOps
@@ -21,12 +27,12 @@ MODEL = replace(
 
 
 def computed(
-    decoder: Decoder, batch: int, chosen: list[Choice]
+    decoder: Decoder, batch: int, chosen: list[LaunchCandidate]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """By a step with these launches."""
     torch.manual_seed(1)
     step = tune.make_step(decoder, batch, 50)
-    with torch.inference_mode(), launched(chosen, MODEL):
+    with torch.inference_mode(), use_launches(chosen, MODEL):
         return step()
 
 
@@ -36,7 +42,7 @@ def test_a_step_is_the_same_by_every_launch(batch: int, monkeypatch: pytest.Monk
     decoder = random_decoder(MODEL, torch.float32, "cpu", TritonOps(), quantization=None)
     wanted = computed(decoder, batch, [])
     for kernel in KERNELS:
-        found = choices(kernel, batch, MODEL.num_kv_heads)
+        found = launch_candidates(kernel, batch, MODEL.num_kv_heads)
         assert len(found) > 1 and len({choice.name for choice in found}) == len(found)
         for choice in (found[1], found[-1]):
             torch.testing.assert_close(computed(decoder, batch, [choice]), wanted)
@@ -47,26 +53,31 @@ def test_no_launch_needs_more_workspace_than_there_is(batch: int) -> None:
     for name in ("0.5B", "7B", "32B"):
         for kernel in PRODUCTS:
             n, k = matrix_shapes(shape(name))[kernel]
-            for choice in choices(kernel, batch, 4)[1:]:
+            for choice in launch_candidates(kernel, batch, 4)[1:]:
                 if choice.name == "cuBLAS":
                     continue
                 assert choice.value is not None
                 tiles = choice.value(batch, n, k, 2)
-                programs = config.cdiv(n, tiles.rows) * tiles.splits
+                programs = launch_table.cdiv(n, tiles.rows) * tiles.splits
                 if tiles.splits > 1:
-                    assert programs * (tiles.rows + 1) * tiles.tokens <= config.WORKSPACE[0]
-                    assert programs // tiles.splits <= config.WORKSPACE[1]
+                    assert (
+                        programs * (tiles.rows + 1) * tiles.tokens
+                        <= launch_table.SPLIT_K_WORKSPACE[0]
+                    )
+                    assert programs // tiles.splits <= launch_table.SPLIT_K_WORKSPACE[1]
 
 
 def test_a_choice_reaches_its_kernel_alone() -> None:
     n, k = matrix_shapes(MODEL)["o"]
-    (_, choice, *_) = choices("o", 1, 1)
+    (_, choice, *_) = launch_candidates("o", 1, 1)
     other = matrix_shapes(MODEL)["down"]
-    before = vars(config.linear(1, *other, 2).launch)
-    with launched([choice], MODEL):
+    before = vars(launch_table.skinny_gemm_tiles(1, *other, 2).launch)
+    with use_launches([choice], MODEL):
         assert choice.value is not None
-        assert vars(config.linear(1, n, k, 2).launch) == vars(choice.value(1, n, k, 2).launch)
-        assert vars(config.linear(1, *other, 2).launch) == before
+        assert vars(launch_table.skinny_gemm_tiles(1, n, k, 2).launch) == vars(
+            choice.value(1, n, k, 2).launch
+        )
+        assert vars(launch_table.skinny_gemm_tiles(1, *other, 2).launch) == before
 
 
 def test_no_gpu_is_said_so() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from s1engine.kernels import config
+from s1engine.kernels import launch_table
 from s1engine.kernels.linear import linear
 from s1engine.kernels.norm_gate_up import norm_gate_up
 from s1engine.kernels.norm_qkv_rope_write import norm_qkv_rope_write
@@ -27,7 +27,7 @@ EPS = 1e-5
 
 def workspace() -> tuple[Tensor, Tensor]:
     """Parts full of NaN, and counters."""
-    floats, counters = config.WORKSPACE
+    floats, counters = launch_table.SPLIT_K_WORKSPACE
     return torch.full((floats,), math.nan), torch.zeros(counters, dtype=torch.int32)
 
 
@@ -137,7 +137,7 @@ def test_norm_qkv_rope_write(
 def test_split_sums_are_the_same_bits_again(tokens: int) -> None:
     x, w = randn(tokens, 2048, dtype=torch.float16), randn(9, 2048, seed=1, dtype=torch.float16)
     space = workspace()
-    assert config.linear(tokens, 9, 2048, 2).splits > 1
+    assert launch_table.skinny_gemm_tiles(tokens, 9, 2048, 2).splits > 1
     first = linear(x, w, None, space)
     assert torch.equal(linear(x, w, None, space), first)
 
@@ -160,11 +160,11 @@ def test_a_norm_in_front_of_a_product_does_not_overflow() -> None:
 def test_every_part_has_work_and_fits_into_the_workspace(
     tokens: int, n: int, k: int, itemsize: int
 ) -> None:
-    tiles = config.linear(tokens, n, k, itemsize)
-    blocks, programs = config.cdiv(k, tiles.block_k), config.cdiv(n, tiles.rows)
-    share = config.cdiv(blocks, tiles.splits)
+    tiles = launch_table.skinny_gemm_tiles(tokens, n, k, itemsize)
+    blocks, programs = launch_table.cdiv(k, tiles.block_k), launch_table.cdiv(n, tiles.rows)
+    share = launch_table.cdiv(blocks, tiles.splits)
     assert (tiles.splits - 1) * share < blocks and tiles.tokens >= tokens
     if tiles.splits > 1:
-        floats, counters = config.WORKSPACE
+        floats, counters = launch_table.SPLIT_K_WORKSPACE
         assert programs <= counters
         assert programs * tiles.splits * (tiles.rows + 1) * tiles.tokens <= floats

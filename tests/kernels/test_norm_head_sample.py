@@ -92,8 +92,8 @@ def lanes_of(rows: int, size: int) -> DeviceBatchBuffer:
     fields = {"finish": 0, "phase": 1, "max_thinking": 9, "max_len": 30, "num_waits": 9}
     fields |= {"wait_len": 1, "natural_len": 1, "position": 5}
     for name, value in fields.items():
-        lanes.state.lane(name).fill_(value)
-    lanes.state.lane("sample_banned").copy_(torch.arange(rows) % 2)
+        lanes.state.field(name).fill_(value)
+    lanes.state.field("sample_banned").copy_(torch.arange(rows) % 2)
     lanes.temperature[:] = np.arange(rows) % 3
     lanes.top_k[:] = np.arange(rows) % 4
     lanes.top_p[:] = 1
@@ -106,9 +106,9 @@ def test_lanes_decide_as_on_torch(rows: int, filtered: bool) -> None:
     x, norm, head = case(rows, 50, 2, torch.float32)
     ours, torchs = (lanes_of(rows, 50).state for _ in range(2))
     for _ in range(2):
-        TritonOps().decide(x, norm, 0.0, head, ours, filtered=filtered)
-        TORCH.decide(x, norm, 0.0, head, torchs, filtered=filtered)
-    assert torch.equal(ours.ring, torchs.ring)
-    assert torch.equal(ours.lanes, torchs.lanes)
+        TritonOps().sample_and_advance(x, norm, 0.0, head, ours, filtered=filtered)
+        TORCH.sample_and_advance(x, norm, 0.0, head, torchs, filtered=filtered)
+    assert torch.equal(ours.output_tokens, torchs.output_tokens)
+    assert torch.equal(ours.rows_state, torchs.rows_state)
     assert torch.equal(ours.slot_mapping, torchs.slot_mapping)
-    assert len(ours.ring.unique()) > 4
+    assert len(ours.output_tokens.unique()) > 4

@@ -137,11 +137,11 @@ def test_rows_are_looked_up(isa: str, dtype: torch.dtype, fmt: str | None) -> No
     ids = torch.tensor([36, 0, 17, 17], dtype=torch.int32)
     meant = weight if fmt is None else quantize(weight, fmt).dequantize()
     assert torch.equal(OPS.embed(ids, whole), meant[ids.long()])
-    assert torch.equal(OPS.take_rows(weight, ids), weight[ids.long()])
+    assert torch.equal(OPS.gather_rows(weight, ids), weight[ids.long()])
     beyond = torch.tensor([37, -1], dtype=torch.int32)
     assert not OPS.embed(beyond, whole).any()
     for part in whole, weight:  # as if their rows were those of ids 3 and on
-        found = OPS.embed_part(torch.cat((ids + 3, ids[:1] - len(weight))), part, 3)
+        found = OPS.embed_shard(torch.cat((ids + 3, ids[:1] - len(weight))), part, 3)
         assert torch.equal(found[:-1], OPS.embed(ids, part)) and not found[-1].any()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from s1engine.kernels import config
+from s1engine.kernels import launch_table
 from s1engine.ops import Ops
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.ops.torch_ops import TorchOps
@@ -24,7 +24,7 @@ HEADS, KV_HEADS = 3, 1
 @pytest.fixture(autouse=True)
 def few_tokens_fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that five are too many."""
-    monkeypatch.setattr(config, "MAX_TOKENS", 4)
+    monkeypatch.setattr(launch_table, "MAX_SKINNY_TOKENS", 4)
 
 
 def devices(*, tokens: list[int]) -> pytest.MarkDecorator:
@@ -42,31 +42,35 @@ def test_a_linear_reaches_the_residual_at_once_or_later(
     x, weight, residual = randn(tokens, 48), randn(H, 48, seed=1), randn(tokens, H, seed=2)
     bias = randn(H, seed=3) if with_bias else None
     total = residual + TORCH.linear(x, weight, bias)
-    branch = ops.linear_residual(x, ops.pack(weight), bias, residual)
-    torch.testing.assert_close(residual if branch is None else residual + branch, total)
-    fused = ops.name == "cpu" or (ops.name == "triton" and tokens <= config.MAX_TOKENS)
-    assert (branch is None) == fused
+    pending_residual = ops.linear_residual(x, ops.pack(weight), bias, residual)
+    torch.testing.assert_close(
+        residual if pending_residual is None else residual + pending_residual, total
+    )
+    fused = ops.name == "cpu" or (ops.name == "triton" and tokens <= launch_table.MAX_SKINNY_TOKENS)
+    assert (pending_residual is None) == fused
 
 
 @devices(tokens=[2, 5])
-@pytest.mark.parametrize("with_branch", [False, True])
-def test_norm_gate_up(ops: Ops, tokens: int, with_branch: bool) -> None:
+@pytest.mark.parametrize("with_pending_residual", [False, True])
+def test_norm_gate_up(ops: Ops, tokens: int, with_pending_residual: bool) -> None:
     residual, norm, weight = randn(tokens, H), randn(H, seed=1), randn(40, H, seed=2)
-    branch = randn(tokens, H, seed=3) if with_branch else None
-    total = residual + branch if branch is not None else residual.clone()
-    out = ops.norm_gate_up(branch, residual, norm, EPS, ops.pack(weight))
+    pending_residual = randn(tokens, H, seed=3) if with_pending_residual else None
+    total = residual + pending_residual if pending_residual is not None else residual.clone()
+    out = ops.norm_gate_up(pending_residual, residual, norm, EPS, ops.pack(weight))
     expected = TORCH.silu_and_mul(TORCH.linear(TORCH.rms_norm(total, norm, EPS), weight))
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(residual, total)
 
 
 @devices(tokens=[2, 5])
-@pytest.mark.parametrize("with_branch", [False, True])
+@pytest.mark.parametrize("with_pending_residual", [False, True])
 @pytest.mark.parametrize("with_norms", [False, True])
-def test_norm_qkv_rope_write(ops: Ops, tokens: int, with_branch: bool, with_norms: bool) -> None:
+def test_norm_qkv_rope_write(
+    ops: Ops, tokens: int, with_pending_residual: bool, with_norms: bool
+) -> None:
     residual, norm = randn(tokens, H), randn(H, seed=1)
     weight, bias = randn((HEADS + 2 * KV_HEADS) * D, H, seed=2), randn(80, seed=3)
-    branch = randn(tokens, H, seed=4) if with_branch else None
+    pending_residual = randn(tokens, H, seed=4) if with_pending_residual else None
     norms = (randn(D, seed=5), randn(D, seed=6)) if with_norms else (None, None)
     meta = make_meta([tokens], [tokens + 3], 16, 8)
     angles = randn(80, D // 2, seed=7)
@@ -75,7 +79,7 @@ def test_norm_qkv_rope_write(ops: Ops, tokens: int, with_branch: bool, with_norm
     def caches() -> tuple[Tensor, Tensor]:
         return tuple(torch.full((8, KV_HEADS, 16, D), math.nan) for _ in range(2))  # type: ignore[return-value]
 
-    total = residual + branch if branch is not None else residual.clone()
+    total = residual + pending_residual if pending_residual is not None else residual.clone()
     x = TORCH.linear(TORCH.rms_norm(total, norm, EPS), weight, bias).view(tokens, -1, D)
     q, k, v = torch.split(x, [HEADS, KV_HEADS, KV_HEADS], dim=1)
     if norms[0] is not None and norms[1] is not None:
@@ -83,7 +87,7 @@ def test_norm_qkv_rope_write(ops: Ops, tokens: int, with_branch: bool, with_norm
     expected, got = caches(), caches()
     TORCH.rope_write(q, k, v, table, *expected, meta)
     out = ops.norm_qkv_rope_write(
-        branch, residual, norm, EPS, ops.pack(weight), bias, *norms, table, *got, meta
+        pending_residual, residual, norm, EPS, ops.pack(weight), bias, *norms, table, *got, meta
     )
     torch.testing.assert_close(out, q, rtol=1e-4, atol=1e-4)
     for cache, wanted in zip(got, expected, strict=True):
@@ -93,7 +97,7 @@ def test_norm_qkv_rope_write(ops: Ops, tokens: int, with_branch: bool, with_norm
 
 def test_a_product_in_the_table_is_left_to_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, residual = randn(7, 48), randn(H, 48, seed=1), randn(7, H)
-    monkeypatch.setattr(config, "MAX_TOKENS", 64)
-    monkeypatch.setattr(config, "CUBLAS", frozenset({(16, H, 48)}))
+    monkeypatch.setattr(launch_table, "MAX_SKINNY_TOKENS", 64)
+    monkeypatch.setattr(launch_table, "CUBLAS_SHAPES", frozenset({(16, H, 48)}))
     assert TritonOps().linear_residual(x, weight, None, residual) is not None
     assert TritonOps().linear_residual(x[:2], weight, None, residual[:2]) is None

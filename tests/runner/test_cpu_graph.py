@@ -115,7 +115,7 @@ def test_a_size_is_recorded_once_and_again_when_memory_has_moved() -> None:
     def step(inputs: StepInputs) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return ops.take_rows(table, inputs.input_ids)
+        return ops.gather_rows(table, inputs.input_ids)
 
     class Attention:
         context_lens = ids
@@ -136,9 +136,9 @@ def test_recording_ends() -> None:
     ops = CpuOps()
     plan = _core.cpu.RecordedStep()
     _core.cpu.record_into(plan)
-    ops.take_rows(torch.ones(2, 2), torch.zeros(1, dtype=torch.int32))
+    ops.gather_rows(torch.ones(2, 2), torch.zeros(1, dtype=torch.int32))
     _core.cpu.record_into(None)
-    ops.take_rows(torch.ones(2, 2), torch.zeros(1, dtype=torch.int32))
+    ops.gather_rows(torch.ones(2, 2), torch.zeros(1, dtype=torch.int32))
     assert len(plan) == 1
 
 

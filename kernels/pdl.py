@@ -10,7 +10,7 @@ anything else. The wait is for all of the kernel before, so every program of eve
 needed or not: otherwise a third kernel could overtake the first. Kernels of others, cuBLAS's say,
 never release early and are waited for as a whole.
 
-OVERLAP is ``available()``, which every launch takes from ``config.Launch``.
+PDL is ``available()``, which every launch takes from ``launch_table.LaunchOptions``.
 """
 
 from functools import lru_cache
@@ -21,23 +21,23 @@ import triton.language as tl
 
 
 @triton.jit
-def release(OVERLAP: tl.constexpr):
+def launch_dependents(PDL: tl.constexpr):
     """The next kernel may start, once every program has said so."""
-    if OVERLAP:
+    if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
-def wait(OVERLAP: tl.constexpr):
+def grid_dependency_wait(PDL: tl.constexpr):
     """Until all that the kernels before have written is there."""
-    if OVERLAP:
+    if PDL:
         tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
-def prefetch(pointers, OVERLAP: tl.constexpr):
+def prefetch(pointers, PDL: tl.constexpr):
     """Brings the 128 bytes around each pointer into the L2 cache."""
-    if OVERLAP:
+    if PDL:
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers],
             dtype=tl.int32, is_pure=False, pack=1,

@@ -16,7 +16,7 @@ LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
 
 
 @triton.jit
-def attend_tile(
+def online_softmax_tile(
     q,  # [M, DIM], in the type of the products
     k_ptr,  # first key of the tile, rows DIM apart
     v_ptr,

@@ -12,7 +12,7 @@ FP8_LIMIT: tl.constexpr = tl.constexpr(448.0)  # the largest finite e4m3
 
 
 @triton.jit
-def as_stored(x, at):
+def quantize(x, at):
     """x in the type that ``at`` points to, at the largest value of fp8 where it is beyond."""
     if at.dtype.element_ty == tl.float8e4nv:
         x = tl.minimum(tl.maximum(x.to(tl.float32), -FP8_LIMIT), FP8_LIMIT)
@@ -20,7 +20,7 @@ def as_stored(x, at):
 
 
 @triton.jit
-def as_computed(q, cache_ptr):
+def cast_query(q, cache_ptr):
     """Queries in the type that a product with what ``cache_ptr`` points to is computed in."""
     if cache_ptr.dtype.element_ty == tl.float8e4nv and q.dtype == tl.bfloat16:
         q = q.to(tl.float16)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from s1engine._core import cpu
 from s1engine.errors import RequestError
-from s1engine.ops import AttentionMetadata, Ops, kv_rows
+from s1engine.ops import AttentionMetadata, Ops, kv_quant
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.triton_ops import TritonOps
@@ -57,9 +57,9 @@ def values(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor
 @given(rows=st.integers(1, 6), dim=DIMS, seed=st.integers(0, 999))
 def test_an_int8_row_is_off_by_half_a_step(rows: int, dim: int, seed: int) -> None:
     x = values(rows, dim, seed=seed)
-    stored = kv_rows.encode(x, torch.int8)
-    assert stored.shape == (rows, kv_rows.row_size(dim, torch.int8)) == (rows, dim + 4)
-    back = kv_rows.decode(stored)
+    stored = kv_quant.quantize(x, torch.int8)
+    assert stored.shape == (rows, kv_quant.row_size(dim, torch.int8)) == (rows, dim + 4)
+    back = kv_quant.dequantize(stored)
     largest = x.abs().amax(-1, keepdim=True)
     assert bool(((back - x).abs() <= largest / 127 * 0.5001).all())
     torch.testing.assert_close(back.abs().amax(-1, keepdim=True), largest)
@@ -68,23 +68,23 @@ def test_an_int8_row_is_off_by_half_a_step(rows: int, dim: int, seed: int) -> No
 @given(rows=st.integers(1, 6), dim=DIMS, seed=st.integers(0, 999))
 def test_an_fp8_row_is_off_by_a_sixteenth_and_ends_at_448(rows: int, dim: int, seed: int) -> None:
     x = values(rows, dim, seed=seed)
-    back = kv_rows.decode(kv_rows.encode(x, FP8))
+    back = kv_quant.dequantize(kv_quant.quantize(x, FP8))
     wanted = x.clamp(-448, 448)
     assert bool(((back - wanted).abs() <= wanted.abs() / 16 + 2.0**-10).all())
-    assert kv_rows.row_size(dim, FP8) == dim
+    assert kv_quant.row_size(dim, FP8) == dim
 
 
 @pytest.mark.parametrize("tiny", [0.0, 1e-45, 1e-38, 3e38])
 def test_sizes_at_the_ends_of_float32_stay_finite(tiny: float) -> None:
-    back = kv_rows.decode(kv_rows.encode(torch.tensor([[tiny, -tiny]]), torch.int8))
+    back = kv_quant.dequantize(kv_quant.quantize(torch.tensor([[tiny, -tiny]]), torch.int8))
     torch.testing.assert_close(back, torch.tensor([[tiny, -tiny]]), rtol=1e-6, atol=1e-38)
 
 
 def test_other_types_are_kept_as_they_are() -> None:
     x = randn(3, 8, dtype=torch.bfloat16)
-    assert kv_rows.encode(x, torch.bfloat16) is x
-    assert torch.equal(kv_rows.decode(x), x.float())
-    assert kv_rows.decode(x.double()).dtype is torch.float64
+    assert kv_quant.quantize(x, torch.bfloat16) is x
+    assert torch.equal(kv_quant.dequantize(x), x.float())
+    assert kv_quant.dequantize(x.double()).dtype is torch.float64
 
 
 def written(
@@ -96,7 +96,7 @@ def written(
 ) -> tuple[Tensor, Tensor]:
     """Caches full of 85 after a write of copies of q, k and v."""
     q, k, v = (part.clone() for part in x)
-    row = kv_rows.row_size(q.shape[2], cache_dtype)
+    row = kv_quant.row_size(q.shape[2], cache_dtype)
     k_cache = torch.full((9, k.shape[1], 16, row), 85).to(cache_dtype)
     v_cache = k_cache.clone()
     ops.rope_write(q, k, v, table, k_cache, v_cache, meta)
@@ -114,8 +114,8 @@ def test_the_kernels_write_the_same_bytes(isa: str, dtype: torch.dtype, dim: int
     got = written(CPU, x, turn, torch.int8, meta)
     assert all(torch.equal(*pair) for pair in zip(got, wanted, strict=True))
     slots = meta.slot_mapping
-    back = kv_rows.decode(got[1][slots // 16, :, slots % 16])
-    assert torch.equal(back, kv_rows.decode(kv_rows.encode(x[2], torch.int8)))
+    back = kv_quant.dequantize(got[1][slots // 16, :, slots % 16])
+    assert torch.equal(back, kv_quant.dequantize(kv_quant.quantize(x[2], torch.int8)))
     assert int((got[0] != 85).any(-1).any(1).sum()) == len(slots)
 
 
@@ -132,13 +132,13 @@ def attention_case(
     num_heads, num_kv_heads, dim = heads
     blocks = len(lens) * -(-max(contexts) // block_size) + 1
     slots = make_meta(contexts, contexts, block_size, blocks, seed=seed).slot_mapping
-    row = kv_rows.row_size(dim, cache_dtype)
+    row = kv_quant.row_size(dim, cache_dtype)
     caches = []
     for salt in (1, 2):
         raw = torch.full((blocks, num_kv_heads, block_size, row * cache_dtype.itemsize), 0xFF)
         cache = raw.to(torch.uint8).view(cache_dtype)
         filled = randn(len(slots), num_kv_heads, dim, seed=seed + salt, dtype=dtype)
-        cache[slots // block_size, :, slots % block_size] = kv_rows.encode(filled, cache_dtype)
+        cache[slots // block_size, :, slots % block_size] = kv_quant.quantize(filled, cache_dtype)
         caches.append(cache)
     q = randn(sum(counts), num_heads, dim, seed=seed + 3, dtype=dtype)
     meta = make_meta(counts, contexts, block_size, blocks, seed=seed)
@@ -170,7 +170,7 @@ def test_attention_reads_what_the_rows_mean(
 ) -> None:
     stored = cache_dtype or dtype
     q, k, v, meta = attention_case(lens, block_size, (*heads, dim), dtype, stored, seed)
-    truth = in_double(q, kv_rows.decode(k), kv_rows.decode(v), SCALE, meta)
+    truth = in_double(q, kv_quant.dequantize(k), kv_quant.dequantize(v), SCALE, meta)
     by_torch = TORCH.paged_attention(q, k, v, SCALE, meta)
     for name in usable_isas():
         cpu.set_isa(name)
@@ -201,7 +201,7 @@ def test_long_contexts_are_the_same_alone_batched_and_cut(isa: str, threads: int
             assert torch.equal(CPU.paged_attention(q[mine], k, v, SCALE, alone), together[mine])
     finally:
         cpu.set_num_threads(before)
-    truth = in_double(q, kv_rows.decode(k), kv_rows.decode(v), SCALE, meta)
+    truth = in_double(q, kv_quant.dequantize(k), kv_quant.dequantize(v), SCALE, meta)
     assert_as_good_as(together, TORCH.paged_attention(q, k, v, SCALE, meta), truth, slack=2)
 
 
@@ -224,4 +224,4 @@ def test_what_a_device_does_not_keep_is_refused_by_name(
 
 def test_nan_behind_a_context_is_really_there() -> None:
     _, k, _, _ = attention_case([(1, 5)], 4, (4, 2, 8), torch.float32, torch.int8, seed=0)
-    assert math.isnan(float(kv_rows.decode(k).sum()))
+    assert math.isnan(float(kv_quant.dequantize(k).sum()))

@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels import config
-from s1engine.kernels.attend import LOG2E, LOWEST, attend_tile
-from s1engine.kernels.kv_rows import as_computed
-from s1engine.kernels.overlap import release, wait
+from s1engine.kernels import launch_table
+from s1engine.kernels.kv_quant import cast_query
+from s1engine.kernels.online_softmax import LOG2E, LOWEST, online_softmax_tile
+from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def _find_row(cu_ptr, program, rows, ROWS: tl.constexpr, QUERIES: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _extend_kernel(
+def _paged_prefill_kernel(
     q_ptr,  # [T, Hkv * GROUP, DIM], tokens q_stride apart
     k_cache_ptr,  # [num_blocks, Hkv, BLOCK_SIZE, DIM]
     v_cache_ptr,
@@ -49,9 +49,9 @@ def _extend_kernel(
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    wait(OVERLAP)
+    grid_dependency_wait(PDL)
     QUERIES: tl.constexpr = M // GROUP
     program, head = tl.program_id(0), tl.program_id(1)
     b = _find_row(cu_ptr, program, rows, ROWS, QUERIES)
@@ -67,7 +67,7 @@ def _extend_kernel(
         q = tl.load(
             q_ptr + mine[:, None].to(tl.int64) * q_stride + column, mask=inside, other=0.0
         )  # [M, DIM]
-        q = as_computed(q, k_cache_ptr)
+        q = cast_query(q, k_cache_ptr)
         m = tl.full([M], LOWEST, tl.float32)
         total = tl.zeros([M], tl.float32)
         acc = tl.zeros([M, DIM], tl.float32)
@@ -83,7 +83,7 @@ def _extend_kernel(
             place = block.to(tl.int64) * block_stride + tile * TILE % BLOCK_SIZE * DIM
             following = tile + 1
             block = tl.load(table_ptr + following * TILE // BLOCK_SIZE, following < tiles, other=0)
-            acc, m, total = attend_tile(
+            acc, m, total = online_softmax_tile(
                 q, k_cache_ptr + place, v_cache_ptr + place, acc, m, total, scale, position, 0,
                 DIM, TILE, False,
             )  # fmt: skip
@@ -91,18 +91,18 @@ def _extend_kernel(
             place = block.to(tl.int64) * block_stride + tile * TILE % BLOCK_SIZE * DIM
             following = tile + 1
             block = tl.load(table_ptr + following * TILE // BLOCK_SIZE, following < tiles, other=0)
-            acc, m, total = attend_tile(
+            acc, m, total = online_softmax_tile(
                 q, k_cache_ptr + place, v_cache_ptr + place, acc, m, total, scale,
                 position - tile * TILE, context - tile * TILE, DIM, TILE, True,
             )  # fmt: skip
         out = acc / tl.maximum(total, 1.0e-30)[:, None]
         stride = tl.num_programs(1) * (GROUP * DIM)
         at_out = mine[:, None].to(tl.int64) * stride + column
-        release(OVERLAP)
+        launch_dependents(PDL)
         tl.store(out_ptr + at_out, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def extend(
+def paged_prefill(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
@@ -116,9 +116,9 @@ def extend(
     tokens, num_heads, dim = q.shape
     _, num_kv_heads, block_size, _ = k_cache.shape
     rows, group = context_lens.shape[0], num_heads // num_kv_heads
-    assert num_heads == group * num_kv_heads and group <= config.MAX_GROUP
-    assert dim in config.HEAD_DIMS and block_size in config.BLOCK_SIZES
-    assert 0 < rows <= config.MAX_ROWS
+    assert num_heads == group * num_kv_heads and group <= launch_table.MAX_GROUP
+    assert dim in launch_table.HEAD_DIMS and block_size in launch_table.BLOCK_SIZES
+    assert 0 < rows <= launch_table.MAX_BATCH_ROWS
     assert q.stride()[1:] == (dim, 1) and k_cache.dtype == v_cache.dtype
     assert k_cache.dtype in (q.dtype, torch.float8_e4m3fn)
     assert k_cache.shape == v_cache.shape and k_cache.shape[3] == dim
@@ -127,10 +127,12 @@ def extend(
     assert cu_seqlens_q.shape == (rows + 1,) and block_table.shape[0] == rows
     assert block_table.stride(1) == 1
     stored = k_cache.element_size()
-    tiles = config.extend(dim, block_size, group, q.element_size(), stored, max_seqlen_q)
+    tiles = launch_table.prefill_tiles(
+        dim, block_size, group, q.element_size(), stored, max_seqlen_q
+    )
     out = torch.empty((tokens, num_heads * dim), dtype=q.dtype, device=q.device)
     programs = tokens // (tiles.block_m // group) + rows
-    _extend_kernel[(programs, num_kv_heads)](
+    _paged_prefill_kernel[(programs, num_kv_heads)](
         q,
         k_cache,
         v_cache,
@@ -148,7 +150,7 @@ def extend(
         DIM=dim,
         BLOCK_SIZE=block_size,
         TILE=tiles.block_n,
-        ROWS=config.extend_rows(rows),
+        ROWS=launch_table.padded_batch_rows(rows),
         **tiles.launch.options(),
     )
     return out

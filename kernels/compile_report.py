@@ -4,9 +4,9 @@ Each case calls a kernel's public launcher on tensors without memory, and what i
 compiled for sm_90 just as the launch would, then read back from the binary: registers, stack,
 spills, shared memory, tensor-core instructions and 128-bit loads. Speed it cannot tell.
 
-    python -m s1engine.bench.kernels_report            print the table
-    python -m s1engine.bench.kernels_report --check    compare with the committed table; exit 1
-    python -m s1engine.bench.kernels_report --write    make this the committed table
+    python -m s1engine.kernels.compile_report            print the table
+    python -m s1engine.kernels.compile_report --check    compare with the committed table; exit 1
+    python -m s1engine.kernels.compile_report --write    make this the committed table
 """
 
 import argparse
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent.parent / "bench" / "results"
 TABLE = RESULTS / "kernels_sm90.json"
 PAGE = RESULTS / "kernels_sm90.md"
 
@@ -93,7 +93,7 @@ def _caught() -> Iterator[list[Launched]]:
     """Kernels launched within are noted down, as on a device that overlaps them, but not run."""
     from triton.runtime.jit import JITFunction
 
-    from s1engine.kernels import overlap
+    from s1engine.kernels import pdl
 
     launched: list[Launched] = []
 
@@ -102,7 +102,7 @@ def _caught() -> Iterator[list[Launched]]:
         named |= {name: kwargs.pop(name) for name in kernel.arg_names if name in kwargs}
         launched.append(Launched(kernel, named, kwargs))
 
-    with patch.object(JITFunction, "run", note), patch.object(overlap, "available", lambda: True):
+    with patch.object(JITFunction, "run", note), patch.object(pdl, "available", lambda: True):
         yield launched
 
 
@@ -190,7 +190,7 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
 
 def _report_case(name: str) -> list[tuple[str, Compiled, list[str]]]:
     """Every kernel that a case launches: its label, its binary, its problems."""
-    from s1engine.bench.kernels_cases import CASES
+    from s1engine.kernels.compile_cases import CASES
 
     case = CASES[name]
     with _caught() as launched:
@@ -207,7 +207,7 @@ def _report_case(name: str) -> list[tuple[str, Compiled, list[str]]]:
 
 def report() -> tuple[dict[str, Compiled], list[str]]:
     """All cases by label, and what is wrong with them. Uses every core."""
-    from s1engine.bench.kernels_cases import CASES
+    from s1engine.kernels.compile_cases import CASES
 
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         cases = list(pool.map(_report_case, CASES))

@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s1engine.kernels.overlap import prefetch, release, wait
+from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents, prefetch
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def multiply_rows(
     BLOCK_K: tl.constexpr,
     NORM: tl.constexpr,
     DOT: tl.constexpr,
-    OVERLAP: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """acc [ROWS, TOKENS] and, in the second form, squares [1, TOKENS], float32; waits for the
     kernel before."""
@@ -54,12 +54,12 @@ def multiply_rows(
         scale = tl.load(scale_ptr + row)
     if DOT:
         acc, squares = _on_tensor_cores(
-            x_ptr, w_ptr, row, token, x_stride, begin, end, K, ROWS, TOKENS, BLOCK_K, NORM, OVERLAP
+            x_ptr, w_ptr, row, token, x_stride, begin, end, K, ROWS, TOKENS, BLOCK_K, NORM, PDL
         )
     else:
         acc, squares = _on_cuda_cores(
             x_ptr, norm_ptr, w_ptr, row, token, x_stride, begin, end,
-            K, ROWS, TOKENS, BLOCK_K, NORM, OVERLAP,
+            K, ROWS, TOKENS, BLOCK_K, NORM, PDL,
         )  # fmt: skip
     if SCALED:
         acc *= scale[:, None]
@@ -70,7 +70,7 @@ def multiply_rows(
 def _on_cuda_cores(
     x_ptr, norm_ptr, w_ptr, row, token, x_stride, begin, end,
     K: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_K: tl.constexpr,
-    NORM: tl.constexpr, OVERLAP: tl.constexpr,
+    NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A thread multiplies the PIECE = 16 bytes that it loads at once: axes row, token, lane, piece.
 
@@ -83,7 +83,7 @@ def _on_cuda_cores(
     acc = tl.zeros([ROWS, TOKENS, LANES], tl.float32)
     squares = tl.zeros([1, TOKENS, LANES], tl.float32)
     w = tl.load(w_at, mask=k < end, other=0.0, eviction_policy="evict_first")
-    wait(OVERLAP)
+    grid_dependency_wait(PDL)
     for first in range(0, end - begin, BLOCK_K):
         x = tl.load(x_at + first, mask=k + first < end, other=0.0).to(tl.float32)
         x = tl.reshape(x, [1, TOKENS, LANES, PIECE])
@@ -97,7 +97,7 @@ def _on_cuda_cores(
         )
         acc += tl.sum(tl.reshape(w.to(tl.float32), [ROWS, 1, LANES, PIECE]) * x, axis=3)
         w = w_next
-    release(OVERLAP)
+    launch_dependents(PDL)
     return tl.sum(acc, axis=2), tl.sum(squares, axis=2)
 
 
@@ -105,7 +105,7 @@ def _on_cuda_cores(
 def _on_tensor_cores(
     x_ptr, w_ptr, row, token, x_stride, begin, end,
     K: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCK_K: tl.constexpr,
-    NORM: tl.constexpr, OVERLAP: tl.constexpr,
+    NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(not NORM)
     LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth  # elements of 128 bytes
@@ -114,8 +114,8 @@ def _on_tensor_cores(
     x_at = x_ptr + token[:, None] * x_stride + k[None, :]
     acc = tl.zeros([ROWS, TOKENS], tl.float32)
     ahead = begin + tl.arange(0, 4 * BLOCK_K // LINE) * LINE
-    prefetch(w_ptr + row[:, None].to(tl.int64) * K + tl.minimum(ahead, K - 1)[None, :], OVERLAP)
-    wait(OVERLAP)
+    prefetch(w_ptr + row[:, None].to(tl.int64) * K + tl.minimum(ahead, K - 1)[None, :], PDL)
+    grid_dependency_wait(PDL)
     for first in range(begin, end, BLOCK_K):
         if K % BLOCK_K == 0:
             w = tl.load(w_at + first, eviction_policy="evict_first")
@@ -125,7 +125,7 @@ def _on_tensor_cores(
             w = tl.load(w_at + first, mask=inside, other=0.0, eviction_policy="evict_first")
             x = tl.load(x_at + first, mask=inside, other=0.0)
         acc = tl.dot(w.to(x.dtype), tl.trans(x), acc, input_precision="ieee")
-    release(OVERLAP)
+    launch_dependents(PDL)
     return acc, tl.zeros([1, TOKENS], tl.float32)
 
 
@@ -201,5 +201,5 @@ def check_rows(
 
 
 def tile_bytes(x: Tensor, weight: Tensor) -> int:
-    """What ``config.linear`` goes by: bytes of a weight, and of float32 wherever it is."""
+    """Bytes of an element for ``skinny_gemm_tiles``: 4 if either is float32, else the weight's."""
     return 4 if x.dtype == torch.float32 else weight.element_size()

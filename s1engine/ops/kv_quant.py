@@ -17,7 +17,7 @@ from torch import Tensor
 from s1engine.errors import RequestError
 from s1engine.ops.quantization import FP8_LIMIT
 
-EIGHT_BITS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}  # by name in kv_cache_dtype
+EIGHT_BIT_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}  # by name in kv_cache_dtype
 INT8_LIMIT = 127.0
 SCALE_BYTES = 4
 
@@ -30,15 +30,15 @@ def row_size(head_dim: int, dtype: torch.dtype) -> int:
 def check_covered(cache_dtype: torch.dtype, dtype: torch.dtype, covered: str, device: str) -> None:
     """Raises RequestError unless a cache is in the model's type or in that of 8 bits which the
     device covers."""
-    if cache_dtype not in (dtype, EIGHT_BITS[covered]):
-        (name,) = [name for name, found in EIGHT_BITS.items() if found is cache_dtype]
+    if cache_dtype not in (dtype, EIGHT_BIT_DTYPES[covered]):
+        (name,) = [name for name, found in EIGHT_BIT_DTYPES.items() if found is cache_dtype]
         raise RequestError(
             f"kv_cache_dtype {name} is not covered on {device}; covered: auto, {covered}",
             param="kv_cache_dtype",
         )
 
 
-def encode(x: Tensor, dtype: torch.dtype) -> Tensor:
+def quantize(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x [..., D] as rows [..., row_size] of a cache."""
     if dtype is torch.int8:
         wide = x.to(torch.float32)
@@ -51,7 +51,7 @@ def encode(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x
 
 
-def decode(rows: Tensor) -> Tensor:
+def dequantize(rows: Tensor) -> Tensor:
     """Rows [..., row_size] of a cache as [..., D], float32 at least."""
     if rows.dtype is torch.int8:
         scale = rows[..., -SCALE_BYTES:].clone(memory_format=torch.contiguous_format)

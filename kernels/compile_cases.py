@@ -11,14 +11,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from s1engine.kernels import config
+from s1engine.kernels import launch_table
 from s1engine.kernels.budget_step import FIELDS, budget_step
-from s1engine.kernels.extend import extend
 from s1engine.kernels.linear import linear
 from s1engine.kernels.norm_gate_up import norm_gate_up
 from s1engine.kernels.norm_head_sample import norm_head_sample
 from s1engine.kernels.norm_qkv_rope_write import norm_qkv_rope_write
 from s1engine.kernels.paged_decode import paged_decode, workspace_sizes
+from s1engine.kernels.paged_prefill import paged_prefill
 from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.rope_write import rope_write
 from s1engine.kernels.sample import sample
@@ -28,7 +28,7 @@ VOCAB = 151_665
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class CompileCase:
     """Launches one or more kernels. The first, but for a norm before it, is meant to use tensor
     cores, to load weights early."""
 
@@ -116,7 +116,7 @@ def _extend(
     stored: torch.dtype | None = None,
 ) -> object:
     cache = empty(64, heads.kv, block_size, heads.dim, dtype=stored or dtype)
-    return extend(
+    return paged_prefill(
         empty(2048, heads.q, heads.dim, dtype=dtype),
         cache,
         cache,
@@ -148,7 +148,7 @@ def _sample(filtered: bool, clean: bool, triggers: int) -> object:
 
 
 def _workspace() -> tuple[Tensor, Tensor]:
-    floats, counters = config.WORKSPACE
+    floats, counters = launch_table.SPLIT_K_WORKSPACE
     return empty(floats, dtype=torch.float32), _index(counters)
 
 
@@ -210,86 +210,88 @@ def _step(rows: int) -> None:
         _index(rows, 512),
         slot_mapping=_index(rows, dtype=torch.int64),
         sample_positions=_index(rows, dtype=torch.int64),
-        ring=_index(32, rows),
-        tick=_index(1),
+        output_tokens=_index(32, rows),
+        step_counter=_index(1),
         block_size=64,
         null_slot=64,
     )
 
 
-def _attention_cases() -> dict[str, Case]:
+def _attention_cases() -> dict[str, CompileCase]:
     bf16, half, single = torch.bfloat16, torch.float16, torch.float32
-    cases: dict[str, Case] = {}
+    cases: dict[str, CompileCase] = {}
     for name, heads in (HEADS | CORNERS).items():
         for rows in (1, 128):
-            cases[f"decode {name} B={rows}"] = Case(
+            cases[f"decode {name} B={rows}"] = CompileCase(
                 partial(_decode, heads, rows, 64, bf16),
                 True,
             )
         for most in (1, 4, 8, 2048):
-            cases[f"extend {name} q<={most}"] = Case(
+            cases[f"extend {name} q<={most}"] = CompileCase(
                 partial(_extend, heads, most, 64, bf16),
                 True,
             )
     seven = HEADS["7B"]
     for size in (16, 32, 128):
-        cases[f"decode 7B S={size}"] = Case(
+        cases[f"decode 7B S={size}"] = CompileCase(
             partial(_decode, seven, 8, size, bf16),
             True,
         )
-        cases[f"extend 7B S={size}"] = Case(
+        cases[f"extend 7B S={size}"] = CompileCase(
             partial(_extend, seven, 2048, size, bf16),
             True,
         )
-    cases["decode 7B fp16"] = Case(lambda: _decode(seven, 8, 64, half), True)
-    cases["extend 7B fp16"] = Case(lambda: _extend(seven, 2048, 64, half), True)
+    cases["decode 7B fp16"] = CompileCase(lambda: _decode(seven, 8, 64, half), True)
+    cases["extend 7B fp16"] = CompileCase(lambda: _extend(seven, 2048, 64, half), True)
     for name, heads in {"7B": seven, "D=16": CORNERS["D=16"], "D=32": CORNERS["D=32"]}.items():
-        cases[f"decode {name} fp32"] = Case(partial(_decode, heads, 8, 64, single))
-        cases[f"extend {name} fp32"] = Case(partial(_extend, heads, 2048, 64, single))
+        cases[f"decode {name} fp32"] = CompileCase(partial(_decode, heads, 8, 64, single))
+        cases[f"extend {name} fp32"] = CompileCase(partial(_extend, heads, 2048, 64, single))
     return cases
 
 
-def _fp8_cache_cases() -> dict[str, Case]:
+def _fp8_cache_cases() -> dict[str, CompileCase]:
     bf16, half, fp8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
     seven = HEADS["7B"]
-    cases: dict[str, Case] = {}
+    cases: dict[str, CompileCase] = {}
     for name, heads in (HEADS | CORNERS).items():
-        cases[f"decode {name} fp8 cache"] = Case(partial(_decode, heads, 8, 64, bf16, fp8), True)
+        cases[f"decode {name} fp8 cache"] = CompileCase(
+            partial(_decode, heads, 8, 64, bf16, fp8), True
+        )
         for most in (4, 2048):
-            cases[f"extend {name} fp8 cache q<={most}"] = Case(
+            cases[f"extend {name} fp8 cache q<={most}"] = CompileCase(
                 partial(_extend, heads, most, 64, bf16, fp8), True
             )
-        cases[f"rope {name} fp8 cache"] = Case(partial(_rope, heads, 64, fp8))
+        cases[f"rope {name} fp8 cache"] = CompileCase(partial(_rope, heads, 64, fp8))
     for most in (1, 8):
-        cases[f"extend 7B fp8 cache q<={most}"] = Case(
+        cases[f"extend 7B fp8 cache q<={most}"] = CompileCase(
             partial(_extend, seven, most, 64, bf16, fp8), True
         )
     for size in (16, 128):
-        cases[f"decode 7B fp8 cache S={size}"] = Case(
+        cases[f"decode 7B fp8 cache S={size}"] = CompileCase(
             partial(_decode, seven, 8, size, bf16, fp8), True
         )
-    cases["decode 7B fp16 fp8 cache"] = Case(partial(_decode, seven, 8, 64, half, fp8), True)
+    cases["decode 7B fp16 fp8 cache"] = CompileCase(partial(_decode, seven, 8, 64, half, fp8), True)
     for t in (1, 64):
-        cases[f"norm_qkv 7B fp8 cache T={t}"] = Case(
+        cases[f"norm_qkv 7B fp8 cache T={t}"] = CompileCase(
             partial(_norm_qkv, t, seven, 3584, bf16, fp8), t > 2, True
         )
     return cases
 
 
-def _row_cases() -> dict[str, Case]:
-    cases: dict[str, Case] = {}
+def _row_cases() -> dict[str, CompileCase]:
+    cases: dict[str, CompileCase] = {}
     for width in (896, 3584, 5120, 16384):
-        cases[f"norm {width}"] = Case(partial(_norm, 32, width, False))
-        cases[f"add and norm {width}"] = Case(partial(_norm, 32, width, True))
-    cases["norm of heads D=128"] = Case(lambda: _head_norm(HEADS["7B"]))
+        cases[f"norm {width}"] = CompileCase(partial(_norm, 32, width, False))
+        cases[f"add and norm {width}"] = CompileCase(partial(_norm, 32, width, True))
+    cases["norm of heads D=128"] = CompileCase(lambda: _head_norm(HEADS["7B"]))
     for width in (4864, 18944):
-        cases[f"silu {width}"] = Case(partial(_silu, width))
+        cases[f"silu {width}"] = CompileCase(partial(_silu, width))
     for name, heads in (HEADS | CORNERS).items():
-        cases[f"rope {name}"] = Case(partial(_rope, heads, 64))
+        cases[f"rope {name}"] = CompileCase(partial(_rope, heads, 64))
     return cases
 
 
-def _linear_cases() -> dict[str, Case]:
+def _linear_cases() -> dict[str, CompileCase]:
     bf16, half, single = torch.bfloat16, torch.float16, torch.float32
     small, seven = HEADS["0.5B"], HEADS["7B"]
     launches: dict[str, Callable[[], object]] = {}
@@ -305,18 +307,20 @@ def _linear_cases() -> dict[str, Case]:
     launches["norm_head 7B in a graph T=64"] = partial(_norm_head, 64, 3584, bf16, 3)
     launches["norm_gate_up 7B fp16 T=64"] = partial(_norm_gate_up, 64, 18944, 3584, half)
     cases = {
-        name: Case(launch, not name.endswith(("T=1", "T=2")), True)
+        name: CompileCase(launch, not name.endswith(("T=1", "T=2")), True)
         for name, launch in launches.items()
     }
     for t in (2, 64):
-        cases[f"norm_qkv 7B fp32 T={t}"] = Case(
+        cases[f"norm_qkv 7B fp32 T={t}"] = CompileCase(
             partial(_norm_qkv, t, seven, 3584, single), early=True
         )
-        cases[f"norm_head 7B fp32 T={t}"] = Case(partial(_norm_head, t, 3584, single), early=True)
+        cases[f"norm_head 7B fp32 T={t}"] = CompileCase(
+            partial(_norm_head, t, 3584, single), early=True
+        )
     return cases
 
 
-def _fp8_weight_cases() -> dict[str, Case]:
+def _fp8_weight_cases() -> dict[str, CompileCase]:
     """The products of a decode step whose weights are fp8, each at the shape of its matrix."""
     bf16, half = torch.bfloat16, torch.float16
     launches: dict[str, Callable[[], object]] = {}
@@ -341,21 +345,21 @@ def _fp8_weight_cases() -> dict[str, Case]:
         _norm_gate_up, 16, 18944, 3584, half, True
     )
     return {
-        name: Case(launch, not name.endswith(("T=1", "T=2")), True)
+        name: CompileCase(launch, not name.endswith(("T=1", "T=2")), True)
         for name, launch in launches.items()
     }
 
 
-CASES: dict[str, Case] = {
+CASES: dict[str, CompileCase] = {
     **_attention_cases(),
     **_fp8_cache_cases(),
     **_row_cases(),
     **_linear_cases(),
     **_fp8_weight_cases(),
-    "sample": Case(lambda: _sample(filtered=False, clean=False, triggers=0)),
-    "sample adjusted": Case(lambda: _sample(filtered=False, clean=True, triggers=0)),
-    "sample filtered": Case(lambda: _sample(filtered=True, clean=False, triggers=0)),
-    "sample in a graph": Case(lambda: _sample(filtered=True, clean=False, triggers=3)),
-    "step B=1": Case(lambda: _step(1)),
-    "step B=128": Case(lambda: _step(128)),
+    "sample": CompileCase(lambda: _sample(filtered=False, clean=False, triggers=0)),
+    "sample adjusted": CompileCase(lambda: _sample(filtered=False, clean=True, triggers=0)),
+    "sample filtered": CompileCase(lambda: _sample(filtered=True, clean=False, triggers=0)),
+    "sample in a graph": CompileCase(lambda: _sample(filtered=True, clean=False, triggers=3)),
+    "step B=1": CompileCase(lambda: _step(1)),
+    "step B=128": CompileCase(lambda: _step(128)),
 }

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from s1engine.bench.kernels_report import MAX_SHARED, TABLE, Compiled, compare, markdown
+from s1engine.kernels.compile_report import MAX_SHARED, TABLE, Compiled, compare, markdown
 
 FINE = Compiled(
     kernel="x",
@@ -28,7 +28,7 @@ FINE = Compiled(
 @pytest.mark.timeout(900)
 def test_every_case_compiles_as_committed() -> None:
     compiled = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "s1engine.bench.kernels_report", "--check"]
+    command = [sys.executable, "-m", "s1engine.kernels.compile_report", "--check"]
     found = subprocess.run(command, env=compiled, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr[-4000:]
 

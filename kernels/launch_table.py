@@ -2,25 +2,25 @@
 
 A first launch with a new configuration compiles, which a captured graph and a waiting request
 cannot afford, so nothing here depends on a measurement at start. Every entry is compiled ahead of
-time for sm_90 by ``bench/kernels_report.py``; what the entries cost there is in its table. Knows
+time for sm_90 by ``kernels/compile_report.py``; what the entries cost there is in its table. Knows
 shapes, not tensors.
 
 float32 (``itemsize`` 4) is there to be compared with, not to be fast: its products run outside the
 tensor cores and take small tiles.
 """
 
-from s1engine.kernels import overlap
+from s1engine.kernels import pdl
 
 HEAD_DIMS = (16, 32, 64, 128, 256)
 BLOCK_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 MAX_GROUP = 64  # query heads that share a KV head
 MAX_FLOAT32 = (128, 16)  # head size and group that still fit into registers without tensor cores
-MAX_ROWS = 1024  # sequences of one extend step, whose starts a program reads at once
-SMS = 132  # of an H100 or H200
-MAX_SPLITS = 32  # beyond it the last program's reduction takes longer than the splits save
+MAX_BATCH_ROWS = 1024  # sequences of one extend step, whose starts a program reads at once
+NUM_SMS = 132  # of an H100 or H200
+MAX_DECODE_SPLITS = 32  # beyond it the last program's reduction takes longer than the splits save
 
 
-class Launch:
+class LaunchOptions:
     """Compiler options of a launch."""
 
     def __init__(self, num_warps: int, num_stages: int = 3) -> None:
@@ -28,21 +28,21 @@ class Launch:
         self.num_stages = num_stages
 
     def options(self) -> dict[str, int | bool]:
-        """As keyword arguments, the kernel's OVERLAP among them; newer compilers warn without
+        """As keyword arguments, the kernel's PDL among them; newer compilers warn without
         enable_fp_fusion, which is the default."""
         return {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             "enable_fp_fusion": True,
-            "OVERLAP": overlap.available(),
-            **({"launch_pdl": True} if overlap.available() else {}),
+            "PDL": pdl.available(),
+            **({"launch_pdl": True} if pdl.available() else {}),
         }
 
 
-class Attention:
+class AttentionTiles:
     """Tiles of an attention kernel."""
 
-    def __init__(self, block_m: int, block_n: int, launch: Launch) -> None:
+    def __init__(self, block_m: int, block_n: int, launch: LaunchOptions) -> None:
         self.block_m = block_m  # packed rows: query tokens times the group
         self.block_n = block_n  # context tokens; a tile lies within one KV block
         self.launch = launch
@@ -56,66 +56,75 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def rows_of(width: int) -> tuple[int, int, Launch]:
+def norm_tiles(width: int) -> tuple[int, int, LaunchOptions]:
     """Rows and columns of a tile for row-wise kernels that hold whole rows of ``width``."""
     columns = next_power_of_2(width)
     rows = max(1, 1024 // columns)
-    return rows, columns, Launch(num_warps=min(max(rows * columns // 512, 1), 8))
+    return rows, columns, LaunchOptions(num_warps=min(max(rows * columns // 512, 1), 8))
 
 
-def decode(head_dim: int, block_size: int, group: int, itemsize: int) -> Attention:
+def decode_tiles(head_dim: int, block_size: int, group: int, itemsize: int) -> AttentionTiles:
     """Decode attention. Tensor cores want 16 rows at least, so smaller groups are padded; so few
     are done sooner by two warps than by four."""
     block_m = max(16, next_power_of_2(group))
     if itemsize == 4:
-        return Attention(block_m, min(block_size, 16), Launch(num_warps=8, num_stages=2))
+        return AttentionTiles(
+            block_m, min(block_size, 16), LaunchOptions(num_warps=8, num_stages=2)
+        )
     block_n = min(block_size, 64 if head_dim <= 128 else 32)
     warps = 8 if head_dim > 128 else 2 if block_m == 16 else 4
-    return Attention(block_m, block_n, Launch(num_warps=warps))
+    return AttentionTiles(block_m, block_n, LaunchOptions(num_warps=warps))
 
 
-def splits(rows: int, kv_heads: int) -> int:
+def decode_splits(rows: int, kv_heads: int) -> int:
     """Parts into which a long context is cut so that two programs an SM are busy."""
-    wanted = 2 * SMS // max(rows * kv_heads, 1)
-    return min(1 << max(wanted.bit_length() - 1, 0), MAX_SPLITS)
+    wanted = 2 * NUM_SMS // max(rows * kv_heads, 1)
+    return min(1 << max(wanted.bit_length() - 1, 0), MAX_DECODE_SPLITS)
 
 
-def extend(
+def prefill_tiles(
     head_dim: int, block_size: int, group: int, itemsize: int, stored: int, max_seqlen_q: int
-) -> Attention:
+) -> AttentionTiles:
     """Extend attention: large tiles for prompts, small ones for a few tokens a row. Cached values
     take ``stored`` bytes: where they are converted on the way, Triton 3.6 spills at wider tiles."""
     narrowest = max(16, next_power_of_2(group))
     if itemsize == 4:
-        return Attention(narrowest, min(block_size, 16), Launch(num_warps=8, num_stages=2))
+        return AttentionTiles(
+            narrowest, min(block_size, 16), LaunchOptions(num_warps=8, num_stages=2)
+        )
     block_m = max(min(next_power_of_2(max_seqlen_q * group), 64), narrowest)
     warps = 8 if block_m == 32 or head_dim > 128 else 4  # at 32, four would spill
     block_n = min(block_size, 64 if head_dim <= 128 else 32)
     if head_dim > 128 and block_m == 64 and stored < itemsize:
         block_n = 16
-    return Attention(block_m, block_n, Launch(num_warps=warps))
+    return AttentionTiles(block_m, block_n, LaunchOptions(num_warps=warps))
 
 
-def extend_rows(rows: int) -> int:
+def padded_batch_rows(rows: int) -> int:
     """Rows whose starts a program of extend attention reads: few different numbers, since each is
     a compilation of its own."""
-    return next(most for most in (32, 256, MAX_ROWS) if rows <= most)
+    return next(most for most in (32, 256, MAX_BATCH_ROWS) if rows <= most)
 
 
-MAX_VECTORS = 2  # rows of a step that the small linears multiply without tensor cores
-MAX_TOKENS = 64  # rows of a step for which weights are read once by the small linears
-WORKSPACE = (2 * SMS * 65 * 64, 4 * SMS)  # floats and counters that no launch exceeds
+MAX_CUDA_CORE_TOKENS = 2  # rows of a step that the small linears multiply without tensor cores
+MAX_SKINNY_TOKENS = 64  # rows of a step for which weights are read once by the small linears
+SPLIT_K_WORKSPACE = (
+    2 * NUM_SMS * 65 * 64,
+    4 * NUM_SMS,
+)  # floats and counters that no launch exceeds
 
 # Tiles of the small linears: rows of the weights, bytes of each at a time, warps, programs an SM;
 # and by the tokens that these are padded to: rows, columns, warps, stages, programs an SM.
-VECTORS = (8, 1024, 4, 8)
-MATRICES = {16: (64, 128, 4, 4, 2), 32: (64, 128, 4, 4, 2), 64: (128, 64, 8, 4, 1)}
+CUDA_CORE_TILES = (8, 1024, 4, 8)
+TENSOR_CORE_TILES = {16: (64, 128, 4, 4, 2), 32: (64, 128, 4, 4, 2), 64: (128, 64, 8, 4, 1)}
 
 
-class Rows:
+class SkinnyTiles:
     """Tiles of a linear layer for few rows; a program owns ``rows`` rows of the weights."""
 
-    def __init__(self, rows: int, tokens: int, block_k: int, splits: int, launch: Launch) -> None:
+    def __init__(
+        self, rows: int, tokens: int, block_k: int, splits: int, launch: LaunchOptions
+    ) -> None:
         self.rows = rows
         self.tokens = tokens  # the rows of the step, padded
         self.block_k = block_k
@@ -125,7 +134,7 @@ class Rows:
     @property
     def dot(self) -> bool:
         """On tensor cores?"""
-        return self.tokens > MAX_VECTORS
+        return self.tokens > MAX_CUDA_CORE_TOKENS
 
     def options(self) -> dict[str, int | bool]:
         """As keyword arguments of a launch."""
@@ -140,59 +149,63 @@ class Rows:
 
 
 # Products left to cuBLAS, as (tokens padded as in ``linear``, n, k).
-CUBLAS: frozenset[tuple[int, int, int]] = frozenset()
+CUBLAS_SHAPES: frozenset[tuple[int, int, int]] = frozenset()
 
 
-def fused(tokens: int, n: int, k: int) -> bool:
-    """Are weights [n, k] multiplied by the kernels built on ``weight_rows``, or by cuBLAS?"""
-    return 0 < tokens <= MAX_TOKENS and (_padded(tokens), n, k) not in CUBLAS
+def fits_skinny_gemm(tokens: int, n: int, k: int) -> bool:
+    """Are weights [n, k] multiplied by the kernels built on ``skinny_gemm``, or by cuBLAS?"""
+    return 0 < tokens <= MAX_SKINNY_TOKENS and (_padded(tokens), n, k) not in CUBLAS_SHAPES
 
 
 def _padded(tokens: int) -> int:
     """Tensor cores want 16 at least."""
-    return next_power_of_2(tokens) if tokens <= MAX_VECTORS else max(16, next_power_of_2(tokens))
+    return (
+        next_power_of_2(tokens)
+        if tokens <= MAX_CUDA_CORE_TOKENS
+        else max(16, next_power_of_2(tokens))
+    )
 
 
-def linear(tokens: int, n: int, k: int, itemsize: int) -> Rows:
-    """Weights [n, k] of ``itemsize`` bytes times up to MAX_TOKENS vectors.
+def skinny_gemm_tiles(tokens: int, n: int, k: int, itemsize: int) -> SkinnyTiles:
+    """Weights [n, k] of ``itemsize`` bytes times up to MAX_SKINNY_TOKENS vectors.
 
     fp8 takes half the rows where a thread holds twice the columns of each, more stages, so that as
     many bytes are on their way, and narrower tiles beside 64 vectors, where wider would spill.
     float32 is multiplied outside the tensor cores.
     """
-    assert 0 < tokens <= MAX_TOKENS
+    assert 0 < tokens <= MAX_SKINNY_TOKENS
     padded = _padded(tokens)
-    if tokens <= MAX_VECTORS:
-        rows, nbytes, warps, programs = VECTORS
+    if tokens <= MAX_CUDA_CORE_TOKENS:
+        rows, nbytes, warps, programs = CUDA_CORE_TILES
         block_k = min(nbytes // itemsize, max(next_power_of_2(k), 64))
         rows, stages = (rows if itemsize > 1 else rows // 2), 3
     elif itemsize == 4:
         rows, block_k, warps, stages, programs = 16, 32, 4, 4, 2
     elif itemsize == 1:
-        block_k = 64 if padded == MAX_TOKENS else 128
+        block_k = 64 if padded == MAX_SKINNY_TOKENS else 128
         rows, warps, stages, programs = 64, 4, 6, 2
     else:
-        rows, block_k, warps, stages, programs = MATRICES[padded]
-    return tiled(n, k, rows, padded, block_k, programs, Launch(warps, stages))
+        rows, block_k, warps, stages, programs = TENSOR_CORE_TILES[padded]
+    return split_k_tiles(n, k, rows, padded, block_k, programs, LaunchOptions(warps, stages))
 
 
-def tiled(
-    n: int, k: int, rows: int, padded: int, block_k: int, programs: int, launch: Launch
-) -> Rows:
-    """K in as many parts as make up to ``programs`` programs an SM, within WORKSPACE."""
-    programs = min(programs * SMS, WORKSPACE[0] // ((rows + 1) * padded))
+def split_k_tiles(
+    n: int, k: int, rows: int, padded: int, block_k: int, programs: int, launch: LaunchOptions
+) -> SkinnyTiles:
+    """K in as many parts as make up to ``programs`` programs an SM, within SPLIT_K_WORKSPACE."""
+    programs = min(programs * NUM_SMS, SPLIT_K_WORKSPACE[0] // ((rows + 1) * padded))
     splits = _parts(cdiv(n, rows), cdiv(k, block_k), programs)
-    return Rows(rows, padded, block_k, splits, launch)
+    return SkinnyTiles(rows, padded, block_k, splits, launch)
 
 
-def head(tokens: int, k: int, itemsize: int) -> Rows:
+def head_tiles(tokens: int, k: int, itemsize: int) -> SkinnyTiles:
     """The language model's head: so many rows that K is not split."""
-    tiles = linear(tokens, 2**20, k, itemsize)
+    tiles = skinny_gemm_tiles(tokens, 2**20, k, itemsize)
     assert tiles.splits == 1
     return tiles
 
 
-BEST = Launch(num_warps=8)  # of the tiles of the head
+BEST_TILE = LaunchOptions(num_warps=8)  # of the tiles of the head
 
 
 def _parts(tiles: int, blocks: int, programs: int) -> int:
@@ -202,11 +215,11 @@ def _parts(tiles: int, blocks: int, programs: int) -> int:
 
 
 SAMPLE_TILE = 1024  # logits a program of the first sampling pass looks at
-SAMPLE = Launch(num_warps=4)
+SAMPLE = LaunchOptions(num_warps=4)
 FILTER_TILE = 1024  # logits a step of the threshold search looks at
-FILTER = Launch(num_warps=16)
+FILTER = LaunchOptions(num_warps=16)
 SILU_TILE = 1024
-SILU = Launch(num_warps=4)
+SILU = LaunchOptions(num_warps=4)
 ROPE_HEADS = 8  # heads a program rotates
-ROPE = Launch(num_warps=4)
-STEP = Launch(num_warps=1)
+ROPE = LaunchOptions(num_warps=4)
+BUDGET_STEP = LaunchOptions(num_warps=1)
