@@ -80,7 +80,7 @@ def test_wheel_holds_the_whole_package(wheel: Path) -> None:
     expected |= sources(ROOT, "s1engine/assets/**/*")
     expected |= sources(ROOT, "s1engine/server/playground/**/*") | {"s1engine/py.typed"}
     expected |= sources(ROOT, "s1engine/charts/page/**/*")
-    expected |= {f"s1engine/{name}" for name in sources(ROOT, "training/configs/*.yaml")}
+    expected |= {f"s1engine/{name}" for name in sources(ROOT, "training/sft/configs/*.yaml")}
     for folder in MAPPED:
         expected |= {f"s1engine/{name}" for name in sources(ROOT, f"{folder}/**/*.py")}
     assert expected <= names, sorted(expected - names)

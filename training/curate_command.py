@@ -1,32 +1,8 @@
-"""Runs a funnel from its YAML file.
+"""Former name of ``python -m s1engine.training.curate``."""
 
-python -m s1engine.training.curate_command curate.yaml
-"""
-
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from s1engine.errors import RequestError
-from s1engine.training import curate_config
-from s1engine.training.curate import CHOSEN, curate
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; what is wrong is said in one line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("config", type=Path, help="YAML file; see s1engine.training.curate_config")
-    args = parser.parse_args(arguments)
-    try:
-        plan = curate_config.read(args.config)
-        curate(plan)
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(plan.out / CHOSEN)
-    return 0
-
+from s1engine.training.curate.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,12 +8,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from s1engine.training import miniature, miniature_report
+from s1engine.training import miniature
+from s1engine.training.examples import miniature_pipeline, miniature_report
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The whole story; table and figure go to ``args.out``."""
-    found = miniature.run(miniature.sizes_of(args), args.out)
+    found = miniature_pipeline.run_miniature(miniature.sizes_of(args), args.out)
     miniature_report.write(found, args.out)
     return found
 

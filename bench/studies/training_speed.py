@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from s1engine.training import model as models
-from s1engine.training.config import SftConfig
-from s1engine.training.optimizer import make_optimizer
-from s1engine.training.packing import efficiency, pack, schedule
-from s1engine.training.ranks import Ranks, joined
-from s1engine.training.samples import Sample
-from s1engine.training.sft import Trainer
+from s1engine.training.sft import model as models
+from s1engine.training.sft.distributed import Ranks, joined
+from s1engine.training.sft.optimizer import make_optimizer
+from s1engine.training.sft.packing import efficiency, pack, schedule
+from s1engine.training.sft.samples import Sample
+from s1engine.training.sft.sft_config import SftConfig
+from s1engine.training.sft.trainer import Trainer
 
 S1K_PROMPT_AND_ANSWER = 600
 """Tokens added to each trace for its question and answer; the histogram holds traces only."""

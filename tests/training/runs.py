@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from s1engine.eval.arithmetic import draw_steps, render
-from s1engine.training.arithmetic_traces import one_pass
-from s1engine.training.config import SftConfig
+from s1engine.training.examples.arithmetic_traces import one_pass
 from s1engine.training.rows import Json, write_jsonl
+from s1engine.training.sft.sft_config import SftConfig
 
 NANO = Path(__file__).resolve().parents[2] / "s1engine" / "assets" / "s1-nano"
 SHAPE: dict[str, Any] = {
@@ -32,7 +32,7 @@ SHAPE: dict[str, Any] = {
 }
 # Its processes have torch and the trainer imported before they begin, and no threads to inherit.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["s1engine.training.sft", "tests.training.runs"])
+FORKS.set_forkserver_preload(["s1engine.training.sft.trainer", "tests.training.runs"])
 
 
 def chain_rows(count: int, seed: int = 0) -> list[Json]:
@@ -85,7 +85,7 @@ def losses(config: SftConfig) -> list[float]:
 
 
 def train_here(config: SftConfig) -> None:
-    from s1engine.training.sft import train
+    from s1engine.training.sft.trainer import train
 
     train(config, progress=False)
 

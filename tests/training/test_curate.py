@@ -12,17 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s1engine.errors import RequestError
-from s1engine.training import curate_config, grading, quality, rows
-from s1engine.training.curate import CHOSEN, Curation, Source, curate, question_id
-from s1engine.training.curate_command import main
-from s1engine.training.decontaminate import Seen
-from s1engine.training.diversity import (
+from s1engine.training import rows
+from s1engine.training.curate import curation_config, grading
+from s1engine.training.curate.__main__ import main
+from s1engine.training.curate.diversity import (
     Option,
     by_domain,
     by_domain_and_length,
     longest,
     uniform,
 )
+from s1engine.training.curate.pipeline import CHOSEN, Curation, Source, curate, question_id
+from s1engine.training.curate.question_filters import Seen, fault
 from tests.eval.stub_server import StubServer, completion, serving
 from tests.shared_data import shared_file
 
@@ -98,7 +99,7 @@ def test_longest_are_the_longest() -> None:
     ],
 )
 def test_quality(question: str, source: str, bad: bool) -> None:
-    assert (quality.fault(question, source) is not None) == bad
+    assert (fault(question, source) is not None) == bad
 
 
 def test_a_judge_is_read_on_its_last_line() -> None:
@@ -140,7 +141,7 @@ def test_the_real_rows_come_back_as_they_were() -> None:
 
 def overlapping(s1k: list[rows.Row], file: str, field: str) -> list[rows.Row]:
     """s1K's questions that share eight words with a test set; every copy must be among them."""
-    test = curate_config.read_rows(shared_file(file), {"question": field}, "test")
+    test = curation_config.read_rows(shared_file(file), {"question": field}, "test")
     seen = Seen()
     seen.add((row.question for row in test), file)
     found = [row for row in s1k if seen.overlap(row.question) == file]
@@ -153,7 +154,7 @@ def overlapping(s1k: list[rows.Row], file: str, field: str) -> list[rows.Row]:
 def test_real_questions_against_real_test_sets() -> None:
     """s1 says that its sources were decontaminated, but AIME was added past that step: most of what
     overlaps with MATH500 is AIME, and AIME itself is found again."""
-    s1k = curate_config.read_rows(shared_file("s1k/s1k_questions.jsonl"), {}, "s1k")
+    s1k = curation_config.read_rows(shared_file("s1k/s1k_questions.jsonl"), {}, "s1k")
     assert len(s1k) == 912
     assert overlapping(s1k, "math/gsm8k_test.jsonl", "question") == []
     math500 = overlapping(s1k, "math/math500.jsonl", "problem")
@@ -284,7 +285,7 @@ def test_a_judge_grades_and_names_the_domain(tmp_path: Path) -> None:
 
     with serving(teacher) as one, serving(weak) as two, serving(judge) as three:
         more = {"domain": None, "judge": {"url": three.url}, "teacher_name": "stub"}
-        plan = curate_config.from_dict(settings(tmp_path, one, two, **more))
+        plan = curation_config.from_dict(settings(tmp_path, one, two, **more))
         funnel = curate(plan)
     assert {c.facts["domain"] for c in funnel.candidates} == {"Combinatorics"}
     assert dict(funnel.counts)["difficult"] == 21
@@ -294,7 +295,7 @@ def test_a_judge_grades_and_names_the_domain(tmp_path: Path) -> None:
 
 def test_too_few_is_an_error_that_leaves_its_manifest(tmp_path: Path) -> None:
     with serving(teacher) as one, serving(weak) as two:
-        plan = curate_config.from_dict(settings(tmp_path, one, two, count=22))
+        plan = curation_config.from_dict(settings(tmp_path, one, two, count=22))
         with pytest.raises(RequestError, match="only 21 questions are left of 33"):
             curate(plan)
     assert (tmp_path / "out" / "manifest.jsonl").exists()
@@ -328,4 +329,4 @@ def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], named: s
     file = write(tmp_path / "a.jsonl", questions(2))
     good: dict[str, Any] = {"out": "x", "sources": [{"file": file}], "domain": "topic"}
     with pytest.raises(RequestError, match=named):
-        curate_config.from_dict(good | change)
+        curation_config.from_dict(good | change)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from s1engine.training.loss import linear_cross_entropy
+from s1engine.training.sft.loss import linear_cross_entropy
 
 
 @settings(max_examples=40)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from s1engine.eval.arithmetic import is_held_out
-from s1engine.training import miniature, rows
-from s1engine.training.miniature_data import base_corpus, domain, pool
-from s1engine.training.miniature_report import table, write
+from s1engine.training import rows
+from s1engine.training.examples import miniature_pipeline as miniature
+from s1engine.training.examples.miniature_data import base_corpus, domain, pool
+from s1engine.training.examples.miniature_report import table, write
 
 
 def test_nothing_trained_on_is_asked() -> None:
@@ -35,7 +36,7 @@ def test_all_of_it_with_a_handful(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, fewer in (("SELECTIONS", ("s1", "longest")), ("WAITS", (1,)), ("BUDGETS", (0, 16))):
         monkeypatch.setattr(miniature, name, fewer)
     sizes = miniature.Sizes(pool=20, count=4, base_rows=12, epochs=1, asked=4, threads=1)
-    found = miniature.run(sizes, tmp_path)
+    found = miniature.run_miniature(sizes, tmp_path)
     assert found["funnel"]["questions"] == 20 and found["funnel"]["chosen"] == 4
     assert set(found["results"]) == {"base", *miniature.SELECTIONS}
     asked = [row["run"] for row in found["results"]["s1"]]

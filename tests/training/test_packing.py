@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from s1engine.training.config import SftConfig
-from s1engine.training.model import PACKED, SftModel, prepared
-from s1engine.training.packing import PackedRow, num_targets, pack, schedule
-from s1engine.training.samples import Sample
+from s1engine.training.sft.model import PACKED, SftModel, prepared
+from s1engine.training.sft.packing import PackedRow, num_targets, pack, schedule
+from s1engine.training.sft.samples import Sample
+from s1engine.training.sft.sft_config import SftConfig
 from tests.training.runs import SHAPE
 
 lengths = st.lists(st.integers(1, 50), min_size=1, max_size=60)

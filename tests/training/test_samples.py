@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from s1engine.errors import ModelError, RequestError
-from s1engine.training import samples
-from s1engine.training.config import SftConfig
 from s1engine.training.rows import Json, Trace, from_json, write_jsonl
+from s1engine.training.sft import samples
+from s1engine.training.sft.sft_config import SftConfig
 from tests.shared_data import shared_file
 from tests.tiny_tokenizer import save_tokenizer
 from tests.training.runs import NANO, chain_rows

@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 
 from s1engine import LLM, SamplingParams
 from s1engine.errors import RequestError
-from s1engine.training import checkpoint, samples, sft
-from s1engine.training import model as models
-from s1engine.training.config import SftConfig
-from s1engine.training.errors import TrainingError
-from s1engine.training.optimizer import make_optimizer
-from s1engine.training.ranks import joined
 from s1engine.training.rows import write_jsonl
+from s1engine.training.sft import checkpoint_manager as checkpoint
+from s1engine.training.sft import model as models
+from s1engine.training.sft import samples
+from s1engine.training.sft import trainer as sft
+from s1engine.training.sft.distributed import TrainingError, joined
+from s1engine.training.sft.optimizer import make_optimizer
+from s1engine.training.sft.sft_config import SftConfig
 from tests.training.runs import (
     FORKS,
     NANO,

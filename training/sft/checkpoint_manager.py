@@ -23,10 +23,9 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.optim import Optimizer
 
 from s1engine.errors import RequestError
-from s1engine.training.config import SftConfig
-from s1engine.training.errors import TrainingError
-from s1engine.training.ranks import Ranks
-from s1engine.training.samples import Dataset
+from s1engine.training.sft.distributed import Ranks, TrainingError
+from s1engine.training.sft.samples import Dataset
+from s1engine.training.sft.sft_config import SftConfig
 
 STATE = "state.json"
 FREE = {

@@ -1,6 +1,6 @@
 """From many questions to a thousand: s1's funnel over whatever models answer.
 
-    python -m s1engine.training.curate_command curate.yaml
+    python -m s1engine.training.curate curate.yaml
 
 Stages, each from candidates to candidates with its count printed: sources, decontamination against
 test sets and earlier sources, traces of a teacher and attempts of weaker models, quality,
@@ -18,10 +18,11 @@ from pathlib import Path
 from s1engine.errors import RequestError
 from s1engine.eval.backend import Backend
 from s1engine.sampling_params import SamplingParams
-from s1engine.training import diversity, grading, quality, rows
-from s1engine.training.ask import Answers, ask_all
-from s1engine.training.decontaminate import Seen
-from s1engine.training.funnel import Candidate, Funnel
+from s1engine.training import rows
+from s1engine.training.curate import diversity, grading
+from s1engine.training.curate.funnel import Candidate, Funnel
+from s1engine.training.curate.model_answers import Answers, ask_all
+from s1engine.training.curate.question_filters import Seen, fault
 
 CHOSEN = "chosen.jsonl"
 
@@ -161,7 +162,7 @@ def check_quality(funnel: Funnel, attempts: Mapping[str, Answers]) -> None:
         return f"{silent[0]} gave no answer" if silent else None
 
     funnel.stage("answered by all", unanswered)
-    funnel.stage("well formatted", lambda c: quality.fault(c.row.question, c.source))
+    funnel.stage("well formatted", lambda c: fault(c.row.question, c.source))
 
 
 def check_difficulty(funnel: Funnel, plan: Curation, attempts: Mapping[str, Answers]) -> None:

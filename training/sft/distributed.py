@@ -14,6 +14,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 
+class TrainingError(RuntimeError):
+    """A run that cannot go on: its loss is no number, or a checkpoint cannot be written. All ranks
+    raise it together."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """This process's place among all of them."""

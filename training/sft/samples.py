@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from s1engine.errors import ModelError, RequestError
 from s1engine.training import rows
-from s1engine.training.config import SftConfig
+from s1engine.training.sft.sft_config import SftConfig
 
 
 @dataclass(frozen=True, slots=True)

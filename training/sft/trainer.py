@@ -8,9 +8,7 @@ the mean over all its tokens that carry loss, however they are spread over rows 
 that was killed goes on from its last checkpoint when it is started again.
 """
 
-import argparse
 import math
-import os
 import shutil
 import sys
 import time
@@ -21,19 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from s1engine.errors import ModelError, RequestError
 from s1engine.models.loader import resolve_model
-from s1engine.training import checkpoint, samples
-from s1engine.training import model as models
-from s1engine.training.config import SftConfig
-from s1engine.training.errors import TrainingError
-from s1engine.training.flops import peak_flops, training_flops
-from s1engine.training.optimizer import clip_gradients, learning_rate, make_optimizer
-from s1engine.training.packing import PackedRow, num_targets, schedule
-from s1engine.training.ranks import Ranks, joined
-from s1engine.training.telemetry import StepRecord, Telemetry, memory_gb
+from s1engine.training.sft import checkpoint_manager as checkpoint
+from s1engine.training.sft import model as models
+from s1engine.training.sft import samples
+from s1engine.training.sft.distributed import Ranks, TrainingError, joined
+from s1engine.training.sft.flops import peak_flops, training_flops
+from s1engine.training.sft.optimizer import clip_gradients, learning_rate, make_optimizer
+from s1engine.training.sft.packing import PackedRow, num_targets, schedule
+from s1engine.training.sft.sft_config import SftConfig
+from s1engine.training.sft.telemetry import StepRecord, Telemetry, memory_gb
 
 MODEL = "model"  # the finished model's folder in ``out``
 Rows = list[list[int]]
@@ -167,46 +163,3 @@ def _loop(trainer: Trainer, saved: checkpoint.Checkpoints, start: int, progress:
             last = number + 1 == len(steps)
             if last or (config.save_every and (number + 1) % config.save_every == 0):
                 saved.save(number + 1, trainer.model, trainer.optimizer)
-
-
-def overrides(given: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` pairs, values as YAML reads them."""
-    found = {}
-    for pair in given:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise RequestError(f"--set {pair}: must be name=value", param="set")
-        found[name] = yaml.safe_load(value)
-    return found
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("config", type=Path, help="YAML file, or the name of one that ships")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="fields")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    args = parser.parse_args(arguments)
-    try:
-        config = SftConfig.read(args.config, **overrides(args.set))
-        if args.dry_run:
-            from s1engine.training.plan import make_plan
-
-            print(make_plan(config))
-            return 0
-        finished = train(config)
-        if os.environ.get("RANK", "0") == "0":
-            print(finished)
-    except (RequestError, ModelError, TrainingError) as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0" or not isinstance(error, TrainingError):  # which all ranks raise alike
-            print(
-                f"error: {error}" if rank == "0" else f"error: rank {rank}: {error}",
-                file=sys.stderr,
-            )
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

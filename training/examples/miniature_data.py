@@ -12,7 +12,7 @@ from s1engine.eval.arithmetic import (
     render,
 )
 from s1engine.training import rows
-from s1engine.training.arithmetic_traces import one_pass
+from s1engine.training.examples.arithmetic_traces import one_pass
 
 
 def chain(rng: random.Random) -> tuple[ArithmeticStep, ...]:

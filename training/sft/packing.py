@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from s1engine.training.config import SftConfig
-from s1engine.training.samples import Sample
+from s1engine.training.sft.samples import Sample
+from s1engine.training.sft.sft_config import SftConfig
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -32,10 +32,10 @@ from transformers import (
 from s1engine.errors import ModelError, RequestError
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.loader import resolve_model
-from s1engine.training.config import SftConfig
-from s1engine.training.loss import linear_cross_entropy
-from s1engine.training.packing import PackedRow
-from s1engine.training.ranks import Ranks
+from s1engine.training.sft.distributed import Ranks
+from s1engine.training.sft.loss import linear_cross_entropy
+from s1engine.training.sft.packing import PackedRow
+from s1engine.training.sft.sft_config import SftConfig
 
 PACKED = "s1engine_packed"
 

@@ -33,7 +33,7 @@ from s1engine.errors import RequestError
 from s1engine.eval.http_backend import HttpBackend, HttpOptions
 from s1engine.sampling_params import SamplingParams
 from s1engine.training import rows
-from s1engine.training.curate import Asked, Curation, Source, Trusted
+from s1engine.training.curate.pipeline import Asked, Curation, Source, Trusted
 
 FIELDS = {
     "out", "sources", "tests", "teacher", "teacher_name", "weak", "judge", "domain", "tokenizer",

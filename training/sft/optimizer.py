@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from s1engine.training.config import SftConfig
+from s1engine.training.sft.sft_config import SftConfig
 
 
 def make_optimizer(model: nn.Module, config: SftConfig) -> torch.optim.AdamW:

@@ -7,10 +7,10 @@ import pytest
 from transformers import AutoConfig
 
 from s1engine.errors import RequestError
-from s1engine.training import plan
-from s1engine.training.config import CONFIGS, SftConfig
-from s1engine.training.model import hf_config
-from s1engine.training.sft import main, overrides
+from s1engine.training.sft import resources
+from s1engine.training.sft.__main__ import main, parse_overrides
+from s1engine.training.sft.model import hf_config
+from s1engine.training.sft.sft_config import CONFIGS, SftConfig
 from tests.shared_data import shared_file
 
 GOOD: dict[str, Any] = {"data": ["d.jsonl"], "out": "o", "model": "m"}
@@ -57,8 +57,8 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="s1_32b_8xh100"):
         SftConfig.read(tmp_path / "nowhere.yaml")
     with pytest.raises(RequestError, match="name=value"):
-        overrides(["epochs"])
-    assert overrides(["epochs=3", "data=[a, b]"]) == {"epochs": 3, "data": ["a", "b"]}
+        parse_overrides(["epochs"])
+    assert parse_overrides(["epochs=3", "data=[a, b]"]) == {"epochs": 3, "data": ["a", "b"]}
 
 
 def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,24 +70,24 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
 def test_every_shipped_recipe_fits_its_gpus_by_its_plan(name: str) -> None:
     config = SftConfig.read(Path(name))
     architecture = hf_config(config)
-    held = plan.memory(config, architecture, config.block_size, config.gpus)
-    assert held.total <= 80e9 - plan.ALLOWANCE
-    assert "H100 80 GB: fits" in plan.make_plan(config)
+    held = resources.memory(config, architecture, config.block_size, config.gpus)
+    assert held.total <= 80e9 - resources.ALLOWANCE
+    assert "H100 80 GB: fits" in resources.make_plan(config)
 
 
 @pytest.mark.parametrize("name", ["s1_32b_16xh100", "s1_32b_8xh100"])
 def test_s1_s_own_numbers(name: str) -> None:
     """315 steps; and its 7 H100-hours lie between the hours at the two shares of the peak."""
     config = SftConfig.read(Path(name))
-    todo = plan.work(config, hf_config(config))
+    todo = resources.work(config, hf_config(config))
     assert todo.steps == 315 and config.block_size == 32768
-    hours = [todo.flops / (989e12 * share) / 3600 for share in plan.UTILISATIONS]
+    hours = [todo.flops / (989e12 * share) / 3600 for share in resources.UTILISATIONS]
     assert hours[1] < 7 < 1.2 * hours[0]
 
 
 def test_without_offload_the_original_recipe_does_not_fit_eight() -> None:
     config = SftConfig.read(Path("s1_32b_8xh100"), offload="none")
-    held = plan.memory(config, hf_config(config), config.block_size, 8)
+    held = resources.memory(config, hf_config(config), config.block_size, 8)
     assert held.total > 80e9
     assert held.weights + held.gradients + held.optimizer == pytest.approx(65.5e9, rel=0.01)
 
@@ -110,4 +110,4 @@ def test_architectures_are_the_published_ones(recipe: str, size: str) -> None:
 def test_a_plan_without_data_needs_expectations() -> None:
     config = SftConfig.read(Path("s1_nano"), expected_samples=0)
     with pytest.raises(RequestError, match="expected_samples"):
-        plan.make_plan(config)
+        resources.make_plan(config)

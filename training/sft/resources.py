@@ -14,11 +14,11 @@ import torch
 
 from s1engine.errors import RequestError
 from s1engine.plan.hardware import GPUS
-from s1engine.training import model as models
-from s1engine.training import samples
-from s1engine.training.config import SftConfig
-from s1engine.training.flops import PEAK_TFLOPS, head_dim, training_flops
-from s1engine.training.packing import schedule
+from s1engine.training.sft import model as models
+from s1engine.training.sft import samples
+from s1engine.training.sft.flops import PEAK_TFLOPS, head_dim, training_flops
+from s1engine.training.sft.packing import schedule
+from s1engine.training.sft.sft_config import SftConfig
 
 FLOAT = 4  # bytes of float32
 GPU_GB = {name: GPUS[name].memory_gb for name in ("H100", "H200", "A100", "B200")}

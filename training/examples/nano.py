@@ -1,12 +1,12 @@
 """Trains s1-nano from scratch: a Qwen2 model of 0.8 M parameters that computes step by step.
 
-    python -m s1engine.training.nano --out FIRST
-    python -m s1engine.training.nano --out SECOND --start FIRST --seed 1 --steps 2400 \\
+    python -m s1engine.training.examples.nano --out FIRST
+    python -m s1engine.training.examples.nano --out SECOND --start FIRST --seed 1 --steps 2400 \\
         --learning-rate 6e-4 --warmup-steps 50 --curriculum-steps 1 --tail 8
-    python -m s1engine.training.nano --out THIRD --start SECOND --seed 2 --steps 1000 \\
+    python -m s1engine.training.examples.nano --out THIRD --start SECOND --seed 2 --steps 1000 \\
         --batch-tokens 4096 --learning-rate 5e-4 --warmup-steps 50 --curriculum-steps 1 \\
         --tail 8 --checks 3 --threads 2
-    python -m s1engine.training.nano --out FOURTH --start THIRD --seed 3 --steps 900 \\
+    python -m s1engine.training.examples.nano --out FOURTH --start THIRD --seed 3 --steps 900 \\
         --batch-tokens 4096 --learning-rate 1e-3 --warmup-steps 50 --curriculum-steps 1 \\
         --tail 5 --checks 2 --threads 2
 
@@ -35,8 +35,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from s1engine.eval.arithmetic import MIN_STEPS, draw_steps, generate, is_held_out, render
 from s1engine.eval.grade import extract_answer
-from s1engine.training import nano_tokenizer
-from s1engine.training.arithmetic_traces import Sample, sample
+from s1engine.training.examples import nano_tokenizer
+from s1engine.training.examples.arithmetic_traces import Sample, sample
 
 IGNORED = -100
 LONGEST = 16  # steps of a chain: a little beyond what is asked later

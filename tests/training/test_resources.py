@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from s1engine.errors import RequestError
-from s1engine.training import model as models
-from s1engine.training import plan
-from s1engine.training.config import SftConfig
-from s1engine.training.optimizer import clip_gradients, make_optimizer
-from s1engine.training.packing import PackedRow
-from s1engine.training.ranks import Ranks, joined
-from s1engine.training.samples import Sample
+from s1engine.training.sft import model as models
+from s1engine.training.sft import resources
+from s1engine.training.sft.distributed import Ranks, joined
+from s1engine.training.sft.optimizer import clip_gradients, make_optimizer
+from s1engine.training.sft.packing import PackedRow
+from s1engine.training.sft.samples import Sample
+from s1engine.training.sft.sft_config import SftConfig
 from tests.training.live_bytes import LiveBytes
 
 NAMES = (
@@ -73,7 +73,7 @@ def test_memory_is_within_15_percent_of_what_is_alive(
     with counter:
         step()
     architecture: Any = model.lm.config
-    held = plan.memory(config, architecture, tokens, 1)
+    held = resources.memory(config, architecture, tokens, 1)
     assert held.total == pytest.approx(counter.peak, rel=0.15), counter.at
     shards = held.weights + held.gradients + held.optimizer
     assert held.total - shards == pytest.approx(counter.peak - shards, rel=0.3), counter.at
@@ -97,6 +97,6 @@ def test_offloaded_activations_change_no_gradient(ranks: Ranks) -> None:
         model = models.load(config, ranks)
         model(PackedRow.make([Sample(tuple(range(64)), 1, "")])).backward()
         found.append([p.grad.full_tensor() for p in model.parameters()])  # type: ignore
-        held = plan.memory(config, model.lm.config, 64, 1)
+        held = resources.memory(config, model.lm.config, 64, 1)
         assert (held.host > 0) == (offload == "activations")
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -1,0 +1,1 @@
+"""Data curation: the funnel from many questions to a thousand training examples."""
