@@ -1,8 +1,8 @@
-"""What is asked, and when: recorded traces, or drawn lengths at a rate.
+"""The requests of a workload and when they arrive: a recorded trace, or random lengths at a rate.
 
-The text of a prompt is of no matter, only which blocks of it were seen before. What a request
-generates is a script: so many tokens of thinking until the model tries to end it, so many of
-answer.
+The text of a prompt does not matter, only which of its blocks repeat. A request's output is
+scripted: thinking tokens until the model first tries to end its thinking, then answer tokens.
+Knows no engine. ``bench serve`` reads its traces and paces its requests here too.
 """
 
 import csv
@@ -18,8 +18,8 @@ import numpy as np
 
 from s1engine.errors import RequestError
 
-FIRST_TOKEN = 16  # ids below mean something to the simulation
-TRACE_BLOCK = 512  # tokens that a hash of a Mooncake trace stands for
+FIRST_TOKEN = 16  # the simulation uses the ids below
+TRACE_BLOCK = 512  # tokens of one block hash of a Mooncake trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class Arrival:
     at: float | None  # seconds; None: the trace has lengths only
     input_len: int
     output_len: int
-    blocks: tuple[int, ...] = ()  # hashes of the prompt's blocks, where they are known
+    blocks: tuple[int, ...] = ()  # hashes of the prompt's blocks, if the trace has them
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """One request."""
+    """One request and its scripted output."""
 
     at: float  # seconds since the start
     prompt_len: int
@@ -43,19 +43,18 @@ class PlannedRequest:
     blocks: tuple[int, ...] = ()
 
     def prompt(self, number: int) -> np.ndarray:
-        """[prompt_len] int32. Equal where the trace says so, else no other request's."""
+        """[prompt_len] int32: equal ids for equal block hashes, ids of its own elsewhere."""
+        own = FIRST_TOKEN + 2 * number + 1
         if not self.blocks:
-            return np.full(self.prompt_len, FIRST_TOKEN + 2 * number + 1, np.int32)
-        names = FIRST_TOKEN + 2 * np.array(self.blocks, np.int32)
-        whole = np.repeat(names, TRACE_BLOCK)[: self.prompt_len]
-        missing = self.prompt_len - len(whole)
-        tail = np.full(missing, FIRST_TOKEN + 2 * number + 1, np.int32)
-        return np.concatenate([whole, tail])
+            return np.full(self.prompt_len, own, np.int32)
+        block_ids = FIRST_TOKEN + 2 * np.array(self.blocks, np.int32)
+        shared = np.repeat(block_ids, TRACE_BLOCK)[: self.prompt_len]
+        return np.concatenate([shared, np.full(self.prompt_len - len(shared), own, np.int32)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedBudget:
-    """How the engine bounds thinking; token counts of phrases are those of s1's format."""
+    """How the engine bounds thinking. The default phrase lengths are those of the s1 format."""
 
     max_thinking: int | None = None
     num_waits: int = 0
@@ -68,11 +67,14 @@ class PlannedBudget:
     wait_len: int = 1
 
 
+# --- traces and random workloads ---
+
+
 def read_trace(path: Path) -> list[Arrival]:
-    """Lines of Azure's and vidur's traces (CSV), Mooncake's and LLMServingSim's (JSON lines).
+    """Reads a trace of Azure or vidur (CSV), Mooncake or LLMServingSim (JSON lines).
 
     Raises:
-        RequestError: the file is none of them.
+        RequestError: the file has none of these forms.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -104,26 +106,44 @@ def _from_json(row: dict[str, Any]) -> Arrival:
 def random_arrivals(
     count: int, input_len: int, output_len: int, spread: float, seed: int
 ) -> list[Arrival]:
-    """Lengths up to ``spread`` (a share) away from those asked for."""
-    chance = random.Random(seed)
+    """Random lengths, uniform within a share ``spread`` of the given means."""
+    rng = random.Random(seed)
 
-    def about(length: int) -> int:
-        least, most = int(length * (1 - spread)), int(length * (1 + spread))
-        return max(chance.randint(least, most), 1)
+    def near(length: int) -> int:
+        return max(rng.randint(int(length * (1 - spread)), int(length * (1 + spread))), 1)
 
-    return [Arrival(None, about(input_len), about(output_len)) for _ in range(count)]
+    return [Arrival(None, near(input_len), near(output_len)) for _ in range(count)]
+
+
+def pace(times: Sequence[float], rate: float | None, seed: int) -> list[float]:
+    """Moves ascending arrival times, the first at 0, to a mean ``rate`` of requests a second.
+
+    Times that differ are scaled; times that are all 0 become a Poisson process. None: no change;
+    infinity: all at 0.
+    """
+    if rate is None or not times:
+        return list(times)
+    if rate == float("inf"):
+        return [0.0] * len(times)
+    if times[-1] > 0:
+        scale = (len(times) - 1) / times[-1] / rate
+        return [at * scale for at in times]
+    rng, at, paced = random.Random(seed), 0.0, []
+    for _ in times:
+        paced.append(at)
+        at += rng.expovariate(rate)
+    return paced
 
 
 def plan_requests(arrivals: Iterable[Arrival], thinking_share: float) -> list[PlannedRequest]:
-    """Requests that generate what the trace says, a share of it as thinking."""
+    """Requests with the trace's lengths, a share of each output as thinking; the first at 0."""
     requests = []
-    for one in arrivals:
-        output = max(one.output_len, 1)
+    for arrival in arrivals:
+        output = max(arrival.output_len, 1)
         thinking = round(thinking_share * output) if thinking_share else None
         answer = max(output - (thinking or 0), 1)
-        requests.append(
-            PlannedRequest(one.at or 0.0, max(one.input_len, 1), answer, thinking, one.blocks)
-        )
+        prompt = max(arrival.input_len, 1)
+        requests.append(PlannedRequest(arrival.at or 0.0, prompt, answer, thinking, arrival.blocks))
     start = requests[0].at if requests else 0.0
     return [replace(request, at=request.at - start) for request in requests]
 
@@ -131,25 +151,17 @@ def plan_requests(arrivals: Iterable[Arrival], thinking_share: float) -> list[Pl
 def pace_requests(
     requests: Sequence[PlannedRequest], rate: float | None, seed: int
 ) -> list[PlannedRequest]:
-    """At ``rate`` requests a second: those that come over time come faster or slower, others by a
-    Poisson process. None: as they are; infinite: all at once."""
-    if rate is None or not requests:
-        return list(requests)
-    if rate == float("inf"):
-        return [replace(request, at=0.0) for request in requests]
-    if requests[-1].at > 0:
-        scale = (len(requests) - 1) / requests[-1].at / rate
-        return [replace(request, at=request.at * scale) for request in requests]
-    chance, at, found = random.Random(seed), 0.0, []
-    for request in requests:
-        found.append(replace(request, at=at))
-        at += chance.expovariate(rate)
-    return found
+    """The requests at a mean ``rate``, see ``pace``."""
+    times = pace([request.at for request in requests], rate, seed)
+    return [replace(request, at=at) for request, at in zip(requests, times, strict=True)]
+
+
+# --- tokens of a request under a budget ---
 
 
 def thinking_len(request: PlannedRequest, budget: PlannedBudget) -> tuple[int, bool]:
-    """Thinking tokens, waits included, and whether the budget cuts them off: what the core's state
-    machine makes of the script."""
+    """Thinking tokens, wait texts included, and whether the budget cuts the thinking. Agrees with
+    the core's state machine."""
     tokens, cap = request.thinking or 0, budget.max_thinking
     for _ in range(budget.num_waits):
         if cap is not None and tokens + budget.wait_len >= cap:
@@ -159,7 +171,7 @@ def thinking_len(request: PlannedRequest, budget: PlannedBudget) -> tuple[int, b
 
 
 def output_len(request: PlannedRequest, budget: PlannedBudget) -> int:
-    """Tokens of output: thinking with its waits, delimiter and forced text, answer."""
+    """Output tokens: thinking with its waits, end delimiter and forced text, answer."""
     if request.thinking is None:
         return request.answer
     tokens, cut = thinking_len(request, budget)
@@ -168,20 +180,20 @@ def output_len(request: PlannedRequest, budget: PlannedBudget) -> int:
 
 
 def prompt_len(request: PlannedRequest, budget: PlannedBudget) -> int:
-    """Tokens of the prompt, with the opened thinking."""
+    """Prompt tokens, with the start delimiter of the thinking."""
     return request.prompt_len + (0 if request.thinking is None else budget.start_len)
 
 
 def max_thinking(request: PlannedRequest, budget: PlannedBudget) -> int:
-    """What the scheduler is given: the budget, or one more than all that the model wants."""
+    """The maximum for the scheduler: the budget, at most one more token than the model wants."""
     wanted = thinking_len(request, replace(budget, max_thinking=None))[0] + 1
     return wanted if budget.max_thinking is None else min(wanted, budget.max_thinking)
 
 
 def max_len(request: PlannedRequest, budget: PlannedBudget) -> int:
-    """Tokens that the request may come to, prompt and output."""
-    room = 0
+    """The largest number of tokens the request can reach, prompt and output."""
+    thinking = 0
     if request.thinking is not None:
         end = max(budget.natural_end_len, budget.newline_len + budget.forced_end_len)
-        room = max_thinking(request, budget) + end
-    return prompt_len(request, budget) + room + request.answer
+        thinking = max_thinking(request, budget) + end
+    return prompt_len(request, budget) + thinking + request.answer
