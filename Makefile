@@ -69,7 +69,7 @@ bench: $(stamps)/build $(stamps)/dev
 	$(bin)/s1engine bench host
 	$(bin)/s1engine bench throughput
 	$(bin)/s1engine bench budget
-	$(bin)/s1engine bench harness
+	$(bin)/python -m s1engine.bench.studies eval_overhead
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

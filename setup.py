@@ -13,11 +13,15 @@ from setuptools import find_packages, setup
 FOLDERS = {f"s1engine.{folder}": folder for folder in ("kernels", "training", "bench")}
 
 
+CHECKOUT_ONLY = ["studies", "studies.*"]  # of bench/: run from a checkout, never installed
+
+
 def packages() -> list[str]:
-    """Import names of all packages, those of the mapped folders included."""
+    """Import names of all installed packages, those of the mapped folders included."""
     found = find_packages(include=["s1engine", "s1engine.*"])
     for name, folder in FOLDERS.items():
-        found += [name, *(f"{name}.{inner}" for inner in find_packages(folder))]
+        inner = find_packages(folder, exclude=CHECKOUT_ONLY)
+        found += [name, *(f"{name}.{package}" for package in inner)]
     return found
 
 

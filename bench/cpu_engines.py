@@ -1,6 +1,6 @@
 """Engines as child processes: started one by one, stopped while another is measured.
 
-Owns processes, environments and the measurer's side of ``peers.protocol``. Knows no case.
+Owns processes, environments and the parent's side of ``cpu_adapter``. Knows no case.
 """
 
 import json
@@ -17,27 +17,29 @@ from typing import Any
 
 from s1engine.errors import RequestError
 
-ADAPTERS = {
-    "s1engine": "ours",
-    "llama.cpp": "llama_cpp_",
-    "openvino": "openvino_",
-    "vllm": "vllm_",
-    "transformers": "transformers_",
+FOLDER = Path(__file__).parent
+ADAPTERS = {  # files below this folder
+    "s1engine": "cpu_s1engine.py",
+    "llama.cpp": "studies/peers/llama_cpp.py",
+    "openvino": "studies/peers/openvino.py",
+    "vllm": "studies/peers/vllm.py",
+    "transformers": "studies/peers/transformers.py",
 }
-OWN = ("s1engine", "transformers")  # installed where we are
+OWN = ("s1engine", "transformers")  # installed in this interpreter's environment
 PEERS_VARIABLE = "S1ENGINE_PEERS"
 JOB_SECONDS = 600.0
-START = "import sys; sys.path.append(sys.argv[1]); import peers.protocol as p; p.main(sys.argv[2])"
+# Not as `python FILE`, which would put this folder, and names such as `host`, first on sys.path.
+START = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 class EngineError(RuntimeError):
-    """An engine that failed, with what it said."""
+    """An engine process failed; the message holds its error."""
 
 
 def environments(named: list[str]) -> dict[str, Path]:
     """Virtual environments of the engines, from ``NAME=FOLDER`` words and S1ENGINE_PEERS; the first
     mention counts."""
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for word in [*named, *os.environ.get(PEERS_VARIABLE, "").split()]:
         name, _, folder = word.partition("=")
         if name not in ADAPTERS or not folder:
@@ -45,25 +47,28 @@ def environments(named: list[str]) -> dict[str, Path]:
                 f"peer {word!r} is not NAME=FOLDER with a name of {', '.join(ADAPTERS)}",
                 param="peer",
             )
-        found.setdefault(name, Path(folder))
-    return {**dict.fromkeys(OWN, Path(sys.prefix)), **found}
+        folders.setdefault(name, Path(folder))
+    return {**dict.fromkeys(OWN, Path(sys.prefix)), **folders}
 
 
-def absent(name: str, places: dict[str, Path]) -> str | None:
+def absent(name: str, folders: dict[str, Path]) -> str | None:
     """Why an engine cannot be started; None if it can."""
-    if name not in places:
+    if not (FOLDER / ADAPTERS[name]).exists():
+        return "this installation has no driver for it: run bench cpu from a checkout of s1engine"
+    if name not in folders:
         return f"no environment: name one with --peer {name}=FOLDER or {PEERS_VARIABLE}"
-    python = places[name] / "bin" / "python"
+    python = folders[name] / "bin" / "python"
     return None if python.exists() else f"{python} does not exist"
 
 
 @dataclass
-class Engine:
-    """One process. Jobs go in one at a time; between them it is stopped, threads and all.
+class EngineProcess:
+    """One engine. Jobs run one at a time; between jobs the process group is stopped (SIGSTOP).
 
     Args:
-        log: what the engine prints.
-        cache: where it may keep what it compiles.
+        folder: its virtual environment.
+        log: file for the engine's own output.
+        cache: folder for what the engine compiles.
     """
 
     name: str
@@ -72,18 +77,18 @@ class Engine:
     log: Path
     cache: Path
     _process: "subprocess.Popen[str]" = field(init=False)
-    begun: float = field(init=False)
+    start_time: float = field(init=False)
 
     def __post_init__(self) -> None:
         words = [str(self.folder / "bin" / "python"), "-c", START]
-        words += [str(Path(__file__).parent), ADAPTERS[self.name]]
+        words += [str(FOLDER / "cpu_adapter.py"), str(FOLDER / ADAPTERS[self.name])]
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(self.threads),
             "XDG_CACHE_HOME": str(self.cache),
             "HF_HUB_OFFLINE": "1",
         }
-        self.begun = time.perf_counter()
+        self.start_time = time.perf_counter()
         with self.log.open("w") as log:
             self._process = subprocess.Popen(
                 words,
@@ -95,7 +100,7 @@ class Engine:
                 start_new_session=True,
             )
 
-    def ask(self, do: str, **job: Any) -> dict[str, Any]:
+    def run_job(self, do: str, **job: Any) -> dict[str, Any]:
         """The answer to one job. Raises EngineError."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._signal(signal.SIGCONT)
@@ -117,14 +122,13 @@ class Engine:
             os.killpg(self._process.pid, number)
 
     def peak_mib(self) -> float:
-        """Most memory that was resident, mapped weights included, in this process and those that
-        it started and that still live. The kernel's own count: what getrusage says of a process
-        begins with its parent's."""
+        """Peak resident memory, mapped weights included, of this process and its live children.
+        Read from /proc: getrusage would start at the parent's peak."""
         group = [p for p in Path("/proc").glob("[0-9]*") if _group_of(p) == self._process.pid]
         return sum(map(_peak_kib, group)) / 1024
 
     def close(self) -> None:
-        """Ends the process and its children."""
+        """End the process and its children."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._signal(signal.SIGKILL)
         self._process.wait()
@@ -134,10 +138,10 @@ class Engine:
 
 
 def _group_of(process: Path) -> int:
-    """Process group of a folder in /proc: the third field behind the name in brackets."""
+    """Process group of a folder in /proc: the third field after the name in brackets."""
     try:
         return int((process / "stat").read_text().rpartition(")")[2].split()[2])
-    except (FileNotFoundError, ProcessLookupError):  # it has ended
+    except (FileNotFoundError, ProcessLookupError):  # the process has ended
         return 0
 
 

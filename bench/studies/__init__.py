@@ -1,1 +1,1 @@
-"""One-off studies, for a checkout only; README.md lists them."""
+"""One-off measurements, for a checkout only: a wheel does not hold them. README.md lists them."""

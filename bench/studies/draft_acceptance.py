@@ -1,9 +1,9 @@
-"""What drafts would be worth on traces that are there already, by replaying their tokens.
+"""Draft acceptance on recorded traces: replays their tokens with several drafting rules.
 
-A trace is what its model sampled, so a draft at some place is right exactly as far as the trace
-goes on like it: the tokens a step yields are counted, not modelled. The engine's own drafter is
-held against look-ups of the latest n-gram with a fixed length, and against a vote over all places.
-What a step with d drafted tokens costs is assumed to be 1 + a * d for several a.
+A trace holds sampled tokens, so a draft is accepted as far as the trace continues with it: the
+tokens of a step are counted, not modelled. The engine's drafter is compared with a look-up of the
+latest n-gram of fixed length, and with a vote over all matches. A step with d draft tokens is
+assumed to cost 1 + a * d, for several a.
 
 The traces are a JSON file: ``results``, each with ``prompt`` and lists ``thinking`` and ``output``.
 """
@@ -23,33 +23,33 @@ import numpy as np
 from s1engine import _core
 from s1engine.tokenizer import Tokenizer
 
-SLOPES = (0.01, 0.03, 0.1, 0.3)  # a; a GPU with one sequence is near the first, a CPU the last
-AFTER_WAIT = 64  # tokens that count as following a "Wait"
+SLOPES = (0.01, 0.03, 0.1, 0.3)  # a: about the first on a GPU with one sequence, the last on a CPU
+AFTER_WAIT = 64  # tokens counted as following a "Wait"
 LIMIT = 8  # longest draft of the engine's drafter
-LEAST = 0.05  # chance of the least likely guess that the scheduler looks at, and learns from
+LEAST = 0.05  # acceptance probability below which the scheduler ignores a draft token
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
-    """One request: ``tokens`` from the prompt on; thinking and answer begin at these positions."""
+class RecordedTrace:
+    """One request: prompt, thinking and answer; the latter two start at these positions."""
 
     tokens: np.ndarray  # int32
     thinking: int
     answer: int
 
 
-class Source(Protocol):
-    """Drafts along one trace."""
+class DraftSource(Protocol):
+    """A drafting rule on one trace."""
 
     def draft(self, position: int) -> list[int]:
-        """Guesses of what follows the tokens before ``position``, which never falls."""
+        """Draft tokens for ``position`` and after; positions never decrease."""
 
     def learn(self, sampled: list[int]) -> None:
-        """What followed: the tokens that the step yielded."""
+        """Record the tokens that the step yielded."""
 
 
-class Lookup:
-    """The tokens behind the latest place at which the last n tokens stand, for the longest n."""
+class NgramLookup:
+    """Drafts the tokens after the latest match of the last n tokens, for the longest n."""
 
     def __init__(self, tokens: np.ndarray, shortest: int, longest: int, limit: int) -> None:
         self._tokens: list[int] = tokens.tolist()
@@ -74,8 +74,8 @@ class Lookup:
         pass
 
 
-class Vote:
-    """A vote over all places of the longest match, as a suffix tree with counts would hold it."""
+class SuffixVote:
+    """Drafts by a vote over all places of the longest match, like a suffix tree with counts."""
 
     def __init__(self, tokens: np.ndarray, limit: int) -> None:
         self._tokens: list[int] = tokens.tolist()
@@ -112,34 +112,35 @@ class Vote:
         pass
 
 
-class Own:
-    """The engine's drafter; ``least``: chance below which a guess is left out."""
+class EngineDrafter:
+    """The engine's drafter; ``least``: acceptance probability below which a token is left out."""
 
     def __init__(self, tokens: np.ndarray, least: float, limit: int = LIMIT) -> None:
         self._tokens = tokens
         self._least = least
         self._limit = limit
         self._drafter = _core.Drafter()
-        self._guesses: list[tuple[int, int, float]] = []
+        self._proposed: list[tuple[int, int, float]] = []
         self._drafted = 0
 
     def draft(self, position: int) -> list[int]:
-        self._guesses = self._drafter.propose(
+        self._proposed = self._drafter.propose(
             self._tokens[:position], limit=self._limit, min_probability=LEAST
         )
-        chosen = [token for token, _, chance in self._guesses if chance >= self._least]
+        chosen = [token for token, _, probability in self._proposed if probability >= self._least]
         self._drafted = len(chosen)
         return chosen
 
     def learn(self, sampled: list[int]) -> None:
-        """As csrc/core/draft_planner.cpp does: one more guess than drafted is seen to be right."""
-        for (token, level, _), actual in zip(self._guesses, sampled, strict=False):
+        """As csrc/core/draft_planner.cpp does: it also learns whether the first token after the
+        accepted draft was right."""
+        for (token, level, _), actual in zip(self._proposed, sampled, strict=False):
             self._drafter.record(level, token == actual)
 
 
 @dataclass(slots=True)
-class Count:
-    """Sums over steps."""
+class StepTotals:
+    """Totals over steps."""
 
     steps: int = 0
     tokens: int = 0
@@ -162,35 +163,34 @@ class Count:
         }
 
 
-def replay(trace: Trace, source: Source) -> Iterator[tuple[int, int, int]]:
-    """Position, tokens yielded and tokens drafted of every step of a trace."""
+def replay(trace: RecordedTrace, source: DraftSource) -> Iterator[tuple[int, int, int]]:
+    """Position, tokens yielded and tokens drafted, for every step of a trace."""
     tokens = trace.tokens.tolist()
     position = trace.thinking
     while position < len(tokens):
         draft = source.draft(position)[: len(tokens) - position - 1]
-        right = 0
-        while right < len(draft) and draft[right] == tokens[position + right]:
-            right += 1
-        source.learn(tokens[position : position + right + 1])
-        yield position, right + 1, len(draft)
-        position += right + 1
+        accepted = 0
+        while accepted < len(draft) and draft[accepted] == tokens[position + accepted]:
+            accepted += 1
+        source.learn(tokens[position : position + accepted + 1])
+        yield position, accepted + 1, len(draft)
+        position += accepted + 1
 
 
-Make = Callable[[np.ndarray], Source]
-SOURCES: dict[str, Make] = {}
+SOURCES: dict[str, Callable[[np.ndarray], DraftSource]] = {}
 for _n, _m in ((1, 3), (2, 4), (3, 5)):
     for _k in (1, 2, 4, 8):
         SOURCES[f"latest of {_n} to {_m}, k={_k}"] = partial(
-            Lookup, shortest=_n, longest=_m, limit=_k
+            NgramLookup, shortest=_n, longest=_m, limit=_k
         )
 for _k in (2, 4):
-    SOURCES[f"vote of all, k={_k}"] = partial(Vote, limit=_k)
+    SOURCES[f"vote of all, k={_k}"] = partial(SuffixVote, limit=_k)
 for _least in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
-    SOURCES[f"own, least={_least}"] = partial(Own, least=_least)
+    SOURCES[f"own, least={_least}"] = partial(EngineDrafter, least=_least)
 PARTS_OF = "own, least=0.1"
 
 
-def read_traces(path: Path, tokenizer: Tokenizer, every: int) -> list[Trace]:
+def read_traces(path: Path, tokenizer: Tokenizer, every: int) -> list[RecordedTrace]:
     """Every ``every``-th trace of the file."""
     traces = []
     for row in json.loads(path.read_text(encoding="utf-8"))["results"]:
@@ -199,12 +199,13 @@ def read_traces(path: Path, tokenizer: Tokenizer, every: int) -> list[Trace]:
             head, middle = tokenizer.encode(prompt), tokenizer.encode(thinking or "")
             tail = tokenizer.encode(f"\n</think>\n\n{answer or ''}")
             tokens = np.array([*head, *middle, *tail], np.int32)
-            traces.append(Trace(tokens, len(head), len(head) + len(middle)))
+            traces.append(RecordedTrace(tokens, len(head), len(head) + len(middle)))
     return traces[::every]
 
 
-def parts(trace: Trace, waits: set[int]) -> np.ndarray:
-    """The part of each position: quarter of the thinking, 4 the answer; 10 more after a Wait."""
+def parts(trace: RecordedTrace, waits: set[int]) -> np.ndarray:
+    """Part of each position: 0 to 3 a quarter of the thinking, 4 the answer; plus 10 after a
+    Wait."""
     at = np.arange(len(trace.tokens))
     length = max(trace.answer - trace.thinking, 1)
     part = np.clip(4 * (at - trace.thinking) // length, 0, 4)
@@ -216,45 +217,45 @@ def parts(trace: Trace, waits: set[int]) -> np.ndarray:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Every source over the traces; the parts of a trace for one of the engine's."""
+    """Totals of every source over the traces; for PARTS_OF also by part of the trace."""
     tokenizer = Tokenizer.from_dir(args.tokenizer)
     traces = read_traces(args.traces, tokenizer, args.every)
     waits = {i for text in ("Wait", " Wait", "\nWait") for i in tokenizer.encode(text)[-1:]}
-    found: dict[str, Any] = {}
-    by_part: defaultdict[int, Count] = defaultdict(Count)
-    for name, make in SOURCES.items():
-        count = Count()
+    summaries: dict[str, Any] = {}
+    by_part: defaultdict[int, StepTotals] = defaultdict(StepTotals)
+    for name, source in SOURCES.items():
+        totals = StepTotals()
         for trace in traces:
             part = parts(trace, waits) if name == PARTS_OF else None
-            for position, yielded, drafted in replay(trace, make(trace.tokens)):
-                count.add(yielded, drafted)
+            for position, yielded, drafted in replay(trace, source(trace.tokens)):
+                totals.add(yielded, drafted)
                 if part is not None:
                     by_part[int(part[position])].add(yielded, drafted)
-        found[name] = count.summary()
-        print(f"{name}: {found[name]}", file=sys.stderr)
+        summaries[name] = totals.summary()
+        print(f"{name}: {summaries[name]}", file=sys.stderr)
     return {
         "traces": len(traces),
         "tokens": sum(len(trace.tokens) - trace.thinking for trace in traces),
-        "sources": found,
-        "best_speedup": {kind: _best(found, kind) for kind in ("latest", "vote", "own")},
+        "sources": summaries,
+        "best_speedup": {kind: _best(summaries, kind) for kind in ("latest", "vote", "own")},
         "parts": {"source": PARTS_OF, **_named(by_part)},
     }
 
 
-def _best(found: dict[str, Any], kind: str) -> dict[str, float]:
-    """The best of a kind for each slope."""
-    own = [summary["speedup"] for name, summary in found.items() if name.startswith(kind)]
-    return {str(a): max(speedup[str(a)] for speedup in own) for a in SLOPES}
+def _best(summaries: dict[str, Any], kind: str) -> dict[str, float]:
+    """The best speedup of a kind for each slope."""
+    speedups = [row["speedup"] for name, row in summaries.items() if name.startswith(kind)]
+    return {str(a): max(speedup[str(a)] for speedup in speedups) for a in SLOPES}
 
 
-def _named(by_part: dict[int, Count]) -> dict[str, Any]:
+def _named(by_part: dict[int, StepTotals]) -> dict[str, Any]:
     named: dict[str, tuple[int, ...]] = {
         f"thinking, quarter {q + 1}": (q, q + 10) for q in range(4)
     }
     named |= {"answer": (4,), "after Wait": (10, 11, 12, 13), "thinking elsewhere": (0, 1, 2, 3)}
     summaries = {}
     for name, keys in named.items():
-        total = Count()
+        total = StepTotals()
         for count in (by_part[key] for key in keys if key in by_part):
             total.steps += count.steps
             total.tokens += count.tokens
@@ -264,7 +265,7 @@ def _named(by_part: dict[int, Count]) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of ``s1engine bench speculation``."""
+    """Flags of the study."""
     parser.add_argument("traces", type=Path, help="JSON file of traces")
     parser.add_argument("--tokenizer", type=Path, required=True, help="directory")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th trace")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="use every N-th trace")

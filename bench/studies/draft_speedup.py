@@ -1,10 +1,9 @@
-"""Tokens per second with drafts over those without, at several concurrencies, in one process: two
-engines take steps by turns, so that both see the machine as it is.
+"""Tokens a second with drafts over those without, at several concurrencies, in one process.
 
-The bundled model answers questions of its own kind. Other shapes have random weights, whose words
-mean nothing, so there the sampled tokens are replaced by those of real traces: steps cost what the
-shape costs, and drafts are as good as they are on these traces. Tokens drawn at random, all alike,
-can stand for traces too: of few kinds, they make for many guesses, nearly all of them wrong.
+Two engines take steps in turns, so that both see the same machine load. The bundled model answers
+arithmetic questions. Other shapes have random weights, so their sampled tokens are replaced by
+those of real traces: a step costs what the shape costs, and drafts are accepted as on these traces.
+With --kinds the traces are random tokens of few kinds: many drafts, nearly all of them wrong.
 """
 
 import argparse
@@ -38,12 +37,12 @@ SMALL: dict[str, Any] = {
     "num_heads": 8,
 }
 
-Work = Callable[[], Iterator[int]]  # does it, and yields behind each step tokens gained since
+Workload = Callable[[], Iterator[int]]  # runs it; yields the new tokens after each step
 
 
 @dataclass(slots=True)
-class ReplayEngine(BareEngine):
-    """Whose sequences say what their traces say; ``traces`` by job, tokens from the prompt on."""
+class TraceEngine(BareEngine):
+    """Replaces sampled tokens by those of ``traces``, one for each job, prompt included."""
 
     traces: list[np.ndarray] = field(default_factory=list)
     _by_req_index: dict[int, int] = field(default_factory=dict)
@@ -59,8 +58,8 @@ class ReplayEngine(BareEngine):
         return replace(output, token_ids=np.array(tokens, np.int64))
 
 
-def chat_work(llm: LLM, batch: int, temperature: float) -> Work:
-    """Questions of arithmetic, each with three waits."""
+def chat_work(llm: LLM, batch: int, temperature: float) -> Workload:
+    """Arithmetic questions, each with three waits."""
     budget = ThinkingBudget(num_waits=3)
     params = SamplingParams(temperature=temperature, seed=0, thinking=budget)
     questions = arithmetic_questions(0, batch)
@@ -78,10 +77,10 @@ def chat_work(llm: LLM, batch: int, temperature: float) -> Work:
 
 def replay_work(
     config: EngineConfig, model: ModelConfig, decoder: Any, traces: list[np.ndarray], context: int
-) -> Work:
-    """Continues the traces behind their first ``context`` tokens, whose blocks the first time
-    leaves in the cache."""
-    engine = ReplayEngine(config, model, decoder, traces=[])
+) -> Workload:
+    """Continues the traces after their first ``context`` tokens; later rounds find those in the
+    prefix cache."""
+    engine = TraceEngine(config, model, decoder, traces=[])
 
     def work() -> Iterator[int]:
         engine.traces += traces
@@ -98,8 +97,8 @@ def replay_work(
 
 
 @dataclass(slots=True)
-class Side:
-    """One of two that are compared, in one round."""
+class Contender:
+    """One of the two engines in one round."""
 
     running: Iterator[int]
     seconds: float = 0.0
@@ -107,7 +106,7 @@ class Side:
     steps: int = 0
 
     def step(self) -> bool:
-        """False: it was at its end."""
+        """Take one step; False if the workload has ended."""
         begin = time.perf_counter()
         gained = next(self.running, None)
         self.seconds += time.perf_counter() - begin
@@ -116,17 +115,17 @@ class Side:
         return gained is not None
 
 
-def compare(plain: Work, drafting: Work, rounds: int) -> dict[str, Any]:
-    """Rates of both; the ratio is the median of those of single rounds."""
+def compare(plain: Workload, drafting: Workload, rounds: int) -> dict[str, Any]:
+    """Rates of both; the ratio is the median of the rounds' ratios."""
     rates: list[list[float]] = [[], []]
     for turn in range(rounds + 1):
-        sides = Side(plain()), Side(drafting())
-        going = list(sides)
-        while going:
-            going = [side for side in going if side.step()]
-        for side, found in zip(sides, rates, strict=True):
+        sides = Contender(plain()), Contender(drafting())
+        running = list(sides)
+        while running:
+            running = [side for side in running if side.step()]
+        for side, own_rates in zip(sides, rates, strict=True):
             if turn:  # the first warms up
-                found.append(side.tokens / side.seconds)
+                own_rates.append(side.tokens / side.seconds)
     ratios = [fast / slow for slow, fast in zip(*rates, strict=True)]
     return {
         "tokens_per_s": round(statistics.median(rates[0]), 1),
@@ -141,18 +140,18 @@ def bundled(args: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
     """The bundled model, greedy and sampled."""
     options: dict[str, Any] = {"progress": False, "max_num_seqs": max(batches)}
     llms = LLM(**options), LLM(**options, num_speculative_tokens=args.draft)
-    found: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     for temperature in (0.0, 0.8):
         for batch in batches:
             works = [chat_work(llm, batch, temperature) for llm in llms]
             name = f"temperature {temperature}, batch {batch}"
-            found[name] = compare(works[0], works[1], args.rounds)
-            print(f"s1-nano, {name}: {found[name]}", file=sys.stderr)
-    return found
+            rows[name] = compare(works[0], works[1], args.rounds)
+            print(f"s1-nano, {name}: {rows[name]}", file=sys.stderr)
+    return rows
 
 
 def replayed(args: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
-    """Traces at another shape, every sequence a different one."""
+    """Traces at another shape, a different one for every sequence."""
     model = shape("0.5B" if args.shape == "small" else args.shape)
     model = replace(model, **SMALL) if args.shape == "small" else model
     length = args.context + args.tokens
@@ -160,31 +159,31 @@ def replayed(args: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
     options: dict[str, Any] = {"max_num_seqs": max(batches), "max_model_len": length + 1}
     configs = [EngineConfig(**options, num_speculative_tokens=n) for n in (0, args.draft)]
     decoder = make_decoder(model, configs[0])
-    found: dict[str, Any] = {"context": args.context, "tokens": args.tokens}
+    rows: dict[str, Any] = {"context": args.context, "tokens": args.tokens}
     for batch in batches:
         works = [
             replay_work(config, model, decoder, traces[:batch], args.context) for config in configs
         ]
-        found[f"batch {batch}"] = compare(works[0], works[1], args.rounds)
-        print(f"{args.shape}, batch {batch}: {found[f'batch {batch}']}", file=sys.stderr)
-    return found
+        rows[f"batch {batch}"] = compare(works[0], works[1], args.rounds)
+        print(f"{args.shape}, batch {batch}: {rows[f'batch {batch}']}", file=sys.stderr)
+    return rows
 
 
 def traces_of(args: argparse.Namespace, length: int, count: int, vocab: int) -> list[np.ndarray]:
     """``count`` traces of ``length`` tokens, [length] int32 each; fewer if the file has fewer."""
     if args.kinds:
-        chance = np.random.default_rng(0)
-        kinds = chance.choice(vocab, args.kinds, replace=False)
-        return list(chance.choice(kinds, (count, length)).astype(np.int32))
+        rng = np.random.default_rng(0)
+        kinds = rng.choice(vocab, args.kinds, replace=False)
+        return list(rng.choice(kinds, (count, length)).astype(np.int32))
     traces = read_traces(args.traces, Tokenizer.from_dir(args.tokenizer), 1)
     heads = [trace.tokens[:length] for trace in traces if len(trace.tokens) >= length][:count]
     if max(map(max, heads)) >= vocab:
-        raise RequestError("--traces: their words are not in this shape's vocabulary")
+        raise RequestError(f"--traces: token ids must be below {vocab}, the vocabulary of --shape")
     return heads
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The bundled model, and traces at another shape if they are given."""
+    """The bundled model; with --traces or --kinds, traces at another shape."""
     batches = [int(text) for text in args.batch.split(",")]
     result: dict[str, Any] = {"draft": args.draft}
     if args.traces is None and not args.kinds:
@@ -195,13 +194,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of ``s1engine bench drafts``."""
+    """Flags of the study."""
     parser.add_argument("--draft", type=int, default=8, help="num_speculative_tokens")
     parser.add_argument("--batch", default="1,4,16,64", help="comma-separated")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--traces", type=Path, help="as of `bench speculation`: replay these")
-    parser.add_argument("--tokenizer", type=Path, help="of the traces, a directory")
-    parser.add_argument("--kinds", type=int, default=0, metavar="N", help="random ones of N kinds")
+    parser.add_argument("--traces", type=Path, help="replay these, as draft_acceptance")
+    parser.add_argument("--tokenizer", type=Path, help="directory of the traces' tokenizer")
+    parser.add_argument(
+        "--kinds", type=int, default=0, metavar="N", help="random tokens of N kinds"
+    )
     parser.add_argument("--shape", choices=("small", *NAMES), default="small")
-    parser.add_argument("--context", type=int, default=768, help="tokens of a trace before")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens of a trace to decode")
+    parser.add_argument("--context", type=int, default=768, help="trace tokens before decoding")
+    parser.add_argument("--tokens", type=int, default=128, help="trace tokens to decode")

@@ -1,7 +1,7 @@
-"""What the evaluation harness adds to the engine: the share of a run's time outside of it.
+"""Overhead of the evaluation harness: the share of a run's time spent outside the engine.
 
-A run of budget forcing over the arithmetic task, as ``s1engine eval`` does it, with the time inside
-the engine's calls added up. Goal: under 3 %.
+Runs budget forcing over the arithmetic task as ``s1engine eval`` does, and adds up the time inside
+the engine's calls. Goal: under 3 %.
 """
 
 import argparse
@@ -23,7 +23,7 @@ BUDGET = 64
 
 
 def outside_share(llm: LLM, questions: int, folder: Path) -> float:
-    """Of one run's wall time, what was not spent inside the engine; 0 to 1."""
+    """Share of one run's wall time outside the engine, 0 to 1."""
     inside = [0.0]
     engine: Any = llm.engine
     calls = {name: getattr(engine, name) for name in ("step", "make_request", "add_request")}
@@ -55,12 +55,11 @@ def _timed(call: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The shares of all rounds after a first that warms up."""
+    """Shares of all rounds after one warm-up."""
     llm = LLM(args.model, progress=False, max_num_seqs=args.batch)
     with tempfile.TemporaryDirectory() as folder:
-        shares = [outside_share(llm, args.questions, Path(folder)) for _ in range(args.rounds + 1)][
-            1:
-        ]
+        rounds = range(args.rounds + 1)  # the first warms up
+        shares = [outside_share(llm, args.questions, Path(folder)) for _ in rounds][1:]
     return {
         "questions": args.questions,
         "batch": args.batch,
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of ``s1engine bench harness``."""
+    """Flags of the study."""
     parser.add_argument("--model", default=None, help="default: bundled s1-nano")
     parser.add_argument("--questions", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64, help="sequences at once")

@@ -1,7 +1,7 @@
 """Small parts of a step, timed by ``pytest bench/studies/micro.py --benchmark-enable``.
 
-Each measures one call that the hot path makes; sizes stand in the test's name. Without
-``--benchmark-enable`` every part runs once, so that the suite notices when one breaks.
+Each test times one call of the hot path; its name holds the sizes. Without ``--benchmark-enable``
+every test runs once, so that the suite notices a broken one.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ BLOCK = 16
 
 
 def test_schedule_and_update_256_rows(benchmark: Any) -> None:
-    """The scheduler's whole work on a decode step: plan, write the batch, take the tokens."""
+    """The scheduler's work on a decode step: schedule, write the batch, append the tokens."""
     rows, context, steps = 256, 512, 4096
     blocks = -(-(context + steps) // BLOCK)
     scheduler = _core.Scheduler(
@@ -45,7 +45,7 @@ def test_schedule_and_update_256_rows(benchmark: Any) -> None:
 
 
 def test_detokenize_one_token(benchmark: Any) -> None:
-    """Text of one more token, as a stream needs it."""
+    """Text of the next token of a stream."""
     tokenizer = Tokenizer.from_dir(BUNDLED_MODEL)
     stream = IncrementalDetokenizer(tokenizer)
     ids = tokenizer.encode("b=3+4=7\n")
@@ -85,8 +85,8 @@ def _sampling(rows: int, temperature: float, top_p: float) -> SamplingMetadata:
 
 
 def _time_sampling(benchmark: Any, meta: SamplingMetadata) -> tuple[torch.Tensor, torch.Tensor]:
-    """Times ops.sample on fresh logits, which it overwrites; the logits and the tokens."""
-    logits = 5 * torch.randn(len(meta.seeds), 151_665)  # peaked, as a model's are
+    """Time ops.sample on fresh logits, which it overwrites; returns logits and tokens."""
+    logits = 5 * torch.randn(len(meta.seeds), 151_665)  # peaked like a model's
 
     def fresh() -> tuple[tuple[torch.Tensor, SamplingMetadata], dict[str, Any]]:
         return (logits.clone(), meta), {}

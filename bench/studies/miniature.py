@@ -1,7 +1,6 @@
-"""s1 in miniature: a funnel, five small models, their accuracy at every budget (minutes).
+"""s1 in miniature: data selection, five small models, accuracy at every thinking budget (minutes).
 
-The work is that of ``python -m s1engine.training.miniature``; here its result is kept with where it
-was made.
+Runs ``s1engine.training.miniature`` and adds machine, versions and commit to its result.
 """
 
 import argparse
@@ -13,13 +12,13 @@ from s1engine.training.examples import miniature_pipeline, miniature_report
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The whole story; table and figure go to ``args.out``."""
+    """Run it all; table and figure go to ``args.out``."""
     found = miniature_pipeline.run_miniature(miniature.sizes_of(args), args.out)
     miniature_report.write(found, args.out)
     return found
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of ``s1engine bench miniature``."""
+    """Flags of the study."""
     parser.add_argument("--out", type=Path, default=Path("out/miniature"))
     miniature.add_arguments(parser)

@@ -1,13 +1,13 @@
-"""A KV cache in 8 bits against one in the model's type: error on real traces, time of attention.
+"""An 8-bit KV cache against one in the model's dtype: error on real traces, attention time.
 
-The traces are the model's own answers to the arithmetic task. Error is taken with every token given
-(teacher-forced): the divergence KL(full || 8 bits) of the next token's distribution, and how often
-the likeliest token is the same one; and, of whole answers without that help, how many come out the
-same. fp8, which the CPU's kernels do not keep, runs on its definition (``torch_ops``) here. Time is
-that of one layer's decode attention, over caches too large for the processor's own.
+The traces are the model's answers to the arithmetic task. Errors are teacher-forced: KL(full ||
+8 bits) of the next-token distribution, and how often the most likely token agrees. Free-running
+answers are compared too. fp8, which the CPU kernels lack, runs as its definition (``torch_ops``).
+The time is that of one layer's decode attention, over caches larger than the processor's.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -30,20 +30,20 @@ from s1engine.runner.kv_cache import KVCache
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 BLOCK = 16
-CACHE_BYTES = 2**28  # of keys and values in turn: more than a processor's caches hold
+CACHE_BYTES = 2**28  # of keys and values used in turn: more than a processor's caches
 
 
 def traces_of(llm: LLM, count: int, seed: int = 3) -> list[tuple[list[int], list[int]]]:
-    """Prompt and greedy output of ``count`` questions, prolonged twice."""
+    """Prompt and greedy output of ``count`` questions, with two waits."""
     params = SamplingParams(temperature=0, max_tokens=400, thinking=ThinkingBudget(num_waits=2))
-    asked = [[{"role": "user", "content": q.question}] for q in generate(seed, count)]
-    outputs = llm.chat(asked, params, progress=False)
+    chats = [[{"role": "user", "content": q.question}] for q in generate(seed, count)]
+    outputs = llm.chat(chats, params, progress=False)
     return [(output.prompt_token_ids, output.outputs[0].token_ids) for output in outputs]
 
 
 @torch.inference_mode()
 def forced_logits(decoder: Decoder, tokens: list[int], cache_dtype: torch.dtype) -> Tensor:
-    """Logits behind every token, [len(tokens), V] float32, attended to through such a cache."""
+    """Logits after every token, [len(tokens), V] float32, with a KV cache of that dtype."""
     count = len(tokens)
     blocks = -(-count // BLOCK)
     cache = KVCache(
@@ -62,7 +62,7 @@ def forced_logits(decoder: Decoder, tokens: list[int], cache_dtype: torch.dtype)
 
 
 def difference(full: Tensor, other: Tensor) -> dict[str, float]:
-    """Of logits [T, V] against those of the full cache."""
+    """Error of logits [T, V] against those of the full cache."""
     p, q = full.double().log_softmax(-1), other.double().log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1)
     return {
@@ -74,16 +74,16 @@ def difference(full: Tensor, other: Tensor) -> dict[str, float]:
 
 
 def errors(model: str, count: int) -> dict[str, Any]:
-    """By dtype of the model and type of the cache; what bf16 itself costs stands beside it."""
+    """Errors by dtype of model and cache, and those of bfloat16 against float32."""
     path = resolve_model(model)
-    facts = ModelConfig.from_dir(path)
+    config = ModelConfig.from_dir(path)
     llm = LLM(model, progress=False, dtype="float32")
     traces = traces_of(llm, count)
 
     def logits(ops: Ops, dtype: torch.dtype, cache_dtype: torch.dtype) -> Tensor:
-        decoder = load_decoder(path, facts, dtype, "cpu", ops)
-        found = [forced_logits(decoder, [*p, *out], cache_dtype)[len(p) - 1 :] for p, out in traces]
-        return torch.cat(found)
+        decoder = load_decoder(path, config, dtype, "cpu", ops)
+        parts = [forced_logits(decoder, [*p, *out], cache_dtype)[len(p) - 1 :] for p, out in traces]
+        return torch.cat(parts)
 
     single, bf16, fp8 = torch.float32, torch.bfloat16, torch.float8_e4m3fn
     result: dict[str, Any] = {
@@ -103,13 +103,13 @@ def errors(model: str, count: int) -> dict[str, Any]:
 
 
 def _same_answers(model: str, count: int, traces: list[tuple[list[int], list[int]]]) -> int:
-    """Outputs that are token for token those of the full cache, in float32."""
+    """Number of outputs equal to those of the full cache, in float32."""
     llm = LLM(model, progress=False, dtype="float32", kv_cache_dtype="int8")
     return sum(mine == theirs for mine, theirs in zip(traces_of(llm, count), traces, strict=True))
 
 
 def attention_calls(model: ModelConfig, context: int, rows: int) -> dict[str, Callable[[], Tensor]]:
-    """Decode attention of one layer by type of the cache; each call takes the next copy of it."""
+    """Decode attention of one layer by cache dtype; each call uses the next copy of the cache."""
     blocks, ops = rows * -(-context // BLOCK), CpuOps()
     meta = AttentionMetadata(
         positions=torch.full((rows,), context - 1, dtype=torch.int32),
@@ -125,7 +125,7 @@ def attention_calls(model: ModelConfig, context: int, rows: int) -> dict[str, Ca
     def call_of(dtype: torch.dtype) -> Callable[[], Tensor]:
         cache = kv_quant.quantize(plain, dtype)
         copies = [cache.clone() for _ in range(max(2, -(-CACHE_BYTES // cache.nbytes)))]
-        turn = iter(range(10**9))
+        turn = itertools.count()
 
         def call() -> Tensor:
             at = 2 * next(turn)
@@ -138,7 +138,7 @@ def attention_calls(model: ModelConfig, context: int, rows: int) -> dict[str, Ca
 
 
 def attention_times(model: ModelConfig, context: int, rows: int, rounds: int) -> dict[str, Any]:
-    """Median microseconds, the types in turn, and how much faster int8 is."""
+    """Median microseconds of both dtypes, called in turns, and the speedup of int8."""
     calls = attention_calls(model, context, rows)
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
@@ -146,7 +146,7 @@ def attention_times(model: ModelConfig, context: int, rows: int, rounds: int) ->
             begin = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - begin)
-    medians = {name: statistics.median(found[1:]) * 1e6 for name, found in times.items()}
+    medians = {name: statistics.median(own[1:]) * 1e6 for name, own in times.items()}
     read = 2 * context * rows * model.num_kv_heads
     bytes_of = {
         name: read * kv_quant.row_size(model.head_dim, dtype) * dtype.itemsize
@@ -162,7 +162,7 @@ def attention_times(model: ModelConfig, context: int, rows: int, rounds: int) ->
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Both parts."""
+    """Errors and attention times."""
     contexts = [int(text) for text in args.context.split(",")]
     return {
         "error": errors(args.model, args.traces) if args.traces else None,
@@ -174,9 +174,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of ``s1engine bench kv-cache``."""
+    """Flags of the study."""
     parser.add_argument("--model", default=str(BUNDLED_MODEL), help="default: bundled s1-nano")
-    parser.add_argument("--traces", type=int, default=64, help="0: no error")
+    parser.add_argument("--traces", type=int, default=64, help="0: no errors")
     parser.add_argument("--shapes", default="0.5B,7B", help=f"of attention: {', '.join(NAMES)}")
     parser.add_argument("--context", default="2048,8192,32768", help="comma-separated")
     parser.add_argument("--batch", type=int, default=1, help="sequences at once")

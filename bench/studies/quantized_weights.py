@@ -1,10 +1,10 @@
-"""Weights in few bits against those of the checkpoint: error on real traces, and memory.
+"""Quantised weights against the checkpoint's: error on real traces, and memory.
 
-The traces are the model's own answers to the arithmetic task, in float32. Error is taken with every
-token given (teacher-forced), as in ``bench kv-cache``: KL(full || few bits) of the next token's
-distribution, and how often the likeliest token is the same one. What the device adds to the format
-itself, the rounding of activations to 8 bits, is told apart by the definition (``torch_ops``).
-fp8 is a format for CUDA: here the definition runs, and torch's scaled product of ``fp8_linear``.
+The traces are the model's answers to the arithmetic task, in float32. Errors are teacher-forced, as
+in ``quantized_kv_cache``: KL(full || quantised) of the next-token distribution, and how often the
+most likely token agrees. "format alone" runs the definition (``torch_ops``), without the device's
+rounding of activations to 8 bits. fp8 is a CUDA format: here its definition runs, and the scaled
+product of ``fp8_linear``.
 """
 
 import argparse
@@ -30,7 +30,7 @@ FORMATS = ("int8", "int4")
 
 
 class _ScaledProducts(TorchOps):
-    """fp8 as CUDA multiplies it in steps of many tokens, whose inputs are rounded as well."""
+    """fp8 as CUDA computes steps of many tokens: inputs are rounded too."""
 
     def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
         if isinstance(weight, QuantizedMatrix):
@@ -39,15 +39,15 @@ class _ScaledProducts(TorchOps):
 
 
 def errors(model: str, count: int) -> dict[str, Any]:
-    """By format, against the same model in bfloat16; what bfloat16 itself costs stands beside."""
+    """Errors by format against the model in bfloat16, and those of bfloat16 against float32."""
     path = resolve_model(model)
-    facts = ModelConfig.from_dir(path)
+    config = ModelConfig.from_dir(path)
     traces = traces_of(LLM(model, progress=False, dtype="float32"), count)
 
     def logits(ops: Ops, dtype: torch.dtype, quantization: str | None = None) -> Tensor:
-        decoder = load_decoder(path, facts, dtype, "cpu", ops, quantization=quantization)
-        found = [forced_logits(decoder, [*p, *out], dtype)[len(p) - 1 :] for p, out in traces]
-        return torch.cat(found)
+        decoder = load_decoder(path, config, dtype, "cpu", ops, quantization=quantization)
+        parts = [forced_logits(decoder, [*p, *out], dtype)[len(p) - 1 :] for p, out in traces]
+        return torch.cat(parts)
 
     exact, full = logits(CpuOps(), torch.float32), logits(CpuOps(), torch.bfloat16)
     rows = {"bfloat16 against float32": difference(exact, full)}
@@ -61,18 +61,18 @@ def errors(model: str, count: int) -> dict[str, Any]:
         "tokens": sum(len(out) for _, out in traces),
         "rows": rows,
         "weight_bytes": {
-            str(fmt or "bfloat16"): weight_bytes(facts, torch.bfloat16, fmt)
+            str(fmt or "bfloat16"): weight_bytes(config, torch.bfloat16, fmt)
             for fmt in (None, *FORMATS, FP8)
         },
     }
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The errors of all formats."""
+    """Errors and memory of all formats."""
     return {"model": Path(args.model).name, **errors(args.model, args.traces)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of ``s1engine bench quantization``."""
+    """Flags of the study."""
     parser.add_argument("--model", default=str(BUNDLED_MODEL), help="default: bundled s1-nano")
     parser.add_argument("--traces", type=int, default=64)

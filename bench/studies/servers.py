@@ -1,8 +1,7 @@
-"""Servers beside each other: the same model, the same streams, one server after the other.
+"""Servers side by side: the same model, the same streams, one server after the other.
 
-Each takes the same text prompts, of one token a letter, through ``/v1/completions`` with the same
-client on the same machine, and answers with as many tokens. A server that is not there is said to
-be absent.
+Each answers the same text prompts, of one token a letter, through ``/v1/completions``, to the same
+client on the same machine, with the same number of tokens. Missing servers are reported as absent.
 """
 
 import argparse
@@ -28,9 +27,9 @@ import torch
 
 from s1engine.bench.cpu_cases import CASES
 from s1engine.bench.cpu_engines import environments
-from s1engine.bench.cpu_model import model_dir
-from s1engine.bench.cpu_section import Plan, Section
-from s1engine.bench.load_generator import Ask, play
+from s1engine.bench.cpu_section import Section, SectionOptions
+from s1engine.bench.load_generator import LoadRequest, send_requests
+from s1engine.bench.random_checkpoint import random_checkpoint
 from s1engine.bench.serve import report, serve_command
 from s1engine.bench.shapes import NAMES, shape
 from s1engine.errors import RequestError
@@ -38,12 +37,12 @@ from s1engine.errors import RequestError
 LETTERS = "cdefghijklmnopqrstuvwxyz"
 START_S = 300.0
 WARM_TOKENS = 8
-MARGIN = 8  # tokens that a server may want beyond a request's
+MARGIN = 8  # spare tokens of context
 
 
 @dataclass(frozen=True)
-class Server:
-    """How one server is started, and what its requests need beyond ours."""
+class ServerCommand:
+    """How one server is started, and the further fields of its requests."""
 
     command: list[str]
     extra: dict[str, Any]
@@ -51,7 +50,7 @@ class Server:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of ``s1engine bench servers``."""
+    """Flags of the study."""
     parser.add_argument("--servers", default=",".join(SERVERS), help="in that order")
     parser.add_argument("--shape", default="25M", choices=NAMES)
     parser.add_argument("--streams", default="1,16,64", help="loads, one after the other")
@@ -67,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Medians over rounds, by server and load."""
     args.work.mkdir(parents=True, exist_ok=True)
-    places = environments(args.peer)
+    folders = environments(args.peer)
     loads = [int(word) for word in args.streams.split(",")]
     rows: list[dict[str, Any]] = []
     absent: list[str] = []
@@ -78,7 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             known = ", ".join(SERVERS)
             raise RequestError(f"server {name!r} is none of {known}", param="servers")
     for name in names:
-        server = SERVERS[name](args, places, max(loads))
+        server = SERVERS[name](args, folders, max(loads))
         if server is None:
             absent.append(name)
             continue
@@ -100,37 +99,41 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure(
-    args: argparse.Namespace, name: str, server: Server, loads: list[int]
+    args: argparse.Namespace, name: str, server: ServerCommand, loads: list[int]
 ) -> Iterator[dict[str, Any]]:
     with _running(server, args.work / f"server-{name}.log") as url:
         for streams in loads:
-            yield {"server": name, "streams": streams, **_load(args, server, url, streams)}
+            yield {"server": name, "streams": streams, **_measure_load(args, server, url, streams)}
 
 
-def _load(args: argparse.Namespace, server: Server, url: str, streams: int) -> dict[str, Any]:
-    """One load: the first, short round warms up."""
-    chance = random.Random(streams)
-    found: list[dict[str, Any]] = []
+def _measure_load(
+    args: argparse.Namespace, server: ServerCommand, url: str, streams: int
+) -> dict[str, Any]:
+    """Medians of one load; the first, short round warms up."""
+    rng = random.Random(streams)
+    rounds: list[dict[str, Any]] = []
     for turn in range(args.rounds + 1):
-        prompts = ["".join(chance.choices(LETTERS, k=args.input_len)) for _ in range(streams)]
-        asks = [Ask(0.0, prompt, args.output_len if turn else WARM_TOKENS) for prompt in prompts]
-        took = asyncio.run(play(url, asks, extra={"temperature": 0, **server.extra}))
+        prompts = ["".join(rng.choices(LETTERS, k=args.input_len)) for _ in range(streams)]
+        length = args.output_len if turn else WARM_TOKENS
+        requests = [LoadRequest(0.0, prompt, length) for prompt in prompts]
+        extra = {"temperature": 0, **server.extra}
+        timings = asyncio.run(send_requests(url, requests, extra=extra))
         if turn:
-            found.append(report(asks, took, [99], {}))
+            rounds.append(report(requests, timings, [99], {}))
     names = ("output_throughput", "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_itl_ms")
-    medians = {name: _median(found, name) for name in names}
-    tokens = sum(one["total_output_tokens"] for one in found)
-    return {**medians, "failed": sum(one["failed"] for one in found), "output_tokens": tokens}
+    medians = {name: _median(rounds, name) for name in names}
+    tokens = sum(r["total_output_tokens"] for r in rounds)
+    return {**medians, "failed": sum(r["failed"] for r in rounds), "output_tokens": tokens}
 
 
-def _median(found: list[dict[str, Any]], name: str) -> float | None:
-    values = [one[name] for one in found if name in one]
+def _median(rounds: list[dict[str, Any]], name: str) -> float | None:
+    values = [r[name] for r in rounds if name in r]
     return round(statistics.median(values), 2) if values else None
 
 
 @contextlib.contextmanager
-def _running(server: Server, log: Path) -> Iterator[str]:
-    """The server's address, once it answers; it and its children end with the block."""
+def _running(server: ServerCommand, log: Path) -> Iterator[str]:
+    """Run the server and its children; yields its address once it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -167,38 +170,44 @@ def _max_len(args: argparse.Namespace) -> int:
 
 
 def _source(args: argparse.Namespace) -> Path:
-    return model_dir(shape(args.shape), args.shape, args.work).resolve()
+    return random_checkpoint(shape(args.shape), args.shape, args.work).resolve()
 
 
-def _ours(args: argparse.Namespace, places: dict[str, Path], streams: int) -> Server:
+def _ours(args: argparse.Namespace, folders: dict[str, Path], streams: int) -> ServerCommand:
     flags = ["--dtype", "bfloat16", "--max-model-len", str(_max_len(args))]
     flags += ["--max-num-seqs", str(streams)]
     command = serve_command(str(_source(args)), *flags, "--port")
-    return Server(command, {"ignore_eos": True}, {"OMP_NUM_THREADS": str(args.threads)})
+    return ServerCommand(command, {"ignore_eos": True}, {"OMP_NUM_THREADS": str(args.threads)})
 
 
-def _llama_cpp(args: argparse.Namespace, places: dict[str, Path], streams: int) -> Server | None:
-    if args.llama_server is None or "llama.cpp" not in places:
+def _llama_cpp(
+    args: argparse.Namespace, folders: dict[str, Path], streams: int
+) -> ServerCommand | None:
+    if args.llama_server is None or "llama.cpp" not in folders:
         return None
-    plan = Plan(places, args.work, args.threads, 1, 0.0, False)
-    section = Section(plan, args.shape, shape(args.shape), "bf16", "16", CASES["16"])
+    options = SectionOptions(folders, args.work, args.threads, 1, 0.0, False)
+    section = Section(options, args.shape, shape(args.shape), "bf16", "16", CASES["16"])
     command = [str(args.llama_server), "-m", str(section.converted("llama.cpp") / "model.gguf")]
     command += ["-t", str(args.threads), "-np", str(streams), "-c", str(streams * _max_len(args))]
-    return Server([*command, "--port"], {"ignore_eos": True}, {})
+    return ServerCommand([*command, "--port"], {"ignore_eos": True}, {})
 
 
-def _transformers(args: argparse.Namespace, places: dict[str, Path], streams: int) -> Server | None:
-    program = places["transformers"] / "bin" / "transformers"
+def _transformers(
+    args: argparse.Namespace, folders: dict[str, Path], streams: int
+) -> ServerCommand | None:
+    program = folders["transformers"] / "bin" / "transformers"
     if not program.exists():
         return None
     source = str(_source(args))
     command = [str(program), "serve", source, "--device", "cpu", "--dtype", "bfloat16", "--port"]
     endless = json.dumps({"do_sample": False, "eos_token_id": None})
     extra = {"model": source, "generation_config": endless}
-    return Server(command, extra, {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"})
+    return ServerCommand(
+        command, extra, {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
+    )
 
 
-SERVERS: dict[str, Callable[[argparse.Namespace, dict[str, Path], int], Server | None]] = {
+SERVERS: dict[str, Callable[[argparse.Namespace, dict[str, Path], int], ServerCommand | None]] = {
     "s1engine": _ours,
     "llama.cpp": _llama_cpp,
     "transformers": _transformers,

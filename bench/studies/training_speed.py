@@ -1,8 +1,8 @@
-"""Packing on s1K's lengths, and tokens/s against a plain transformers training loop.
+"""Packing of s1K's lengths, and training tokens/s against a plain transformers loop.
 
-The plain loop is what transformers' Trainer does by default, written out: batches of samples padded
-to the longest, its own attention and loss, AdamW. Both train the same model on the same samples in
-this process, in turns; samples a batch are so many that both have about the same tokens a step.
+The plain loop is transformers' Trainer by default, written out: batches of samples padded to the
+longest, transformers' attention and loss, AdamW. Both train the same model on the same samples in
+this process, in turns, with about the same number of tokens a step.
 """
 
 import argparse
@@ -32,35 +32,35 @@ S1K_PROMPT_AND_ANSWER = 600
 
 def s1k_lengths(histogram: Path, column: str, seed: int) -> list[int]:
     """1,000 sample lengths drawn from the published histogram, uniform inside a bin."""
-    found = json.loads(histogram.read_text())
+    bins = json.loads(histogram.read_text())
     rng = random.Random(seed)
-    edges = found["bin_edges"]
+    edges = bins["bin_edges"]
     return [
         int(rng.uniform(edges[i], edges[i + 1])) + S1K_PROMPT_AND_ANSWER
-        for i, count in enumerate(found[column])
+        for i, count in enumerate(bins[column])
         for _ in range(count)
     ]
 
 
 def packing(histogram: Path) -> dict[str, Any]:
-    """Share of tokens in rows that belong to samples: packed, and padded to the longest of 16."""
-    found: dict[str, Any] = {}
+    """Share of a row's tokens that belong to samples: packed, and padded to the longest of 16."""
+    shares: dict[str, Any] = {}
     for column, blocks in (("s1K_gemini", (10240, 32768)), ("s1K_1_1_r1", (32768,))):
         lengths = s1k_lengths(histogram, column, 0)
         for block in blocks:
             bins = pack(lengths, block)
-            found[f"{column}_{block}"] = round(efficiency(lengths, bins, block), 4)
+            shares[f"{column}_{block}"] = round(efficiency(lengths, bins, block), 4)
         order = random.Random(0).sample(lengths, len(lengths))
         padded = sum(
             max(order[i : i + 16]) * len(order[i : i + 16]) for i in range(0, len(order), 16)
         )
-        found[f"{column}_padded_16"] = round(sum(lengths) / padded, 4)
-    return found
+        shares[f"{column}_padded_16"] = round(sum(lengths) / padded, 4)
+    return shares
 
 
 def make_samples(count: int, vocabulary: int, longest: int, seed: int) -> list[Sample]:
-    """Random tokens in samples whose lengths are spread as s1K's are: few short, most in the upper
-    half of the range."""
+    """Random tokens, with lengths distributed like s1K's: few short ones, most in the upper
+    half."""
     rng = random.Random(seed)
     sizes = [max(8, int(longest * rng.betavariate(4, 3))) for _ in range(count)]
     return [
@@ -70,7 +70,7 @@ def make_samples(count: int, vocabulary: int, longest: int, seed: int) -> list[S
 
 
 class PlainLoop:
-    """Padded batches through transformers' own forward pass."""
+    """Padded batches through transformers' forward pass."""
 
     def __init__(self, config: SftConfig, samples: Sequence[Sample], batch: int) -> None:
         torch.manual_seed(config.seed)
@@ -127,7 +127,7 @@ def _rate(epoch: Iterator[int]) -> float:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Both loops in turns over the same samples; medians and the ratio of each turn."""
+    """Run both loops in turns over the same samples; medians, and the ratio of each turn."""
     config = SftConfig.from_dict({
         "data": ["-"], "out": "-", "tokenizer": "-", "compute_dtype": "float32", "epochs": 1,
         "gradient_checkpointing": False, "block_size": args.block_size, "batch_rows": 1,
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             rates["s1engine"].append(_rate(_ours_epoch(trainer)))
             rates["transformers"].append(_rate(plain.epoch()))
     ratios = [a / b for a, b in zip(*rates.values(), strict=True)]
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "tokens_per_s": {name: round(statistics.median(r), 1) for name, r in rates.items()},
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
@@ -160,12 +160,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "block_size": args.block_size,
     }
     if args.histogram is not None:
-        found["packing"] = packing(args.histogram)
-    return found
+        result["packing"] = packing(args.histogram)
+    return result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of ``s1engine bench train``."""
+    """Flags of the study."""
     parser.add_argument("--histogram", type=Path, help="s1k_trace_length_hist.json, for packing")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)

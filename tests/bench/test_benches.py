@@ -1,4 +1,4 @@
-"""The benches measure what they say: on the CPU, at the bundled model's shapes."""
+"""The benches and studies, on the CPU at the bundled model's shapes."""
 
 import argparse
 import json
@@ -14,6 +14,7 @@ from torch import Tensor
 from s1engine.bench import command, compare, numerics, qualify
 from s1engine.bench.kernel_work import KERNELS, BenchSetup
 from s1engine.bench.shapes import shape, step_bytes
+from s1engine.bench.studies import __main__ as studies
 from s1engine.errors import RequestError
 from s1engine.ops.cpu_ops import CpuOps
 
@@ -27,7 +28,12 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str,
     return status, json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_kernels_are_held_against_ceiling_and_baseline(
+def run_study(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    status = studies.main(words)
+    return status, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_kernels_are_compared_with_ceiling_and_baseline(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     plot = tmp_path / "roofline.png"
@@ -41,18 +47,18 @@ def test_kernels_are_held_against_ceiling_and_baseline(
         assert row["speedup"] == pytest.approx(row["baseline_us"] / row["us"], rel=0.05)
 
 
-def test_ranks_are_held_against_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_ranks_are_compared_with_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ("--shape", "nano", "--rows", "1,2", "--rounds", "1", "--max-tokens", "3")
-    status, found = run(capsys, "ranks", *words, "--work", str(tmp_path))
+    status, found = run_study(capsys, "tensor_parallel", *words, "--work", str(tmp_path))
     assert status == 0 and all(us > 0 for us in found["sum_us"].values())
     one, two = found["tokens_per_s"].values()
     for rows, ratio in found["ratio"].items():
         assert ratio == pytest.approx(two[rows] / one[rows], abs=0.01)
 
 
-def test_replicas_are_held_against_a_server_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_replicas_are_compared_with_one_server(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--replicas", "0", "--streams", "1,2", "--output-len", "8", "--rounds", "1")
-    status, found = run(capsys, "replicas", *words)
+    status, found = run_study(capsys, "replica_cost", *words)
     assert status == 0 and [one["streams"] for one in found["runs"]] == [1, 2]
     for one in found["runs"]:
         assert one["failed"] == 0 and one["output_throughput"] > 0
@@ -68,8 +74,8 @@ def test_an_unknown_kernel_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", list(KERNELS))
-def test_ours_and_the_baseline_do_the_same_work(name: str) -> None:
-    """Same shapes out; what an attention moves is its keys and values."""
+def test_ours_and_the_baseline_compute_the_same(name: str) -> None:
+    """Same output sizes."""
     work = KERNELS[name](SETUP, CpuOps(), 2, 70)
     ours, baseline = work.ours(), work.baseline()
     assert isinstance(ours, Tensor) and isinstance(baseline, Tensor)
@@ -100,7 +106,7 @@ def test_the_qualification_runs_anywhere(
 
 
 @pytest.mark.parametrize(("phases", "problem"), [("speed", "none of"), ("engine", "ceilings")])
-def test_phases_that_cannot_be(phases: str, problem: str) -> None:
+def test_impossible_phases_are_rejected(phases: str, problem: str) -> None:
     parser = argparse.ArgumentParser()
     qualify.add_arguments(parser)
     with pytest.raises(RequestError, match=problem):
@@ -108,14 +114,14 @@ def test_phases_that_cannot_be(phases: str, problem: str) -> None:
 
 
 class Broken(CpuOps):
-    """Leaves its output as it was allocated."""
+    """Leaves its output uninitialised."""
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         return torch.empty(len(gate_up), gate_up.shape[1] // 2)
 
 
 class Rough(CpuOps):
-    """Loses a thousandth."""
+    """Is off by a thousandth."""
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         return super().silu_and_mul(gate_up) * 1.001
@@ -140,6 +146,16 @@ def test_a_failed_phase_stops_no_other(
     assert "first: Traceback" in found["failures"][0] and "no such kernel" in found["failures"][0]
 
 
+def test_no_shipped_module_needs_the_studies() -> None:
+    """A wheel does not hold them, so no subcommand is a study and no module imports one."""
+    folder = Path(command.__file__).parent
+    shipped = "".join(path.read_text() for path in folder.glob("*.py"))
+    assert "bench.studies " not in shipped and "import studies" not in shipped
+    assert not set(command.BENCHES.values()) & {f"studies.{name}" for name in studies.NAMES}
+    listed = (folder / "studies" / "README.md").read_text()
+    assert all(f"| `{name}` |" in listed for name in studies.NAMES)
+
+
 results = st.recursive(
     st.floats(0.1, 100),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
@@ -152,7 +168,7 @@ def test_nothing_changed_between_a_result_and_itself(result: Any) -> None:
     assert compare.changes(result, result, 0.0) == []
 
 
-def test_changes_are_found_by_what_they_measure(
+def test_changes_are_matched_by_what_rows_measure(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
@@ -166,8 +182,10 @@ def test_changes_are_found_by_what_they_measure(
         run(capsys, "compare", *map(str, paths))
 
 
-def test_few_bits_are_held_against_the_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
-    status, found = run(capsys, "quantization", "--traces", "2")
+def test_quantized_weights_are_compared_with_the_checkpoint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, found = run_study(capsys, "quantized_weights", "--traces", "2")
     rows = found["rows"]
     assert status == 0 and rows["int8"]["kl_mean"] < rows["int4"]["kl_mean"]
     assert rows["int8"]["greedy_agreement"] > 0.99

@@ -1,6 +1,6 @@
-"""``bench cpu``: the command with and without peers, its arithmetic, and what adapters parse.
+"""``bench cpu``: the command with and without peers, its arithmetic, and its adapters.
 
-Peers are stand-ins here: an environment whose interpreter finds a small module of vLLM's name.
+A peer is a stand-in here: an environment with a small module named vllm.
 """
 
 import argparse
@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from s1engine.bench import command, cpu_section
-from s1engine.bench.cpu_cases import CASES, Case, Times, agreement, figures
-from s1engine.bench.cpu_engines import ADAPTERS, PEERS_VARIABLE, Engine, environments
-from s1engine.bench.cpu_model import model_dir
-from s1engine.bench.cpu_section import Runner, rotated, share_of_read
-from s1engine.bench.peers import llama_cpp_, ours, transformers_
-from s1engine.bench.peers.protocol import Child, Setup
+from s1engine.bench import command, cpu_engines, cpu_s1engine, cpu_section
+from s1engine.bench.cpu_adapter import AdapterServer, EngineSetup
+from s1engine.bench.cpu_cases import CASES, CpuCase, RoundTimes, agreement, figures
+from s1engine.bench.cpu_engines import ADAPTERS, PEERS_VARIABLE, EngineProcess, environments
+from s1engine.bench.cpu_section import MeasuredEngine, rotated, share_of_read
+from s1engine.bench.random_checkpoint import random_checkpoint
 from s1engine.bench.shapes import shape, step_bytes
+from s1engine.bench.studies.peers import llama_cpp, transformers
 from s1engine.errors import RequestError
 from s1engine.tokenizer import Tokenizer
 
@@ -98,7 +98,7 @@ def test_beside_a_peer(capsys: pytest.CaptureFixture[str], tmp_path: Path, work:
     status, found = run(capsys, work, *words, *(w for peer in peers for w in ("--peer", peer)))
     assert status == 1 and "No module named 'llama_cpp'" in found["failures"][0]
     assert list(found["absent"]) == ["openvino"]
-    mine, theirs = found["rows"]  # neither of the two others stopped these
+    mine, theirs = found["rows"]  # the other two engines did not stop these
     assert (mine["engine"], theirs["engine"]) == ("s1engine", "vllm")
     assert mine["new_tokens"] == theirs["new_tokens"] == 16 * 6 and mine["prompt_tokens"] > 200
     assert theirs["version"] == "9.1" and theirs["first_tokens_as_ours"] == 0
@@ -106,10 +106,10 @@ def test_beside_a_peer(capsys: pytest.CaptureFixture[str], tmp_path: Path, work:
     assert mine["ours_to_it"] == 1 and theirs["ours_to_it"] == pytest.approx(ratio, abs=2e-3)
     for row in found["rows"]:
         assert 0 <= row["load_s"] + row["first_token_s"] < row["start_s"]
-    assert mine["load_s"] > 0  # the stand-in loads nothing, which rounds to nothing
+    assert mine["load_s"] > 0  # the stand-in loads in no time
     assert 100 < mine["peak_mib"] < 2000 and 5 < theirs["peak_mib"] < 50
 
-    kept = json.loads(file.read_text())["rows"]  # the other shape's is kept, the same's replaced
+    kept = json.loads(file.read_text())["rows"]  # other shapes are kept, the same replaced
     assert [(row["shape"], row["engine"]) for row in kept] == [
         ("25M", "vllm"), ("nano", "s1engine"), ("nano", "vllm"),
     ]  # fmt: skip
@@ -126,7 +126,7 @@ def test_beside_a_peer(capsys: pytest.CaptureFixture[str], tmp_path: Path, work:
         ("count = max(count - 1, 1)", "generated [12] tokens, not 13 for each prompt"),
     ],
 )
-def test_a_peer_that_fails_says_why(
+def test_a_failing_peer_reports_its_error(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, work: Path, body: str, reason: str
 ) -> None:
     peer = f"vllm={stand_in(tmp_path / 'vllm', body)}"
@@ -135,7 +135,7 @@ def test_a_peer_that_fails_says_why(
     assert status == 1 and found["rows"] == [] and reason in found["failures"][0]
 
 
-def test_a_call_that_is_cut_short_keeps_its_sections(
+def test_an_interrupted_call_keeps_its_sections(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def section(self: cpu_section.Section) -> list[dict[str, Any]]:
@@ -155,7 +155,7 @@ def test_a_precision_that_a_peer_lacks_is_named(
 ) -> None:
     peer = f"vllm={stand_in(tmp_path / 'vllm')}"
     words = ("--engines", "vllm", "--precision", "int8", "--case", "1", "--peer", peer)
-    for _ in range(2):  # a failed conversion is not taken for a done one
+    for _ in range(2):  # a failed conversion is not kept
         status, found = run(capsys, work, *words)
         assert status == 1 and "int8 at load is not what vLLM offers" in found["failures"][0]
 
@@ -172,7 +172,7 @@ def test_environments_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--shape", "--case", "--precision", "--engines"])
-def test_unknown_words_are_refused(
+def test_unknown_words_are_rejected(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, flag: str
 ) -> None:
     with pytest.raises(SystemExit):
@@ -180,8 +180,8 @@ def test_unknown_words_are_refused(
     assert "'llama' is none of" in capsys.readouterr().err
 
 
-def test_the_cases_are_those_that_were_asked_for() -> None:
-    assert CASES["1"] == Case((128,), 256) and CASES["prefill"] == Case((2048,), 1)
+def test_the_cases_have_the_promised_lengths() -> None:
+    assert CASES["1"] == CpuCase((128,), 256) and CASES["prefill"] == CpuCase((2048,), 1)
     for count in (16, 64):
         case = CASES[str(count)]
         assert len(case.lengths) == count and case.new == 128
@@ -197,9 +197,9 @@ seconds = st.floats(0.01, 100)
 def test_figures_give_back_the_times(
     prompts: tuple[int, ...], new: int, first: float, rest: float, precision: str
 ) -> None:
-    """Rates times seconds are tokens; what one sequence reads is at least its weights."""
-    case, model = Case(prompts, new), shape("0.5B")
-    found = figures(case, Times([first] * 3, [first + rest] * 3), model, precision)
+    """Rate times seconds is tokens; one sequence reads its weights and its cache."""
+    case, model = CpuCase(prompts, new), shape("0.5B")
+    found = figures(case, RoundTimes([first] * 3, [first + rest] * 3), model, precision)
     count = len(prompts)
     assert found["prefill_tokens_per_s"] * first == pytest.approx(sum(prompts), abs=0.06 * first)
     decoded = found["decode_tokens_per_s"] * rest
@@ -214,25 +214,27 @@ def test_figures_give_back_the_times(
         assert found["read_gb_per_s"] == pytest.approx(nbytes * rate / 1e9, rel=0.01, abs=0.01)
 
 
-def test_a_whole_that_is_no_longer_than_its_start_tells_no_rate() -> None:
-    found = figures(Case((4,), 8), Times([1.0], [1.0]), shape("nano"), "bf16")
+def test_no_decode_rate_when_the_whole_takes_no_longer_than_the_start() -> None:
+    found = figures(CpuCase((4,), 8), RoundTimes([1.0], [1.0]), shape("nano"), "bf16")
     assert "decode_tokens_per_s" not in found and found["output_tokens_per_s"] == 8
 
 
 def test_a_share_is_of_the_read_test_around_each_round() -> None:
-    """A machine that reads twice as fast in one round and decodes twice as fast shows the same."""
-    engine = cast(Engine, SimpleNamespace())
-    runner = Runner(engine, {}, Times([1.0, 1.0, 1.0], [2.0, 1.5, 3.0]), [[0] * 11] * 3)
-    runner.reads += [40.0, 80.0, 20.0]
+    """Twice the read rate and twice the decode rate in one round give the same share."""
+    process = cast(EngineProcess, SimpleNamespace())
+    engine = MeasuredEngine(
+        process, {}, RoundTimes([1.0, 1.0, 1.0], [2.0, 1.5, 3.0]), [[0] * 11] * 3
+    )
+    engine.reads += [40.0, 80.0, 20.0]
     found = {"decode_tokens_per_s": 10.0, "read_gb_per_s": 30.0}  # of the median round, the first
-    assert share_of_read(found, runner) == pytest.approx(0.75)
-    runner.reads[:2] = [30.0, 120.0]  # shares 1, 0.5, 0.75
-    assert share_of_read(found, runner) == pytest.approx(0.75)
-    runner.times.whole[2] = 0.5  # tells nothing
-    assert share_of_read(found, runner) == pytest.approx(0.75)
+    assert share_of_read(found, engine) == pytest.approx(0.75)
+    engine.reads[:2] = [30.0, 120.0]  # shares 1, 0.5, 0.75
+    assert share_of_read(found, engine) == pytest.approx(0.75)
+    engine.times.whole[2] = 0.5  # no rate
+    assert share_of_read(found, engine) == pytest.approx(0.75)
 
 
-def test_agreement_and_turns() -> None:
+def test_agreement_and_rotation() -> None:
     assert agreement([[1, 2], [3, 4]], [[1, 9], [5, 4]]) == 0.5
     assert [rotated("abc", by) for by in range(4)] == [[*w] for w in ("abc", "bca", "cab", "abc")]
     assert rotated([], 3) == []
@@ -240,59 +242,58 @@ def test_agreement_and_turns() -> None:
 
 def test_every_tensor_reaches_gguf_bit_for_bit(tmp_path: Path) -> None:
     model = shape("nano")
-    path = model_dir(model, "nano", tmp_path)
+    path = random_checkpoint(model, "nano", tmp_path)
     saved = load_file(path / "model.safetensors")
     found = {
         name: np.asarray(bits).reshape(shape)
-        for name, bits, shape in llama_cpp_.bf16_tensors(path / "model.safetensors")
+        for name, bits, shape in llama_cpp.bf16_tensors(path / "model.safetensors")
     }
     assert set(found) == set(saved) == set(model.tensor_shapes())
     for name, bits in found.items():
         assert np.array_equal(bits, saved[name].view(torch.uint16).numpy())
-    names = {llama_cpp_.gguf_name(name) for name in found}
+    names = {llama_cpp.gguf_name(name) for name in found}
     assert (
         len(names) == len(found) and "blk.3.attn_q.bias" in names and "output_norm.weight" in names
     )
 
 
 def test_the_written_model_is_the_shape(tmp_path: Path) -> None:
-    """The engine's own reader finds what was asked for; a second call writes nothing."""
+    """The engine's loader reads the shape back; a second call writes nothing."""
     model = shape("25M")
-    path = model_dir(model, "25M", tmp_path)
+    path = random_checkpoint(model, "25M", tmp_path)
     assert 50e6 < (path / "model.safetensors").stat().st_size < 53e6
     assert type(model).from_dir(path).tensor_shapes() == model.tensor_shapes()
     assert Tokenizer.from_dir(path).num_tokens == model.vocab_size
     before = path.stat().st_mtime_ns
-    assert model_dir(model, "25M", tmp_path).stat().st_mtime_ns == before
+    assert random_checkpoint(model, "25M", tmp_path).stat().st_mtime_ns == before
 
 
 def test_padding_is_masked() -> None:
-    rows, mask = transformers_.padded([[5], [6, 7, 8]])
+    rows, mask = transformers.padded([[5], [6, 7, 8]])
     assert rows == [[0, 0, 5], [6, 7, 8]] and mask == [[0, 0, 1], [1, 1, 1]]
 
 
 def test_our_options_hold_the_whole_run() -> None:
-    setup = Setup("int8", 1, 4, 100, 400, 1024)
-    options = ours.options(setup)
+    setup = EngineSetup("int8", 1, 4, 100, 400, 1024)
+    options = cpu_s1engine.options(setup)
     assert options["quantization"] == "int8" and options["max_num_seqs"] == 4
     assert options["kv_cache_memory_gb"] * 2**30 > 400 * 1024
-    assert "quantization" not in ours.options(Setup("bf16", 1, 4, 100, 400, 1024))
+    assert "quantization" not in cpu_s1engine.options(EngineSetup("bf16", 1, 4, 100, 400, 1024))
 
 
-def test_an_adapter_gets_its_setup() -> None:
-    seen: list[Setup] = []
+def test_an_adapter_receives_its_setup() -> None:
+    seen: list[EngineSetup] = []
 
-    def load(target: Path, setup: Setup) -> Any:
+    def load(target: Path, setup: EngineSetup) -> Any:
         seen.append(setup)
         return lambda prompts, new: [[1] * new for _ in prompts]
 
-    child = Child(SimpleNamespace(PACKAGE="numpy", load=load))
-    setup = Setup("bf16", 1, 4, 100, 400, 1024)
-    fields = {name: getattr(setup, name) for name in Setup.__dataclass_fields__}
+    child = AdapterServer(SimpleNamespace(PACKAGE="numpy", load=load))
+    setup = EngineSetup("bf16", 1, 4, 100, 400, 1024)
+    fields = {name: getattr(setup, name) for name in EngineSetup.__dataclass_fields__}
     assert child.load("x", fields)["version"] == np.__version__ and seen == [setup]
     assert child.generate([[1], [2]], 3)["ids"] == [[1, 1, 1]] * 2
 
 
-def test_every_adapter_is_a_module() -> None:
-    folder = Path(ours.__file__).parent
-    assert all((folder / f"{name}.py").exists() for name in ADAPTERS.values())
+def test_every_adapter_is_a_file() -> None:
+    assert all((cpu_engines.FOLDER / path).exists() for path in ADAPTERS.values())

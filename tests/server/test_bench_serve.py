@@ -1,4 +1,4 @@
-"""The load generator: what it asks, what it measures, and how it reports."""
+"""The load generator: requests, timings and the report."""
 
 import asyncio
 import json
@@ -9,49 +9,62 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s1engine.bench.load_generator import Ask, Took, paced, play, random_asks, trace_asks
+from s1engine.bench.load_generator import (
+    LoadRequest,
+    RequestTiming,
+    at_rate,
+    random_requests,
+    send_requests,
+    trace_requests,
+)
 from s1engine.bench.serve import report
 from s1engine.errors import RequestError
 from tests.server.conftest import KEY, Served
 
 
 def test_it_measures_a_server(served: Served) -> None:
-    asks = paced(random_asks(6, 12, 20, 0.5, 300, seed=1), rate=200.0, seed=2)
+    requests = at_rate(random_requests(6, 12, 20, 0.5, 300, seed=1), rate=200.0, seed=2)
     extra = {"ignore_eos": True, "temperature": 0}
-    took = asyncio.run(play(served.url, asks, api_key=KEY, max_concurrency=3, extra=extra))
-    assert [one.error for one in took] == [None] * 6
-    assert [one.output_tokens for one in took] == [ask.max_tokens for ask in asks]
-    found = report(asks, took, [50, 99], {"e2el": 1e9})
+    timings = asyncio.run(
+        send_requests(served.url, requests, api_key=KEY, max_concurrency=3, extra=extra)
+    )
+    assert [timing.error for timing in timings] == [None] * 6
+    assert [timing.output_tokens for timing in timings] == [
+        request.max_tokens for request in requests
+    ]
+    found = report(requests, timings, [50, 99], {"e2el": 1e9})
     assert found["completed"] == 6 and found["failed"] == 0
-    assert found["total_output_tokens"] == sum(ask.max_tokens for ask in asks)
-    assert found["total_input_tokens"] == sum(len(ask.prompt) for ask in asks)
+    assert found["total_output_tokens"] == sum(request.max_tokens for request in requests)
+    assert found["total_input_tokens"] == sum(len(request.prompt) for request in requests)
     assert found["request_goodput"] == found["request_throughput"] > 0
     assert found["p99_ttft_ms"] >= found["median_ttft_ms"] > 0
-    (refused,) = asyncio.run(play(served.url, asks[:1], api_key="wrong"))
+    (refused,) = asyncio.run(send_requests(served.url, requests[:1], api_key="wrong"))
     assert refused.error is not None and "API key" in refused.error
     with pytest.raises(RequestError, match="API key"):
-        report(asks[:1], [refused], [99], {})
+        report(requests[:1], [refused], [99], {})
 
 
 @pytest.mark.parametrize("usage", ["", '"usage":null,'])
 @pytest.mark.parametrize("last", ["data: [DONE]\n\n", ""])
 def test_it_understands_other_servers(usage: str, last: str) -> None:
-    """Those that say null where they have no usage yet, and those that never say that they end."""
+    """Some send null before they know the usage; some never send [DONE]."""
     chunk = f'data: {{{usage}"choices":[{{"text":"x"}}]}}\n\n'
     total = 'data: {"usage":{"completion_tokens":2}}\n\n'
 
-    async def one(body: str) -> Took:
+    async def one(body: str) -> RequestTiming:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            asked = await reader.readuntil(b"}}")
-            assert b'"prompt": "cde"' in asked
+            head = await reader.readuntil(b"}}")
+            assert b'"prompt": "cde"' in head
             writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + body.encode())
             writer.close()
 
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         async with server:
             port = server.sockets[0].getsockname()[1]
-            (took,) = await play(f"http://127.0.0.1:{port}", [Ask(0.0, "cde", 2)])
-        return took
+            (timing,) = await send_requests(
+                f"http://127.0.0.1:{port}", [LoadRequest(0.0, "cde", 2)]
+            )
+        return timing
 
     whole = asyncio.run(one(2 * chunk + total + last))
     assert (whole.error, len(whole.events), whole.output_tokens) == (None, 2, 2)
@@ -69,12 +82,12 @@ def test_it_understands_other_servers(usage: str, last: str) -> None:
 def test_the_report_is_what_its_names_say(
     runs: list[tuple[float, list[float]]], limit: float
 ) -> None:
-    took = []
+    timings = []
     for begin, gaps in runs:
         times = [begin + sum(gaps[: i + 1]) for i in range(len(gaps))]
-        took.append(Took(begin, times[-1], times, len(times)))
-    asks = random_asks(len(took), 5, 5, 0.0, 300, 0)
-    found = report(asks, took, [99], {"ttft": limit})
+        timings.append(RequestTiming(begin, times[-1], times, len(times)))
+    requests = random_requests(len(timings), 5, 5, 0.0, 300, 0)
+    found = report(requests, timings, [99], {"ttft": limit})
     ttfts = [1e3 * gaps[0] for _, gaps in runs]
     assert found["mean_ttft_ms"] == pytest.approx(statistics.fmean(ttfts), abs=0.02)
     gaps = [1e3 * gap for _, own in runs for gap in own[1:]]
@@ -98,17 +111,19 @@ def test_traces_keep_their_times_and_lengths(tmp_path: Path) -> None:
             json.dumps({"timestamp": t, "input_length": i, "output_length": o}) for t, i, o in rows
         )
     )
-    first = trace_asks(azure, 9, time_scale=2.0, length_scale=0.1, vocab_size=300, seed=0)
-    assert [(ask.at, len(ask.prompt), ask.max_tokens) for ask in first] == [
+    first = trace_requests(azure, 9, time_scale=2.0, length_scale=0.1, vocab_size=300, seed=0)
+    assert [(request.at, len(request.prompt), request.max_tokens) for request in first] == [
         (0.0, 37, 4),
         (pytest.approx(2.0), 39, 10),
     ]
-    second = trace_asks(mooncake, 1, time_scale=1.0, length_scale=1.0, vocab_size=300, seed=0)
-    assert [(ask.at, len(ask.prompt), ask.max_tokens) for ask in second] == [(0.0, 6955, 52)]
-    assert all(3 <= token < 300 for ask in first + second for token in ask.prompt)
+    second = trace_requests(mooncake, 1, time_scale=1.0, length_scale=1.0, vocab_size=300, seed=0)
+    assert [(request.at, len(request.prompt), request.max_tokens) for request in second] == [
+        (0.0, 6955, 52)
+    ]
+    assert all(3 <= token < 300 for request in first + second for token in request.prompt)
 
 
 def test_a_rate_is_kept_on_average() -> None:
-    asks = paced(random_asks(4000, 1, 1, 0.0, 300, 0), rate=50.0, seed=1)
-    assert asks[-1].at == pytest.approx(80, rel=0.1)
-    assert all(ask.at == 0 for ask in paced(asks, float("inf"), 0))
+    requests = at_rate(random_requests(4000, 1, 1, 0.0, 300, 0), rate=50.0, seed=1)
+    assert requests[-1].at == pytest.approx(80, rel=0.1)
+    assert all(request.at == 0 for request in at_rate(requests, float("inf"), 0))

@@ -1,7 +1,7 @@
-"""A Hugging Face directory with random weights, the same for every engine that is measured.
+"""A Hugging Face directory with random weights, the same for every measured engine.
 
-Matrices have deviation 1/sqrt(inputs), so that what the model says depends on all of its layers and
-two engines that agree have computed the same. The tokenizer has as many tokens as the embedding.
+Matrices have deviation 1/sqrt(inputs), so that the output depends on all layers and engines agree
+only if they compute the same model. The tokenizer has as many tokens as the embedding.
 """
 
 import json
@@ -19,8 +19,8 @@ from s1engine.models.model_config import ModelConfig
 EOS = 1
 
 
-def model_dir(model: ModelConfig, name: str, root: Path) -> Path:
-    """The directory of that shape below ``root``; written once, complete or not at all."""
+def random_checkpoint(model: ModelConfig, name: str, root: Path) -> Path:
+    """The directory ``root / name`` with weights of that shape; written once, atomically."""
     path = root / name
     if not path.exists():
         part = root / f"{name}.part"
@@ -41,7 +41,7 @@ def _write(model: ModelConfig, path: Path) -> None:
 
 
 def _config(model: ModelConfig) -> dict[str, Any]:
-    """config.json in the spelling that every version of transformers reads."""
+    """config.json in a form that every version of transformers reads."""
     assert model.architecture == "Qwen2ForCausalLM" and model.rope_scaling is None
     return {
         "architectures": [model.architecture],
@@ -80,7 +80,7 @@ def _weights(model: ModelConfig) -> dict[str, Tensor]:
 
 
 def _backend(size: int) -> tokenizers.Tokenizer:
-    """Bytes and made-up words, ``size`` tokens in all."""
+    """A tokenizer of bytes and invented words, ``size`` tokens in all."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     words = ["<|endoftext|>", "<|im_end|>", *alphabet]
     words += [f"Ġw{i}" for i in range(size - len(words))]

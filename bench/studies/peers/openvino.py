@@ -1,25 +1,28 @@
-"""OpenVINO GenAI: its continuous-batching pipeline, on what optimum-intel exports."""
+"""OpenVINO GenAI: its continuous-batching pipeline over an export of optimum-intel."""
+
+from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .protocol import Generate, Ids, Setup
+if TYPE_CHECKING:
+    from s1engine.bench.cpu_adapter import EngineSetup, Generate, Ids
 
 PACKAGE = "openvino-genai"
 BLOCK = 32  # tokens of a KV block on a CPU
 
 
 def convert(source: Path, target: Path, precision: str) -> None:
-    """OpenVINO's representation; int8 and int4 by NNCF, as optimum-intel does by default."""
+    """Export to OpenVINO; int8 and int4 by NNCF, optimum-intel's default."""
     weights = [] if precision == "bf16" else ["--weight-format", precision]
     command = ["-m", "optimum.commands.optimum_cli", "export", "openvino", "--model", str(source)]
     command += ["--task", "text-generation-with-past", *weights, str(target)]
     subprocess.run([sys.executable, *command], check=True)
 
 
-def load(target: Path, setup: Setup) -> Generate:
+def load(target: Path, setup: EngineSetup) -> Generate:
     """Activations and KV cache in bf16, as the other engines have them."""
     import numpy as np
     import openvino

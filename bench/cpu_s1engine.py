@@ -1,19 +1,19 @@
-"""s1engine itself, in a process of its own like every other engine."""
+"""Adapter of s1engine for ``bench cpu``: it runs in its own process like every other engine."""
 
 from pathlib import Path
 from typing import Any
 
-from .protocol import Generate, Ids, Setup
+from s1engine.bench.cpu_adapter import EngineSetup, Generate, Ids
 
 PACKAGE = "s1engine"
 
 
 def convert(source: Path, target: Path, precision: str) -> None:
-    """Nothing: the directory is read as it is, quantised at load."""
+    """Link the directory: the engine reads it as it is and quantises at load."""
     target.symlink_to(source.resolve())
 
 
-def options(setup: Setup) -> dict[str, Any]:
+def options(setup: EngineSetup) -> dict[str, Any]:
     """Fields of EngineConfig."""
     quantization = {} if setup.precision == "bf16" else {"quantization": setup.precision}
     return {
@@ -27,7 +27,7 @@ def options(setup: Setup) -> dict[str, Any]:
     }
 
 
-def load(target: Path, setup: Setup) -> Generate:
+def load(target: Path, setup: EngineSetup) -> Generate:
     """The offline engine."""
     from s1engine.engine.llm import LLM
     from s1engine.sampling_params import SamplingParams

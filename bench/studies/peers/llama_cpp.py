@@ -1,15 +1,18 @@
-"""llama.cpp through llama-cpp-python's bindings, batched as its own server does: prompts in batches
-of at most 2,048 tokens, then one token of every sequence at a time."""
+"""llama.cpp through llama-cpp-python, batched as its own server does: prompts in batches of at most
+2,048 tokens, then one token of every sequence a step."""
+
+from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .protocol import Generate, Ids, Setup
+if TYPE_CHECKING:
+    from s1engine.bench.cpu_adapter import EngineSetup, Generate, Ids
 
 PACKAGE = "llama_cpp_python"
 BATCH = 2048  # tokens of one call, llama.cpp's default
 
-# Hugging Face's names behind ``model.layers.N.``
+# Hugging Face names after ``model.layers.N.``, and GGUF's
 _LAYER = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -34,7 +37,7 @@ def gguf_name(name: str) -> str:
 
 
 def convert(source: Path, target: Path, precision: str) -> None:
-    """GGUF in bf16, or from that Q8_0 or Q4_0, as llama.cpp's own tools make them."""
+    """Write GGUF in bf16, or Q8_0 or Q4_0 converted from it by llama.cpp."""
     import llama_cpp
 
     target.mkdir()
@@ -73,7 +76,7 @@ def _write_gguf(source: Path, path: Path) -> None:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     _add_vocabulary(writer, source, config)
     for name, raw, shape in bf16_tensors(source / "model.safetensors"):
-        if len(shape) == 1:  # norms and biases, as llama.cpp's own converter has them
+        if len(shape) == 1:  # norms and biases: float32, as llama.cpp's converter writes them
             wide = (raw.astype("uint32") << 16).view("float32")
             writer.add_tensor(gguf_name(name), wide)
         else:
@@ -101,8 +104,8 @@ def _add_vocabulary(writer: Any, source: Path, config: dict[str, Any]) -> None:
 
 
 def bf16_tensors(path: Path) -> Any:
-    """Name, bits [numel] as uint16 and shape of every tensor; numpy has no bf16, so the file is
-    read by hand: the length of a JSON header, the header, then the tensors."""
+    """Name, bits [numel] as uint16 and shape of every tensor. numpy has no bf16, so the file is
+    parsed here: the length of a JSON header, the header, then the tensors."""
     import json
 
     import numpy as np
@@ -116,7 +119,7 @@ def bf16_tensors(path: Path) -> Any:
             yield name, data[start + first : start + last].view(np.uint16), entry["shape"]
 
 
-def load(target: Path, setup: Setup) -> Generate:
+def load(target: Path, setup: EngineSetup) -> Generate:
     """A memory-mapped model and one context for all sequences."""
     import llama_cpp
 
@@ -157,24 +160,24 @@ class _Context:
     def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
         memory = self._llama.llama_get_memory(self._context)
         self._llama.llama_memory_clear(memory, True)
-        found: list[Ids] = [[] for _ in prompts]
+        outputs: list[Ids] = [[] for _ in prompts]
         rows = [
             (token, pos, seq, pos == len(prompt) - 1)
             for seq, prompt in enumerate(prompts)
             for pos, token in enumerate(prompt)
         ]
         for begin in range(0, len(rows), BATCH):
-            self._decode(rows[begin : begin + BATCH], found)
+            self._decode(rows[begin : begin + BATCH], outputs)
         for step in range(new - 1):
             last = [
                 (ids[-1], len(prompt) + step, seq, True)
-                for seq, (prompt, ids) in enumerate(zip(prompts, found, strict=True))
+                for seq, (prompt, ids) in enumerate(zip(prompts, outputs, strict=True))
             ]
-            self._decode(last, found)
-        return found
+            self._decode(last, outputs)
+        return outputs
 
-    def _decode(self, rows: list[tuple[int, int, int, bool]], found: list[Ids]) -> None:
-        """Computes tokens at positions of sequences; where asked, appends what comes next."""
+    def _decode(self, rows: list[tuple[int, int, int, bool]], outputs: list[Ids]) -> None:
+        """Compute rows (token, position, sequence, is last); append the token after each last."""
         import numpy as np
 
         count = self._batch.n_tokens = len(rows)
@@ -183,9 +186,9 @@ class _Context:
             self._batch.seq_id[i][0] = seq
         if self._llama.llama_decode(self._context, self._batch):
             raise RuntimeError("llama_decode failed")
-        asked = [seq for _, _, seq, is_last in rows if is_last]
-        if asked:
+        last = [seq for _, _, seq, is_last in rows if is_last]
+        if last:
             start = self._llama.llama_get_logits(self._context)
-            logits = np.ctypeslib.as_array(start, (len(asked), self._vocab_size))
-            for seq, token in zip(asked, logits.argmax(1).tolist(), strict=True):
-                found[seq].append(token)
+            logits = np.ctypeslib.as_array(start, (len(last), self._vocab_size))
+            for seq, token in zip(last, logits.argmax(1).tolist(), strict=True):
+                outputs[seq].append(token)

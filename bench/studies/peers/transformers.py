@@ -1,29 +1,33 @@
 """transformers: ``generate`` over a batch padded on the left."""
 
-from pathlib import Path
+from __future__ import annotations
 
-from .protocol import Generate, Ids, Setup
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from s1engine.bench.cpu_adapter import EngineSetup, Generate, Ids
 
 PACKAGE = "transformers"
 PAD = 0
 
 
 def convert(source: Path, target: Path, precision: str) -> None:
-    """Nothing: the directory is read as it is."""
+    """Link the directory: transformers reads it as it is."""
     if precision != "bf16":
-        raise ValueError(f"{precision} on a CPU is not what transformers offers by itself")
+        raise ValueError(f"transformers alone has no {precision} on a CPU")
     target.symlink_to(source.resolve())
 
 
 def padded(prompts: list[Ids]) -> tuple[list[Ids], list[Ids]]:
-    """Rows of one length, and which of their places count."""
+    """Rows of equal length, padded on the left, and their attention mask."""
     length = max(map(len, prompts))
     gaps = [length - len(prompt) for prompt in prompts]
     rows = [[PAD] * gap + prompt for gap, prompt in zip(gaps, prompts, strict=True)]
     return rows, [[0] * gap + [1] * (length - gap) for gap in gaps]
 
 
-def load(target: Path, setup: Setup) -> Generate:
+def load(target: Path, setup: EngineSetup) -> Generate:
     """The model in bf16 with torch's own attention."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -44,7 +48,7 @@ def load(target: Path, setup: Setup) -> Generate:
                 do_sample=False,
                 pad_token_id=PAD,
             )
-        found: list[Ids] = ids[:, len(rows[0]) :].tolist()
-        return found
+        outputs: list[Ids] = ids[:, len(rows[0]) :].tolist()
+        return outputs
 
     return generate
