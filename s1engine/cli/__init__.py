@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from s1engine.errors import EngineDeadError, ModelError, RequestError
+from s1engine.logs import configure_logging
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        configure_logging()
         args = _parse(words)
         status: int = args.run(args)
         sys.stdout.flush()  # a reader that has left shows now, not while Python exits

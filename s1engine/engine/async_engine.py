@@ -1,8 +1,8 @@
 """The engine behind ``await``: one thread steps, any number of coroutines wait.
 
-The thread owns the LLMEngine. Coroutines send it commands through a queue and get events back on
-their own loop, one wake-up a step for all of them. A slow consumer delays nobody: its events wait
-in its own queue.
+The thread owns the LLMEngine. Coroutines send it commands through a queue and receive events on
+their own loop, with one wake-up per step for all of them. A slow consumer delays no other: its
+events wait in its own queue.
 """
 
 import asyncio
@@ -14,10 +14,11 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from s1engine.config import EngineConfig
+from s1engine.engine.core_output import EngineStats
 from s1engine.engine.llm_engine import LLMEngine
-from s1engine.engine.messages import EngineStats
 from s1engine.engine.output_processor import RequestEvent
-from s1engine.engine.request import Prompt, Request, RequestCompiler
+from s1engine.engine.request import Prompt, Request
+from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.engine.request_output import StreamEvent
 from s1engine.errors import EngineDeadError, RequestFailedError
 from s1engine.outputs import RequestOutput
@@ -26,22 +27,22 @@ from s1engine.sampling_params import SamplingParams
 logger = logging.getLogger(__name__)
 
 Command = Callable[[], object]
-_Queue = asyncio.Queue[StreamEvent | RequestFailedError | None]
-IDLE_S = 1.0  # between steps of an engine with nothing to do, which find out whether it is alive
+_EventQueue = asyncio.Queue[StreamEvent | RequestFailedError | None]
+IDLE_S = 1.0  # between steps of an idle engine; each step checks the health of its workers
 
 
 class AsyncLLMEngine:
-    """An LLMEngine with a thread of its own.
+    """An EngineClient whose engine runs in a thread of this process.
 
     Use: ``await start()``, then ``async for event in generate(...)``, in the end
-    ``await shutdown()``. All calls from one event loop.
+    ``await shutdown()``. All calls come from one event loop.
     """
 
     def __init__(self, config: EngineConfig, *, progress: bool = False) -> None:
         self.engine = LLMEngine(config, progress=progress)
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._streams: dict[str, _Queue] = {}
-        self._thread = threading.Thread(target=self._run, name="s1engine-step", daemon=True)
+        self._streams: dict[str, _EventQueue] = {}
+        self._thread = threading.Thread(target=self._step_loop, name="s1engine-step", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
 
@@ -52,26 +53,26 @@ class AsyncLLMEngine:
 
     @property
     def config(self) -> EngineConfig:
-        """What the engine was started with."""
+        """The resolved options of the engine."""
         return self.engine.config
 
     @property
     def compiler(self) -> RequestCompiler:
-        """Makes requests."""
+        """Compiles requests."""
         return self.engine.compiler
 
     def stats(self) -> EngineStats:
-        """Where the engine stands."""
+        """Load and counters of the engine."""
         return self.engine.stats()
 
     @property
     def healthy(self) -> bool:
-        """Is the thread there to step?"""
+        """True while the stepping thread runs."""
         return self._failure is None and self._thread.is_alive()
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended the thread, if it was not ``shutdown``."""
+        """The error that ended the thread; None after ``shutdown``."""
         return self._failure
 
     async def shutdown(self) -> None:
@@ -84,11 +85,10 @@ class AsyncLLMEngine:
     async def generate(
         self, prompt: Prompt, params: SamplingParams, *, stream: bool = False, **options: Any
     ) -> AsyncGenerator[StreamEvent, None]:
-        """Yields chunks and checkpoints if ``stream``, then the RequestOutput. Closing the
-        generator aborts.
+        """Compiles a request and generates it, see ``generate_request``.
 
-        ``options`` go to ``LLMEngine.make_request``. Raises RequestError before the first event,
-        EngineDeadError if the engine fails, RequestFailedError if it fails with this one alone.
+        ``options`` are those of ``LLMEngine.make_request``. Raises RequestError before the first
+        event.
         """
         request = self.engine.make_request(prompt, params, stream=stream, **options)
         async with contextlib.aclosing(self.generate_request(request)) as events:
@@ -96,8 +96,8 @@ class AsyncLLMEngine:
                 yield event
 
     async def generate_request(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
-        """``generate`` for a request that is compiled already."""
-        events: _Queue = asyncio.Queue()
+        """See EngineClient."""
+        events: _EventQueue = asyncio.Queue()
         if not self.healthy:
             raise EngineDeadError("the engine is not running") from self._failure
         assert request.request_id not in self._streams, "request id is taken"
@@ -119,7 +119,7 @@ class AsyncLLMEngine:
                 self._commands.put(lambda: self.engine.abort(request.request_id))
 
     def end_thinking(self, request_id: str) -> bool:
-        """Tells a live request to answer now. False if there is no such request."""
+        """See EngineClient."""
         if request_id not in self._streams:
             return False
         self._commands.put(lambda: self.engine.end_thinking(request_id))
@@ -127,9 +127,9 @@ class AsyncLLMEngine:
 
     # --- the stepping thread ---
 
-    def _run(self) -> None:
+    def _step_loop(self) -> None:
         try:
-            while self._obey():
+            while self._execute_commands():
                 events = self.engine.step()
                 if events:
                     self._call_soon(self._deliver, events)
@@ -139,8 +139,8 @@ class AsyncLLMEngine:
         finally:
             self._call_soon(self._end_streams)
 
-    def _obey(self) -> bool:
-        """Carries out what is queued; waits if there is nothing to step, up to IDLE_S. False: shut
+    def _execute_commands(self) -> bool:
+        """Executes the queued commands; an idle engine waits for one, up to IDLE_S. False: shut
         down."""
         while True:
             try:
@@ -153,7 +153,7 @@ class AsyncLLMEngine:
 
     def _call_soon(self, call: Callable[..., None], *args: Any) -> None:
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
             self._loop.call_soon_threadsafe(call, *args)
 
     # --- on the event loop ---

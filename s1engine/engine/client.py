@@ -1,16 +1,17 @@
-"""What a server needs of an engine, wherever that runs."""
+"""The interface that a server needs of an engine, in whichever process that engine runs."""
 
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from s1engine.config import EngineConfig
-from s1engine.engine.messages import EngineStats
-from s1engine.engine.request import Request, RequestCompiler
+from s1engine.engine.core_output import EngineStats
+from s1engine.engine.request import Request
+from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.engine.request_output import StreamEvent
 
 
 class EngineClient(Protocol):
-    """AsyncLLMEngine is one in this process, ProcessEngineClient one in another."""
+    """Implemented by AsyncLLMEngine (this process) and ProcessEngineClient (another process)."""
 
     @property
     def config(self) -> EngineConfig: ...
@@ -20,19 +21,21 @@ class EngineClient(Protocol):
 
     @property
     def healthy(self) -> bool:
-        """Can it step?"""
+        """True while the engine can step."""
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended it, if it was not ``shutdown``."""
+        """The error that ended the engine; None after ``shutdown``."""
 
     async def start(self) -> None: ...
 
     async def shutdown(self) -> None: ...
 
     def generate_request(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
-        """Answers a request; closing the generator aborts it."""
+        """Yields chunks and checkpoints if the request streams, then its RequestOutput. Closing the
+        generator aborts the request. Raises EngineDeadError or RequestFailedError."""
 
-    def end_thinking(self, request_id: str) -> bool: ...
+    def end_thinking(self, request_id: str) -> bool:
+        """Ends the thinking of a live request. False if there is no such request."""
 
     def stats(self) -> EngineStats: ...

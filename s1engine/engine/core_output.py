@@ -1,7 +1,8 @@
-"""What sequences gained in a step, read from the records that the scheduler writes.
+"""What the sequences of a step gained: the output of the engine core, before any text.
 
-The layout is that of csrc/core/core_output.hpp. A sequence's id says what it is to its request,
-so a record needs no table to be understood, in whatever process it is read.
+The scheduler writes one binary record per sequence (layout: csrc/core/core_output.hpp). The id of a
+sequence encodes its request, its sample and its checkpoint branch, so any process can decode a
+record without a table.
 """
 
 import struct
@@ -12,38 +13,38 @@ from s1engine import _core
 from s1engine.outputs import RowLogprobs
 
 _HEADER = struct.Struct("<q6i3B")
-_CHILD_BITS = 7  # 0: the sample itself, i: its child at the i-th checkpoint
+_BRANCH_BITS = 7  # 0: the sample itself, i: its branch at checkpoint i - 1
 _INDEX_BITS = 7
-SEQUENCE_BITS = _CHILD_BITS + _INDEX_BITS  # of an id, below the request's number
+SEQUENCE_BITS = _BRANCH_BITS + _INDEX_BITS  # of an id, below the request's number
 
 FINISH_REASONS = (None, "stop", "length", "abort")
 END_REASONS = tuple(name.lower() for name in _core.EndReason.__members__)
 THINKING = list(_core.Phase.__members__).index("THINKING")
 
 
-def sequence_id(number: int, index: int, child: int = 0) -> int:
-    """Id of sample ``index`` of request ``number``, or of its child at checkpoint ``child`` - 1."""
-    return (number << _INDEX_BITS | index) << _CHILD_BITS | child
+def sequence_id(number: int, index: int, branch: int = 0) -> int:
+    """Id of sample ``index`` of a request, or of its branch at checkpoint ``branch - 1``."""
+    return (number << _INDEX_BITS | index) << _BRANCH_BITS | branch
 
 
-def request_number(sequence: int) -> int:
-    """The request that a sequence belongs to."""
-    return sequence >> SEQUENCE_BITS
+def request_number(seq_id: int) -> int:
+    """Number of the request that a sequence belongs to."""
+    return seq_id >> SEQUENCE_BITS
 
 
-def sample_index(sequence: int) -> int:
-    """Which sample of its request a sequence is, or descends from."""
-    return sequence >> _CHILD_BITS & (1 << _INDEX_BITS) - 1
+def sample_index(seq_id: int) -> int:
+    """Index of the sample that a sequence is, or branched off from."""
+    return seq_id >> _BRANCH_BITS & (1 << _INDEX_BITS) - 1
 
 
-def branch_number(sequence: int) -> int:
+def branch_number(seq_id: int) -> int:
     """0 for a sample, else the number of its checkpoint, counted from 1."""
-    return sequence & (1 << _CHILD_BITS) - 1
+    return seq_id & (1 << _BRANCH_BITS) - 1
 
 
 @dataclass(slots=True)
 class EngineCoreOutput:
-    """One record."""
+    """One record: the new tokens of one sequence, and its state after them."""
 
     seq_id: int
     req_index: int
@@ -51,54 +52,73 @@ class EngineCoreOutput:
     max_thinking: int
     waits_used: int
     num_cached: int
-    thinking: bool  # does it still think?
+    thinking: bool  # still in the thinking phase
     finish_reason: str | None
     end_reason: str | None
     token_ids: list[int]
     marks: bytes
-    rows: list[RowLogprobs] = field(default_factory=list)  # of the sampled tokens, if asked for
+    logprobs: list[RowLogprobs] = field(default_factory=list)  # of the sampled tokens, if asked for
 
     @property
     def num_sampled(self) -> int:
-        """How many of its tokens were not forced."""
+        """Number of tokens that were sampled, not forced."""
         return sum(not mark & _core.MARK_FORCED for mark in self.marks)
 
 
 @dataclass(slots=True)
 class EngineCoreOutputs:
-    """What one step gave, for whoever makes text of it. Times are monotonic, in seconds."""
+    """The output of one step. Times are monotonic, in seconds."""
 
     start_time: float
     end_time: float
-    admitted: list[int]  # sequences that were scheduled anew
-    new_branches: list[int]  # children that came off since the step before
+    admitted: list[int]  # sequences that entered the persistent batch
+    new_branches: list[int]  # checkpoint branches created since the step before
     records: bytes
     logprobs: dict[int, RowLogprobs]  # by req_index
 
     def decode(self) -> Iterator[EngineCoreOutput]:
         """The records, each with its log-probabilities."""
-        for progress in decode_core_outputs(self.records):
-            row = self.logprobs.get(progress.req_index) if self.logprobs else None
-            if row is not None and progress.num_sampled:
-                progress.rows.append(row)  # else what was sampled gave way to what was forced
-            yield progress
+        for output in decode_core_outputs(self.records):
+            row = self.logprobs.get(output.req_index) if self.logprobs else None
+            if row is not None and output.num_sampled:  # else a forced token replaced the sampled
+                output.logprobs.append(row)
+            yield output
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The load of an engine, and counters since its start."""
+
+    num_blocks: int
+    num_free_blocks: int
+    num_running: int
+    num_waiting: int
+    num_preemptions: int
+    num_computed_tokens: int
+    num_sampled_tokens: int
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_undrafted: int
+    prefix_queries: int
+    prefix_hits: int
 
 
 def decode_core_outputs(records: bytes) -> Iterator[EngineCoreOutput]:
-    """The records of one step."""
+    """Decodes the records of one step."""
     at = 0
     while at < len(records):
         head = _HEADER.unpack_from(records, at)
-        sequence, req_index, count, thought, maximum, waits, cached, phase, finish, end = head
+        seq_id, req_index, count, thinking_tokens, maximum, waits, cached, phase, finish, end = head
         at += _HEADER.size
         tokens = struct.unpack_from(f"<{count}i", records, at)
         at += 4 * count
         marks = records[at : at + count]
         at += count
         yield EngineCoreOutput(
-            seq_id=sequence,
+            seq_id=seq_id,
             req_index=req_index,
-            thinking_tokens=thought,
+            thinking_tokens=thinking_tokens,
             max_thinking=maximum,
             waits_used=waits,
             num_cached=cached,

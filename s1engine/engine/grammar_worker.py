@@ -1,12 +1,12 @@
-"""The process in which grammars are tried before they are let in:
+"""The process that tries grammars before they are accepted:
 ``python -m s1engine.engine.grammar_worker FD``.
 
-A schema of a few hundred bytes can take llguidance minutes and gigabytes to compile, past every
-limit that it has itself. So each grammar is compiled here first, in a fork of its own that dies of
-too much time or memory, and nobody else notices. Knows token bytes and grammars, nothing of models.
+llguidance can take minutes and gigabytes to compile a schema of a few hundred bytes, past all of
+its own limits. So each grammar is compiled here first, in a fork that dies of too much time or
+memory without harm to any other request. Knows token bytes and grammars, nothing of models.
 
-FD is a socket. The first message on it is the tokenizer; each further one carries another socket,
-on which a grammar comes and the verdict goes.
+FD is a socket. Its first message is the tokenizer. Each further message carries another socket,
+over which a grammar arrives and its verdict is sent.
 """
 
 import gc
@@ -21,15 +21,16 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 COMPILE_S = 1.0  # processor time
 COMPILE_BYTES = 2**30  # of memory beyond what the tokenizer takes
-NICE = 10  # the model goes first
+NICE = 10  # lower priority than the model's threads
 LIMITS = LLParserLimits(step_lexer_fuel=20_000, max_lexer_states=20_000)
-"""What a grammar may cost; a step of the engine waits for its share, some milliseconds a token."""
-FOLLOWABLE = b"+"  # a verdict; any other is what is wrong
+"""Cost limits of a grammar. An engine step waits for its share, some milliseconds per token."""
+VALID = b"+"  # a verdict; any other verdict is an error message
 TOKENIZER = struct.Struct("<IIQ")  # number of ids, of ends of text, bytes of the tokenizer's JSON
 
 
-def load(head: bytes, connection: socket.socket) -> LLTokenizer:
-    """The tokenizer of the first message: TOKENIZER, the ends of text, JSON."""
+def receive_tokenizer(connection: socket.socket) -> LLTokenizer:
+    """Receives the first message: TOKENIZER, the ends of text, JSON."""
+    head = connection.recv(TOKENIZER.size, socket.MSG_WAITALL)
     num_ids, num_ends, size = TOKENIZER.unpack(head)
     ends = struct.unpack(f"<{num_ends}I", connection.recv(4 * num_ends, socket.MSG_WAITALL))
     json = connection.recv(size, socket.MSG_WAITALL).decode()
@@ -37,9 +38,9 @@ def load(head: bytes, connection: socket.socket) -> LLTokenizer:
 
 
 def serve(connection: socket.socket) -> None:
-    """Forks for each socket that comes, until the other end leaves."""
-    tokenizer = load(connection.recv(TOKENIZER.size, socket.MSG_WAITALL), connection)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # so that no fork has to be waited for
+    """Forks for each socket that arrives, until the other end closes."""
+    tokenizer = receive_tokenizer(connection)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the forks
     os.nice(NICE)
     gc.freeze()
     while True:
@@ -48,26 +49,27 @@ def serve(connection: socket.socket) -> None:
             return
         if os.fork() == 0:
             connection.close()
-            with socket.socket(fileno=fds[0]) as asking:
-                _try(tokenizer, asking)
+            with socket.socket(fileno=fds[0]) as client:
+                _send_verdict(tokenizer, client)
             os._exit(0)
         os.close(fds[0])
 
 
-def _try(tokenizer: LLTokenizer, asking: socket.socket) -> None:
-    """Death, by SIGPROF or for want of memory, is a verdict too: no answer."""
-    with asking.makefile("rb") as stream:
+def _send_verdict(tokenizer: LLTokenizer, client: socket.socket) -> None:
+    """Compiles the grammar of ``client``. If SIGPROF or lack of memory ends this process, the
+    missing verdict means "too costly"."""
+    with client.makefile("rb") as stream:
         grammar = stream.read().decode()
     signal.setitimer(signal.ITIMER_PROF, COMPILE_S)
-    bound = _address_space() + COMPILE_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+    limit = _address_space() + COMPILE_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # an abort for want of memory says so at length
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # an abort for lack of memory prints a long text
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
     if not matcher.is_error():
         matcher.compute_bitmask()
     error = " ".join(str(matcher.get_error() or "").split())
-    asking.sendall(error.encode() or FOLLOWABLE)
+    client.sendall(error.encode() or VALID)
 
 
 def _address_space() -> int:
@@ -77,7 +79,7 @@ def _address_space() -> int:
 
 
 def main() -> None:
-    """Serves on the file descriptor in the arguments; whoever started this decides when it ends."""
+    """Serves on the file descriptor in the arguments, until its other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,57 +1,62 @@
-"""A live request inside the engine: its samples and the children at their checkpoints.
+"""Live requests in the engine: their sequences, those that wait for a grammar, those that failed.
 
-Knows which sequences belong together and when all of them are done; knows neither scheduler nor
+Knows which sequences belong together and when all of them are finished. Knows neither scheduler nor
 model nor text.
 """
 
+import contextlib
 import hashlib
+import logging
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent import futures
 from dataclasses import dataclass, field
 
 from s1engine import _core
-from s1engine.engine.grammar import GrammarMatcher
+from s1engine.engine.grammar import GrammarCompiler, GrammarMatcher
 from s1engine.engine.request import Request
-from s1engine.engine.request_output import RequestOutputBuilder
+from s1engine.errors import RequestFailedError
+
+GRAMMAR_WAIT_S = 0.01  # of an engine that has nothing else to do
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class LiveSequence:
-    """A sequence of a request in the scheduler, or the child of one at a checkpoint."""
+    """A sample of a request in the scheduler, or the branch of a sample at a checkpoint."""
 
     live_request: "LiveRequest"
     seq_id: int
     seed: int
-    has_output: bool = False  # has it a token?
+    has_output: bool = False
     finished: bool = False
-    answering: bool = False  # does it think no more?
+    answering: bool = False  # past its thinking
     matcher: GrammarMatcher | None = None
 
 
 @dataclass(slots=True, eq=False)
 class LiveRequest:
-    """A live request."""
+    """A request between ``add_request`` and its end."""
 
     request: Request
     seed: int
-    output_builder: RequestOutputBuilder | None = None  # None: built in another process
-    matcher: "Future[GrammarMatcher] | None" = None  # what each answer begins with
+    matcher: "futures.Future[GrammarMatcher] | None" = None  # copied for each sequence
     thinking_limit: tuple[int, _core.EndReason] | None = None  # lowered maximum, reason
     samples: list[LiveSequence] = field(default_factory=list)
     branches: list[LiveSequence] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
-        """Have all samples been started?"""
+        """True once every sample is in the scheduler."""
         return len(self.samples) == self.request.params.n
 
     @property
     def finished(self) -> bool:
-        """Is everything done, children included?"""
-        return self.complete and all(sample.finished for sample in self.all_sequences())
+        """True once all samples and branches are finished."""
+        return self.complete and all(sequence.finished for sequence in self.all_sequences())
 
     def all_sequences(self) -> Iterator[LiveSequence]:
-        """Samples and their children."""
+        """Samples, then their branches."""
         yield from self.samples
         yield from self.branches
 
@@ -65,3 +70,82 @@ def sample_seed(seed: int, index: int) -> int:
     else:
         key = int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "little")
     return key - 2**64 if key >= 2**63 else key
+
+
+class PendingGrammars:
+    """Requests whose grammar is being compiled, while the engine steps on with the others."""
+
+    def __init__(self, grammars: GrammarCompiler) -> None:
+        self._grammars = grammars
+        self._pending: list[LiveRequest] = []
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def add(self, live: LiveRequest, grammar: str) -> None:
+        """Starts to compile the grammar of a request, in another thread."""
+        live.matcher = self._grammars.submit(grammar)
+        self._pending.append(live)
+
+    def remove(self, live: LiveRequest) -> bool:
+        """Removes a request. False if it is not pending."""
+        if live not in self._pending:
+            return False
+        self._pending.remove(live)
+        return True
+
+    def pop_ready(self, wait: bool) -> list[LiveRequest]:
+        """Removes and returns the requests whose grammar is compiled; ``wait``: waits up to
+        GRAMMAR_WAIT_S for the first one."""
+        if wait and self._pending:
+            matchers = [live.matcher for live in self._pending if live.matcher is not None]
+            futures.wait(matchers, GRAMMAR_WAIT_S, futures.FIRST_COMPLETED)
+        ready = [live for live in self._pending if live.matcher and live.matcher.done()]
+        self._pending = [live for live in self._pending if live not in ready]
+        return ready
+
+
+class FailedRequests:
+    """Requests that failed alone: an exception raised on behalf of one request ends only that one.
+
+    Such an exception is a bug, because user errors are rejected earlier. An exception that concerns
+    all requests, such as a failing step, is not caught here and ends the engine.
+    """
+
+    def __init__(self) -> None:
+        self._failing: list[LiveRequest] = []  # to be removed between steps
+        self._errors: list[tuple[Request, RequestFailedError]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    @contextlib.contextmanager
+    def isolate(self, live: LiveRequest) -> Iterator[None]:
+        """An exception raised within the block fails this request only."""
+        try:
+            yield
+        except Exception as error:
+            self.add(live, error)
+
+    def add(self, live: LiveRequest, error: Exception) -> None:
+        """Marks a request as failed. Only its first error is reported."""
+        if live not in self._failing:
+            self._failing.append(live)
+            self.report(live.request, error)
+
+    def report(self, request: Request, error: Exception) -> None:
+        """Logs an error and keeps it for ``pop_errors``."""
+        logger.error("request %s failed: %r", request.request_id, error, exc_info=error)
+        failure = RequestFailedError("the engine could not go on with this request")
+        failure.__cause__ = error
+        self._errors.append((request, failure))
+
+    def pop_failing(self) -> list[LiveRequest]:
+        """Removes and returns the failed requests that still hold blocks."""
+        failing, self._failing = self._failing, []
+        return failing
+
+    def pop_errors(self) -> list[tuple[Request, RequestFailedError]]:
+        """Removes and returns the errors that are not reported to users yet."""
+        errors, self._errors = self._errors, []
+        return errors

@@ -1,4 +1,4 @@
-"""Offline use: many prompts in, all answers out."""
+"""Offline use: all prompts in, all answers out."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,7 +29,7 @@ class LLM:
         self.engine = LLMEngine(EngineConfig(**options), progress=progress)
 
     def close(self) -> None:
-        """Ends the processes of other ranks now, rather than when this is collected."""
+        """Ends the processes of other ranks; otherwise they end with the garbage collection."""
         self.engine.close()
 
     def generate(
@@ -40,15 +40,15 @@ class LLM:
         progress: bool = True,
         **options: Any,
     ) -> list[RequestOutput]:
-        """Continues raw prompts, texts or lists of token ids. The chat template is not applied and
-        thinking is opened only if ``params`` brings a thinking budget.
+        """Continues raw prompts, texts or lists of token ids. The chat template is not applied, and
+        thinking is opened only if ``params`` has a thinking budget.
 
-        ``options`` go to ``LLMEngine.make_request``. Outputs come in the order of the prompts.
-        Raises RequestError before anything is computed if any request is invalid.
+        ``options`` are those of ``LLMEngine.make_request``. Outputs are in the order of the
+        prompts. If any request is invalid, raises RequestError before anything is computed.
         """
         single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
         batch: list[Any] = [prompts] if single else list(prompts)
-        return self._run(batch, params, progress, options)
+        return self._generate(batch, params, progress, options)
 
     def chat(
         self,
@@ -61,9 +61,9 @@ class LLM:
         """Answers conversations, each a list of ``{"role", "content"}``; see ``generate``."""
         single = bool(conversations) and isinstance(conversations[0], dict)
         batch: list[Any] = [conversations] if single else list(conversations)
-        return self._run(batch, params, progress, options)
+        return self._generate(batch, params, progress, options)
 
-    def _run(
+    def _generate(
         self,
         prompts: list[Prompt],
         params: SamplingParams | list[SamplingParams] | None,
@@ -84,8 +84,8 @@ class LLM:
     def generate_request(
         self, request: Request
     ) -> Iterator[Chunk | CheckpointOutput | RequestOutput]:
-        """Chunks and checkpoints of a request made with ``stream=True``, then its output. Closing
-        the iterator aborts the request."""
+        """Yields chunks and checkpoints of a request made with ``stream=True``, then its output.
+        Closing the iterator aborts the request."""
         self.engine.add_request(request)
         try:
             while self.engine.has_unfinished:
@@ -99,9 +99,9 @@ class LLM:
     def generate_requests(
         self, requests: list[Request], *, progress: bool = True
     ) -> list[RequestOutput]:
-        """Answers requests of ``LLMEngine.make_request``, all of them concurrently. Raises
-        RequestFailedError if one fails by a fault of the engine."""
-        done: dict[str, RequestOutput] = {}
+        """Generates requests of ``LLMEngine.make_request`` concurrently. Raises RequestFailedError
+        if the engine fails with one of them."""
+        outputs: dict[str, RequestOutput] = {}
         for request in requests:
             self.engine.add_request(request)
         before = self.engine.scheduler.stats().num_sampled_tokens
@@ -112,13 +112,13 @@ class LLM:
                         if isinstance(event, RequestFailedError):
                             raise event
                         if isinstance(event, RequestOutput):
-                            done[request_id] = event
+                            outputs[request_id] = event
                             bar.update()
                     self._show_rate(bar, before)
             finally:  # an interrupt must not leave sequences behind
                 for request in requests:
                     self.engine.abort(request.request_id)
-        return [done[request.request_id] for request in requests]
+        return [outputs[request.request_id] for request in requests]
 
     def _show_rate(self, bar: Any, before: int) -> None:
         if bar.disable:

@@ -13,17 +13,23 @@ from typing import Any
 
 from s1engine import _core
 from s1engine.config import EngineConfig
-from s1engine.engine.core_budgets import CoreBudgets
-from s1engine.engine.core_output import EngineCoreOutputs, branch_number, sequence_id
-from s1engine.engine.drafts import drafting
-from s1engine.engine.failures import FailedRequests
-from s1engine.engine.live_request import LiveRequest, LiveSequence, sample_seed
-from s1engine.engine.messages import EngineStats
-from s1engine.engine.model_text import ModelText
+from s1engine.engine.core_output import (
+    EngineCoreOutputs,
+    EngineStats,
+    branch_number,
+    sequence_id,
+)
+from s1engine.engine.live_request import (
+    FailedRequests,
+    LiveRequest,
+    LiveSequence,
+    PendingGrammars,
+    sample_seed,
+)
 from s1engine.engine.multi_step import begin_run, follow
 from s1engine.engine.output_processor import OutputProcessor, RequestEvent
-from s1engine.engine.preparation import PendingGrammars
-from s1engine.engine.request import Prompt, Request, RequestCompiler
+from s1engine.engine.request import Prompt, Request, drafting_mode
+from s1engine.engine.request_compiler import ModelText, RequestCompiler
 from s1engine.errors import RequestFailedError
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
@@ -86,7 +92,7 @@ class LLMEngine:
             step_costs=self.runner.profile_step_costs() if config.num_speculative_tokens else [],
         )
         self.compiler = RequestCompiler(text, self.max_model_len)
-        self._budgets = CoreBudgets(text)
+        self._budget_format = text.core_format()
         self._random = random.Random(config.seed)
         self._live_requests: dict[str, LiveRequest] = {}
         self._sequences: dict[int, LiveSequence] = {}  # by sequence
@@ -122,7 +128,7 @@ class LLMEngine:
         seed = self._random.getrandbits(63) if seed is None else seed
         live = self._live_requests[request.request_id] = LiveRequest(request, seed)
         with self._failures.isolate(live):
-            live.output_builder = self._output_processor.add_request(request)
+            self._output_processor.add_request(request)
             if request.deadline is not None:
                 heapq.heappush(self._deadlines, (request.deadline, request.request_id))
             if request.params.grammar is not None:
@@ -151,12 +157,12 @@ class LLMEngine:
                 stop_tokens=request.stop_tokens,
                 stream_output=True,
                 salt=request.salt,
-                budget=self._budgets.of(plan),
+                budget=plan.core_params(self._budget_format) if plan else None,
                 thinking_tokens=plan.tokens_thought if plan else -1,
                 max_thinking=maximum,
                 checkpoints=[(b, sequence + child) for child, b in checkpoints if b < maximum],
                 loop_repeats=plan.loop_repeats if plan else 0,
-                drafting=drafting(request.params),
+                drafting=drafting_mode(request.params),
             )
         finally:  # a child may have come off before it failed
             self._adopt()
@@ -177,8 +183,6 @@ class LLMEngine:
             sample.live_request.branches.append(forked)
             self._enter(forked)
             self._forked.append(child)
-            if sample.live_request.output_builder is not None:
-                sample.live_request.output_builder.add_branch(child)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request at once and frees its blocks. Returns what it has so far; None if there
@@ -189,7 +193,7 @@ class LLMEngine:
         output = None
         if not self._pending_grammars.remove(live):
             with self._failures.isolate(live):
-                while live.output_builder is not None and not live.complete:
+                while self._output_processor.builds(live.request) and not live.complete:
                     self._add_sample(live)
                 self._finish(live)
                 output = self._output_processor.partial_output(live, time.monotonic())
@@ -341,8 +345,7 @@ class LLMEngine:
 
     def _admit(self, sample: LiveSequence, now: float) -> None:
         request = sample.live_request.request
-        if sample.live_request.output_builder is not None:
-            sample.live_request.output_builder.record_scheduled(now)
+        self._output_processor.record_scheduled(request, now)
         child = branch_number(sample.seq_id) != 0
         self.runner.sampler.add_request(
             self.scheduler.req_index(sample.seq_id),

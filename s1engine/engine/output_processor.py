@@ -1,8 +1,8 @@
-"""Requests that are read where they are computed: all of them, or those whose own text decides.
+"""Processes core outputs in the engine's own process: for every request, or only where it must.
 
-A stop string ends a sequence, an answer that follows a grammar limits what comes next, and answers
-at checkpoints that agree end the thinking: such requests are read here step by step, whoever else
-makes text of them for the user.
+It must where the output of a request decides how the request goes on: a stop string ends its
+sequence, a grammar limits the next token, agreeing checkpoints end the thinking. Otherwise another
+process may build the output (ProcessEngineClient).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,8 +16,8 @@ from s1engine.engine.core_output import (
     EngineCoreOutputs,
     branch_number,
     decode_core_outputs,
+    request_number,
 )
-from s1engine.engine.grammar import GrammarMatcher
 from s1engine.engine.live_request import LiveRequest, LiveSequence
 from s1engine.engine.request import Request
 from s1engine.engine.request_output import RequestOutputBuilder, StreamEvent
@@ -25,136 +25,150 @@ from s1engine.errors import RequestFailedError
 from s1engine.outputs import RequestOutput
 from s1engine.tokenizer import Tokenizer
 
-RequestEvent = tuple[str, StreamEvent | RequestFailedError]
+RequestEvent = tuple[str, StreamEvent | RequestFailedError]  # with the id of its request
 
 
 class OutputProcessor:
-    """The readers of one engine.
+    """Outputs and grammar matchers of the live requests of one engine.
 
     Args:
-        samples: live ones, by sequence.
-        fail: told of a request that cannot be read, and why; the others go on.
-        detokenize: read every request, and keep its events.
+        sequences: live ones by id.
+        fail: called with a request whose output cannot be processed, and the error.
+        detokenize: process every request, and collect its events.
     """
 
     def __init__(
         self,
         scheduler: _core.Scheduler,
-        samples: Mapping[int, LiveSequence],
+        sequences: Mapping[int, LiveSequence],
         tokenizer: Tokenizer,
         fail: Callable[[LiveRequest, Exception], None],
         *,
         detokenize: bool,
     ) -> None:
         self._scheduler = scheduler
-        self._samples = samples
+        self._sequences = sequences
         self._tokenizer = tokenizer
         self._fail = fail
         self._detokenize = detokenize
-        self._num_open = 0
-        self._guided: dict[int, LiveSequence] = {}  # samples with a grammar, by sequence
+        self._builders: dict[int, RequestOutputBuilder] = {}  # by number of the request
+        self._with_grammar: dict[int, LiveSequence] = {}  # by id
         self._events: list[RequestEvent] = []
 
-    def add_request(self, request: Request) -> RequestOutputBuilder | None:
-        """A reader for a request, if it has to be read here."""
-        if not (self._detokenize or request.needs_output_processing):
-            return None
-        self._num_open += 1
-        return RequestOutputBuilder(request, self._tokenizer)
+    def add_request(self, request: Request) -> None:
+        """Starts to build the output of a request, if this process has to."""
+        if self._detokenize or request.needs_output_processing:
+            self._builders[request.number] = RequestOutputBuilder(request, self._tokenizer)
 
-    def add_sequence(self, sample: LiveSequence) -> None:
-        """A sample begins."""
-        if sample.live_request.matcher is not None:
-            sample.matcher = sample.live_request.matcher.result().copy()
-            self._guided[sample.seq_id] = sample
+    def add_sequence(self, sequence: LiveSequence) -> None:
+        """Starts a sample, or a branch that has just split off."""
+        live = sequence.live_request
+        if live.matcher is not None:
+            sequence.matcher = live.matcher.result().copy()
+            self._with_grammar[sequence.seq_id] = sequence
+        builder = self._builders.get(live.request.number)
+        if builder is not None:
+            builder.sequence_output(sequence.seq_id)
 
     def remove_request(self, live: LiveRequest) -> None:
-        """A request is over."""
-        self._num_open -= live.output_builder is not None
-        for sample in live.all_sequences():
-            self._guided.pop(sample.seq_id, None)
+        """Forgets a request."""
+        self._builders.pop(live.request.number, None)
+        for sequence in live.all_sequences():
+            self._with_grammar.pop(sequence.seq_id, None)
+
+    def builds(self, request: Request) -> bool:
+        """True if the output of ``request`` is built here."""
+        return request.number in self._builders
+
+    def record_scheduled(self, request: Request, now: float) -> None:
+        """Records that a sequence of ``request`` entered the batch."""
+        builder = self._builders.get(request.number)
+        if builder is not None:
+            builder.record_scheduled(now)
 
     def collect_events(self) -> list[RequestEvent]:
-        """What has been read since the last call."""
+        """Events since the last call."""
         events, self._events = self._events, []
         return events
 
     @property
     def has_grammar(self) -> bool:
-        """Is there an answer that follows a grammar, or will be once its thinking ends?"""
-        return bool(self._guided)
+        """True if a live sequence has a grammar, even one that still thinks."""
+        return bool(self._with_grammar)
 
     def grammar_masks(self) -> dict[int, NDArray[np.bool_]]:
-        """By req_index, what the answers may go on with that follow a grammar."""
-        found = {}
-        for sample in self._guided.values():
-            if sample.matcher and sample.answering and not sample.finished:
+        """Masks of the allowed next tokens, by req_index, of the answers that follow a grammar."""
+        masks = {}
+        for sequence in self._with_grammar.values():
+            if sequence.matcher and sequence.answering and not sequence.finished:
                 try:
-                    found[self._scheduler.req_index(sample.seq_id)] = sample.matcher.mask()
+                    masks[self._scheduler.req_index(sequence.seq_id)] = sequence.matcher.mask()
                 except Exception as error:
-                    self._fail(sample.live_request, error)
-        return found
+                    self._fail(sequence.live_request, error)
+        return masks
 
     def process(self, step: EngineCoreOutputs) -> list[int]:
-        """Reads a step. Returns the sequences that a stop string ended."""
+        """Processes the output of a step. Returns the ids of sequences that a stop string ended."""
         stopped: list[int] = []
-        for progress in step.decode() if self._num_open else ():
-            sample = self._samples[progress.seq_id]
-            reader = sample.live_request.output_builder
-            if reader is None:
+        for output in step.decode() if self._builders else ():
+            builder = self._builders.get(request_number(output.seq_id))
+            if builder is None:
                 continue
+            sequence = self._sequences[output.seq_id]
             try:
-                if self._process_one(reader, sample, progress, step.end_time):
-                    stopped.append(sample.seq_id)
+                if self._process_one(builder, sequence, output, step.end_time):
+                    stopped.append(output.seq_id)
             except Exception as error:
-                self._fail(sample.live_request, error)
+                self._fail(sequence.live_request, error)
         return stopped
 
     def _process_one(
         self,
-        reader: RequestOutputBuilder,
-        sample: LiveSequence,
-        progress: EngineCoreOutput,
+        builder: RequestOutputBuilder,
+        sequence: LiveSequence,
+        output: EngineCoreOutput,
         now: float,
     ) -> bool:
-        """Reads one record. Did its text end the sequence?"""
-        events = reader.add(progress, now)
+        """Processes one record. True if its text ended the sequence."""
+        events = builder.add(output, now)
         if self._detokenize:
-            self._events += [(reader.request.request_id, event) for event in events]
-        if sample.matcher is not None:
-            self._advance_matcher(sample, sample.matcher, progress)
-        stopped = bool(reader.sequence_output(sample.seq_id).finish_reason) and not sample.finished
+            self._events += [(builder.request.request_id, event) for event in events]
+        if sequence.matcher is not None:
+            self._advance_matcher(sequence, output)
+        finish_reason = builder.sequence_output(output.seq_id).finish_reason
+        stopped = finish_reason is not None and not sequence.finished
         if stopped:
-            self._scheduler.finish(sample.seq_id, _core.FinishReason.STOP)
-            sample.finished = True
-        if sample.finished:
-            self._exit_early(reader, sample)
+            self._scheduler.finish(output.seq_id, _core.FinishReason.STOP)
+            sequence.finished = True
+        if sequence.finished:
+            self._exit_early(builder, output.seq_id)
         return stopped
 
-    def _advance_matcher(
-        self, sample: LiveSequence, guide: GrammarMatcher, progress: EngineCoreOutput
-    ) -> None:
-        """Moves a guide on by what the sequence sampled as its answer (mark 0)."""
-        sample.answering = not progress.thinking
-        if not sample.finished:
-            pairs = zip(progress.token_ids, progress.marks, strict=True)
-            guide.advance([token for token, mark in pairs if mark == 0])
+    def _advance_matcher(self, sequence: LiveSequence, output: EngineCoreOutput) -> None:
+        """Advances a matcher by the tokens that its sequence sampled as its answer (mark 0)."""
+        assert sequence.matcher is not None
+        sequence.answering = not output.thinking
+        if not sequence.finished:
+            pairs = zip(output.token_ids, output.marks, strict=True)
+            sequence.matcher.advance([token for token, mark in pairs if mark == 0])
 
-    def _exit_early(self, reader: RequestOutputBuilder, sample: LiveSequence) -> None:
-        """If the checkpoints of a sample agree for long enough, it has thought enough."""
-        budget = reader.request.params.thinking
-        if budget is None or budget.early_exit is None or not branch_number(sample.seq_id):
+    def _exit_early(self, builder: RequestOutputBuilder, seq_id: int) -> None:
+        """Ends the thinking of a sample whose latest checkpoints agree; ``seq_id`` is the sequence
+        that finished."""
+        budget, branch = builder.request.params.thinking, branch_number(seq_id)
+        if budget is None or budget.early_exit is None or not branch:
             return
-        if reader.checkpoints_agree(sample.seq_id, budget.early_exit):
-            parent = sample.seq_id - branch_number(sample.seq_id)
-            self._scheduler.limit_thinking(parent, budget.min_tokens, _core.EndReason.CONVERGED)
+        if builder.checkpoints_agree(seq_id, budget.early_exit):
+            sample, reason = seq_id - branch, _core.EndReason.CONVERGED
+            self._scheduler.limit_thinking(sample, budget.min_tokens, reason)
 
     def partial_output(self, live: LiveRequest, now: float) -> RequestOutput | None:
-        """What an aborted request has; None if it is not read here."""
-        if live.output_builder is None:
+        """The output of an aborted request so far; None if it is not built here."""
+        builder = self._builders.get(live.request.number)
+        if builder is None:
             return None
-        for sample in live.all_sequences():
-            if not sample.finished:
-                for progress in decode_core_outputs(self._scheduler.collect_output(sample.seq_id)):
-                    live.output_builder.add(progress, now)
-        return live.output_builder.build(now)
+        for sequence in live.all_sequences():
+            if not sequence.finished:
+                for output in decode_core_outputs(self._scheduler.collect_output(sequence.seq_id)):
+                    builder.add(output, now)
+        return builder.build(now)

@@ -1,13 +1,14 @@
-"""An engine in a process of its own, behind ``await``.
+"""The client of an engine that runs in a process of its own.
 
-Here requests become integers and tokens become text; there is the model. A stream whose reader is
-slow holds at most what its sequences have generated: what comes in meanwhile is joined and read as
-one, so a slow reader gets fewer and larger chunks, and nobody else waits for it. The same happens
-to all where making and sending their text takes this process too much of its time (REST). Steps
-with forced tokens stay chunks of their own.
+This process turns requests into token ids and tokens into text; the other holds the model. While a
+stream is not read, the records that arrive for it are joined: a slow reader gets fewer, larger
+chunks, holds no more memory than its tokens, and delays no other request. Where text takes too much
+time of this process, all readers are slowed in the same way (READ_PAUSE). Steps with forced tokens
+stay chunks of their own.
 """
 
 import asyncio
+import logging
 import socket
 import subprocess
 import sys
@@ -22,12 +23,12 @@ from s1engine.engine.core_output import (
     SEQUENCE_BITS,
     EngineCoreOutput,
     EngineCoreOutputs,
+    EngineStats,
     decode_core_outputs,
     request_number,
 )
-from s1engine.engine.messages import EngineStats
-from s1engine.engine.model_text import ModelText
-from s1engine.engine.request import Request, RequestCompiler
+from s1engine.engine.request import Request
+from s1engine.engine.request_compiler import ModelText, RequestCompiler
 from s1engine.engine.request_output import RequestOutputBuilder, StreamEvent
 from s1engine.errors import EngineDeadError, ModelError, RequestError, RequestFailedError
 from s1engine.models.loader import resolve_model
@@ -37,14 +38,16 @@ PROCESS = "s1engine.engine.engine_process"
 STUCK_S = 60.0  # without a sign of life
 END_S = 10.0  # for the process to end by itself
 READ_BYTES = 2**18
-# Pause between two rounds of text, as a multiple of what the first took, by device: where the
-# engine computes on the processors, every moment that text takes is the engine's.
-REST = {"cpu": 12.0, "cuda": 2.0}
+# Pause between two rounds of reading, as a multiple of the time that the first took, by device. An
+# engine that computes on the CPU loses every moment that text takes.
+READ_PAUSE = {"cpu": 12.0, "cuda": 2.0}
+
+logger = logging.getLogger(__name__)
 
 
 class ProcessEngineClient:
-    """What AsyncLLMEngine is, with the engine in another process. ``on_failure`` is called when
-    that ends by itself.
+    """An EngineClient whose engine runs in another process. ``on_failure`` is called when that
+    process ends by itself.
 
     The constructor starts the process and waits until the model is loaded. Raises ModelError or
     RequestError as LLMEngine does, EngineDeadError if the process ends before.
@@ -58,9 +61,10 @@ class ProcessEngineClient:
             [sys.executable, "-m", PROCESS, str(theirs.fileno())], pass_fds=[theirs.fileno()]
         )
         theirs.close()
-        self._reader = messages.FrameReader()
-        self._streams: dict[int, _Stream] = {}  # by number of the request
-        self._numbers: dict[str, int] = {}
+        logger.debug("engine process %d started", self._process.pid)
+        self._frames = messages.FrameReader()
+        self._streams: dict[int, _RequestStream] = {}  # by number of the request
+        self._numbers: dict[str, int] = {}  # by id of the request
         self._transport: asyncio.WriteTransport | None = None
         self._failure: EngineDeadError | None = None
         self._closing = False
@@ -78,7 +82,7 @@ class ProcessEngineClient:
             raise
         self.compiler = RequestCompiler(text, ready.max_model_len)
         self._stats = ready.stats
-        self._pacer = _Pacer(self._wake_readers, REST[ready.device])
+        self._throttle = _ReadThrottle(self._wake_pending, READ_PAUSE[ready.device])
         self._last_sign = time.monotonic()
 
     def _wait_until_ready(self) -> messages.Ready:
@@ -87,7 +91,7 @@ class ProcessEngineClient:
             data = self._socket.recv(READ_BYTES)
             if not data:
                 raise EngineDeadError(f"the engine could not start ({self._process.wait()})")
-            bodies = self._reader.feed(data)
+            bodies = self._frames.feed(data)
         first, *rest = [messages.from_engine_decoder.decode(body) for body in bodies]
         assert not any(isinstance(message, messages.Outputs) for message in rest)
         if isinstance(first, messages.Ready):
@@ -98,21 +102,21 @@ class ProcessEngineClient:
         raise RequestError(first.message, param=first.param)
 
     async def start(self) -> None:
-        """Begins to listen, once."""
+        """Starts to receive, once."""
         loop = asyncio.get_running_loop()
         self._socket.setblocking(False)
         self._transport, _ = await loop.create_unix_connection(
-            lambda: _Receiver(self), sock=self._socket
+            lambda: _EngineConnection(self), sock=self._socket
         )
 
     @property
     def healthy(self) -> bool:
-        """Does the engine step, or could it?"""
+        """True while the engine gives signs of life."""
         return self._failure is None and time.monotonic() - self._last_sign < STUCK_S
 
     @property
     def failure(self) -> EngineDeadError | None:
-        """What ended the engine, if it was not ``shutdown``."""
+        """The error that ended the engine; None after ``shutdown``."""
         return self._failure
 
     @property
@@ -121,7 +125,7 @@ class ProcessEngineClient:
         return self._process.pid
 
     def stats(self) -> EngineStats:
-        """As of a second ago or less."""
+        """At most a second old."""
         return self._stats
 
     async def shutdown(self) -> None:
@@ -134,23 +138,21 @@ class ProcessEngineClient:
         except subprocess.TimeoutExpired:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
+        logger.debug("engine process %d ended", self._process.pid)
 
     async def generate_request(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
-        """Yields chunks and checkpoints if the request streams, then its output. Closing the
-        generator aborts. Raises EngineDeadError, RequestFailedError."""
+        """See EngineClient."""
         if self._failure is not None or self._closing:
             raise EngineDeadError("the engine is not running") from self._failure
-        stream = _Stream(
-            RequestOutputBuilder(request, self.compiler.text.tokenizer), self._collector
-        )
-        self._streams[request.number] = stream
+        builder = RequestOutputBuilder(request, self.compiler.text.tokenizer)
+        stream = self._streams[request.number] = _RequestStream(builder, self._collector)
         self._collector.open(request.number)
         self._numbers[request.request_id] = request.number
         self._send(messages.AddRequest(request))
         finished = False
         try:
             while not finished:
-                for event in await stream.events():
+                for event in await stream.next_events():
                     finished = isinstance(event, RequestOutput)
                     yield event
         finally:
@@ -160,7 +162,7 @@ class ProcessEngineClient:
                 self._send(messages.AbortRequest(request.request_id))
 
     def end_thinking(self, request_id: str) -> bool:
-        """Tells a live request to answer now. False if there is no such request."""
+        """See EngineClient."""
         if request_id not in self._numbers:
             return False
         self._send(messages.EndThinking(request_id))
@@ -171,15 +173,15 @@ class ProcessEngineClient:
         if not self._transport.is_closing():
             self._transport.write(messages.encode_frame(message))
 
-    # --- what comes from the engine ---
+    # --- messages from the engine ---
 
     def receive(self, data: bytes) -> None:
-        """Bytes from the engine's process."""
+        """Handles bytes from the engine's process."""
         self._last_sign = time.monotonic()
-        for body in self._reader.feed(data):
+        for body in self._frames.feed(data):
             match messages.from_engine_decoder.decode(body):
-                case messages.Outputs(step):
-                    self._deliver(step)
+                case messages.Outputs(outputs):
+                    self._deliver(outputs)
                 case messages.RequestFailed(number, message):
                     if (stream := self._streams.get(number)) is not None:
                         stream.fail(RequestFailedError(message))
@@ -189,27 +191,27 @@ class ProcessEngineClient:
                     self.fail(f"the engine failed: {message}")
 
     def _deliver(self, step: EngineCoreOutputs) -> None:
-        for sequence in step.admitted:
-            if (stream := self._streams.get(request_number(sequence))) is not None:
-                stream.assembly.record_scheduled(step.start_time)
-        for child in step.new_branches:
-            if (stream := self._streams.get(request_number(child))) is not None:
-                stream.assembly.add_branch(child)
+        for seq_id in step.admitted:
+            if (stream := self._streams.get(request_number(seq_id))) is not None:
+                stream.builder.record_scheduled(step.start_time)
+        for seq_id in step.new_branches:
+            if (stream := self._streams.get(request_number(seq_id))) is not None:
+                stream.builder.sequence_output(seq_id)
         if step.logprobs:
-            for progress in step.decode():
-                if (stream := self._streams.get(request_number(progress.seq_id))) is not None:
-                    stream.add_rows(progress)
+            for output in step.decode():
+                if (stream := self._streams.get(request_number(output.seq_id))) is not None:
+                    stream.add_logprobs(output)
         for number in self._collector.add(step.records):
-            self._streams[number].see(step.end_time)
+            self._streams[number].wake_now(step.end_time)
         if self._collector.has_pending:
-            self._pacer.plan()
+            self._throttle.request_round()
 
-    def _wake_readers(self) -> None:
+    def _wake_pending(self) -> None:
         for number in self._collector.pop_pending():
             self._streams[number].wake()
 
     def fail(self, message: str) -> None:
-        """Nothing more will come."""
+        """Ends all streams: the engine sends nothing more."""
         if self._failure is not None:
             return
         failure = EngineDeadError(message)
@@ -220,69 +222,70 @@ class ProcessEngineClient:
             self.on_failure()
 
 
-class _Receiver(asyncio.Protocol):
-    def __init__(self, engine: ProcessEngineClient) -> None:
-        self._engine = engine
+class _EngineConnection(asyncio.Protocol):
+    def __init__(self, client: ProcessEngineClient) -> None:
+        self._client = client
 
     def data_received(self, data: bytes) -> None:
-        self._engine.receive(data)
+        self._client.receive(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._engine.fail("the engine's process has ended")
+        self._client.fail("the engine's process has ended")
 
 
-class _Pacer:
-    """Wakes readers in rounds, and rests ``rest`` times as long as a round took before the next."""
+class _ReadThrottle:
+    """Wakes readers in rounds, and pauses ``pause`` times as long as a round took before the
+    next."""
 
-    def __init__(self, wake: Callable[[], None], rest: float) -> None:
+    def __init__(self, wake: Callable[[], None], pause: float) -> None:
         self._wake = wake
-        self._rest_factor = rest
-        self._next = 0.0
-        self._planned = False
-        self._wanted = False  # while a round is not over
+        self._pause = pause
+        self._next_round = 0.0
+        self._scheduled = False
+        self._requested = False  # while a round is not over
 
-    def plan(self) -> None:
-        """Has all who have news woken in the next round."""
-        self._wanted = self._planned
-        if not self._planned:
-            self._planned = True
-            asyncio.get_running_loop().call_at(self._next, self._round)
+    def request_round(self) -> None:
+        """Schedules a round as soon as the pause allows."""
+        self._requested = self._scheduled
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_at(self._next_round, self._begin_round)
 
-    def _round(self) -> None:
+    def _begin_round(self) -> None:
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        self._wanted = False
+        self._requested = False
         self._wake()
-        loop.call_soon(self._rest, begin)  # after all that was woken
+        loop.call_soon(self._end_round, begin)  # after all readers that were woken
 
-    def _rest(self, begin: float) -> None:
+    def _end_round(self, begin: float) -> None:
         loop = asyncio.get_running_loop()
-        self._next = loop.time() + self._rest_factor * (loop.time() - begin)
-        self._planned = False
-        if self._wanted:
-            self.plan()
+        self._next_round = loop.time() + self._pause * (loop.time() - begin)
+        self._scheduled = False
+        if self._requested:
+            self.request_round()
 
 
-class _Stream:
-    """One request between the socket and whoever reads its events."""
+class _RequestStream:
+    """One request between the socket and the reader of its events."""
 
-    def __init__(self, assembly: RequestOutputBuilder, collector: _core.OutputCollector) -> None:
-        self.assembly = assembly
+    def __init__(self, builder: RequestOutputBuilder, collector: _core.OutputCollector) -> None:
+        self.builder = builder
         self._collector = collector
-        self._rows: dict[int, list[RowLogprobs]] = {}  # by sequence, of tokens not read yet
+        self._logprobs: dict[int, list[RowLogprobs]] = {}  # by sequence, of tokens not read yet
         self._now = 0.0
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def see(self, now: float) -> None:
-        """A beginning or an end, which should not wait."""
-        self.assembly.record_first_token(now)
+    def wake_now(self, now: float) -> None:
+        """Wakes the reader for a first token or an end, which the throttle must not delay."""
+        self.builder.record_first_token(now)
         self._now = now
         self.wake()
 
-    def add_rows(self, progress: EngineCoreOutput) -> None:
+    def add_logprobs(self, output: EngineCoreOutput) -> None:
         """Keeps a step's log-probabilities until its tokens are read."""
-        self._rows.setdefault(progress.seq_id, []).extend(progress.rows)
+        self._logprobs.setdefault(output.seq_id, []).extend(output.logprobs)
 
     def fail(self, failure: Exception) -> None:
         self._failure = failure
@@ -292,19 +295,19 @@ class _Stream:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def events(self) -> list[StreamEvent]:
-        """What has come since the last call; waits for it."""
-        while not (records := self._collector.collect(self.assembly.request.number)):
+    async def next_events(self) -> list[StreamEvent]:
+        """Waits for records, and returns the events of all that arrived since the last call."""
+        while not (records := self._collector.collect(self.builder.request.number)):
             if isinstance(self._failure, RequestFailedError):
                 raise self._failure
             if self._failure is not None:
                 raise EngineDeadError("the engine has stopped") from self._failure
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        found: list[StreamEvent] = []
-        for progress in decode_core_outputs(records):
-            if (rows := self._rows.get(progress.seq_id)) is not None:
-                progress.rows = rows[: progress.num_sampled]
-                del rows[: progress.num_sampled]
-            found += self.assembly.add(progress, self._now)
-        return found
+        events: list[StreamEvent] = []
+        for output in decode_core_outputs(records):
+            if (rows := self._logprobs.get(output.seq_id)) is not None:
+                output.logprobs = rows[: output.num_sampled]
+                del rows[: output.num_sampled]
+            events += self.builder.add(output, self._now)
+        return events

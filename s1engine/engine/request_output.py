@@ -1,165 +1,182 @@
-"""One request's tokens, made into what its user gets: chunks, checkpoints, the finished output.
+"""The output of one request, built from core outputs in the process that wants its text.
 
-Reads the records of steps in order, in whatever process the text is wanted; decides nothing about
-sequences. Several records of one sequence may come as one.
+Reads the records of all its sequences in order: samples, and the branches at their checkpoints.
+Decides nothing about sequences. Records of one sequence may arrive joined.
 """
 
-from collections.abc import Iterable
+import logging
 
 from s1engine.engine.core_output import EngineCoreOutput, branch_number, sample_index
 from s1engine.engine.request import Request
 from s1engine.engine.sequence_output import SequenceOutput
-from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput, Timing, Usage
+from s1engine.outputs import (
+    CheckpointOutput,
+    Chunk,
+    CompletionOutput,
+    RequestOutput,
+    Timing,
+    Usage,
+)
 from s1engine.tokenizer import Tokenizer
 
 StreamEvent = Chunk | CheckpointOutput | RequestOutput
 
-# Ends of thinking that a run with a larger budget comes to as well.
-OWN_ENDS = ("natural", "budget", "loop")
+# Ends of thinking that a request with a larger budget reaches as well.
+BUDGET_INDEPENDENT_ENDS = ("natural", "budget", "loop")
+
+logger = logging.getLogger(__name__)
 
 
 class RequestOutputBuilder:
-    """The text side of a live request. Times are monotonic, in seconds."""
+    """``add`` each record until it returns the RequestOutput. Times are monotonic, in seconds."""
 
     def __init__(self, request: Request, tokenizer: Tokenizer) -> None:
         self.request = request
         self._tokenizer = tokenizer
-        self._samples: dict[int, SequenceOutput] = {}  # by sequence
-        self._children: dict[int, SequenceOutput] = {}  # by sequence
+        self._sequences: dict[int, SequenceOutput] = {}  # samples and branches by sequence id
         self._cached_tokens: int | None = None
         self._scheduled_at: float | None = None
         self._first_token_at: float | None = None
 
     def record_scheduled(self, now: float) -> None:
-        """A sequence of the request was scheduled."""
-        self._scheduled_at = self._scheduled_at or now
+        """Records when a sequence of the request entered the batch; the first time counts."""
+        if self._scheduled_at is None:
+            self._scheduled_at = now
+            if logger.isEnabledFor(logging.DEBUG):
+                waited = now - self.request.arrival
+                logger.debug("request %s scheduled after %.3f s", self.request.request_id, waited)
 
     def record_first_token(self, now: float) -> None:
-        """A record came, which may be read later."""
-        self._first_token_at = self._first_token_at or now
+        """Records when a record arrived; the first time counts."""
+        if self._first_token_at is None:
+            self._first_token_at = now
+            if logger.isEnabledFor(logging.DEBUG):
+                waited = now - self.request.arrival
+                logger.debug("request %s has a token after %.3f s", self.request.request_id, waited)
 
-    def add_branch(self, child: int) -> None:
-        """A checkpoint was reached, so an answer of ``child`` will come."""
-        self._children[child] = self._stream(child)
+    def sequence_output(self, seq_id: int) -> SequenceOutput:
+        """The output of one sequence, created if it is new. A branch must be created before its
+        sample finishes, or the request would seem to be finished."""
+        if seq_id not in self._sequences:
+            params, is_sample = self.request.params, not branch_number(seq_id)
+            self._sequences[seq_id] = SequenceOutput(
+                sample_index(seq_id),
+                params,
+                self._tokenizer,
+                thinks=self.request.budget is not None,
+                # Of tokens that a sequence sampled itself; a branch shares those of its sample.
+                logprobs=params.logprobs is not None and is_sample,
+            )
+        return self._sequences[seq_id]
 
-    def add(self, progress: EngineCoreOutput, now: float) -> list[StreamEvent]:
-        """What a record brings: chunks and checkpoints if the request streams, then the output."""
-        stream = self.sequence_output(progress.seq_id)
-        if stream.finish_reason is not None:
-            return []  # past a stop string, before the engine knew
+    def add(self, output: EngineCoreOutput, now: float) -> list[StreamEvent]:
+        """Adds a record. Returns chunks and checkpoints if the request streams, at the end the
+        RequestOutput."""
+        sequence = self.sequence_output(output.seq_id)
+        if sequence.finish_reason is not None:
+            return []  # generated past a stop string, before the engine stopped the sequence
         if self._cached_tokens is None:
-            self._cached_tokens = progress.num_cached
+            self._cached_tokens = output.num_cached
         self.record_first_token(now)
-        chunk = stream.append(progress)
-        child = branch_number(progress.seq_id)
+        chunk = sequence.append(output)
         events: list[StreamEvent] = []
-        if self.request.stream and not child:
+        if self.request.stream and not branch_number(output.seq_id):
             events.append(chunk)
-        if stream.finish_reason is None:
+        if sequence.finish_reason is None:
             return events
         if self.request.stream:
-            events += self._checkpoints_of(progress.seq_id)
-        if self.finished:
+            events += self._checkpoints_of(output.seq_id, sequence.build())
+        if self._finished:
             events.append(self.build(now))
         return events
 
-    def sequence_output(self, sequence: int) -> SequenceOutput:
-        """The text of one sequence; a sample begins with its first record."""
-        if branch_number(sequence):
-            return self._children[sequence]
-        if sequence not in self._samples:
-            self._samples[sequence] = self._stream(sequence)
-        return self._samples[sequence]
-
-    def _stream(self, sequence: int) -> SequenceOutput:
-        """Log-probabilities are of tokens that a sequence sampled itself, so children have none."""
-        return SequenceOutput(
-            sample_index(sequence),
-            self.request.params,
-            self._tokenizer,
-            thinks=self.request.budget is not None,
-            logprobs=self.request.params.logprobs is not None and not branch_number(sequence),
+    @property
+    def _finished(self) -> bool:
+        num_samples = sum(not branch_number(seq_id) for seq_id in self._sequences)
+        return num_samples == self.request.params.n and all(
+            sequence.finish_reason is not None for sequence in self._sequences.values()
         )
 
-    @property
-    def finished(self) -> bool:
-        """Is everything done, children included?"""
-        streams = (*self._samples.values(), *self._children.values())
-        complete = len(self._samples) == self.request.params.n
-        return complete and all(stream.finish_reason is not None for stream in streams)
-
-    def checkpoints_agree(self, sequence: int, times: int) -> bool:
-        """Did the latest ``times`` checkpoints of a sequence's sample, all before them finished,
-        give one answer?"""
+    def checkpoints_agree(self, seq_id: int, times: int) -> bool:
+        """True if the latest ``times`` checkpoints of a sequence's sample gave one answer. Only
+        those count before which all are finished."""
         texts = []
-        for _, child in self._children_of(sequence):
-            if child.finish_reason is None:
+        for branch in self._branches_of(seq_id):
+            sequence = self._sequences[branch]
+            if sequence.finish_reason is None:
                 break
-            texts.append(" ".join(child.build().text.split()))
+            texts.append(" ".join(sequence.build().text.split()))
         return len(texts) >= times and len(set(texts[-times:])) == 1
 
     def build(self, now: float) -> RequestOutput:
         """The finished request."""
-        request = self.request
-        samples = _ordered(self._samples)
-        return RequestOutput(
-            request_id=request.request_id,
-            prompt_token_ids=request.prompt.tolist(),
-            outputs=[stream.build() for _, stream in samples],
-            usage=self._usage(),
+        outputs = {seq_id: self._sequences[seq_id].build() for seq_id in sorted(self._sequences)}
+        samples = {i: output for i, output in outputs.items() if not branch_number(i)}
+        checkpoints: list[CheckpointOutput] = []
+        for seq_id, sample in samples.items():
+            for branch in self._branches_of(seq_id):
+                checkpoints += self._checkpoints_of(branch, outputs[branch])
+            checkpoints += self._checkpoints_of(seq_id, sample)
+        result = RequestOutput(
+            request_id=self.request.request_id,
+            prompt_token_ids=self.request.prompt.tolist(),
+            outputs=list(samples.values()),
+            usage=self._usage(outputs),
             timing=self._timing(now),
-            checkpoints=[c for sequence, _ in samples for c in self._all_checkpoints(sequence)],
+            checkpoints=checkpoints,
         )
+        if logger.isEnabledFor(logging.DEBUG):
+            reasons = ", ".join(output.finish_reason for output in result.outputs)
+            tokens, seconds = result.usage.completion_tokens, result.timing.total_s
+            logger.debug(
+                "request %s finished (%s): %d tokens in %.3f s",
+                result.request_id,
+                reasons,
+                tokens,
+                seconds,
+            )
+        return result
 
     # --- checkpoints ---
 
-    def _children_of(self, sequence: int) -> Iterable[tuple[int, SequenceOutput]]:
-        """Budgets and children of a sequence's sample, by rising budget."""
-        index = sample_index(sequence)
-        for child, stream in _ordered(self._children):
-            if sample_index(child) == index:
-                yield self._budget(child), stream
+    def _branches_of(self, seq_id: int) -> list[int]:
+        """Branches of a sequence's sample, by rising budget."""
+        index = sample_index(seq_id)
+        return sorted(i for i in self._sequences if branch_number(i) and sample_index(i) == index)
 
-    def _budget(self, child: int) -> int:
+    def _budget_at(self, branch: int) -> int:
         assert self.request.budget is not None
-        return self.request.budget.checkpoints[branch_number(child) - 1]
+        return self.request.budget.checkpoints[branch_number(branch) - 1]
 
-    def _checkpoints_of(self, sequence: int) -> list[CheckpointOutput]:
-        """Those that the end of this sequence answers."""
-        if branch_number(sequence):
-            return [CheckpointOutput(self._budget(sequence), self._children[sequence].build())]
-        return self._shared(sequence)
-
-    def _all_checkpoints(self, sequence: int) -> list[CheckpointOutput]:
-        own = [
-            CheckpointOutput(budget, stream.build())
-            for budget, stream in self._children_of(sequence)
-            if stream.finish_reason is not None
-        ]
-        return own + self._shared(sequence)
-
-    def _shared(self, sequence: int) -> list[CheckpointOutput]:
-        """Checkpoints that are a sample's own answer: its thinking ended by itself before them."""
-        plan, own = self.request.budget, self._samples[sequence].build()
-        if plan is None or own.thinking is None or own.thinking.end_reason not in OWN_ENDS:
+    def _checkpoints_of(self, seq_id: int, output: CompletionOutput) -> list[CheckpointOutput]:
+        """Checkpoints that a finished sequence answers: for a branch its own; for a sample those
+        that it never reached, because its thinking ended before them and would have anyway."""
+        if branch_number(seq_id):
+            return [CheckpointOutput(self._budget_at(seq_id), output)]
+        budget, thinking = self.request.budget, output.thinking
+        if budget is None or thinking is None or thinking.end_reason not in BUDGET_INDEPENDENT_ENDS:
             return []
-        forked = {budget for budget, _ in self._children_of(sequence)}
-        later = [budget for budget in plan.checkpoints if budget not in forked]
-        return [CheckpointOutput(budget, own, shared=True) for budget in later]
+        reached = {self._budget_at(branch) for branch in self._branches_of(seq_id)}
+        return [
+            CheckpointOutput(checkpoint, output, shared=True)
+            for checkpoint in budget.checkpoints
+            if checkpoint not in reached
+        ]
 
     # --- accounts ---
 
-    def _usage(self) -> Usage:
-        """Tokens of the samples; those of children apart, without what they share."""
-        outputs = [stream.build() for stream in self._samples.values()]
-        children = [stream.build() for stream in self._children.values()]
+    def _usage(self, outputs: dict[int, CompletionOutput]) -> Usage:
+        """Token counts over all samples. Answers of branches count apart, without the thinking that
+        they share."""
+        samples = [output for seq_id, output in outputs.items() if not branch_number(seq_id)]
+        branches = [output for seq_id, output in outputs.items() if branch_number(seq_id)]
         return Usage(
             prompt_tokens=len(self.request.prompt),
-            completion_tokens=sum(len(output.token_ids) for output in outputs),
+            completion_tokens=sum(len(output.token_ids) for output in samples),
             cached_tokens=self._cached_tokens or 0,
-            reasoning_tokens=sum(o.thinking.tokens for o in outputs if o.thinking),
+            reasoning_tokens=sum(o.thinking.tokens for o in samples if o.thinking),
             checkpoint_tokens=sum(
-                len(o.token_ids) - o.thinking.tokens for o in children if o.thinking
+                len(o.token_ids) - o.thinking.tokens for o in branches if o.thinking
             ),
         )
 
@@ -170,7 +187,3 @@ class RequestOutputBuilder:
             ttft_s=(self._first_token_at or now) - arrival,
             total_s=now - arrival,
         )
-
-
-def _ordered(streams: dict[int, SequenceOutput]) -> list[tuple[int, SequenceOutput]]:
-    return sorted(streams.items())

@@ -12,8 +12,7 @@ from typing import Any
 
 from s1engine.config import EngineConfig, check_int
 from s1engine.engine.llm import LLM
-from s1engine.engine.ray_address import check_syntax
-from s1engine.engine.ray_cluster import connect, resources
+from s1engine.engine.ray_cluster import check_syntax, connect, resources
 from s1engine.eval.backend import EvalRequest, EvalResponse
 from s1engine.eval.engine_backend import EngineBackend
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from s1engine.engine.messages import EngineStats
+from s1engine.engine.core_output import EngineStats
 from s1engine.outputs import CompletionOutput, RequestOutput
 
 PREFIX = "s1engine"

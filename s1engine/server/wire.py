@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from s1engine.engine.messages import FrameReader, frame_bytes
-from s1engine.engine.ray_address import uses_tls
+from s1engine.engine.ray_cluster import uses_tls
 
 Message = dict[str, Any]  # of ASGI
 

@@ -59,7 +59,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     real_masks = OutputProcessor.grammar_masks
 
     def masks(self: OutputProcessor) -> Any:
-        for sample in self._guided.values():
+        for sample in self._with_grammar.values():
             if sample.live_request.request.priority == MASK:
                 sample.matcher = None if sample.finished else _Broken()  # type: ignore[assignment]
         return real_masks(self)

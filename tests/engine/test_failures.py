@@ -80,7 +80,7 @@ def test_it_fails_alone_and_leaves_nothing(llm: LLM, fates: list[int], late: int
             assert isinstance(end, RequestFailedError) and isinstance(end.__cause__, faults.Bug)
         else:
             assert isinstance(end, RequestOutput) and end.outputs == alone
-    assert not ended and not engine._sequences and not engine._output_processor._num_open
+    assert not ended and not engine._sequences and not engine._output_processor._builders
     assert not engine._output_processor.has_grammar
     engine.scheduler.check_integrity()
     assert engine.scheduler.stats().num_free_blocks == engine.runner.num_blocks

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from s1engine import _core
 from s1engine.config import EngineConfig, parse_speculative_config
-from s1engine.engine.drafts import drafting
 from s1engine.engine.llm import LLM
+from s1engine.engine.request import drafting_mode
 from s1engine.errors import RequestError
 from s1engine.runner.model_runner import ModelRunner
 from s1engine.runner.resolved_config import resolve_config
@@ -91,7 +91,7 @@ def test_an_answer_with_a_grammar_keeps_to_it_after_drafted_thinking(
     ],
 )
 def test_who_may_be_drafted_for(params: dict[str, object], wanted: str) -> None:
-    assert drafting(SamplingParams(**params)) is getattr(_core.Drafting, wanted)  # type: ignore[arg-type]
+    assert drafting_mode(SamplingParams(**params)) is getattr(_core.Drafting, wanted)  # type: ignore[arg-type]
 
 
 def test_run_ahead_and_drafts_exclude_one_another() -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from s1engine.cli import WRONG_USAGE, main
-from s1engine.engine.ray_address import CALL, check_cluster
-from s1engine.engine.ray_cluster import connect
+from s1engine.engine.ray_cluster import PROBE_CALL, check_cluster, connect
 from s1engine.errors import RequestError
 from s1engine.server.router.replica_pool import ReplicaPoolOptions
 
@@ -71,7 +70,9 @@ def cluster() -> Iterator[str]:
 
     class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
         def service(self, call: Any) -> Any:
-            return grpc.unary_unary_rpc_method_handler(answer) if call.method == CALL else None
+            return (
+                grpc.unary_unary_rpc_method_handler(answer) if call.method == PROBE_CALL else None
+            )
 
     server = grpc.server(ThreadPoolExecutor(2), handlers=[Handler()])
     port = server.add_insecure_port("[::]:0")

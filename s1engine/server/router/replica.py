@@ -37,7 +37,7 @@ class ReplicaEngine(ProcessEngineClient):
 
     async def generate_request(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         said = outbox.get()
-        async with contextlib.aclosing(super().run(request)) as events:
+        async with contextlib.aclosing(super().generate_request(request)) as events:
             async for event in events:
                 if said is not None:
                     said.begin()

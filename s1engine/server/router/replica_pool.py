@@ -24,8 +24,7 @@ from http import HTTPStatus
 from typing import Any
 
 from s1engine.config import check_int
-from s1engine.engine.ray_address import check_syntax
-from s1engine.engine.ray_cluster import connect, resources
+from s1engine.engine.ray_cluster import check_syntax, connect, resources
 from s1engine.errors import EngineDeadError, RequestError
 from s1engine.server.line import Line, Place, ReplicaLostError
 from s1engine.server.router.affinity import PrefixHashes, PrefixMap
