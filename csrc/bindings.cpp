@@ -1,6 +1,7 @@
-// The only file that knows pybind11: it shows csrc/core and csrc/cpu to Python as s1engine._core.
+// The only file (with its .inc parts) that knows pybind11: it exposes csrc/core and csrc/cpu to
+// Python as s1engine._core.
 //
-// Arrays cross as raw pointers of numpy arrays whose type and shape are checked here; nothing below
+// Arrays cross as raw pointers of numpy arrays, whose type and size are checked here; nothing below
 // this file sees Python. Exceptions of the core arrive in Python as ValueError or RuntimeError.
 
 #include <pybind11/numpy.h>
@@ -12,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "core/core_output.hpp"
 #include "core/output_collector.hpp"
 #include "core/scheduler.hpp"
 #include "cpu/collective.hpp"
@@ -43,51 +45,53 @@ struct BoundBatch {
   std::vector<py::array> owners;
 };
 
-std::unique_ptr<BoundBatch> make_batch(const py::dict& buffers, int32_t max_tokens,
-                                       int32_t max_rows, int32_t max_blocks, int32_t max_samples) {
+std::unique_ptr<BoundBatch> bind_buffers(const py::dict& buffers, int32_t max_tokens,
+                                         int32_t max_rows, int32_t max_blocks,
+                                         int32_t max_samples) {
   auto bound = std::make_unique<BoundBatch>();
   s1::ScheduledBatch& b = bound->batch;
   b.max_tokens = max_tokens;
   b.max_rows = max_rows;
   b.max_blocks = max_blocks;
   b.max_samples = std::max(max_samples, max_rows);
-  const auto take = [&]<typename T>(T*& field, const char* name, int64_t size) {
+  const auto bind_field = [&]<typename T>(T*& field, const char* name, int64_t size) {
     bound->owners.push_back(buffers[name].cast<py::array>());
     field = buffer<T>(bound->owners.back(), size, name);
   };
-  take(b.input_ids, "input_ids", max_tokens);
-  take(b.positions, "positions", max_tokens);
-  take(b.slot_mapping, "slot_mapping", max_tokens);
-  take(b.cu_seqlens_q, "cu_seqlens_q", max_rows + 1);
-  take(b.context_lens, "context_lens", max_rows);
-  take(b.block_table, "block_table", static_cast<int64_t>(max_rows) * max_blocks);
-  take(b.sample_tokens, "sample_tokens", b.max_samples);
-  take(b.sample_req_indices, "sample_req_indices", b.max_samples);
-  take(b.sample_positions, "sample_positions", b.max_samples);
-  take(b.sample_banned, "sample_banned", b.max_samples);
+  bind_field(b.input_ids, "input_ids", max_tokens);
+  bind_field(b.positions, "positions", max_tokens);
+  bind_field(b.slot_mapping, "slot_mapping", max_tokens);
+  bind_field(b.cu_seqlens_q, "cu_seqlens_q", max_rows + 1);
+  bind_field(b.context_lens, "context_lens", max_rows);
+  bind_field(b.block_table, "block_table", static_cast<int64_t>(max_rows) * max_blocks);
+  bind_field(b.sample_tokens, "sample_tokens", b.max_samples);
+  bind_field(b.sample_req_indices, "sample_req_indices", b.max_samples);
+  bind_field(b.sample_positions, "sample_positions", b.max_samples);
+  bind_field(b.sample_banned, "sample_banned", b.max_samples);
   return bound;
 }
 
-// A run that keeps its numpy buffers alive.
-struct BoundRun {
-  s1::DeviceBatch run;
+// A device batch that keeps its numpy buffers alive.
+struct BoundDeviceBatch {
+  s1::DeviceBatch batch;
   std::vector<py::array> owners;
 };
 
-std::unique_ptr<BoundRun> make_run(const py::array& lanes, const py::array& slot_mapping,
-                                   const py::array& sample_positions, const py::array& phrases,
-                                   int64_t null_slot) {
-  auto bound = std::make_unique<BoundRun>();
-  s1::DeviceBatch& r = bound->run;
-  bound->owners = {lanes, slot_mapping, sample_positions, phrases};
+std::unique_ptr<BoundDeviceBatch> bind_device_buffers(const py::array& fields,
+                                                      const py::array& slot_mapping,
+                                                      const py::array& sample_positions,
+                                                      const py::array& phrases, int64_t null_slot) {
+  auto bound = std::make_unique<BoundDeviceBatch>();
+  s1::DeviceBatch& b = bound->batch;
+  bound->owners = {fields, slot_mapping, sample_positions, phrases};
   const py::ssize_t rows = slot_mapping.size();
-  r.lanes = buffer<int32_t>(lanes, rows * s1::kNumRowFields, "lanes");
-  r.slot_mapping = buffer<int64_t>(slot_mapping, rows, "slot_mapping");
-  r.sample_positions = buffer<int64_t>(sample_positions, rows, "sample_positions");
-  r.phrases = buffer<int32_t>(phrases, 0, "phrases");
-  r.rows = static_cast<int32_t>(rows);
-  r.max_phrases = static_cast<int32_t>(phrases.size());
-  r.null_slot = null_slot;
+  b.fields = buffer<int32_t>(fields, rows * s1::kNumRowFields, "fields");
+  b.slot_mapping = buffer<int64_t>(slot_mapping, rows, "slot_mapping");
+  b.sample_positions = buffer<int64_t>(sample_positions, rows, "sample_positions");
+  b.phrases = buffer<int32_t>(phrases, 0, "phrases");
+  b.num_rows = static_cast<int32_t>(rows);
+  b.max_phrases = static_cast<int32_t>(phrases.size());
+  b.null_slot = null_slot;
   return bound;
 }
 
@@ -99,15 +103,14 @@ s1::Salt salt_from(const py::bytes& bytes) {
   return salt;
 }
 
-// The same as a record (core/progress.hpp), for people: what a sequence has produced since the last
-// look, and where it stands.
+// An output record (core/core_output.hpp) as a dict.
 py::dict collect_output_dict(s1::Scheduler& scheduler, s1::SeqId id) {
   s1::Sequence& s = scheduler.get(id);
-  const auto first = static_cast<size_t>(s.num_taken);
-  s.num_taken = s.num_generated();
+  const auto first = static_cast<size_t>(s.num_collected);
+  s.num_collected = s.num_generated();
   py::dict out;
   const auto* tokens = s.tokens.data() + s.prompt_len;
-  out["token_ids"] = std::vector<int32_t>(tokens + first, tokens + s.num_taken);
+  out["token_ids"] = std::vector<int32_t>(tokens + first, tokens + s.num_collected);
   out["marks"] = std::vector<int>(s.marks.begin() + static_cast<int64_t>(first), s.marks.end());
   out["phase"] = s.thinking.phase;
   out["finish_reason"] = s.finish_reason;
@@ -120,100 +123,12 @@ py::dict collect_output_dict(s1::Scheduler& scheduler, s1::SeqId id) {
   return out;
 }
 
-// All tokens that one call of advance() or start() appends, in order.
-std::vector<s1::TokenId> flatten(const s1::BudgetParams& params, s1::TokenId sampled,
-                                 const s1::Appended& appended) {
-  std::vector<s1::TokenId> tokens;
-  if (appended.sampled) tokens.push_back(sampled);
-  const auto add = [&](const auto& more) { tokens.insert(tokens.end(), more.begin(), more.end()); };
-  if (appended.newline) add(params.format->newline);
-  if (appended.phrase != nullptr) add(*appended.phrase);
-  return tokens;
-}
-
-void bind_enums(py::module_& m) {
-  py::enum_<s1::Phase>(m, "Phase")
-      .value("OFF", s1::Phase::kOff)
-      .value("THINKING", s1::Phase::kThinking)
-      .value("ANSWERING", s1::Phase::kAnswering);
-  py::enum_<s1::EndReason>(m, "EndReason")
-      .value("NONE", s1::EndReason::kNone)
-      .value("NATURAL", s1::EndReason::kNatural)
-      .value("BUDGET", s1::EndReason::kBudget)
-      .value("DEADLINE", s1::EndReason::kDeadline)
-      .value("CLIENT", s1::EndReason::kClient)
-      .value("LOOP", s1::EndReason::kLoop)
-      .value("CONVERGED", s1::EndReason::kConverged)
-      .value("LENGTH", s1::EndReason::kLength)
-      .value("ABORT", s1::EndReason::kAbort)
-      .value("OVERLOAD", s1::EndReason::kOverload);
-  py::enum_<s1::FinishReason>(m, "FinishReason")
-      .value("NONE", s1::FinishReason::kNone)
-      .value("STOP", s1::FinishReason::kStop)
-      .value("LENGTH", s1::FinishReason::kLength)
-      .value("ABORT", s1::FinishReason::kAbort);
-  py::enum_<s1::Drafting>(m, "Drafting")
-      .value("NEVER", s1::Drafting::kNever)
-      .value("THINKING", s1::Drafting::kThinking)
-      .value("ALWAYS", s1::Drafting::kAlways);
-  m.attr("MARK_THINK") = static_cast<int>(s1::kThink);
-  m.attr("MARK_DELIMITER") = static_cast<int>(s1::kDelimiter);
-  m.attr("MARK_REGION") = static_cast<int>(s1::kRegionMask);
-  m.attr("MARK_FORCED") = static_cast<int>(s1::kForced);
-}
-
-void bind_budget(py::module_& m) {
-  using Ids = std::vector<s1::TokenId>;
-  py::class_<s1::BudgetFormat, std::shared_ptr<s1::BudgetFormat>>(m, "BudgetFormat")
-      .def(py::init([](Ids triggers, Ids natural_end, Ids newline, bool newline_always,
-                       const ByteArray& ends_in_newline) {
-             const uint8_t* flags = ends_in_newline.data();
-             return std::make_shared<s1::BudgetFormat>(
-                 s1::BudgetFormat{std::move(triggers),
-                                  std::move(natural_end),
-                                  std::move(newline),
-                                  newline_always,
-                                  {flags, flags + ends_in_newline.size()}});
-           }),
-           py::kw_only(), py::arg("triggers"), py::arg("natural_end"), py::arg("newline"),
-           py::arg("newline_always"), py::arg("ends_in_newline"))
-      .def_readonly("triggers", &s1::BudgetFormat::triggers);
-  py::class_<s1::BudgetParams>(m, "BudgetParams")
-      .def(py::init([](std::shared_ptr<s1::BudgetFormat> format, Ids wait, Ids forced_end,
-                       int32_t delimiter_len, int32_t min_thinking, int32_t num_waits) {
-             return s1::BudgetParams{std::move(format), std::move(wait), std::move(forced_end),
-                                     delimiter_len,     min_thinking,    num_waits};
-           }),
-           py::kw_only(), py::arg("format"), py::arg("wait"), py::arg("forced_end"),
-           py::arg("delimiter_len"), py::arg("min_thinking"), py::arg("num_waits"));
-  py::class_<s1::BudgetState>(m, "BudgetState")
-      .def(py::init([](s1::Phase phase, int32_t thinking_tokens, int32_t max_thinking,
-                       bool tail_newline) {
-             return s1::BudgetState{.phase = phase,
-                                    .tail_newline = tail_newline,
-                                    .thinking_tokens = thinking_tokens,
-                                    .max_thinking = max_thinking};
-           }),
-           py::kw_only(), py::arg("phase"), py::arg("thinking_tokens"), py::arg("max_thinking"),
-           py::arg("tail_newline"))
-      .def_readonly("phase", &s1::BudgetState::phase)
-      .def_readonly("end_reason", &s1::BudgetState::end_reason)
-      .def_readonly("thinking_tokens", &s1::BudgetState::thinking_tokens)
-      .def_readonly("max_thinking", &s1::BudgetState::max_thinking)
-      .def_readonly("waits_used", &s1::BudgetState::waits_used);
-  m.def("start_thinking", [](const s1::BudgetParams& params, s1::BudgetState& state) {
-    return flatten(params, 0, s1::start(params, state));
-  });
-  m.def("advance", [](const s1::BudgetParams& params, s1::BudgetState& state, s1::TokenId sampled) {
-    return flatten(params, sampled, s1::advance(params, state, sampled));
-  });
-  m.def("bans_triggers", &s1::bans_triggers);
-  m.def("limit_thinking", &s1::limit_thinking);
-}
+#include "bindings_budget.inc"
+#include "bindings_drafts.inc"
 
 void bind_batch(py::module_& m) {
   py::class_<BoundBatch>(m, "ScheduledBatch")
-      .def(py::init(&make_batch), py::arg("buffers"), py::kw_only(), py::arg("max_tokens"),
+      .def(py::init(&bind_buffers), py::arg("buffers"), py::kw_only(), py::arg("max_tokens"),
            py::arg("max_rows"), py::arg("max_blocks"), py::arg("max_samples") = 0)
       .def_property_readonly("num_tokens", [](const BoundBatch& b) { return b.batch.num_tokens; })
       .def_property_readonly("num_rows", [](const BoundBatch& b) { return b.batch.num_rows; })
@@ -223,16 +138,16 @@ void bind_batch(py::module_& m) {
                              [](const BoundBatch& b) { return b.batch.max_seqlen_q; });
 }
 
-void bind_run(py::module_& m) {
-  py::class_<BoundRun>(m, "DeviceBatch")
-      .def(py::init(&make_run), py::kw_only(), py::arg("fields"), py::arg("slot_mapping"),
-           py::arg("sample_positions"), py::arg("phrases"), py::arg("null_slot"))
-      .def_property_readonly("num_phrases", [](const BoundRun& r) { return r.run.num_phrases; });
+void bind_device_batch(py::module_& m) {
+  py::class_<BoundDeviceBatch>(m, "DeviceBatch")
+      .def(py::init(&bind_device_buffers), py::kw_only(), py::arg("fields"),
+           py::arg("slot_mapping"), py::arg("sample_positions"), py::arg("phrases"),
+           py::arg("null_slot"))
+      .def_property_readonly("num_phrases",
+                             [](const BoundDeviceBatch& b) { return b.batch.num_phrases; });
   m.attr("ROW_FIELDS") = py::tuple(py::cast(s1::kRowFieldNames));
   m.attr("NO_TOKEN") = s1::kNoToken;
 }
-
-#include "bindings_drafts.inc"
 
 void bind_stats(py::module_& m) {
   using s1::SchedulerStats;
@@ -308,31 +223,35 @@ void bind_scheduler(py::module_& m) {
       .def("record_step_time", &Scheduler::record_step_time)
       .def(
           "begin_multi_step",
-          [](Scheduler& self, BoundBatch& b, BoundRun& r, int32_t steps,
+          [](Scheduler& self, BoundBatch& b, BoundDeviceBatch& d, int32_t num_steps,
              int32_t max_inline_tokens) {
-            return self.begin_multi_step(b.batch, r.run, steps, max_inline_tokens);
+            return self.begin_multi_step(b.batch, d.batch, num_steps, max_inline_tokens);
           },
           py::arg("batch"), py::arg("device_batch"), py::kw_only(), py::arg("num_steps"),
           py::arg("max_inline_tokens"))
       .def("extend_multi_step",
-           [](Scheduler& self, BoundBatch& b, int32_t steps) {
-             return self.extend_multi_step(b.batch, steps);
+           [](Scheduler& self, BoundBatch& b, int32_t num_steps) {
+             return self.extend_multi_step(b.batch, num_steps);
            })
       .def("apply_multi_step",
            [](Scheduler& self, const IntArray& sampled) {
-             if (sampled.ndim() != 2) throw py::value_error("sampled: [steps, lanes] expected");
+             if (sampled.ndim() != 2)
+               throw py::value_error("sampled: shape [steps, rows] expected");
              self.apply_multi_step({sampled.data(), static_cast<size_t>(sampled.size())},
                                    static_cast<int32_t>(sampled.shape(0)));
            })
       .def_property_readonly("num_steps_in_flight", &Scheduler::num_steps_in_flight)
-      .def_property_readonly("outputs", &Scheduler::outputs)
-      .def_property_readonly("finished", &Scheduler::finished)
-      .def_property_readonly("forked", &Scheduler::forked)
+      .def_property_readonly(
+          "outputs", [](const Scheduler& self) -> const auto& { return self.events().outputs; })
+      .def_property_readonly(
+          "finished", [](const Scheduler& self) -> const auto& { return self.events().finished; })
+      .def_property_readonly(
+          "forked", [](const Scheduler& self) -> const auto& { return self.events().forked; })
       .def_property_readonly(
           "appended",
           [](const Scheduler& self) {
-            const auto& req_indices = self.appended_req_indices();
-            const auto& tokens = self.appended_tokens();
+            const auto& req_indices = self.events().appended_req_indices;
+            const auto& tokens = self.events().appended_tokens;
             return std::pair(
                 IntArray(static_cast<py::ssize_t>(req_indices.size()), req_indices.data()),
                 IntArray(static_cast<py::ssize_t>(tokens.size()), tokens.data()));
@@ -375,7 +294,7 @@ void bind_core(py::module_& m) {
   bind_enums(m);
   bind_budget(m);
   bind_batch(m);
-  bind_run(m);
+  bind_device_batch(m);
   bind_drafts(m);
   bind_stats(m);
   bind_scheduler(m);

@@ -25,7 +25,7 @@ BlockManager::BlockManager(int32_t num_blocks, int32_t block_size, bool enable_p
   for (BlockId id = 0; id < num_blocks; ++id) link_before(id, num_blocks);
 }
 
-/* === free list: circular, the sentinel is the last block === */
+/* === free list: circular; the head is the extra block at the end === */
 
 void BlockManager::unlink(BlockId id) {
   at(at(id).prev).next = at(id).next;
@@ -46,113 +46,116 @@ void BlockManager::acquire(BlockId id) {
   if (at(id).references++ == 0) unlink(id);
 }
 
-// The least recently used free block, its content forgotten.
-BlockId BlockManager::take_free() {
+// The least recently used free block, evicted from the cache.
+BlockId BlockManager::pop_free() {
   const BlockId id = at(num_blocks()).next;
-  forget(id);
+  evict(id);
   acquire(id);
   return id;
 }
 
-void BlockManager::drop(BlockId id) {
-  check(at(id).references > 0, "block dropped more often than acquired");
+void BlockManager::release(BlockId id) {
+  check_invariant(at(id).references > 0, "block released more often than acquired");
   if (--at(id).references > 0) return;
   const BlockId head = num_blocks();
-  link_before(id, at(id).content != 0 ? head : at(head).next);
+  link_before(id, at(id).block_hash != 0 ? head : at(head).next);
 }
 
 /* === prefix cache === */
 
-void BlockManager::forget(BlockId id) {
-  if (at(id).content == 0) return;
+void BlockManager::evict(BlockId id) {
+  if (at(id).block_hash == 0) return;
   cache_.erase(id);
-  at(id).content = 0;
+  at(id).block_hash = 0;
 }
 
-BlockManager::Probe BlockManager::probe(const Sequence& sequence, int32_t block,
-                                        uint64_t parent) const {
+BlockManager::Probe BlockManager::probe_for(const Sequence& sequence, int32_t block,
+                                            uint64_t parent_hash) const {
   const TokenId* tokens = &sequence.tokens[static_cast<size_t>(block * block_size_)];
-  uint64_t hash = mix(parent ^ sequence.salt[0]) ^ mix(sequence.salt[1] + 1);
+  uint64_t hash = mix(parent_hash ^ sequence.salt[0]) ^ mix(sequence.salt[1] + 1);
   for (int32_t i = 0; i < block_size_; ++i) {
     hash = mix(hash + 0x9e3779b97f4a7c15ULL + static_cast<uint32_t>(tokens[i]));
   }
-  return {parent, hash, &sequence.salt, tokens};
+  return {parent_hash, hash, &sequence.salt, tokens};
 }
 
 bool BlockManager::holds(BlockId id, const Probe& probe) const {
   const Block& block = at(id);
-  return block.hash == probe.hash && block.parent == probe.parent && block.salt == *probe.salt &&
+  return block.table_hash == probe.table_hash && block.parent_hash == probe.parent_hash &&
+         block.salt == *probe.salt &&
          std::equal(probe.tokens, probe.tokens + block_size_, tokens_of(id));
 }
 
-std::vector<BlockId> BlockManager::match(const Sequence& sequence) const {
-  std::vector<BlockId> found;
-  if (!caching_) return found;
+std::vector<BlockId> BlockManager::find_prefix(const Sequence& sequence) const {
+  std::vector<BlockId> prefix;
+  if (!caching_) return prefix;
   const int32_t limit = (sequence.num_tokens() - 1) / block_size_;
-  for (uint64_t parent = 0; static_cast<int32_t>(found.size()) < limit;) {
-    const auto hit = cache_.find(probe(sequence, static_cast<int32_t>(found.size()), parent));
+  for (uint64_t parent_hash = 0; static_cast<int32_t>(prefix.size()) < limit;) {
+    const auto block = static_cast<int32_t>(prefix.size());
+    const auto hit = cache_.find(probe_for(sequence, block, parent_hash));
     if (hit == cache_.end()) break;
-    found.push_back(*hit);
-    parent = at(*hit).content;
+    prefix.push_back(*hit);
+    parent_hash = at(*hit).block_hash;
   }
-  return found;
+  return prefix;
 }
 
-bool BlockManager::admit(Sequence& sequence, int32_t headroom) {
-  check(sequence.blocks.empty() && sequence.num_computed == 0, "admitted with blocks");
-  std::vector<BlockId> cached = match(sequence);
+bool BlockManager::allocate(Sequence& sequence, int32_t headroom) {
+  check_invariant(sequence.blocks.empty() && sequence.num_computed == 0,
+                  "allocate() for a sequence with blocks");
+  std::vector<BlockId> cached = find_prefix(sequence);
   const auto held = std::count_if(cached.begin(), cached.end(),
                                   [&](BlockId id) { return at(id).references > 0; });
-  if (blocks_for(sequence.num_tokens()) - held + headroom > num_free_) return false;
+  if (num_blocks_for(sequence.num_tokens()) - held + headroom > num_free_) return false;
   for (BlockId id : cached) acquire(id);
-  sequence.chain = cached.empty() ? 0 : at(cached.back()).content;
-  sequence.num_registered = static_cast<int32_t>(cached.size());
-  sequence.num_computed = sequence.num_registered * block_size_;
+  sequence.parent_hash = cached.empty() ? 0 : at(cached.back()).block_hash;
+  sequence.num_hashed_blocks = static_cast<int32_t>(cached.size());
+  sequence.num_computed = sequence.num_hashed_blocks * block_size_;
   sequence.blocks = std::move(cached);
   return grow(sequence, sequence.num_tokens());
 }
 
 bool BlockManager::grow(Sequence& sequence, int32_t num_tokens) {
-  const int32_t missing = blocks_for(num_tokens) - static_cast<int32_t>(sequence.blocks.size());
+  const int32_t missing = num_blocks_for(num_tokens) - static_cast<int32_t>(sequence.blocks.size());
   if (missing > num_free_) return false;
-  for (int32_t i = 0; i < missing; ++i) sequence.blocks.push_back(take_free());
+  for (int32_t i = 0; i < missing; ++i) sequence.blocks.push_back(pop_free());
   return true;
 }
 
-void BlockManager::commit(Sequence& sequence) {
+void BlockManager::cache_full_blocks(Sequence& sequence) {
   if (!caching_) return;
-  while ((sequence.num_registered + 1) * block_size_ <= sequence.num_computed) {
-    const Probe content = probe(sequence, sequence.num_registered, sequence.chain);
-    const BlockId own = sequence.blocks[static_cast<size_t>(sequence.num_registered)];
+  while ((sequence.num_hashed_blocks + 1) * block_size_ <= sequence.num_computed) {
+    const Probe content = probe_for(sequence, sequence.num_hashed_blocks, sequence.parent_hash);
+    const BlockId own = sequence.blocks[static_cast<size_t>(sequence.num_hashed_blocks)];
     const auto twin = cache_.find(content);
     if (twin != cache_.end()) {
-      sequence.chain = at(*twin).content;  // computed twice: the first one stands for both
+      sequence.parent_hash = at(*twin).block_hash;  // computed twice: continue from the first
     } else {
       std::copy_n(content.tokens, block_size_, tokens_of(own));
-      at(own).parent = content.parent;
-      at(own).hash = content.hash;
+      at(own).parent_hash = content.parent_hash;
+      at(own).table_hash = content.table_hash;
       at(own).salt = *content.salt;
-      at(own).content = next_content_++;
+      at(own).block_hash = next_block_hash_++;
       cache_.insert(own);
-      sequence.chain = at(own).content;
+      sequence.parent_hash = at(own).block_hash;
     }
-    ++sequence.num_registered;
+    ++sequence.num_hashed_blocks;
   }
 }
 
-void BlockManager::release(Sequence& sequence) {
+void BlockManager::free(Sequence& sequence) {
   while (!sequence.blocks.empty()) {
-    drop(sequence.blocks.back());
+    release(sequence.blocks.back());
     sequence.blocks.pop_back();
   }
   sequence.num_computed = 0;
-  sequence.num_registered = 0;
-  sequence.chain = 0;
+  sequence.num_hashed_blocks = 0;
+  sequence.parent_hash = 0;
 }
 
 void BlockManager::clear_cache() {
   for (BlockId id = 0; id < num_blocks(); ++id) {
-    if (at(id).references == 0) forget(id);
+    if (at(id).references == 0) evict(id);
   }
 }
 
@@ -161,28 +164,32 @@ void BlockManager::check_integrity(std::span<const Sequence* const> sequences) c
   for (const Sequence* sequence : sequences) {
     for (BlockId id : sequence->blocks) ++references[static_cast<size_t>(id)];
     const auto capacity = static_cast<int32_t>(sequence->blocks.size()) * block_size_;
-    check(sequence->num_computed <= capacity, "computed tokens without a block");
-    check(sequence->num_registered * block_size_ <= sequence->num_computed,
-          "registered a block that is not computed");
+    check_invariant(sequence->num_computed <= capacity, "computed tokens without a block");
+    check_invariant(sequence->num_hashed_blocks * block_size_ <= sequence->num_computed,
+                    "hashed a block that is not computed");
   }
   int32_t free_blocks = 0;
   size_t cached = 0;
   for (BlockId id = 0; id < num_blocks(); ++id) {
     const Block& block = at(id);
-    check(block.references == references[static_cast<size_t>(id)], "wrong reference count");
-    check((block.references == 0) == (block.next != kNoBlock), "free list and count disagree");
+    check_invariant(block.references == references[static_cast<size_t>(id)],
+                    "wrong reference count");
+    check_invariant((block.references == 0) == (block.next != kNoBlock),
+                    "free list and count disagree");
     free_blocks += block.references == 0;
-    cached += block.content != 0;
-    check((block.content != 0) == cache_.contains(id), "content and cache disagree");
-    check(block.content < next_content_ && block.parent < next_content_, "content id from nowhere");
+    cached += block.block_hash != 0;
+    check_invariant((block.block_hash != 0) == cache_.contains(id),
+                    "block_hash and cache disagree");
+    check_invariant(block.block_hash < next_block_hash_ && block.parent_hash < next_block_hash_,
+                    "block_hash was never given out");
   }
-  check(free_blocks == num_free_, "wrong number of free blocks");
-  check(cached == cache_.size(), "cache holds unknown blocks");
+  check_invariant(free_blocks == num_free_, "wrong number of free blocks");
+  check_invariant(cached == cache_.size(), "cache holds unknown blocks");
   int32_t listed = 0;
   for (BlockId id = at(num_blocks()).next; id != num_blocks(); id = at(id).next) {
-    check(++listed <= num_free_, "free list has a cycle");
+    check_invariant(++listed <= num_free_, "free list has a cycle");
   }
-  check(listed == num_free_, "free list is incomplete");
+  check_invariant(listed == num_free_, "free list is incomplete");
 }
 
 }  // namespace s1

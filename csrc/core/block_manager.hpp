@@ -1,13 +1,14 @@
-// Which KV blocks are whose: reference counts, and a prefix cache over full blocks.
+// Which KV blocks belong to which sequence: reference counts, and a prefix cache over full blocks.
 //
-// Owns block ids only; the memory behind them belongs to the KVCache of the runner. A block's
-// content is identified exactly: by its own tokens, by the *content id* of the block before it
-// (never reused, so a chain of ids names a whole prefix) and by the request's salt. Hashes only
-// find candidates, tokens decide, so two different prefixes can never share a block.
+// Owns block ids only; the memory behind them belongs to the KVCache of the runner. A cached block
+// has a `block_hash` that identifies its tokens, the request's salt and all blocks before it, as in
+// other engines. Here it is exact: a number that is never reused, given out when the block enters
+// the cache. Digests (`table_hash`) only find candidates in the table and tokens decide, so two
+// different prefixes never share a block.
 //
-//   free, no content    front of the free list, used first
-//   free, with content  back of the free list: least recently released is evicted first
-//   in use              references > 0, in no list
+//   free, not cached   front of the free list, used first
+//   free, cached       back of the free list: the least recently released is evicted first
+//   in use             references > 0, in no list
 
 #pragma once
 
@@ -29,30 +30,30 @@ class BlockManager {
   int32_t block_size() const { return block_size_; }
   int32_t num_blocks() const { return static_cast<int32_t>(blocks_.size()) - 1; }
   int32_t num_free() const { return num_free_; }
-  int32_t blocks_for(int32_t num_tokens) const {
+  int32_t num_blocks_for(int32_t num_tokens) const {
     return (num_tokens + block_size_ - 1) / block_size_;
   }
 
   // Gives a sequence without blocks the longest cached prefix of its tokens (at least one token
-  // stays to be computed) and blocks for all its tokens. False, and nothing changed, if fewer than
-  // `headroom` blocks would be left free.
-  bool admit(Sequence& sequence, int32_t headroom);
+  // stays to be computed) and new blocks for the rest. Returns false, and changes nothing, if fewer
+  // than `headroom` blocks would be left free.
+  bool allocate(Sequence& sequence, int32_t headroom);
 
-  // Appends blocks until `num_tokens` tokens have room. False, and nothing changed, if too few
-  // blocks are free.
+  // Appends blocks until they hold `num_tokens` tokens. Returns false, and changes nothing, if too
+  // few blocks are free.
   bool grow(Sequence& sequence, int32_t num_tokens);
 
-  // Enters the blocks that became full and computed into the prefix cache.
-  void commit(Sequence& sequence);
+  // Adds blocks that became full and computed to the prefix cache.
+  void cache_full_blocks(Sequence& sequence);
 
-  // Drops all blocks of the sequence, the last first, so that prefixes outlive their continuations.
-  void release(Sequence& sequence);
+  // Releases all blocks of the sequence, the last first, so prefixes outlive their continuations.
+  void free(Sequence& sequence);
 
-  // Forgets all cached content that no sequence holds.
+  // Evicts all cached blocks that no sequence holds.
   void clear_cache();
 
-  // Throws std::logic_error unless counts, lists and cache agree with the blocks that `sequences`
-  // hold. Slow: for tests.
+  // Throws std::logic_error unless counts, lists and cache agree with the blocks of `sequences`,
+  // which are all that hold any. Slow: for tests.
   void check_integrity(std::span<const Sequence* const> sequences) const;
 
  private:
@@ -60,23 +61,25 @@ class BlockManager {
     int32_t references = 0;
     BlockId prev = kNoBlock;  // free list
     BlockId next = kNoBlock;
-    uint64_t content = 0;  // content id, 0: none
-    uint64_t parent = 0;   // content id of the block before it
-    uint64_t hash = 0;
+    uint64_t block_hash = 0;   // 0: not cached
+    uint64_t parent_hash = 0;  // block_hash of the block before it
+    uint64_t table_hash = 0;
     Salt salt{};
   };
   // A prefix to look up, in the form that a block would have.
   struct Probe {
-    uint64_t parent;
-    uint64_t hash;
+    uint64_t parent_hash;
+    uint64_t table_hash;
     const Salt* salt;
     const TokenId* tokens;
   };
   struct Hash {
     using is_transparent = void;
     const BlockManager* manager;
-    size_t operator()(BlockId id) const { return manager->blocks_[static_cast<size_t>(id)].hash; }
-    size_t operator()(const Probe& probe) const { return probe.hash; }
+    size_t operator()(BlockId id) const {
+      return manager->blocks_[static_cast<size_t>(id)].table_hash;
+    }
+    size_t operator()(const Probe& probe) const { return probe.table_hash; }
   };
   struct Equal {
     using is_transparent = void;
@@ -94,20 +97,20 @@ class BlockManager {
   const TokenId* tokens_of(BlockId id) const {
     return &tokens_[static_cast<size_t>(id) * static_cast<size_t>(block_size_)];
   }
-  Probe probe(const Sequence& sequence, int32_t block, uint64_t parent) const;
+  Probe probe_for(const Sequence& sequence, int32_t block, uint64_t parent_hash) const;
   bool holds(BlockId id, const Probe& probe) const;
-  std::vector<BlockId> match(const Sequence& sequence) const;
+  std::vector<BlockId> find_prefix(const Sequence& sequence) const;
   void acquire(BlockId id);
-  BlockId take_free();
-  void drop(BlockId id);
-  void forget(BlockId id);
+  BlockId pop_free();
+  void release(BlockId id);
+  void evict(BlockId id);
   void unlink(BlockId id);
   void link_before(BlockId id, BlockId position);
 
   int32_t block_size_;
   bool caching_;
   int32_t num_free_ = 0;
-  uint64_t next_content_ = 1;
+  uint64_t next_block_hash_ = 1;
   std::vector<Block> blocks_;    // [num_blocks + 1], the last is the head of the free list
   std::vector<TokenId> tokens_;  // [num_blocks, block_size] tokens of cached blocks
   std::unordered_set<BlockId, Hash, Equal> cache_;

@@ -1,8 +1,8 @@
 // Budget forcing (s1, arXiv 2501.19393) as a small integer state machine, one per sequence.
 //
-// This file is the definition: every other form (a kernel on the device, a reference in the tests)
-// must agree with it token for token. It knows token ids only: texts became ids when the request
-// was compiled, and the caller appends what it is told to.
+// This file is the definition: every other form (the device kernels, the reference in the tests)
+// must agree with it token for token. It knows token ids only. Texts become ids when a request is
+// compiled, and the caller appends the tokens that a transition returns.
 //
 //   phase     sampled   condition (n thinking tokens, w waits used)       append           next
 //   OFF, ANS  any                                                         sampled          same
@@ -13,9 +13,9 @@
 //   THINKING  other     n + 1 == max                                      sampled, forced ANSWERING
 //   THINKING  other     n     >= max (lowered from outside)               forced ANSWERING
 //
-// "ignored" means n < min or w < num_waits. Where nothing is appended, the same position is sampled
-// again with the triggers banned; so it is with an empty wait text, s1's "no string". Injected wait
-// tokens count into n; delimiters and all that follows do not.
+// "ignored" means n < min or w < num_waits. If nothing is appended, the same position is sampled
+// again with the triggers banned. An empty wait text (s1's "no string") has the same effect.
+// Injected wait tokens count into n; delimiters and all that follows do not.
 
 #pragma once
 
@@ -30,8 +30,8 @@ namespace s1 {
 struct BudgetFormat {
   std::vector<TokenId> triggers;         // each ends the thinking when sampled
   std::vector<TokenId> natural_end;      // appended instead of the trigger
-  std::vector<TokenId> newline;          // precedes a forced end ...
-  bool newline_always = false;           // ... always, or only where the text does not end in one
+  std::vector<TokenId> newline;          // precedes a forced end
+  bool newline_always = false;           // false: only if the text does not end in a newline
   std::vector<uint8_t> ends_in_newline;  // [vocabulary] does the token's text end in a newline?
 
   bool is_trigger(TokenId token) const;
@@ -53,7 +53,7 @@ struct BudgetParams {
 struct BudgetState {
   Phase phase = Phase::kOff;
   EndReason end_reason = EndReason::kNone;
-  EndReason max_reason = EndReason::kBudget;  // who set max_thinking
+  EndReason max_reason = EndReason::kBudget;  // end_reason once max_thinking is reached
   bool banned = false;                        // triggers are banned at the next position
   bool tail_newline = false;                  // the last token's text ends in a newline
   int32_t thinking_tokens = 0;                // n
@@ -61,7 +61,7 @@ struct BudgetState {
   int32_t waits_used = 0;                     // w
 };
 
-// What to append: first the sampled token if kept, then the newline, then the phrase.
+// Tokens to append, in this order: the sampled token, the format's newline, the phrase.
 struct Appended {
   bool sampled = false;
   bool newline = false;
@@ -71,14 +71,14 @@ struct Appended {
   bool operator==(const Appended&) const = default;
 };
 
-// Ends the thinking before anything is sampled if the budget is used up (a budget of 0).
-Appended start(const BudgetParams& params, BudgetState& state);
+// Forces the end before anything is sampled if the budget is already used up (a budget of 0).
+Appended start_thinking(const BudgetParams& params, BudgetState& state);
 
 // One transition of the table above.
 Appended advance(const BudgetParams& params, BudgetState& state, TokenId sampled);
 
-// Must the triggers be banned at the next position? After a forced phrase, and while an end would
-// be ignored that no wait text can replace.
+// True if the triggers must be banned at the next position: after a forced phrase, and while an
+// end would be ignored without a wait text to replace it.
 bool bans_triggers(const BudgetParams& params, const BudgetState& state);
 
 // Lowers the maximum of a live sequence; never raises it.

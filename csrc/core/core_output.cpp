@@ -10,16 +10,16 @@ static_assert(std::endian::native == std::endian::little, "records are little-en
 namespace {
 
 template <typename T>
-void put(std::string& out, const T* values, size_t count) {
+void append_bytes(std::string& out, const T* values, size_t count) {
   out.append(reinterpret_cast<const char*>(values), count * sizeof(T));
 }
 
 }  // namespace
 
 void append_output(Sequence& sequence, int32_t req_index, std::string& out) {
-  const auto first = static_cast<size_t>(sequence.num_taken);
+  const auto first = static_cast<size_t>(sequence.num_collected);
   const auto count = static_cast<size_t>(sequence.num_generated()) - first;
-  sequence.num_taken = sequence.num_generated();
+  sequence.num_collected = sequence.num_generated();
   const BudgetState& thinking = sequence.thinking;
   const int32_t numbers[] = {req_index,
                              static_cast<int32_t>(count),
@@ -30,11 +30,11 @@ void append_output(Sequence& sequence, int32_t req_index, std::string& out) {
   const uint8_t states[] = {static_cast<uint8_t>(thinking.phase),
                             static_cast<uint8_t>(sequence.finish_reason),
                             static_cast<uint8_t>(thinking.end_reason)};
-  put(out, &sequence.id, 1);
-  put(out, numbers, std::size(numbers));
-  put(out, states, std::size(states));
-  put(out, sequence.tokens.data() + sequence.prompt_len + first, count);
-  put(out, sequence.marks.data() + first, count);
+  append_bytes(out, &sequence.id, 1);
+  append_bytes(out, numbers, std::size(numbers));
+  append_bytes(out, states, std::size(states));
+  append_bytes(out, sequence.tokens.data() + sequence.prompt_len + first, count);
+  append_bytes(out, sequence.marks.data() + first, count);
 }
 
 }  // namespace s1

@@ -1,10 +1,11 @@
-// What sequences gained since somebody last looked, as bytes that may leave the process.
+// Output records: what sequences gained since their last record, as bytes that may leave the
+// process.
 //
-// One record a sequence, little-endian, without padding; whoever makes text of it needs nothing
-// else from here:
+// One record per sequence, little-endian, without padding. A reader needs nothing else to produce
+// text from it:
 //
 //   int64   id
-//   int32   req_index (in the step), number of tokens k, thinking tokens, effective maximum,
+//   int32   req_index in the step, number of tokens k, thinking tokens, effective maximum,
 //           waits used, prompt tokens found in the cache
 //   uint8   phase, finish reason, end reason
 //   int32   token ids [k]
@@ -18,13 +19,13 @@
 
 namespace s1 {
 
-// Where in a record its parts stand, in bytes.
+// Offsets in a record, in bytes.
 inline constexpr size_t kRecordCount = sizeof(SeqId) + sizeof(int32_t);
 inline constexpr size_t kRecordCached = sizeof(SeqId) + 5 * sizeof(int32_t);
 inline constexpr size_t kRecordFinish = sizeof(SeqId) + 6 * sizeof(int32_t) + 1;
 inline constexpr size_t kRecordHead = kRecordFinish + 2;
 
-// Appends the record of `sequence`, whose generated tokens then count as taken.
+// Appends the record of `sequence` to `out`, and marks its tokens as collected.
 void append_output(Sequence& sequence, int32_t req_index, std::string& out);
 
 }  // namespace s1

@@ -1,19 +1,22 @@
-// A run: decode steps that a device takes by itself, budgets included, while the host is behind.
+// The batch of a multi-step decode: all that a device needs to take decode steps by itself, budgets
+// included.
 //
-// The scheduler writes what the device has to know of each sequence (a lane), and afterwards
-// replays the sampled tokens through its own state machine, which remains the definition. What the
-// host decides meanwhile (a limit, an abort, a stop string) takes a sequence off its lane: what the
-// device goes on to sample there is dropped.
+// A row is a sequence: its budget state and parameters, and the inputs of its next step. The device
+// advances the state by the table of budget.hpp. Owns no memory, and knows the layout only:
+// multi_step_run.hpp decides what runs.
 
 #pragma once
 
-#include "types.hpp"
+#include <span>
+
+#include "sequence.hpp"
 
 namespace s1 {
 
-// Fields of a lane, in this order.
+// Fields of a row, in this order.
 enum RowField : int32_t {
-  // state, which the device advances; `pending` and `remaining` are a phrase being fed
+  // state, which the device advances; `pending` and `remaining` describe a phrase that is fed one
+  // token a step
   kPhase,
   kBanned,
   kTailNewline,
@@ -56,22 +59,36 @@ constexpr std::array<const char*, kNumRowFields> kRowFieldNames = {
     "forced_len",   "newline_always", "max_len",      "stop_begin",      "stop_len",
     "input_ids",    "positions",      "context_lens", "sample_banned"};
 
-// In a run's tokens: nothing was decided here, a phrase was being fed or the lane had finished.
+// In the output tokens: this step sampled nothing for the row, because a phrase was being fed or
+// the row had finished.
 constexpr TokenId kNoToken = -1;
 
-// Buffers that the caller owns, for B lanes; those beyond the run's sequences have finished.
+// Buffers that the caller owns, for B rows.
 struct DeviceBatch {
-  int32_t rows = 0;                     // B
+  int32_t num_rows = 0;                 // B
   int32_t max_phrases = 0;              // capacity of `phrases`, tokens
-  int64_t null_slot = 0;                // where lanes that have finished write
-  int32_t* lanes = nullptr;             // [kNumRowFields, B]
+  int64_t null_slot = 0;                // KV slot that finished rows write to
+  int32_t* fields = nullptr;            // [kNumRowFields, B]
   int64_t* slot_mapping = nullptr;      // [B]
   int64_t* sample_positions = nullptr;  // [B]
-  int32_t* phrases = nullptr;
+  int32_t* phrases = nullptr;           // [max_phrases]
 
   int32_t num_phrases = 0;  // tokens written
 
-  int32_t& at(RowField field, int32_t lane) { return lanes[field * rows + lane]; }
+  // Marks every row as finished and forgets all phrases.
+  void clear();
+
+  // Writes the next step of `sequence` and all that the steps after it need. Returns false, and
+  // writes nothing, if `phrases` is too small.
+  bool write_row(int32_t row, const Sequence& sequence, int32_t block_size);
+
+ private:
+  int32_t& at(RowField field, int32_t row) { return fields[field * num_rows + row]; }
+  void write_state(int32_t row, const Sequence& sequence);
+  void write_params(int32_t row, const Sequence& sequence);
+  void write_inputs(int32_t row, const Sequence& sequence, int32_t block_size);
+  int32_t add_phrase(std::span<const TokenId> tokens);
+  void write_phrase(int32_t row, RowField begin, RowField len, std::span<const TokenId> tokens);
 };
 
 }  // namespace s1

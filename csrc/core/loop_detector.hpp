@@ -1,8 +1,8 @@
-// Notices that text goes round in circles: the same phrase again and again.
+// Detects text that repeats one phrase again and again.
 //
-// For each period p up to kMaxPeriod it counts how many of the latest tokens equal the one p before
-// them. A count of m is a phrase of p tokens that stands there m / p + 1 times in a row. Exact, one
-// comparison a period and token, no hashing.
+// For each period p up to kMaxPeriod it counts how many of the latest tokens equal the token p
+// before them. A count of m means that a phrase of p tokens stands m / p + 1 times in a row. The
+// result is exact: one comparison per period and token, no hashing.
 
 #pragma once
 
@@ -17,22 +17,23 @@ class LoopDetector {
  public:
   static constexpr int32_t kMaxPeriod = 64;
 
-  // Takes the last of `tokens`, which are all so far. True if they end in one phrase of at most
-  // kMaxPeriod tokens standing at least `repeats` times in a row. Call once for each token.
+  // Counts the last token of `tokens`, which holds all tokens so far; call once per token. Returns
+  // true if `tokens` ends in one phrase, at most kMaxPeriod long, at least `repeats` times in a
+  // row.
   bool push(std::span<const TokenId> tokens, int32_t repeats) {
     const size_t last = tokens.size() - 1;
-    bool found = false;
+    bool is_loop = false;
     for (size_t period = 1; period <= kMaxPeriod; ++period) {
-      int32_t& run = runs_[period - 1];
+      int32_t& matches = matches_[period - 1];
       const bool equal = period <= last && tokens[last] == tokens[last - period];
-      run = equal ? run + 1 : 0;
-      found = found || run >= (repeats - 1) * static_cast<int32_t>(period);
+      matches = equal ? matches + 1 : 0;
+      is_loop = is_loop || matches >= (repeats - 1) * static_cast<int32_t>(period);
     }
-    return found;
+    return is_loop;
   }
 
  private:
-  std::array<int32_t, kMaxPeriod> runs_{};
+  std::array<int32_t, kMaxPeriod> matches_{};  // latest tokens that equal the one `period` before
 };
 
 }  // namespace s1

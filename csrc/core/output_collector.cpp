@@ -10,34 +10,33 @@ namespace s1 {
 
 namespace {
 
-// A record's parts, where it lies.
+// Views of the parts of a record.
 struct Record {
   std::string_view head;
   std::string_view tokens;
   std::string_view marks;
 
   SeqId id() const { return read<SeqId>(0); }
-  bool ended() const { return head[kRecordFinish] != static_cast<char>(FinishReason::kNone); }
+  bool finished() const { return head[kRecordFinish] != static_cast<char>(FinishReason::kNone); }
   bool sampled() const {
     return std::none_of(marks.begin(), marks.end(), [](char mark) { return mark & kForced; });
   }
   size_t size() const { return head.size() + tokens.size() + marks.size(); }
 
   template <typename T>
-  T read(size_t at) const {
+  T read(size_t offset) const {
     T value;
-    std::memcpy(&value, head.data() + at, sizeof value);
+    std::memcpy(&value, head.data() + offset, sizeof value);
     return value;
   }
 };
 
-// The first of `records`. Throws std::invalid_argument if that is cut off.
-Record first_of(std::string_view records) {
+// Parses the first of `records`. Throws std::invalid_argument if it is cut off.
+Record parse_first(std::string_view records) {
   Record record;
-  size_t rest = records.size();
-  if (rest >= kRecordHead) {
+  if (records.size() >= kRecordHead) {
     record.head = records.substr(0, kRecordHead);
-    rest -= kRecordHead;
+    const size_t rest = records.size() - kRecordHead;
     const auto count = static_cast<size_t>(std::max(record.read<int32_t>(kRecordCount), 0));
     if (rest / (sizeof(TokenId) + 1) >= count) {
       record.tokens = records.substr(kRecordHead, count * sizeof(TokenId));
@@ -53,19 +52,19 @@ Record first_of(std::string_view records) {
 std::vector<int64_t> OutputCollector::add(std::string_view records) {
   std::vector<int64_t> urgent;
   while (!records.empty()) {
-    const Record record = first_of(records);
+    const Record record = parse_first(records);
     records.remove_prefix(record.size());
     const int64_t number = record.id() >> sequence_bits_;
-    const auto found = requests_.find(number);
-    if (found == requests_.end()) continue;
-    Request& request = found->second;
+    const auto entry = requests_.find(number);
+    if (entry == requests_.end()) continue;
+    Request& request = entry->second;
     join(request.joined, {record.id(), std::string(record.head), std::string(record.tokens),
                           std::string(record.marks), record.sampled()});
-    if (!request.begun || record.ended()) {
+    if (!request.begun || record.finished()) {
       urgent.push_back(number);
-    } else if (!request.in_news) {
-      request.in_news = true;
-      news_.push_back(number);
+    } else if (!request.is_pending) {
+      request.is_pending = true;
+      pending_.push_back(number);
     }
     request.begun = true;
   }
@@ -86,22 +85,22 @@ void OutputCollector::join(std::vector<Joined>& joined, Joined&& record) {
 }
 
 std::vector<int64_t> OutputCollector::pop_pending() {
-  std::vector<int64_t> open;
-  for (const int64_t number : news_) {
-    const auto found = requests_.find(number);
-    if (found == requests_.end()) continue;
-    found->second.in_news = false;
-    open.push_back(number);
+  std::vector<int64_t> popped;
+  for (const int64_t number : pending_) {
+    const auto entry = requests_.find(number);
+    if (entry == requests_.end()) continue;
+    entry->second.is_pending = false;
+    popped.push_back(number);
   }
-  news_.clear();
-  return open;
+  pending_.clear();
+  return popped;
 }
 
 std::string OutputCollector::collect(int64_t request) {
   std::string out;
-  const auto found = requests_.find(request);
-  if (found == requests_.end()) return out;
-  for (const Joined& joined : found->second.joined) {
+  const auto entry = requests_.find(request);
+  if (entry == requests_.end()) return out;
+  for (const Joined& joined : entry->second.joined) {
     const auto count = static_cast<int32_t>(joined.marks.size());
     const size_t begin = out.size();
     out += joined.head;
@@ -109,7 +108,7 @@ std::string OutputCollector::collect(int64_t request) {
     out += joined.tokens;
     out += joined.marks;
   }
-  found->second.joined.clear();
+  entry->second.joined.clear();
   return out;
 }
 

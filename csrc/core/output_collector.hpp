@@ -1,8 +1,9 @@
-// Records of steps (progress.hpp) on their way to whoever makes text of them: while nobody reads a
-// sequence, what it gains is joined, so a reader pays for each time it looks and not for each step.
+// Collects output records (core_output.hpp) until they are read. Records of one sequence are joined
+// meanwhile, so a reader pays for each look and not for each step.
 //
-// Steps with forced tokens stay records of their own. Whoever reads decides when; the inbox only
-// tells what should not wait: the beginning of a request, and the end of a sequence.
+// Steps with forced tokens stay records of their own. The reader decides when to look; the
+// collector only reports what should not wait: the first output of a request, and the end of a
+// sequence.
 
 #pragma once
 
@@ -16,40 +17,40 @@
 
 namespace s1 {
 
-// Not copyable, not thread-safe.
+// Not thread-safe.
 class OutputCollector {
  public:
-  // The request of a sequence is its id without the lowest `sequence_bits`.
+  // The request of a sequence is the sequence's id without the lowest `sequence_bits` bits.
   explicit OutputCollector(int32_t sequence_bits) : sequence_bits_(sequence_bits) {}
 
   void open(int64_t request) { requests_.try_emplace(request); }
   void close(int64_t request) { requests_.erase(request); }
 
-  // Takes the records of one step; those of requests that are not open are dropped. Returns the
-  // requests that should be read at once. Throws std::invalid_argument if these are no records.
+  // Adds the records of one step; those of requests that are not open are dropped. Returns the
+  // requests that should be read at once. Throws std::invalid_argument if a record is cut off.
   std::vector<int64_t> add(std::string_view records);
 
-  // Has a request gained something since pop_pending that may wait?
-  bool has_pending() const { return !news_.empty(); }
-  // Those that have.
+  // True if a request has output that may wait, since the last pop_pending().
+  bool has_pending() const { return !pending_.empty(); }
+  // Returns these requests.
   std::vector<int64_t> pop_pending();
 
-  // What a request's sequences gained since the last call, as records.
+  // What the sequences of a request gained since the last call, as records.
   std::string collect(int64_t request);
 
  private:
-  // Records of one sequence as one: the last one's state, everybody's tokens; what was cached
-  // is what the first one found.
+  // Records of one sequence, joined: the state of the last one, the tokens of all, the cached
+  // prompt tokens of the first one.
   struct Joined {
     SeqId id;
     std::string head;
     std::string tokens;
     std::string marks;
-    bool sampled;  // nothing of it was forced
+    bool sampled;  // no token was forced
   };
   struct Request {
     bool begun = false;
-    bool in_news = false;
+    bool is_pending = false;
     std::vector<Joined> joined;  // in order of their first token
   };
 
@@ -57,7 +58,7 @@ class OutputCollector {
 
   int32_t sequence_bits_;
   std::unordered_map<int64_t, Request> requests_;
-  std::vector<int64_t> news_;
+  std::vector<int64_t> pending_;
 };
 
 }  // namespace s1

@@ -1,9 +1,10 @@
-// What drafts may still lose, in time: however bad they are, and however wrong it is what steps are
-// said to take, a workload loses little by them.
+// How much time drafts may still lose. It bounds the regret against decoding without drafts: a
+// workload loses little, however bad the drafts are and however wrong the estimated step costs.
 //
-// Time that passes adds a share of itself; a step with drafts adds what it saved or takes what it
-// lost, and none is planned that could lose more than there is if every guess were wrong. There is
-// never more than two steps' worth, so good times pay for no more than these of bad ones.
+// Every step adds a share of its time. A step with drafts also adds the time that they saved, or
+// subtracts what they lost. No step is planned that could lose more than is left if every draft
+// token were rejected. The budget never exceeds two steps, so good times pay for at most two bad
+// steps.
 
 #pragma once
 
@@ -13,21 +14,22 @@ namespace s1 {
 
 class RegretBudget {
  public:
-  // Before anything is known: one step of the shortest kind.
+  // `shortest_step`: the initial budget, before anything is known.
   explicit RegretBudget(double shortest_step) : left_(shortest_step) {}
 
   bool covers(double loss) const { return loss <= left_; }
 
-  // A step took `time`, of which drafts saved `saved`, negative if they lost; without them it would
-  // have taken `plain`. What held up the whole machine is not all theirs, so a loss has its limit.
-  void settle(double time, double plain, double saved) {
-    const double most = kMostSteps * plain;
-    left_ = std::min(left_ + kShare * time + std::max(saved, -most), most);
+  // Accounts for a step that took `time`. `saved`: by drafts, negative if they lost; `plain`: time
+  // of the step without them. A loss is limited, because a delay of the whole machine is not
+  // caused by drafts alone.
+  void record_step(double time, double plain, double saved) {
+    const double limit = kMaxSteps * plain;
+    left_ = std::min(left_ + kShare * time + std::max(saved, -limit), limit);
   }
 
  private:
   static constexpr double kShare = 0.02;  // of all time; the promise is 0.03
-  static constexpr double kMostSteps = 2.0;
+  static constexpr double kMaxSteps = 2.0;
 
   double left_;
 };

@@ -1,57 +1,60 @@
-// How a plan becomes the flat arrays of batch.hpp.
-
 #include "scheduled_batch.hpp"
 
 #include <algorithm>
 
-#include "scheduler.hpp"
-
 namespace s1 {
 
-void Scheduler::write_row(ScheduledBatch& batch, const Row& row) const {
+void ScheduledBatch::write(const StepPlan& plan, int32_t block_size) {
+  num_tokens = num_rows = num_samples = num_banned = 0;
+  max_seqlen_q = 0;
+  table_rows.resize(static_cast<size_t>(max_rows));
+  cu_seqlens_q[0] = 0;
+  for (const PlannedRow& row : plan.rows) write_row(row, block_size);
+}
+
+void ScheduledBatch::write_row(const PlannedRow& row, int32_t block_size) {
   const Sequence& sequence = *row.sequence;
-  const int32_t block_size = config_.block_size;
-  const int32_t num_tokens = row.num_scheduled + row.num_drafted;
-  for (int32_t i = 0; i < num_tokens; ++i) {
+  const int32_t row_tokens = row.num_tokens();
+  for (int32_t i = 0; i < row_tokens; ++i) {
     const int32_t position = sequence.num_computed + i;
     const auto block =
         static_cast<int64_t>(sequence.blocks[static_cast<size_t>(position / block_size)]);
-    const int32_t token = batch.num_tokens + i;
-    batch.input_ids[token] = i < row.num_scheduled ? sequence.tokens[static_cast<size_t>(position)]
-                                                   : guess(row, i - row.num_scheduled).token;
-    batch.positions[token] = position;
-    batch.slot_mapping[token] = block * block_size + position % block_size;
+    const int32_t token = num_tokens + i;
+    input_ids[token] = i < row.num_scheduled
+                           ? sequence.tokens[static_cast<size_t>(position)]
+                           : row.draft[static_cast<size_t>(i - row.num_scheduled)].token;
+    positions[token] = position;
+    slot_mapping[token] = block * block_size + position % block_size;
   }
-  batch.num_tokens += num_tokens;
-  batch.max_seqlen_q = std::max(batch.max_seqlen_q, num_tokens);
-  batch.context_lens[batch.num_rows] = sequence.num_computed + num_tokens;
-  write_table(batch, batch.num_rows, sequence);
-  batch.cu_seqlens_q[++batch.num_rows] = batch.num_tokens;
-  write_samples(batch, row);
+  num_tokens += row_tokens;
+  max_seqlen_q = std::max(max_seqlen_q, row_tokens);
+  context_lens[num_rows] = sequence.num_computed + row_tokens;
+  write_block_table(num_rows, sequence);
+  cu_seqlens_q[++num_rows] = num_tokens;
+  write_samples(row);
 }
 
-void Scheduler::write_table(ScheduledBatch& batch, int32_t index, const Sequence& sequence) const {
-  ScheduledBatch::TableRow& row = batch.table_rows[static_cast<size_t>(index)];
-  if (row.admission != sequence.admission) row = {sequence.admission, 0};
-  const auto num_blocks = static_cast<int32_t>(sequence.blocks.size());
-  int32_t* entries = batch.block_table + static_cast<int64_t>(index) * batch.max_blocks;
-  std::copy(sequence.blocks.begin() + row.num_blocks, sequence.blocks.end(),
-            entries + row.num_blocks);
-  row.num_blocks = num_blocks;
+void ScheduledBatch::write_block_table(int32_t row, const Sequence& sequence) {
+  TableRow& written = table_rows[static_cast<size_t>(row)];
+  if (written.admission != sequence.admission) written = {sequence.admission, 0};
+  int32_t* entries = block_table + static_cast<int64_t>(row) * max_blocks;
+  std::copy(sequence.blocks.begin() + written.num_blocks, sequence.blocks.end(),
+            entries + written.num_blocks);
+  written.num_blocks = static_cast<int32_t>(sequence.blocks.size());
 }
 
-// What follows a drafted token is sampled as if it had been appended.
-void Scheduler::write_samples(ScheduledBatch& batch, const Row& row) const {
+// The token after a draft token is sampled as if the draft token had been appended.
+void ScheduledBatch::write_samples(const PlannedRow& row) {
   const Sequence& sequence = *row.sequence;
   BudgetState state = sequence.thinking;
-  for (int32_t i = 0; i < row.samples; ++i) {
-    const int32_t sample = batch.num_samples++;
+  for (int32_t i = 0; i < row.num_samples; ++i) {
+    const int32_t sample = num_samples++;
     const bool banned = bans_triggers(sequence.budget, state);
-    batch.sample_tokens[sample] = batch.num_tokens - row.samples + i;
-    batch.sample_req_indices[sample] = sequence.req_index;
-    batch.sample_positions[sample] = sequence.num_tokens() + i;
-    batch.sample_banned[sample] = banned;
-    batch.num_banned += banned;
+    sample_tokens[sample] = num_tokens - row.num_samples + i;
+    sample_req_indices[sample] = sequence.req_index;
+    sample_positions[sample] = sequence.num_tokens() + i;
+    sample_banned[sample] = banned;
+    num_banned += banned;
     state.banned = false;
     ++state.thinking_tokens;
   }

@@ -1,12 +1,14 @@
-// What one step computes, as flat arrays in buffers that the caller owns and reuses.
+// One step as flat arrays, in buffers that the caller owns and reuses.
 //
-// Rows are sequences, each with one or more pending tokens; rows that sample come with one entry of
-// the sample arrays. Tensors over these buffers are made once, so a step allocates nothing.
+// A row is a sequence with one or more pending tokens; a row that samples has one entry of the
+// sample arrays per sample. Tensors over these buffers are created once, so a step allocates
+// nothing. Knows the layout, not why a row was planned.
 
 #pragma once
 
 #include <vector>
 
+#include "step_plan.hpp"
 #include "types.hpp"
 
 namespace s1 {
@@ -18,20 +20,20 @@ struct ScheduledBatch {
     int32_t num_blocks = 0;
   };
 
-  // Capacities; T tokens, B rows, M blocks of the longest sequence, S samples.
+  // Capacities: T tokens, B rows, M blocks of the longest sequence, S samples.
   int32_t max_tokens = 0;   // T
   int32_t max_rows = 0;     // B
   int32_t max_blocks = 0;   // M
-  int32_t max_samples = 0;  // S, at least B; more where sequences sample several tokens
+  int32_t max_samples = 0;  // S, at least B; more if sequences sample several tokens
 
   int32_t* input_ids = nullptr;           // [T]
   int32_t* positions = nullptr;           // [T] position of the token in its sequence
   int64_t* slot_mapping = nullptr;        // [T] block * block_size + offset
   int32_t* cu_seqlens_q = nullptr;        // [B + 1] first token of each row
   int32_t* context_lens = nullptr;        // [B] tokens in the cache after the step
-  int32_t* block_table = nullptr;         // [B, M] entries beyond the context are left as they were
+  int32_t* block_table = nullptr;         // [B, M] entries beyond the context keep old values
   int32_t* sample_tokens = nullptr;       // [S] index into T of the token whose logits are sampled
-  int32_t* sample_req_indices = nullptr;  // [S] req_index of the sequence
+  int32_t* sample_req_indices = nullptr;  // [S] row of the persistent batch
   int64_t* sample_positions = nullptr;    // [S] position in its sequence of the token to sample
   uint8_t* sample_banned = nullptr;       // [S] 1: thinking triggers must not be sampled
 
@@ -41,6 +43,16 @@ struct ScheduledBatch {
   int32_t num_banned = 0;
   int32_t max_seqlen_q = 0;
   std::vector<TableRow> table_rows;
+
+  // Overwrites the batch with the rows of `plan`, in their order.
+  void write(const StepPlan& plan, int32_t block_size);
+
+  // Appends the blocks that the sequence gained since this row of block_table was written.
+  void write_block_table(int32_t row, const Sequence& sequence);
+
+ private:
+  void write_row(const PlannedRow& row, int32_t block_size);
+  void write_samples(const PlannedRow& row);
 };
 
 }  // namespace s1

@@ -6,10 +6,10 @@
 //            0                            num_computed  num_tokens
 //
 // There is no prefill or decode state: one pending token is a decode, more are an extend.
+// Knows its own tokens and budget only: scheduling, blocks and branches are decided elsewhere.
 
 #pragma once
 
-#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -20,34 +20,34 @@
 
 namespace s1 {
 
-// Tokens with which admission reckons for the answer of a sequence that thinks.
-constexpr int32_t kUsualAnswer = 1024;
+// Tokens that admission expects as the answer of a sequence that thinks.
+constexpr int32_t kTypicalAnswerTokens = 1024;
 
-// A smaller maximum, at which a child of the sequence is forced to answer while it thinks on.
+// A smaller maximum, at which a branch of the sequence answers while the sequence thinks on.
 struct Checkpoint {
   int32_t max_thinking = 0;
-  SeqId id = 0;  // of the child
+  SeqId id = 0;  // of the branch
 };
 
-// When drafts may be made for a sequence: never where what is sampled depends on the tokens before
-// it by more than the model.
+// When tokens may be drafted for a sequence. Drafts are forbidden where sampling depends on earlier
+// tokens in other ways than through the model (penalties, grammars).
 enum class Drafting : uint8_t { kNever, kThinking, kAlways };
 
-// What a caller hands in. Copied into the sequence.
+// What a caller passes to Scheduler::add(). Copied into the sequence.
 struct SequenceSpec {
   SeqId id = 0;
   std::vector<TokenId> prompt;
   int32_t max_len = 0;               // prompt and output together
   int32_t priority = 0;              // lower runs first
-  int64_t order = 0;                 // lower runs first among those of one priority
+  int64_t order = 0;                 // lower runs first within a priority
   std::vector<TokenId> stop_tokens;  // end the answer when sampled
   bool stream_output = false;        // report every step with new tokens, not only the end
   Salt salt{};
   BudgetParams budget;
   int32_t thinking_tokens = -1;         // already in the prompt; -1: the sequence does not think
-  int32_t max_thinking = 0;             // effective maximum, those in the prompt included
+  int32_t max_thinking = 0;             // effective maximum, tokens in the prompt included
   std::vector<Checkpoint> checkpoints;  // ascending, all below max_thinking
-  int32_t loop_repeats = 0;  // thinking ends when a phrase stands so often in a row; 0: never
+  int32_t loop_repeats = 0;  // thinking ends when a phrase repeats so often in a row; 0: never
   Drafting drafting = Drafting::kAlways;
 };
 
@@ -55,7 +55,7 @@ struct Sequence {
   SeqId id = 0;
   int32_t priority = 0;
   int64_t order = 0;
-  int64_t arrival = 0;          // counts add(), breaks ties of order; a child has its parent's
+  int64_t arrival = 0;  // counts add() calls, breaks ties of order; a branch has its parent's
   std::vector<TokenId> tokens;  // prompt, then generated
   std::vector<uint8_t> marks;   // Mark of each generated token
   std::vector<TokenId> stop_tokens;
@@ -63,12 +63,13 @@ struct Sequence {
   int32_t prompt_len = 0;
   int32_t max_len = 0;
   int32_t num_computed = 0;         // tokens whose K and V are in the cache
-  int32_t num_registered = 0;       // leading blocks that stand in the prefix cache
-  uint64_t chain = 0;               // content id of the last registered block, 0 at the root
+  int32_t num_hashed_blocks = 0;    // leading blocks that are in the prefix cache
+  uint64_t parent_hash = 0;         // block_hash of the last of these, 0 if there is none
   int32_t num_cached = -1;          // prompt tokens found in the cache at first admission
-  uint64_t admission = 0;           // new each time it gets blocks, so (admission, i) names one
-  int32_t req_index = kNoReqIndex;  // index of its sampling state while it runs
-  int32_t num_taken = 0;            // generated tokens already handed to the caller
+  uint64_t admission = 0;           // new at each admission, so (admission, i) identifies a block
+  int32_t req_index = kNoReqIndex;  // row of the persistent batch while it runs
+  int32_t num_collected = 0;        // generated tokens that the caller has collected
+  int32_t num_forced = 0;           // forced tokens appended to this sequence itself
   FinishReason finish_reason = FinishReason::kNone;
   bool running = false;
   bool stream_output = false;
@@ -79,31 +80,35 @@ struct Sequence {
   int32_t loop_repeats = 0;
   std::unique_ptr<LoopDetector> loop;  // if loop_repeats > 0
   Drafting drafting = Drafting::kAlways;
-  std::unique_ptr<Drafter> drafter;  // from its first draft on
+  std::unique_ptr<Drafter> drafter;  // created for its first draft
+
+  Sequence() = default;
+  // Copies the spec; nothing is appended yet. Throws std::invalid_argument if a sequence that
+  // thinks has no format.
+  explicit Sequence(const SequenceSpec& spec);
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_pending() const { return num_tokens() - num_computed; }
   int32_t num_generated() const { return num_tokens() - prompt_len; }
-  // Tokens that it may still add: as many as its budget leaves to think, and an answer.
-  int32_t growth() const {
-    const int32_t room = max_len - num_tokens();
-    if (thinking.phase != Phase::kThinking) return room;
-    const int32_t left = thinking.max_thinking - thinking.thinking_tokens;
-    return std::min(room, std::max(left, 0) + kUsualAnswer);
-  }
   bool finished() const { return finish_reason != FinishReason::kNone; }
 
-  // Runs before `other`?
-  bool precedes(const Sequence& other) const {
-    if (priority != other.priority) return priority < other.priority;
-    if (order != other.order) return order < other.order;
-    return arrival != other.arrival ? arrival < other.arrival : id < other.id;
-  }
+  // Tokens that it is expected to add at most: its remaining thinking budget and a typical answer.
+  int32_t expected_growth() const;
+
+  // True if it is scheduled before `other`.
+  bool precedes(const Sequence& other) const;
+
+  // True if sampling `token` ends the sequence, or ends its thinking.
+  bool is_end(TokenId token) const;
 
   void append(TokenId token, uint8_t mark) {
     tokens.push_back(token);
     marks.push_back(mark);
   }
+
+  // Appends the tokens of one budget transition; `region` marks the sampled one. A loop in the
+  // thinking lowers its maximum, though not below the minimum.
+  void append(TokenId sampled, uint8_t region, const Appended& appended);
 };
 
 }  // namespace s1

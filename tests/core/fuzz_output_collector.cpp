@@ -50,7 +50,7 @@ void damage(std::string records, std::mt19937_64& random) {
     add(collector, records);
   } catch (const std::invalid_argument&) {
   }
-  for (int64_t request = 0; request < 4; ++request) collector.take(request);
+  for (int64_t request = 0; request < 4; ++request) collector.collect(request);
 }
 
 }  // namespace
@@ -78,13 +78,13 @@ void fuzz_output_collector(uint64_t seed) {
     }
     add(collector, records);
     damage(records, random);
-    if (random() % 2 == 0) read(collector.take(static_cast<int64_t>(random() % 4)), taken);
+    if (random() % 2 == 0) read(collector.collect(static_cast<int64_t>(random() % 4)), taken);
   }
   std::string rest;
   for (Sequence& sequence : sequences) s1::append_output(sequence, 0, rest);
   add(collector, rest);
-  for (int64_t request = 0; request < 4; ++request) read(collector.take(request), taken);
+  for (int64_t request = 0; request < 4; ++request) read(collector.collect(request), taken);
   for (const Sequence& sequence : sequences) {
-    s1::check(taken[sequence.id] == bytes_of(sequence), "the inbox lost tokens");
+    s1::check_invariant(taken[sequence.id] == bytes_of(sequence), "the collector lost tokens");
   }
 }

@@ -92,7 +92,7 @@ class Fuzz {
         adopt(scheduler, live);
       }
       scheduler.check_integrity();
-      for (const auto& [done, req_index] : scheduler.outputs()) {
+      for (const auto& [done, req_index] : scheduler.events().outputs) {
         if (live.contains(done) && scheduler.get(done).finished()) {
           scheduler.remove(done);
           live.erase(done);
@@ -100,7 +100,7 @@ class Fuzz {
       }
     }
     const s1::SchedulerStats stats = scheduler.stats();
-    s1::check(stats.num_free_blocks == config_.num_blocks, "block lost");
+    s1::check_invariant(stats.num_free_blocks == config_.num_blocks, "block lost");
     accepted_ += stats.num_accepted_tokens;
     return stats.num_preemptions;
   }
@@ -111,8 +111,8 @@ class Fuzz {
   }
 
   void adopt(const Scheduler& scheduler, std::set<s1::SeqId>& live) {
-    for (const auto& [child, parent] : scheduler.forked()) live.insert(child);
-    forks_ += static_cast<int64_t>(scheduler.forked().size());
+    for (const auto& [child, parent] : scheduler.events().forked) live.insert(child);
+    forks_ += static_cast<int64_t>(scheduler.events().forked.size());
   }
 
   std::vector<TokenId> phrase(int32_t length) {
@@ -184,9 +184,9 @@ int main() {
     accepted += fuzz.accepted();
     fuzz_output_collector(seed);
   }
-  s1::check(preemptions > 0, "the fuzz never preempted");
-  s1::check(forks > 0, "the fuzz never forked");
-  s1::check(accepted > 0, "no draft of the fuzz was accepted");
+  s1::check_invariant(preemptions > 0, "the fuzz never preempted");
+  s1::check_invariant(forks > 0, "the fuzz never forked");
+  s1::check_invariant(accepted > 0, "no draft of the fuzz was accepted");
   std::printf("300 scenarios, %lld preemptions, %lld forks, %lld drafted tokens accepted\n",
               static_cast<long long>(preemptions), static_cast<long long>(forks),
               static_cast<long long>(accepted));

@@ -43,7 +43,7 @@ def test_a_step_with_drafts_is_worth_more_than_one_without(
     for time in [*took, points[rows - 1][1]]:
         mock.step(lambda ids: [9])
         mock.scheduler.record_step_time(time)
-        cost.learn(rows=rows, tokens=rows, drafted=0, time=time)
+        cost.record(rows=rows, tokens=rows, drafted=0, time=time)
     assert not mock.scheduler.has_unfinished()
 
     for i, prompt in enumerate(prompts):
@@ -61,7 +61,7 @@ def test_a_step_with_drafts_is_worth_more_than_one_without(
 
     def rate(count: int, surest: float = 1.0) -> float:
         gained = sum(min(chance, surest) for chance in likeliest[:count])
-        return (rows + gained) / cost.of(rows=rows, tokens=base + count, drafted=count)
+        return (rows + gained) / cost.estimate(rows=rows, tokens=base + count, drafted=count)
 
     event(f"drafted: {drafted > 0}")
     least = MARGIN * rate(0)
@@ -85,35 +85,35 @@ def test_costs_follow_what_steps_take(
     points = [(n, float(n)) for n in (1, 2, 12)]
     cost = _core.StepCost(points, max_tokens=12)
     for rows, drafted, share in seen:
-        told = cost.of(rows=rows, tokens=rows + drafted, drafted=drafted)
-        cost.learn(rows=rows, tokens=rows + drafted, drafted=drafted, time=told * share)
-    other = cost.of(rows=8, tokens=8, drafted=0)
+        told = cost.estimate(rows=rows, tokens=rows + drafted, drafted=drafted)
+        cost.record(rows=rows, tokens=rows + drafted, drafted=drafted, time=told * share)
+    other = cost.estimate(rows=8, tokens=8, drafted=0)
     for _ in range(600):
-        cost.learn(rows=4, tokens=4, drafted=0, time=4 + over)
-        cost.learn(rows=4, tokens=6, drafted=2, time=6 + over + drafting)
-    assert cost.of(rows=5, tokens=5, drafted=0) == pytest.approx(
+        cost.record(rows=4, tokens=4, drafted=0, time=4 + over)
+        cost.record(rows=4, tokens=6, drafted=2, time=6 + over + drafting)
+    assert cost.estimate(rows=5, tokens=5, drafted=0) == pytest.approx(
         5 + over, abs=0.02 * (5 + drafting)
     )
-    told = cost.of(rows=4, tokens=6, drafted=2)
+    told = cost.estimate(rows=4, tokens=6, drafted=2)
     assert told == pytest.approx(6 + over + drafting, abs=0.03 * (6 + drafting))
-    assert cost.of(rows=8, tokens=8, drafted=0) == other == 8
+    assert cost.estimate(rows=8, tokens=8, drafted=0) == other == 8
 
 
 def test_what_did_not_pay_is_tried_again() -> None:
     cost = _core.StepCost([(1, 1.0), (2, 1.1)], max_tokens=4)
     for _ in range(200):
-        cost.learn(rows=1, tokens=2, drafted=1, time=9.0)
-    assert cost.of(rows=1, tokens=2, drafted=1) > 5
+        cost.record(rows=1, tokens=2, drafted=1, time=9.0)
+    assert cost.estimate(rows=1, tokens=2, drafted=1) > 5
     for _ in range(14_000):
-        cost.learn(rows=1, tokens=1, drafted=0, time=1.0)
-    assert cost.of(rows=1, tokens=2, drafted=1) == pytest.approx(1.1, rel=0.01)
+        cost.record(rows=1, tokens=1, drafted=0, time=1.0)
+    assert cost.estimate(rows=1, tokens=2, drafted=1) == pytest.approx(1.1, rel=0.01)
 
 
 def test_a_hopeless_guess_is_tried_again_by_the_next_sequence() -> None:
     record, tokens = _core.AcceptanceStats(), np.array([5, 6, 7, 8, 5, 6], np.int32)
     ((_, level, before),) = _core.Drafter(record).propose(tokens, limit=1)
     for _ in range(900):
-        record.record(level, right=False)
+        record.record(level, accepted=False)
     ((_, _, after),) = _core.Drafter(record.as_prior()).propose(
         tokens, limit=1, min_probability=0.05
     )

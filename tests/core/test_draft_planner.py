@@ -173,7 +173,7 @@ def guesses(tokens: list[int], limit: int) -> list[int]:
             match += 1
         if match >= _core.Drafter.MIN_MATCH:
             found.append((match, end))
-    found = found[: _core.Drafter.MAX_PLACES]
+    found = found[: _core.Drafter.MAX_OCCURRENCES]
     places = [end for match, end in found if match == max(found)[0]]
     drafted: list[int] = []
     while places and len(drafted) < limit:
