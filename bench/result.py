@@ -4,10 +4,11 @@ it."""
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from s1engine.machine import cpu_name, source_commit
 
 PROGRAM = "s1engine"
 
@@ -25,32 +26,12 @@ def where(program: str = PROGRAM) -> dict[str, Any]:
 
     return {
         "command": " ".join([program, *sys.argv[1:]]),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "s1engine": __version__,
-        "commit": _commit(),
+        "commit": source_commit(),
     }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _commit() -> str | None:
-    """Short hash of the checkout that holds this file, marked if dirty; None without git or
-    outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-    except OSError:  # git is not installed
-        return None
-    return done.stdout.strip() or None

@@ -1,7 +1,7 @@
-"""Inference for language models that think, with budget forcing inside the engine.
+"""Inference engine for reasoning models, with budget forcing inside the scheduler.
 
-The names below are the public API. They load on first use: importing s1engine costs nothing and
-does not import torch.
+The names below are the public API. They load on first use: ``import s1engine`` is cheap and does
+not import torch.
 """
 
 from importlib import import_module

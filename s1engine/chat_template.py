@@ -1,8 +1,8 @@
-"""Chats to prompt text: what a message may hold, and a model's Jinja template in a sandbox.
+"""From a chat to prompt text: validation of messages, and the model's Jinja template in a sandbox.
 
-Messages come from requests and are checked field by field. Templates come from the model directory
-or from whoever starts the engine: they run in Jinja's immutable sandbox, over plain data, and their
-output is bounded. Knows no token ids.
+Messages come from requests and are validated field by field. Templates come from the model
+directory or from a flag; they run in Jinja's immutable sandbox, over plain data, with bounded
+output. Knows no token ids.
 """
 
 import json
@@ -32,9 +32,9 @@ Message = dict[str, Any]
 
 
 def check_messages(messages: object) -> list[Message]:
-    """Messages as templates expect them: content is one string, a developer is a system, thinking
-    stands in ``reasoning_content``, arguments of calls are objects. Raises RequestError naming the
-    field at fault."""
+    """Messages as templates expect them: content is one string, role ``developer`` becomes
+    ``system``, thinking is in ``reasoning_content``, arguments of calls are objects. Raises
+    RequestError naming the field."""
     if not isinstance(messages, list) or not 0 < len(messages) <= MAX_MESSAGES:
         raise RequestError(f"messages must be a list of 1 to {MAX_MESSAGES}", param="messages")
     return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
@@ -105,7 +105,7 @@ def _tool_call(call: object, where: str) -> Message:
 
 
 def _arguments(arguments: object, where: str) -> dict[str, Any]:
-    """An object, or its JSON text, as OpenAI has it."""
+    """Arguments of a call: an object, or its JSON text as in OpenAI's API."""
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -129,7 +129,7 @@ class ChatTemplate:
 
     Args:
         source: Jinja text.
-        special_tokens: names that the template may use, such as ``bos_token``.
+        special_tokens: variables of the template, such as ``bos_token``.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -137,7 +137,7 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source, globals=dict(special_tokens))
             self.knows_tools: bool = "tools" in find_undeclared_variables(environment.parse(source))
-            """Does it show a model which tools there are?"""
+            """True if the template uses the variable ``tools``."""
         except TemplateError as error:
             raise RequestError(f"chat_template: {error}", param="chat_template") from error
 
@@ -145,7 +145,7 @@ class ChatTemplate:
         self, messages: object, options: Mapping[str, Any], tools: Sequence[Message] = ()
     ) -> str:
         """The chat up to the header of the assistant's next turn. Raises RequestError naming
-        ``messages``, ``tools`` or ``chat_template``, whichever is at fault."""
+        ``messages``, ``tools`` or ``chat_template``."""
         checked = check_messages(messages)
         if not self.knows_tools:
             _refuse_tools(checked, tools)
@@ -166,13 +166,13 @@ class ChatTemplate:
                 pieces.append(piece)
         except _RefusedError as error:
             raise RequestError(f"the chat template refuses: {error}", param="messages") from error
-        except Exception as error:  # a template can fail in any way that an expression can
+        except Exception as error:  # an expression in a template can raise anything
             raise RequestError(f"chat_template fails: {error}", param="chat_template") from error
         return "".join(pieces)
 
 
 def _refuse_tools(messages: Sequence[Message], tools: Sequence[Message]) -> None:
-    """For a template that would leave them out without a word."""
+    """Rejects tools that a template without ``tools`` would silently ignore."""
     if tools:
         raise RequestError("this model's chat template does not know tools", param="tools")
     for message in messages:
@@ -185,7 +185,7 @@ class _RefusedError(TemplateError):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Refuses besides what Jinja refuses: repeating a sequence beyond the bound of the output."""
+    """Jinja's sandbox that also rejects a sequence repeated beyond the bound of the output."""
 
     intercepted_binops = frozenset({"*"})
 
@@ -198,7 +198,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _GenerationTag(Extension):
-    """Lets ``{% generation %}``, which marks the assistant's part for trainers, render as is."""
+    """Ignores ``{% generation %}``, which marks the assistant's part for trainers."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's declaration)
 
@@ -208,7 +208,7 @@ class _GenerationTag(Extension):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What templates of the hub expect: their block trimming, names and JSON."""
+    """An environment with the block trimming, names and JSON that templates of the hub expect."""
     environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
@@ -238,5 +238,5 @@ def _dict(*args: Any, **values: Any) -> dict[Any, Any]:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **how: Any) -> str:
-    """Plain JSON; Jinja's own filter escapes for HTML."""
+    """Plain JSON; Jinja's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **how)

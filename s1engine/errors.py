@@ -1,15 +1,14 @@
-"""The errors a user can cause, each naming the field at fault.
+"""The exceptions that cross layers: user errors, each naming its field, and engine failures.
 
-Owns the one exception type that crosses every layer. HTTP status codes and exit statuses are
-decided at the edges (server, cli), not here.
+Server and command line choose the HTTP status and the exit status, not this file.
 """
 
 
 class RequestError(ValueError):
-    """A request or an option that cannot be honoured.
+    """A request or an option that is wrong.
 
     Attributes:
-        param: name of the offending field, as the user spelled it; None if no single field is.
+        param: name of the wrong field, as the user spelled it; None if no single field is wrong.
         code: short machine-readable reason, for example ``context_length_exceeded``.
     """
 
@@ -24,8 +23,8 @@ class ModelError(ValueError):
 
 
 class EngineDeadError(RuntimeError):
-    """The engine's step failed, so no further request can be served by this engine."""
+    """A step of the engine failed, so this engine can serve no further request."""
 
 
 class RequestFailedError(RuntimeError):
-    """The engine could not go on with this one request; no other is concerned."""
+    """The engine failed with this one request; other requests are not affected."""

@@ -1,7 +1,7 @@
-"""Command-line flags made of a dataclass: one flag a field, named and explained as the field is.
+"""Command-line flags from a dataclass: one flag per field, with the field's name and docstring.
 
-Knows no field by name. Only flags that were given reach the namespace, so the defaults stand in the
-dataclass alone, and its own checks find what is wrong with a value.
+Knows no field by name. The namespace holds only flags that are on the command line, so only the
+dataclass defines defaults and checks values.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 def add_flags(parser: argparse._ActionsContainer, cls: type, skip: tuple[str, ...] = ()) -> None:
-    """A flag for each field of dataclass ``cls`` (int, float, str, bool, or one of them or None);
-    a bool gets ``--name`` and ``--no-name``."""
+    """Adds a flag for each field of dataclass ``cls``, whose types are int, float, str or bool, or
+    one of them or None. A bool gets ``--name`` and ``--no-name``."""
     docs = field_docs(cls)
     hints = get_type_hints(cls)
     for field in fields(cls):
@@ -32,12 +32,12 @@ def add_flags(parser: argparse._ActionsContainer, cls: type, skip: tuple[str, ..
 
 
 def given_values(args: argparse.Namespace, cls: type) -> dict[str, Any]:
-    """The fields of ``cls`` that stand on the command line."""
+    """The fields of ``cls`` that are on the command line."""
     return {f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)}
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """The strings below the fields of a class, by field, on one line each."""
+    """The docstrings below the fields of a class, by field, each on one line."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(body, ast.ClassDef)
     docs = {}
@@ -54,7 +54,7 @@ def _help(doc: str, default: object) -> str:
 
 
 def _plain_type(hint: Any) -> type:
-    """The type that a value on the command line has: ``int`` of ``int | None``."""
+    """The type of a value on the command line: ``int`` for ``int | None``."""
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = [arg for arg in get_args(hint) if arg is not type(None)]
     assert hint in (int, float, str, bool), hint

@@ -1,7 +1,6 @@
-"""What a request produces: streamed chunks, and the finished whole.
+"""The output of a request: streamed chunks, and the finished whole.
 
-Plain data without behaviour beyond ``to_json``. Knows nothing of HTTP; the server shapes these into
-its own schemas.
+Plain data with ``to_json``. Knows nothing of HTTP: the server formats it into its own schemas.
 """
 
 from dataclasses import dataclass, field
@@ -13,16 +12,16 @@ class ThinkingUsage:
     """How one sample thought."""
 
     tokens: int
-    """Tokens between start and end delimiter, injected wait tokens included."""
+    """Tokens between start and end delimiter, including injected wait tokens."""
     forced_tokens: int
     """All injected tokens: wait texts, forced and natural ends, final texts."""
     waits_used: int
-    """Times that the wait text replaced an end of the model."""
+    """Number of the model's ends that the wait text replaced."""
     end_reason: str | None
-    """natural, budget, deadline, client, overload, loop, converged, length, abort; None while it
-    thinks."""
+    """natural, budget, deadline, client, overload, loop, converged, length, abort; None while the
+    sample thinks."""
     budget: int
-    """The effective maximum, after max_tokens, context and answer reserve were respected."""
+    """The effective maximum, limited by max_tokens, context and answer reserve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class TokenLogprob:
 
     token_id: int
     logprob: float
-    """0 for a forced token: it was certain."""
+    """0 for a forced token, whose probability is 1."""
     top: tuple[tuple[int, float], ...]
     """The k likeliest tokens and their log-probabilities, best first."""
     forced: bool
@@ -51,13 +50,13 @@ class CompletionOutput:
 
     index: int
     text: str
-    """The answer; for a sample that did not think, everything."""
+    """The answer; everything, if the sample did not think."""
     reasoning: str | None
     """The thinking; None if the sample did not think."""
     token_ids: list[int]
-    """Everything generated, forced tokens included."""
+    """All generated tokens, including forced ones."""
     forced: list[int]
-    """0 or 1 beside token_ids: 1 where the token was injected, not sampled."""
+    """0 or 1 per token: 1 if it was injected, not sampled."""
     finish_reason: str
     """stop, length or abort."""
     stop_reason: str | int | None
@@ -86,15 +85,15 @@ class CompletionOutput:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOutput:
-    """The answer at a smaller budget: what a request of its own with that budget would give."""
+    """The answer at a smaller budget, equal to that of a separate request with this budget."""
 
     budget: int
     output: CompletionOutput
     shared: bool = False
-    """The thinking ended before this budget, so this is the sample's own answer."""
+    """True if the thinking ended before this budget: this is then the sample's own answer."""
 
     def to_json(self) -> dict[str, Any]:
-        """The object that stands in ``checkpoints``."""
+        """One object of ``checkpoints``."""
         return {"budget": self.budget, "index": self.output.index, **self.output.to_json()}
 
 
@@ -105,13 +104,13 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
-    """Prompt tokens of the first sample that were found in the prefix cache."""
+    """Prompt tokens of the first sample that the prefix cache held."""
     reasoning_tokens: int
     checkpoint_tokens: int = 0
-    """Tokens of answers at checkpoints, which completion_tokens does not count."""
+    """Tokens of answers at checkpoints; completion_tokens does not include them."""
 
     def to_json(self) -> dict[str, Any]:
-        """OpenAI's usage fields, plus ours."""
+        """OpenAI's usage fields, and ours."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -126,11 +125,11 @@ class Timing:
     """Seconds since the request arrived."""
 
     queue_s: float
-    """Until it was first scheduled."""
+    """Until the request was first scheduled."""
     ttft_s: float
     """Until the first token."""
     total_s: float
-    """Until the last sample was finished."""
+    """Until the last sample finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +138,12 @@ class RequestOutput:
 
     request_id: str
     prompt_token_ids: list[int]
-    """The prompt as computed: chat template applied, thinking opened."""
+    """The prompt as the model computes it: chat template applied, thinking opened."""
     outputs: list[CompletionOutput]
     usage: Usage
     timing: Timing
     checkpoints: list[CheckpointOutput] = field(default_factory=list)
-    """By sample, then by budget; those that a deadline or the client cut off are absent."""
+    """By sample, then by budget; checkpoints that a deadline or the client cut off are missing."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``s1engine generate --json`` prints for this request."""
@@ -163,7 +162,7 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one sample gained in a step; concatenated, chunks equal the finished output."""
+    """New output of one sample; concatenated, the chunks equal the finished output."""
 
     index: int
     text: str = ""

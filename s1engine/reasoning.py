@@ -1,8 +1,8 @@
 """Reasoning formats: how a family of models opens and ends its thinking.
 
-Formats are data. A format is found from the vocabulary, turned into token ids once, and handed to
-the scheduler, which knows nothing of text. Every end trigger must be a single token, because it is
-recognised as it is sampled.
+A format is data. It is detected from the vocabulary, encoded once, and passed to the scheduler,
+which knows nothing of text. Every end trigger is a single token, because it must be recognised when
+it is sampled.
 
     name        opens               the model ends by     natural end            forced end
     s1          <|im_start|>think   <|im_start|>, end     <|im_start|>answer     newline if missing,
@@ -24,12 +24,12 @@ from s1engine.tokenizer import Tokenizer
 class ReasoningFormatSpec:
     name: str
     required: tuple[str, ...]  # tokens that the vocabulary must have
-    open_marker: str  # recognises thinking that is open already
+    open_marker: str  # identifies open thinking in a prompt
     start: str
     triggers: tuple[str, ...]
     end: str
     separator: str  # between a forced end and its final text
-    separator_always: bool  # also where the final text is empty
+    separator_always: bool  # even before an empty final text
     final_text: str
     newline_always: bool
 
@@ -70,20 +70,20 @@ class ReasoningFormat:
     start: tuple[int, ...]
     """Appended to a prompt to open the thinking."""
     open_marker: tuple[int, ...]
-    """Beginning of ``start`` by which open thinking is recognised."""
+    """Prefix of ``start`` that identifies open thinking."""
     triggers: tuple[int, ...]
-    """Ids with which the model ends its thinking."""
+    """Ids by which the model ends its thinking."""
     natural_end: tuple[int, ...]
-    """Takes the place of a trigger."""
+    """Replaces a trigger."""
     newline: tuple[int, ...]
     """Precedes a forced end."""
     newline_always: bool
-    """If false, only where the thinking does not end in a newline."""
+    """False: only if the thinking does not end in a newline."""
     _encode: Callable[[str], list[int]]
     _spec: ReasoningFormatSpec
 
     def forced_end(self, final_text: str | None = None) -> tuple[int, ...]:
-        """Delimiter and final text (None: the format's own), tokenised as one string, without the
+        """Delimiter and final text (None: the format's own), encoded as one string, without the
         newline before them."""
         spec = self._spec
         final = spec.final_text if final_text is None else final_text
@@ -94,12 +94,12 @@ class ReasoningFormat:
 def detect_format(
     tokenizer: Tokenizer, eos_token_ids: Sequence[int], requested: str = "auto"
 ) -> ReasoningFormat | None:
-    """The format named ``requested``; for ``auto`` the first whose tokens the vocabulary has, None
-    if there is none; None for ``none``.
+    """The format named ``requested``. ``auto``: the first format whose tokens the vocabulary has,
+    else None. ``none``: None.
 
-    s1's delimiters are those of ChatML, so ``auto`` takes every ChatML model for one of s1's kind;
-    ``none`` is for those that are not. Raises RequestError if the named format's tokens are
-    missing.
+    s1's delimiters are those of ChatML, so ``auto`` detects every ChatML model as s1; ``none``
+    switches this off for models that do not think. Raises RequestError if the named format's tokens
+    are missing.
     """
     if requested == "none":
         return None
@@ -136,9 +136,9 @@ def _encode_spec(
 
 
 def find_open_thinking(prompt: Sequence[int], reasoning: ReasoningFormat) -> int | None:
-    """Index of the first thinking token if the prompt's last thinking is still open, else None.
+    """Index of the first thinking token if the prompt's last thinking is open, else None.
 
-    Looks back to the last marker or trigger, which in a chat is near.
+    Searches backwards for the last marker or trigger, which in a chat is near the end.
     """
     marker, start = reasoning.open_marker, reasoning.start
     markers = {marker[0], *reasoning.triggers}

@@ -1,7 +1,7 @@
-"""What a request asks for: how to sample, and how long to think.
+"""The parameters of a request: how to sample, and how long to think.
 
-Owns the user-facing dataclasses and their bounds. Knows no tokenizer and no model: texts become
-token ids, and budgets become effective budgets, when the engine compiles the request.
+Owns the user-facing dataclasses and their bounds. Knows no tokenizer and no model: RequestCompiler
+turns texts into token ids and budgets into effective budgets.
 """
 
 from dataclasses import dataclass, field
@@ -23,36 +23,36 @@ MAX_TOKENS = 2**24
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThinkingBudget:
-    """How long to think. Field names in parentheses are the flat ones of the HTTP API.
+    """How long to think. Names in parentheses are the flat field names of the HTTP API.
 
     A *thinking token* lies between the start and the end delimiter; injected wait tokens count.
     """
 
     max_tokens: int | None = None
-    """(thinking_token_budget) Never think longer than this; 0 answers at once. None: as long as
-    max_tokens and the context allow while the answer reserve stays free."""
+    """(thinking_token_budget) Maximum; 0 answers at once. None: as many as max_tokens and the
+    context allow, without the answer reserve."""
     min_tokens: int = 0
-    """(min_thinking_tokens) An end that the model writes earlier is replaced by ``wait_text``."""
+    """(min_thinking_tokens) ``wait_text`` replaces an end that the model writes earlier."""
     num_waits: int = 0
-    """(num_waits) How many of the model's own ends are replaced by ``wait_text``."""
+    """(num_waits) Number of the model's own ends that ``wait_text`` replaces."""
     wait_text: str = "Wait"
-    """(wait_text) Appended where the model tried to end. Empty: the end is only suppressed."""
+    """(wait_text) Replaces an end. Empty: the end is only suppressed."""
     final_text: str | None = None
     """(final_text) Opens the answer after a forced end. None: the format's own, for s1
     ``Final Answer:``."""
     answer_reserve: int | None = None
-    """(answer_reserve) Tokens of max_tokens kept for the answer. None: 100, or a quarter of
+    """(answer_reserve) Tokens of max_tokens reserved for the answer. None: 100, or a quarter of
     max_tokens if that is less."""
     deadline_ms: int | None = None
     """(thinking_deadline_ms) Wall-clock limit of thinking, counted from arrival."""
     checkpoints: tuple[int, ...] = ()
-    """(thinking_checkpoints) Smaller budgets, ascending. The answer at each is that of a request of
-    its own with this budget, forked off the one trace."""
+    """(thinking_checkpoints) Smaller budgets, ascending. At each, a branch of the trace answers as
+    a separate request with this budget would."""
     early_exit: int | None = None
-    """(thinking_early_exit) Stop thinking once so many checkpoints in a row gave one answer."""
+    """(thinking_early_exit) Stop thinking once this many checkpoints in a row give one answer."""
     loop_repeats: int | None = None
-    """(thinking_loop_repeats) Stop thinking once a phrase of at most 64 tokens stands so often in
-    a row."""
+    """(thinking_loop_repeats) Stop thinking once a phrase of at most 64 tokens repeats this many
+    times in a row."""
 
     def __post_init__(self) -> None:
         _optional_int("thinking_token_budget", self.max_tokens, 0, MAX_TOKENS)
@@ -91,12 +91,12 @@ class ThinkingBudget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """How to sample. Neutral values switch a rule off; greedy is ``temperature=0``."""
+    """How to sample. A neutral value switches a rule off; ``temperature=0`` is greedy."""
 
     n: int = 1
     """Independent samples of the same prompt."""
     max_tokens: int | None = None
-    """Bound on generated tokens, forced ones included. None: what the context leaves."""
+    """Maximum of generated tokens, including forced ones. None: what the context leaves."""
     temperature: float = 1.0
     top_k: int = 0
     """Keep the k likeliest tokens; 0 or -1 keeps all."""
@@ -113,19 +113,19 @@ class SamplingParams:
     logit_bias: dict[int, float] = field(default_factory=dict)
     """Token id to a number in [-100, 100] added to its logit."""
     stop: tuple[str, ...] = ()
-    """Strings that end the answer; not part of the text. They do not apply to thinking."""
+    """Strings that end the answer and are not part of it. They do not apply to thinking."""
     stop_token_ids: tuple[int, ...] = ()
-    """Ids that end the answer besides the model's own end-of-text ids."""
+    """Ids that end the answer, in addition to the model's own end-of-text ids."""
     ignore_eos: bool = False
-    """Answer on to max_tokens past the model's end-of-text ids (for benchmarks)."""
+    """Continue the answer to max_tokens past the model's end-of-text ids (for benchmarks)."""
     seed: int | None = None
-    """Noise is a function of (seed, sample index, position) alone. None: drawn by the engine."""
+    """The noise depends on (seed, sample index, position) alone. None: the engine draws a seed."""
     logprobs: int | None = None
-    """Report the log-probability of each token, and of the k likeliest (0: of none besides)."""
+    """Report the log-probability of each token and of the k likeliest ones (0: no others)."""
     grammar: str | None = None
-    """Grammar (llguidance's) that the answer, not the thinking, keeps to."""
+    """Grammar in llguidance's syntax that the answer must follow; thinking is free."""
     thinking: ThinkingBudget | None = None
-    """None: think as the model does, up to the effective budget."""
+    """None: the model decides, up to the effective budget."""
 
     def __post_init__(self) -> None:
         check_int("n", self.n, 1, MAX_N)

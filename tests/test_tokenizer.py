@@ -87,7 +87,7 @@ def test_qwen_newlines(qwen: Tokenizer) -> None:
     assert set(qwen.encode("\n") + qwen.encode(".\n\n")[-1:]) <= ids
     assert not ids & set(qwen.encode("a b\tc"))
     for token_id in qwen.newline_ids[::50]:
-        assert qwen.ends_with_newline(token_id)
+        assert qwen.decode([token_id]).endswith("\n")
         assert qwen.token_bytes(token_id).endswith(b"\n")
 
 
@@ -219,7 +219,7 @@ def test_the_window_stays_short() -> None:
         return whole(ids)
 
     stream = IncrementalDetokenizer(FALLBACK)
-    stream._stream._decode = decode  # type: ignore[attr-defined]
+    stream._decoder._decode = decode  # type: ignore[attr-defined]
     broken = FALLBACK.encode("🐉")[-2]  # a byte that no character begins with
     invisible = FALLBACK.num_tokens - 1
     for token_id in [broken] * 300 + [invisible] * 300 + FALLBACK.encode("ab" * 200):

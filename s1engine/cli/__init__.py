@@ -1,7 +1,7 @@
-"""The ``s1engine`` command: one module a subcommand, imported when it is asked for.
+"""The ``s1engine`` command: one module per subcommand, imported only when it is used.
 
-Owns exit statuses and how errors look: 0 done, 1 failed, 2 wrong usage; a user's mistake is one
-line on stderr, never a traceback.
+Owns the exit statuses (0 done, 1 failed, 2 wrong usage), the format of errors (a user error is one
+line on stderr, never a traceback) and the configuration of logging.
 """
 
 import argparse
@@ -33,15 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         configure_logging()
         args = _parse(words)
         status: int = args.run(args)
-        sys.stdout.flush()  # a reader that has left shows now, not while Python exits
+        sys.stdout.flush()  # raises here, not at exit, if the reader of a pipe has closed
         return status
     except RequestError as error:
-        return _report(words, error, WRONG_USAGE)
+        return _print_error(words, error, WRONG_USAGE)
     except (ModelError, EngineDeadError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FAILED
-        return _report(words, error, FAILED)
+        return _print_error(words, error, FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -63,7 +63,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _report(words: list[str], error: Exception, status: int) -> int:
+def _print_error(words: list[str], error: Exception, status: int) -> int:
     line = " ".join(str(error).split())
     print(f"s1engine {words[0] if words else ''}: error: {line}", file=sys.stderr)
     return status

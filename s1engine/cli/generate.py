@@ -1,7 +1,7 @@
-"""``s1engine generate``: answers to prompts of the command line or of a file, without a server.
+"""``s1engine generate``: answers prompts from the command line or a file, without a server.
 
 A row of ``--input`` holds ``prompt`` or ``messages`` and any field of the HTTP API; the flags are
-its defaults. One prompt on a terminal is shown as it comes.
+its defaults. A single prompt is streamed to the terminal.
 """
 
 import argparse
@@ -15,24 +15,24 @@ from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given_values
 
-# flag: (type, help); each is a field of the HTTP API by the same name
+# flag: (type, help); each is a field of the HTTP API with the same name
 FIELDS: dict[str, tuple[type, str]] = {
-    "thinking-token-budget": (int, "never think longer than this; 0 answers at once"),
-    "min-thinking-tokens": (int, "an earlier end of the model is replaced by the wait text"),
-    "num-waits": (int, "how many of the model's own ends the wait text replaces"),
-    "wait-text": (str, "what replaces them (default: Wait); empty: only suppress"),
+    "thinking-token-budget": (int, "maximum of thinking tokens; 0 answers at once"),
+    "min-thinking-tokens": (int, "the wait text replaces an earlier end of the model"),
+    "num-waits": (int, "number of the model's own ends that the wait text replaces"),
+    "wait-text": (str, "replaces an end (default: Wait); empty: only suppresses it"),
     "final-text": (str, "opens the answer after a forced end (default: the format's own)"),
-    "answer-reserve": (int, "tokens of --max-tokens kept for the answer"),
+    "answer-reserve": (int, "tokens of --max-tokens reserved for the answer"),
     "thinking-deadline-ms": (int, "wall-clock limit of the thinking"),
-    "thinking-early-exit": (int, "stop once so many checkpoints in a row gave one answer"),
-    "thinking-loop-repeats": (int, "stop once a phrase stands so often in a row"),
-    "max-tokens": (int, "tokens generated at most (default: what the context leaves)"),
+    "thinking-early-exit": (int, "stop once this many checkpoints in a row give one answer"),
+    "thinking-loop-repeats": (int, "stop once a phrase repeats this many times in a row"),
+    "max-tokens": (int, "maximum of generated tokens (default: what the context leaves)"),
     "temperature": (float, "0: greedy (default: the model directory's own)"),
     "top-p": (float, "keep the likeliest tokens up to this probability"),
     "top-k": (int, "keep the k likeliest tokens"),
     "min-p": (float, "drop tokens less likely than this times the likeliest"),
     "n": (int, "samples of each prompt"),
-    "seed": (int, "of the noise of sampling (default: drawn)"),
+    "seed": (int, "of the sampling noise (default: drawn)"),
     "reasoning-effort": (str, "none, minimal, low, medium, high or xhigh"),
 }
 DIM, MARK, PLAIN = "\033[2m", "\033[33m", "\033[0m"
@@ -44,9 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="TEXT", help="a user's message; '-' reads stdin")
     source.add_argument("--messages", type=Path, metavar="FILE", help="a JSON list of messages")
-    source.add_argument("--input", type=Path, metavar="FILE", help="JSON lines, a request each")
+    source.add_argument("--input", type=Path, metavar="FILE", help="JSON lines, one request each")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write JSON lines here")
-    parser.add_argument("--json", action="store_true", help="print a JSON object a request")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per request")
     parser.add_argument("--raw", action="store_true", help="continue prompts without chat template")
     fields = parser.add_argument_group("requests")
     for name, (kind, text) in FIELDS.items():
@@ -72,7 +72,7 @@ def _counts(text: str) -> list[int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answers everything; with ``--json`` or ``--output`` one object a request, in order."""
+    """Answers all prompts; ``--json`` and ``--output`` write one object per request, in order."""
     rows = _rows(args)
 
     from s1engine.cli.request_row import parse_row
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     llm = LLM(progress=True, **options)
     requests = [parse_row(llm, row, where, raw=args.raw) for where, row in rows]
     if args.input is None and not args.json and args.output is None:
-        return _show(llm, *requests[0])
+        return _stream_to_terminal(llm, *requests[0])
     outputs = llm.generate_requests([llm.engine.make_request(p, s, **o) for p, s, o in requests])
     ids = [{"id": row["id"]} if "id" in row else {} for _, row in rows]
     lines = [{**own, **out.to_json()} for own, out in zip(ids, outputs, strict=True)]
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """Where each request stands, and its fields; the flags fill in what a row leaves open."""
+    """The place of each request in its file, and its fields; flags are the defaults."""
     names = [*(name.replace("-", "_") for name in FIELDS), "thinking_checkpoints", "stop"]
     flags = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.input is not None:
@@ -130,8 +130,9 @@ def _write(lines: list[dict[str, Any]], file: TextIO) -> None:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _show(llm: Any, prompt: Any, params: Any, options: dict[str, Any]) -> int:
-    """Prints a request as it comes: on a terminal the thinking dim, otherwise the answer alone."""
+def _stream_to_terminal(llm: Any, prompt: Any, params: Any, options: dict[str, Any]) -> int:
+    """Prints a request while it is generated: thinking dimmed on a terminal, else only the
+    answer."""
     from s1engine.outputs import CheckpointOutput, RequestOutput
 
     colour = sys.stdout.isatty()
@@ -140,7 +141,7 @@ def _show(llm: Any, prompt: Any, params: Any, options: dict[str, Any]) -> int:
     for event in llm.generate_request(request):
         if isinstance(event, RequestOutput):
             print(f"{PLAIN if colour else ''}", flush=True)
-            print(_account(event), file=sys.stderr)
+            print(_summary(event), file=sys.stderr)
         elif isinstance(event, CheckpointOutput):
             text = " ".join(event.output.text.split())
             print(f"at {event.budget} thinking tokens: {text}", file=sys.stderr)
@@ -155,8 +156,8 @@ def _show(llm: Any, prompt: Any, params: Any, options: dict[str, Any]) -> int:
     return 0
 
 
-def _account(output: Any) -> str:
-    """One line on what a request took."""
+def _summary(output: Any) -> str:
+    """One line of token counts and speed."""
     parts = []
     for sample in output.outputs:
         used = sample.thinking

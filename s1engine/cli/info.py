@@ -1,8 +1,9 @@
 """``s1engine info``: what this machine has, and what a model needs of it.
 
-The ceilings are measured in about a second, so they are of this moment and of this process; the
+The ceilings are measured in about a second, so they describe this moment and this process. The
 bound on decoding follows from them: every token of a single sequence reads all weights once.
-``--plan`` looks at other machines instead: GPUs by their data sheets, under a workload.
+``--json`` adds what a bug report needs. ``--plan`` describes other machines instead: GPUs by their
+data sheets, under a workload.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,13 @@ from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given_values
 from s1engine.plan.options import PlanOptions
 
-CACHED_BYTES = 2**28  # smaller weights may stay in a processor's caches: memory is no bound
+CACHED_BYTES = 2**28  # smaller weights may stay in a CPU's caches: memory is no bound
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model and the engine's flags, which decide how much fits."""
     parser.add_argument("model", nargs="?", help="directory or hub id; default: bundled s1-nano")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, all of it")
     parser.add_argument("--no-ceilings", action="store_true", help="measure nothing")
     add_flags(parser.add_argument_group("engine"), EngineConfig, skip=("model",))
     parser.add_argument("--plan", action="store_true", help="for GPUs and a workload; see below")
@@ -37,27 +39,27 @@ def run(args: argparse.Namespace) -> int:
 
     options = {k: v for k, v in given_values(args, EngineConfig).items() if v is not None}
     if args.plan:
-        return plan(args, EngineConfig(**options))
-    if found := given_values(args, PlanOptions):
-        name = next(iter(found))
+        return print_plan(args, EngineConfig(**options))
+    if plan_options := given_values(args, PlanOptions):
+        name = next(iter(plan_options))
         raise RequestError(f"{name} is for a plan; add --plan", param=name)
     config = resolve_config(EngineConfig(**options))
-    facts = {"machine": machine(config)}
+    facts = {"machine": backends(config)}
     if not args.no_ceilings:
-        facts["ceilings"] = ceilings(facts["machine"]["device"])
-    facts["model"] = model(config, facts["machine"]["device"], facts.get("ceilings"))
+        facts["ceilings"] = measure_ceilings(facts["machine"]["device"])
+    facts["model"] = model_needs(config, facts["machine"]["device"], facts.get("ceilings"))
     if args.json:
-        print(json.dumps(facts))
+        print(json.dumps({**facts, **report_facts(config)}, default=str))
         return 0
     for section, entries in facts.items():
         print(section)
         for name, value in entries.items():
-            print(f"  {name.replace('_', ' '):<28}{_shown(value)}")
+            print(f"  {name.replace('_', ' '):<28}{_format(value)}")
     return 0
 
 
-def plan(args: argparse.Namespace, config: EngineConfig) -> int:
-    """Prints what GPUs would make of a workload. The model may be a config.json alone."""
+def print_plan(args: argparse.Namespace, config: EngineConfig) -> int:
+    """Prints the plan of a workload on GPUs. The model may be a config.json alone."""
     from s1engine.models.loader import resolve_model
     from s1engine.models.model_config import ModelConfig
     from s1engine.plan.plan_report import plan_lines, write_plan_page
@@ -65,20 +67,35 @@ def plan(args: argparse.Namespace, config: EngineConfig) -> int:
 
     options = PlanOptions(**given_values(args, PlanOptions))
     path = Path(config.model).expanduser()
-    is_file = path.is_file()
     facts = (
         ModelConfig.from_file(path)
-        if is_file
+        if path.is_file()
         else ModelConfig.from_dir(resolve_model(config.model))
     )
-    made = build_plan(config, facts, options)
+    plan = build_plan(config, facts, options)
     if options.page is not None:
-        write_plan_page(Path(options.page), made, path.name.removesuffix(".json"))
-    print(json.dumps(made) if args.json else "\n".join(plan_lines(made)))
+        write_plan_page(Path(options.page), plan, path.name.removesuffix(".json"))
+    print(json.dumps(plan) if args.json else "\n".join(plan_lines(plan)))
     return 0
 
 
-def machine(config: EngineConfig) -> dict[str, Any]:
+def report_facts(config: EngineConfig) -> dict[str, Any]:
+    """The sections that only ``--json`` prints, for a bug report."""
+    from s1engine import __version__
+    from s1engine.machine import environment, hardware, software
+    from s1engine.models.loader import resolve_model
+    from s1engine.models.model_config import ModelConfig
+
+    return {
+        "software": {"s1engine": __version__, **software()},
+        "hardware": hardware(),
+        "environment": environment(),
+        "engine_config": asdict(config),
+        "model_config": asdict(ModelConfig.from_dir(resolve_model(config.model))),
+    }
+
+
+def backends(config: EngineConfig) -> dict[str, Any]:
     """Versions and back ends."""
     import torch
 
@@ -98,8 +115,8 @@ def machine(config: EngineConfig) -> dict[str, Any]:
     }
 
 
-def ceilings(device: str) -> dict[str, Any]:
-    """Measured bandwidth of reading, and speed of a large matrix product."""
+def measure_ceilings(device: str) -> dict[str, Any]:
+    """Bandwidth of reading memory, and speed of a large matrix product."""
     import torch
 
     size = 2**28 if device == "cuda" else 2**26
@@ -115,7 +132,7 @@ def ceilings(device: str) -> dict[str, Any]:
 
 
 def _seconds(call: Callable[[], object], device: str, rounds: int = 5) -> float:
-    """The fastest of a few calls."""
+    """Duration of the fastest of ``rounds`` calls, after one to warm up."""
     import torch
 
     best = float("inf")
@@ -128,9 +145,10 @@ def _seconds(call: Callable[[], object], device: str, rounds: int = 5) -> float:
     return best
 
 
-def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) -> dict[str, Any]:
-    """Sizes of a model, or of the part that each rank has, and of what the engine would keep for
-    it; weights are not read."""
+def model_needs(
+    config: EngineConfig, device: str, ceilings: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Sizes of a model, or of one rank's shard of it, and of its KV cache. Reads no weights."""
     from s1engine.models.loader import resolve_model
     from s1engine.models.model_config import ModelConfig
     from s1engine.models.shard import Shard
@@ -146,7 +164,7 @@ def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) ->
     max_len, blocks = plan_memory(config, facts, cache_dtype)
     assert config.block_size is not None
     per_token = facts.kv_bytes_per_token(cache_dtype)
-    found: dict[str, Any] = {
+    needs: dict[str, Any] = {
         "path": str(path),
         "architecture": facts.architecture,
         "ranks": config.tensor_parallel_size,
@@ -160,18 +178,18 @@ def model(config: EngineConfig, device: str, measured: dict[str, Any] | None) ->
         "kv_cache_tokens": blocks * config.block_size,
         "kv_cache_bytes": blocks * config.block_size * per_token,
     }
-    if measured is not None and weights > CACHED_BYTES:
+    if ceilings is not None and weights > CACHED_BYTES:
         streamed = weights - (0 if facts.tie_word_embeddings else embedding_bytes(facts, dtype))
-        bound = measured["read_gb_per_s"] * 1e9 / streamed
-        found["decode_bound_tokens_per_s"] = round(bound, 1)
-    return found
+        bound = ceilings["read_gb_per_s"] * 1e9 / streamed
+        needs["decode_bound_tokens_per_s"] = round(bound, 1)
+    return needs
 
 
 def embedding_bytes(facts: Any, dtype: Any) -> int:
-    """Bytes of an input embedding, of which a step reads a few rows only."""
+    """Bytes of an input embedding, of which a step reads only a few rows."""
     size: int = facts.vocab_size * facts.hidden_size * dtype.itemsize
     return size
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)

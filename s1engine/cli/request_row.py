@@ -1,4 +1,4 @@
-"""A row of fields, from flags or a file, as a request of the engine."""
+"""From a row of request fields, given by flags or a file, to the arguments of a request."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from s1engine.server.api.request_fields import GenerationFields, request_error
 
 
 class Row(GenerationFields):
-    """Fields of the HTTP API and ``prompt`` or ``messages``; ``id`` is copied to the output."""
+    """Fields of the HTTP API, and ``prompt`` or ``messages``; ``id`` is copied to the output."""
 
     id: str | int | None = None
     prompt: str | list[int] | None = None
@@ -26,8 +26,8 @@ class Row(GenerationFields):
 def parse_row(
     llm: LLM, fields: dict[str, Any], where: str, *, raw: bool
 ) -> tuple[Prompt, SamplingParams, dict[str, Any]]:
-    """Prompt, params and options of ``LLMEngine.make_request``. Raises RequestError, its message
-    beginning with ``where``."""
+    """Prompt, params and options for ``LLMEngine.make_request``. Raises RequestError whose message
+    begins with ``where``."""
     try:
         try:
             row = Row.model_validate(fields)

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from s1engine.server.router.replica_pool import ReplicaPoolOptions
     from s1engine.server.serving import Watched
 
-    Served = tuple[Any, Watched, Admission]  # application, what answers behind it, its door
+    Service = tuple[Any, Watched, Admission]  # ASGI application, its engine or replica pool
 
 API_KEY_VARIABLE = "S1ENGINE_API_KEY"
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
-CLOSE_S = 1  # that connections get to close after requests had --shutdown-timeout
+CLOSE_S = 1  # for connections to close, after --shutdown-timeout for requests
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--api-key",
         action="append",
         metavar="KEY",
-        help="bearer token that clients must bring; may be given several times, and each key gets "
-        f"its fair share (default: ${API_KEY_VARIABLE}, else none)",
+        help="bearer token that clients must send; repeatable, and each key gets its fair share "
+        f"(default: ${API_KEY_VARIABLE}, else none)",
     )
     parser.add_argument(
         "--reasoning-effort-budgets",
@@ -43,14 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-queued-requests",
         type=int,
         metavar="N",
-        help="samples that may wait while --max-num-seqs run; more are refused with 429 "
+        help="samples that may wait while --max-num-seqs run; more are rejected with 429 "
         "(default: 1024)",
     )
     parser.add_argument(
         "--request-timeout",
         type=float,
         metavar="S",
-        help="seconds that a request may take if it does not say so itself (default: no limit)",
+        help="seconds that a request may take if it has no timeout of its own (default: no limit)",
     )
     parser.add_argument(
         "--shutdown-timeout",
@@ -77,18 +77,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_replica_flags(group: Any) -> None:
-    group.add_argument("--replicas", type=int, metavar="N", help="engines, each with its own model")
+    group.add_argument(
+        "--replicas", type=int, metavar="N", help="number of engines, each with its own model"
+    )
     group.add_argument(
         "--min-replicas", type=int, metavar="N", help="with --max-replicas (default: 1)"
     )
     group.add_argument(
-        "--max-replicas", type=int, metavar="N", help="let their number follow the requests"
+        "--max-replicas", type=int, metavar="N", help="scale their number with the requests"
     )
     group.add_argument(
         "--target-ongoing-requests",
         type=int,
         metavar="N",
-        help="requests a replica for which their number is chosen (default: --max-num-seqs)",
+        help="requests per replica that scaling aims at (default: --max-num-seqs)",
     )
     group.add_argument(
         "--ray-address",
@@ -98,7 +100,7 @@ def _add_replica_flags(group: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until told to stop; 1 if the port is taken or the engine has died."""
+    """Serves until a signal; returns 1 if the port is in use or the engine has died."""
     check_int("port", args.port, 0, 2**16 - 1)
     check_float("shutdown_timeout", args.shutdown_timeout, 0, 2**31)
     if args.request_timeout is not None:
@@ -109,30 +111,31 @@ def run(args: argparse.Namespace) -> int:
     if args.speculative_config is not None:
         options["num_speculative_tokens"] = _speculative_tokens(args.speculative_config, options)
     config = EngineConfig(**options)
-    replicas = _replicas(args)
+    replicas = _replica_options(args)
 
     from s1engine.server.admission import MAX_QUEUED
     from s1engine.server.api.thinking_fields import EFFORTS, parse_efforts
 
-    queued = MAX_QUEUED if args.max_queued_requests is None else args.max_queued_requests
-    check_int("max_queued_requests", queued, 0, 2**20)
+    max_queued = MAX_QUEUED if args.max_queued_requests is None else args.max_queued_requests
+    check_int("max_queued_requests", max_queued, 0, 2**20)
     text = args.reasoning_effort_budgets
     efforts = EFFORTS if text is None else parse_efforts(text)
     keys = args.api_key or list(filter(None, [os.environ.get(API_KEY_VARIABLE)]))
     if replicas is None:
-        app, engine, admission = _one(args, config, queued, efforts, keys)
+        service = _create_single(args, config, max_queued, efforts, keys)
     else:
-        app, engine, admission = _many(args, config, queued, efforts, keys, replicas)
-    return _serve(args, app, engine, admission)
+        service = _create_router(args, config, max_queued, efforts, keys, replicas)
+    return _run_server(args, *service)
 
 
-def _one(
+def _create_single(
     args: argparse.Namespace,
     config: EngineConfig,
-    queued: int,
+    max_queued: int,
     efforts: Mapping[str, int | None],
     keys: Sequence[str],
-) -> "Served":
+) -> "Service":
+    """One engine behind one application."""
     from s1engine.engine.process_client import ProcessEngineClient
     from s1engine.server.admission import Admission
     from s1engine.server.app import create_app
@@ -141,7 +144,7 @@ def _one(
     endpoint = args.otlp_traces_endpoint
     tracing = Tracing() if endpoint is None else tracing_to(endpoint)
     engine = ProcessEngineClient(config, progress=True)
-    admission = Admission(config.max_num_seqs + queued)
+    admission = Admission(config.max_num_seqs + max_queued)
     app = create_app(
         engine,
         admission=admission,
@@ -153,14 +156,15 @@ def _one(
     return app, engine, admission
 
 
-def _many(
+def _create_router(
     args: argparse.Namespace,
     config: EngineConfig,
-    queued: int,
+    max_queued: int,
     efforts: Mapping[str, int | None],
     keys: Sequence[str],
     replicas: "ReplicaPoolOptions",
-) -> "Served":
+) -> "Service":
+    """A pool of replicas behind a router."""
     from s1engine.models.loader import resolve_model
     from s1engine.models.model_config import ModelConfig
     from s1engine.models.shard import check
@@ -173,23 +177,25 @@ def _many(
 
     options = ReplicaOptions(
         config=config,
-        max_queued=queued,
+        max_queued=max_queued,
         efforts=dict(efforts),
         timeout=args.request_timeout,
         traces_endpoint=args.otlp_traces_endpoint,
     )
     if options.traces_endpoint is not None:
-        tracing_to(options.traces_endpoint)  # a wrong one shows before Ray is started
+        tracing_to(options.traces_endpoint)  # a wrong endpoint is reported before Ray starts
     if replicas.address is None:
-        # What is wrong shows before Ray is started.
+        # Wrong options are reported before Ray starts.
         check(ModelConfig.from_dir(resolve_model(config.model)), config.tensor_parallel_size)
         resolve_config(config)
-    fleet = RayReplicaPool(replicas, options)
+    pool = RayReplicaPool(replicas, options)
     admission = Admission(MAX_INSIDE)
-    return create_router(fleet, admission, keys), fleet, admission
+    return create_router(pool, admission, keys), pool, admission
 
 
-def _serve(args: argparse.Namespace, app: Any, engine: "Watched", admission: "Admission") -> int:
+def _run_server(
+    args: argparse.Namespace, app: Any, engine: "Watched", admission: "Admission"
+) -> int:
     import uvicorn
 
     from s1engine.server.serving import BoundedProtocol, Server
@@ -212,7 +218,7 @@ def _serve(args: argparse.Namespace, app: Any, engine: "Watched", admission: "Ad
 
 
 def _speculative_tokens(text: str, options: dict[str, Any]) -> int:
-    """From ``--speculative-config``, which must not contradict the plain flag."""
+    """The value of ``--speculative-config``, which must agree with the plain flag."""
     tokens = parse_speculative_config(text)
     if options.get("num_speculative_tokens", tokens) != tokens:
         raise RequestError(
@@ -221,27 +227,27 @@ def _speculative_tokens(text: str, options: dict[str, Any]) -> int:
     return tokens
 
 
-def _replicas(args: argparse.Namespace) -> "ReplicaPoolOptions | None":
-    """What the flags of replicas say; None if there are none."""
+def _replica_options(args: argparse.Namespace) -> "ReplicaPoolOptions | None":
+    """The flags of replicas; None if there are none."""
     flags = ("replicas", "min_replicas", "max_replicas", "target_ongoing_requests", "ray_address")
-    asked = [name for name in flags if getattr(args, name) is not None]
-    if not asked:
+    names = [name for name in flags if getattr(args, name) is not None]
+    if not names:
         return None
-    scales = args.max_replicas is not None
-    if scales == (args.replicas is not None):
-        raise RequestError(f"{asked[0]}: give either --replicas or --max-replicas", param=asked[0])
+    autoscaled = args.max_replicas is not None
+    if autoscaled == (args.replicas is not None):
+        raise RequestError(f"{names[0]}: give either --replicas or --max-replicas", param=names[0])
     for name in ("min_replicas", "target_ongoing_requests"):
-        if name in asked and not scales:
+        if name in names and not autoscaled:
             raise RequestError(f"{name} needs --max-replicas", param=name)
-    if not scales:
+    if not autoscaled:
         check_int("replicas", args.replicas, 1, 4096)
 
     from s1engine.server.router.replica_pool import ReplicaPoolOptions
 
-    least = args.replicas or (1 if args.min_replicas is None else args.min_replicas)
+    minimum = args.replicas or (1 if args.min_replicas is None else args.min_replicas)
     return ReplicaPoolOptions(
-        min_replicas=least,
-        max_replicas=args.max_replicas or least,
+        min_replicas=minimum,
+        max_replicas=args.max_replicas or minimum,
         target=args.target_ongoing_requests,
         address=args.ray_address,
     )
