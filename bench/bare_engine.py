@@ -1,7 +1,7 @@
-"""Scheduler and runner without texts: steps of random models, at any shape.
+"""Scheduler and runner without text: steps of random models of any shape.
 
-The same schedule, run-ahead and budgets as in LLMEngine.step, less requests and detokenising, so
-that what a step costs can be told from what its text costs.
+Schedules, multi-step decode and budgets as in LLMEngine.step, without requests and detokenisation,
+so that the cost of a step can be measured without that of its text.
 """
 
 import time
@@ -27,7 +27,7 @@ FORMAT_IDS = {"natural_end": [3], "newline": [4]}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One sequence; ``thinks``: with a budget, three waits and a forced end."""
+    """One sequence to generate; ``thinks``: with a budget, three waits and a forced end."""
 
     prompt: list[int]
     max_new: int
@@ -38,10 +38,10 @@ class Job:
 
 @dataclass(slots=True)
 class BareEngine:
-    """A random model that decodes jobs; ``decoder`` may be shared between engines.
+    """A random model that runs jobs; engines may share a ``decoder``.
 
     Args:
-        config: not resolved yet; its model is not looked at.
+        config: not resolved; its ``model`` is ignored.
         model: the shapes.
     """
 
@@ -84,51 +84,51 @@ class BareEngine:
     _format: _core.BudgetFormat = field(init=False)
 
     def add(self, job: Job) -> int:
-        """Queues a job; returns its id."""
-        name = len(self._jobs)
-        self._jobs[name] = job
+        """Queue a job; returns its id."""
+        job_id = len(self._jobs)
+        self._jobs[job_id] = job
         budget = _core.BudgetParams(
             format=self._format, wait=[5, 6], forced_end=[3, 7, 8], delimiter_len=1,
             min_thinking=0, num_waits=3,
         )  # fmt: skip
         self.scheduler.add(
-            name,
+            job_id,
             np.array(job.prompt, np.int32),
             max_len=len(job.prompt) + job.max_new,
             budget=budget if job.thinks else None,
             thinking_tokens=0 if job.thinks else -1,
             max_thinking=max(job.max_new - 16, 1),
         )
-        return name
+        return job_id
 
     def step(self) -> int:
-        """One step, or as many as the device took. Returns how many."""
-        ahead, core = self.runner.multi_step, self.runner.batch.core
-        if ahead is not None and ahead.in_flight:
+        """Run one step, or apply those that the device ran; returns their number."""
+        multi_step, core = self.runner.multi_step, self.runner.batch.core
+        if multi_step is not None and multi_step.in_flight:
             return follow(self.scheduler, self.runner)
-        began = time.monotonic()
-        for name in self.scheduler.schedule(core):
-            self._admit(name)
+        begin = time.monotonic()
+        for job_id in self.scheduler.schedule(core):
+            self._admit(job_id)
         if core.num_rows == 0:
             return 0
         if begin_run(self.scheduler, self.runner):
             return follow(self.scheduler, self.runner)
         self.scheduler.update(self._execute().token_ids)
         if not self.runner.recorded_now:
-            self.scheduler.record_step_time(time.monotonic() - began)
+            self.scheduler.record_step_time(time.monotonic() - begin)
         return 1
 
     def _execute(self) -> SamplerOutput:
         return self.runner.execute()
 
-    def _admit(self, name: int) -> None:
-        job = self._jobs[name]
+    def _admit(self, job_id: int) -> None:
+        job = self._jobs[job_id]
         params = SamplingParams(temperature=job.temperature)
-        req_index, tokens = self.scheduler.req_index(name), self.scheduler.tokens(name)
+        req_index, tokens = self.scheduler.req_index(job_id), self.scheduler.tokens(job_id)
         self.runner.sampler.add_request(req_index, params, job.seed, tokens, len(job.prompt))
 
-    def run(self) -> int:
-        """Steps until every job is done; returns the number of steps."""
+    def run_jobs(self) -> int:
+        """Step until every job is done; returns the number of steps."""
         steps = 0
         while self.scheduler.has_unfinished():
             steps += self.step()
@@ -136,13 +136,13 @@ class BareEngine:
             self.step()
         return steps
 
-    def generated(self, name: int) -> list[int]:
-        """All tokens of a job behind its prompt."""
-        return self.scheduler.tokens(name)[len(self._jobs[name].prompt) :]
+    def output_tokens(self, job_id: int) -> list[int]:
+        """All tokens of a job after its prompt."""
+        return self.scheduler.tokens(job_id)[len(self._jobs[job_id].prompt) :]
 
 
 def make_decoder(model: ModelConfig, config: EngineConfig, ops: Ops | None = None) -> Decoder:
-    """Random weights for an engine of that configuration."""
+    """A decoder with random weights for an engine of that configuration."""
     resolved = resolve_config(config)
     assert resolved.block_size is not None
     dtype = resolve_dtype(config.dtype, resolved.device, model.torch_dtype)

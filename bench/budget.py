@@ -1,9 +1,9 @@
-"""What budget forcing costs, and what it saves.
+"""Cost and savings of budget forcing.
 
-Overhead: a batch whose requests carry budgets and waits against the same batch without, both of the
-same number of tokens. Saving: native forcing against the way of s1's script (bench/two_pass.py),
-and answers at checkpoints of one trace against a run for each budget; same engine, same questions,
-with and without the prefix cache. Tokens must agree; times and computed tokens are reported.
+Overhead: a batch with budgets and waits against the same batch without, with equal numbers of
+tokens. Savings: native forcing against the passes of s1's script (bench/two_pass.py), and
+checkpoints of one trace against one run for each budget; same engine and questions, with and
+without the prefix cache. Tokens must agree; times and computed tokens are reported.
 """
 
 import argparse
@@ -24,13 +24,13 @@ SWEEP = (8, 16, 32, 64, 96, 128)
 
 
 def conversations(count: int) -> list[list[dict[str, Any]]]:
-    """Unseen questions of the arithmetic task as chats."""
+    """Unseen questions of the arithmetic task, as chats."""
     return [[{"role": "user", "content": q.question}] for q in generate(0, count)]
 
 
 @dataclass
-class Lap:
-    """One way of doing something, over all rounds."""
+class Measured:
+    """Result, computed tokens and seconds of one variant over all rounds."""
 
     result: Any = None
     computed_tokens: int = 0
@@ -38,31 +38,33 @@ class Lap:
 
     @property
     def median(self) -> float:
-        """Seconds of the middle round."""
+        """Seconds of the median round."""
         return statistics.median(self.seconds)
 
 
-def race(llm: LLM, ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Lap]:
-    """Runs the ways by turns, each on an empty cache; one more round before warms up."""
-    laps = {name: Lap() for name in ways}
+def measure_in_turns(
+    llm: LLM, variants: dict[str, Callable[[], Any]], rounds: int
+) -> dict[str, Measured]:
+    """Run the variants in turns, each with an empty prefix cache, after one warm-up round."""
+    measured = {name: Measured() for name in variants}
     for round_number in range(rounds + 1):
-        for name, way in ways.items():
-            lap = laps[name]
+        for name, run_variant in variants.items():
+            one = measured[name]
             llm.engine.scheduler.clear_cache()
             before = llm.engine.scheduler.stats().num_computed_tokens
             begin = time.perf_counter()
-            lap.result = way()
+            one.result = run_variant()
             if round_number:
-                lap.seconds.append(time.perf_counter() - begin)
-            lap.computed_tokens = llm.engine.scheduler.stats().num_computed_tokens - before
-    return laps
+                one.seconds.append(time.perf_counter() - begin)
+            one.computed_tokens = llm.engine.scheduler.stats().num_computed_tokens - before
+    return measured
 
 
-def compare(laps: dict[str, Lap], ours: str, other: str) -> dict[str, Any]:
-    """Times and ratios, above 1 where ours takes less; raises if the tokens differ."""
-    if laps[ours].result != laps[other].result:
-        raise RuntimeError(f"{ours} and {other} disagree")
-    a, b = laps[ours], laps[other]
+def compare(measured: dict[str, Measured], ours: str, other: str) -> dict[str, Any]:
+    """Times and ratios, above 1 where ours is faster. Raises RuntimeError if the tokens differ."""
+    a, b = measured[ours], measured[other]
+    if a.result != b.result:
+        raise RuntimeError(f"{ours} and {other} generated different tokens")
     return {
         f"{ours}_s": round(a.median, 4),
         f"{other}_s": round(b.median, 4),
@@ -77,7 +79,7 @@ def overhead(llm: LLM, batch: int, rounds: int) -> dict[str, Any]:
     budget = ThinkingBudget(max_tokens=200, num_waits=3, answer_reserve=1)
     common: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 256}
     plain, forced = SamplingParams(**common), SamplingParams(**common, thinking=budget)
-    laps = race(
+    measured = measure_in_turns(
         llm,
         {
             "plain": lambda: llm.chat(chats, plain, progress=False, enable_thinking=False),
@@ -86,10 +88,10 @@ def overhead(llm: LLM, batch: int, rounds: int) -> dict[str, Any]:
         rounds,
     )
     tokens = {
-        name: sum(len(o.outputs[0].token_ids) for o in lap.result) for name, lap in laps.items()
+        name: sum(len(o.outputs[0].token_ids) for o in one.result) for name, one in measured.items()
     }
-    rate = {name: tokens[name] / lap.median for name, lap in laps.items()}
-    used = [output.outputs[0].thinking for output in laps["forced"].result]
+    rate = {name: tokens[name] / one.median for name, one in measured.items()}
+    used = [output.outputs[0].thinking for output in measured["forced"].result]
     return {
         "batch": batch,
         "waits_used": sum(thinking.waits_used for thinking in used),
@@ -100,7 +102,7 @@ def overhead(llm: LLM, batch: int, rounds: int) -> dict[str, Any]:
 
 
 def native_against_passes(llm: LLM, batch: int, num_waits: int, rounds: int) -> dict[str, Any]:
-    """Forcing in the scheduler, and as s1 does it."""
+    """Forcing in the scheduler against s1's passes."""
     chats = conversations(batch)
     budget = ThinkingBudget(max_tokens=BUDGET, num_waits=num_waits, answer_reserve=1)
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, thinking=budget)
@@ -114,12 +116,13 @@ def native_against_passes(llm: LLM, batch: int, num_waits: int, rounds: int) -> 
         limits = {"budget": BUDGET, "num_waits": num_waits, "max_tokens": MAX_TOKENS}
         return [state.token_ids for state in think_in_passes(llm, prompts, **limits)]
 
-    laps = race(llm, {"native": native, "passes": passes}, rounds)
-    return {"num_waits": num_waits, **compare(laps, "native", "passes")}
+    measured = measure_in_turns(llm, {"native": native, "passes": passes}, rounds)
+    return {"num_waits": num_waits, **compare(measured, "native", "passes")}
 
 
 def checkpoints_against_runs(llm: LLM, batch: int, rounds: int) -> dict[str, Any]:
-    """Answers at every budget of a sweep, from one trace and from a run for each."""
+    """Answers at every budget of a sweep: from checkpoints of one trace, and from a run for
+    each."""
     chats = conversations(batch)
 
     def params(maximum: int, checkpoints: tuple[int, ...] = ()) -> SamplingParams:
@@ -137,19 +140,19 @@ def checkpoints_against_runs(llm: LLM, batch: int, rounds: int) -> dict[str, Any
         by_chat = zip(*all_runs, strict=True)
         return [[output.outputs[0].token_ids for output in outputs] for outputs in by_chat]
 
-    laps = race(llm, {"checkpoints": checkpoints, "runs": runs}, rounds)
-    return {"budgets": SWEEP, **compare(laps, "checkpoints", "runs")}
+    measured = measure_in_turns(llm, {"checkpoints": checkpoints, "runs": runs}, rounds)
+    return {"budgets": SWEEP, **compare(measured, "checkpoints", "runs")}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All three."""
+    """Run all three comparisons."""
     native, sweeps = [], []
     for cached in (False, True):
         llm = LLM(args.model, progress=False, enable_prefix_caching=cached)
-        which = {"prefix_cache": cached}
+        setting = {"prefix_cache": cached}
         for num_waits in (int(text) for text in args.num_waits.split(",")):
-            native.append(which | native_against_passes(llm, args.batch, num_waits, args.rounds))
-        sweeps.append(which | checkpoints_against_runs(llm, args.batch, args.rounds))
+            native.append(setting | native_against_passes(llm, args.batch, num_waits, args.rounds))
+        sweeps.append(setting | checkpoints_against_runs(llm, args.batch, args.rounds))
     return {
         "overhead": overhead(LLM(args.model, progress=False), args.batch, 3 * args.rounds),
         "batch": args.batch,

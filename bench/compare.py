@@ -1,6 +1,6 @@
-"""Two result files of one bench, side by side: what changed, and by how much.
+"""Compare two result files of one bench: the numbers that changed, and their ratios.
 
-Numbers that stand at the same place in both are compared; above 1 the second file's is larger.
+Numbers at the same path are compared; above 1 the second file's number is larger.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from s1engine.errors import RequestError
 
 
 def numbers_of(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
-    """Every number with its place; rows of a list are named by what they measure."""
+    """Every number with its path; rows of a list are labelled by what they measure."""
     if isinstance(value, bool):
         return
     if isinstance(value, int | float):
@@ -35,44 +35,47 @@ def _label(row: Any, index: int) -> str:
 
 
 def changes(first: Any, second: Any, threshold: float) -> list[tuple[str, float, float]]:
-    """Places whose numbers differ by more than ``threshold`` (0.05: 5 %), the largest first."""
+    """Paths whose numbers differ by more than ``threshold`` (0.05: 5 %), the largest change
+    first."""
     before, after = dict(numbers_of(first)), dict(numbers_of(second))
-    shared = [(place, before[place], after[place]) for place in before if place in after]
-    moved = [row for row in shared if abs(row[2] - row[1]) > threshold * max(abs(row[1]), 1e-12)]
-    return sorted(moved, key=lambda row: -abs(row[2] / row[1] - 1) if row[1] else 0.0)
+    shared = [(path, before[path], after[path]) for path in before if path in after]
+    changed = [row for row in shared if abs(row[2] - row[1]) > threshold * max(abs(row[1]), 1e-12)]
+    return sorted(changed, key=lambda row: -abs(row[2] / row[1] - 1) if row[1] else 0.0)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Prints the changes on stderr; the result holds them too."""
+    """Print the changes on stderr; the result holds them too."""
     first, second = (_read(path) for path in (args.first, args.second))
     if first.get("bench") != second.get("bench"):
         raise RequestError(
             f"{args.second}: a result of {second.get('bench')}, not of {first.get('bench')}",
             param="second",
         )
-    moved = changes(first, second, args.threshold)
-    for place, before, after in moved:
+    changed = changes(first, second, args.threshold)
+    for path, before, after in changed:
         ratio = f"{after / before:8.3f}" if before else "        "
-        print(f"{ratio}  {before:>14,.6g} -> {after:<14,.6g}  {place}", file=sys.stderr)
+        print(f"{ratio}  {before:>14,.6g} -> {after:<14,.6g}  {path}", file=sys.stderr)
     return {
         "first": first.get("where"),
         "second": second.get("where"),
-        "changed": [{"place": p, "before": b, "after": a} for p, b, a in moved],
+        "changed": [{"place": p, "before": b, "after": a} for p, b, a in changed],
     }
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise RequestError(f"{path}: no result of a bench: {error}", param="first") from error
-    if not isinstance(found, dict):
-        raise RequestError(f"{path}: no result of a bench", param="first")
-    return found
+        raise RequestError(f"{path}: not a result of a bench: {error}", param="first") from error
+    if not isinstance(result, dict):
+        raise RequestError(f"{path}: not a result of a bench", param="first")
+    return result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``s1engine bench compare``."""
     parser.add_argument("first", type=Path, help="result file written by --save")
     parser.add_argument("second", type=Path)
-    parser.add_argument("--threshold", type=float, default=0.05, help="least relative change")
+    parser.add_argument(
+        "--threshold", type=float, default=0.05, help="smallest relative change to report"
+    )

@@ -1,8 +1,8 @@
-"""Host work of one decode step: all that LLMEngine.step does besides the forward pass and sampling.
+"""Host work of one decode step: LLMEngine.step without the forward pass and sampling.
 
-The runner here has no model. It shows the scheduler real buffers, makes every tensor view and
-gathers the sampling state as the real one does, and returns a constant token, so what is timed is
-planning, batch writing, budgets, bookkeeping and events.
+The runner here has no model. It has real buffers, creates every tensor view and gathers the
+sampling state as the real one does, and returns a constant token. So the time is that of
+scheduling, batch writing, budgets, bookkeeping and outputs.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BLOCK_SIZE = 16
 
 
 class ConstantOps(TorchOps):
-    """Samples the same token everywhere, at no cost."""
+    """Samples a constant token at no cost."""
 
     def __init__(self, rows: int, token: int) -> None:
         self._tokens = torch.full((rows,), token)
@@ -58,20 +58,20 @@ class HostRunner:
         self._logits = torch.zeros(num_seqs, 8)
 
     def profile_step_costs(self) -> list[tuple[int, float]]:
-        """Drafts are not measured here."""
+        """None: drafts are not measured here."""
         return []
 
     def execute(self) -> SamplerOutput:
-        """What ModelRunner.execute does, less the model."""
+        """ModelRunner.execute without the model."""
         rows = self.batch.inputs().rows
         logits = self._logits[: len(rows.req_indices)]
         return self.sampler.sample(logits, rows, self.batch.core.num_banned > 0)
 
     def check(self) -> None:
-        """It cannot die."""
+        """No worker can fail."""
 
     def close(self) -> None:
-        """It has nothing to end."""
+        """Nothing to stop."""
 
 
 def measure(num_seqs: int, context: int, steps: int, *, thinking: bool, stream: bool) -> float:
@@ -102,7 +102,7 @@ def measure(num_seqs: int, context: int, steps: int, *, thinking: bool, stream: 
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All variants in one process."""
+    """Measure all variants in one process."""
     variants = {
         "step_us": {"thinking": True, "stream": False},
         "step_without_budgets_us": {"thinking": False, "stream": False},

@@ -1,8 +1,8 @@
-"""Decoding without texts: time of a step, tokens per second and share of the memory bandwidth.
+"""Decoding without text: step time, tokens a second and share of the memory bandwidth.
 
-A random model of a Qwen2.5 shape decodes with the real scheduler, budgets on, and the device
-deciding ahead of the host as it would in production. The limit is that of reading every weight and
-every cached key and value once a step.
+A random model of a Qwen2.5 shape decodes with the real scheduler, budgets, and multi-step decode as
+in production. The limit is the time to read every weight and every cached key and value once a
+step.
 """
 
 import argparse
@@ -33,8 +33,9 @@ def decode(
     steps: int,
     thinks: bool,
 ) -> dict[str, Any]:
-    """One batch: seconds of a step, mean and median over groups of steps; of the prefill of all
-    prompts; and wall time over time on the device, above 1 where the device waits for the host."""
+    """Figures of one batch: seconds of a step (mean, and median over groups of steps), seconds of
+    the prefill of all prompts, and wall time over device time, above 1 if the device waits for the
+    host."""
     engine = BareEngine(config, model, decoder)
     generator = torch.Generator().manual_seed(0)
     for seed in range(batch):
@@ -47,16 +48,16 @@ def decode(
     warm = 0
     while warm < WARM_UP_STEPS:
         warm += engine.step()
-    ahead = engine.runner.multi_step
-    on_device = ahead.device_seconds if ahead else 0.0
+    multi_step = engine.runner.multi_step
+    device_begin = multi_step.device_seconds if multi_step else 0.0
     done, times, all_begin = 0, [], time.perf_counter()
     while done < steps:
         begin = time.perf_counter()
-        taken = engine.step()
-        times.append((time.perf_counter() - begin) / max(taken, 1))
-        done += taken
+        count = engine.step()
+        times.append((time.perf_counter() - begin) / max(count, 1))
+        done += count
     seconds = (time.perf_counter() - all_begin) / done
-    on_device = (ahead.device_seconds if ahead else 0.0) - on_device
+    on_device = (multi_step.device_seconds if multi_step else 0.0) - device_begin
     return {
         "prefill_s": prefill,
         "step_s": seconds,
@@ -67,7 +68,7 @@ def decode(
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Every batch size, with budgets and without."""
+    """Measure every batch size, with and without budgets."""
     batches = parse_integers("batch", args.batch)
     config = EngineConfig(
         dtype=args.dtype,

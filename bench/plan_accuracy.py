@@ -1,8 +1,8 @@
-"""Predicted against measured: the simulation of ``s1engine info --plan`` beside the engine itself.
+"""Predicted against measured: the simulation of ``s1engine info --plan`` beside the real engine.
 
-By turns a real engine with random weights is calibrated and plays some requests; then the same
-requests are simulated in virtual time, with steps that take what the calibrations say, and the
-error of each figure is reported.
+A real engine with random weights is calibrated and answers requests, in turns. Then the same
+requests are simulated in virtual time, with step times from the calibrations, and the error of each
+figure is reported.
 """
 
 import argparse
@@ -49,7 +49,7 @@ NO_BUDGET = PlannedBudget()
 
 
 def small() -> ModelConfig:
-    """25 million weights: larger than a processor's caches in bfloat16."""
+    """25 million weights: in bfloat16 more than a processor's caches."""
     sizes: dict[str, Any] = {
         "hidden_size": 512,
         "num_layers": 8,
@@ -67,7 +67,7 @@ SHAPES = {"nano": lambda: shape("nano"), "25M": small}
 
 
 def workloads(rate: float, count: int) -> dict[str, list[PlannedRequest]]:
-    """What is played; ``rate`` in requests a second for those that come over time."""
+    """Requests of each workload; ``rate``: arrivals a second of the Poisson one."""
     mixed = plan_requests(random_arrivals(count, 128, 96, 0.75, seed=1), 0.0)
     return {
         "1": plan_requests(random_arrivals(1, 64, 256, 0.0, seed=1), 0.0),
@@ -77,19 +77,19 @@ def workloads(rate: float, count: int) -> dict[str, list[PlannedRequest]]:
     }
 
 
-def play(engine: LLMEngine, asks: Sequence[PlannedRequest]) -> list[RequestMetrics]:
-    """Asks each at its time and steps until all are answered."""
-    chance = random.Random(0)
-    prompts = [[chance.randrange(FIRST_ID, LAST_ID) for _ in range(a.prompt_len)] for a in asks]
-    found: dict[int, RequestMetrics] = {}
-    waiting, begin = list(reversed(list(enumerate(asks)))), time.perf_counter()
+def answer_requests(engine: LLMEngine, planned: Sequence[PlannedRequest]) -> list[RequestMetrics]:
+    """Add each request at its time and step until all are answered."""
+    rng = random.Random(0)
+    prompts = [[rng.randrange(FIRST_ID, LAST_ID) for _ in range(p.prompt_len)] for p in planned]
+    metrics: dict[int, RequestMetrics] = {}
+    waiting, begin = list(reversed(list(enumerate(planned)))), time.perf_counter()
     while waiting or engine.has_unfinished:
         now = time.perf_counter() - begin
         while waiting and waiting[-1][1].at <= now:
-            number, ask = waiting.pop()
-            params = SamplingParams(temperature=0, max_tokens=ask.answer, ignore_eos=True)
+            number, one = waiting.pop()
+            params = SamplingParams(temperature=0, max_tokens=one.answer, ignore_eos=True)
             request = engine.make_request(prompts[number], params)
-            found[request.number] = RequestMetrics(number, ask, output_tokens=ask.answer)
+            metrics[request.number] = RequestMetrics(number, one, output_tokens=one.answer)
             engine.add_request(request)
         if not engine.has_unfinished:
             time.sleep(max(waiting[-1][1].at - now, 0.0))
@@ -97,20 +97,20 @@ def play(engine: LLMEngine, asks: Sequence[PlannedRequest]) -> list[RequestMetri
         engine.step_core()
         now = time.perf_counter() - begin
         for sequence, _ in engine.scheduler.outputs:
-            served = found[request_number(sequence)]
-            served.first = served.first or now
+            own = metrics[request_number(sequence)]
+            own.first = own.first or now
         for sequence in engine.scheduler.finished:
-            found[request_number(sequence)].end = now
-    return sorted(found.values(), key=lambda served: served.number)
+            metrics[request_number(sequence)].end = now
+    return sorted(metrics.values(), key=lambda own: own.number)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Every workload of every shape, side by side."""
-    return {name: compared(SHAPES[name](), args) for name in args.shapes.split(",")}
+    """Compare every workload of every shape."""
+    return {name: compare_shape(SHAPES[name](), args) for name in args.shapes.split(",")}
 
 
-def compared(model: ModelConfig, args: argparse.Namespace) -> dict[str, Any]:
-    """One shape: how well the calibration fits, and the error of each prediction."""
+def compare_shape(model: ModelConfig, args: argparse.Namespace) -> dict[str, Any]:
+    """One shape: the fit error of the calibration, and the error of each prediction."""
     config = EngineConfig(
         device="cpu",
         dtype=args.dtype,
@@ -121,22 +121,25 @@ def compared(model: ModelConfig, args: argparse.Namespace) -> dict[str, Any]:
     engine = calibration_engine(config, model)
     warm_up(engine)
     first, _ = fit_calibration([calibrate(engine)])
-    placement = placed(config, model, engine)
+    placement = engine_placement(config, model, engine)
     rate = args.load * _capacity(placement, first, args.requests)
     loads = workloads(rate, args.requests)
     passes, rounds = [], []
-    for _ in range(args.rounds):  # by turns, so that both see the machine as it is
+    for _ in range(args.rounds):  # in turns, so that both see the same machine load
         passes.append(calibrate(engine))
         rounds.append(
-            {name: summarize_requests(play(engine, asks)) for name, asks in loads.items()}
+            {
+                name: summarize_requests(answer_requests(engine, planned))
+                for name, planned in loads.items()
+            }
         )
     step_time, fit_error = fit_calibration(passes)
     rows = {
         name: _row(
-            simulate(asks, placement, step_time, budget=NO_BUDGET).summary(),
-            [found[name] for found in rounds],
+            simulate(planned, placement, step_time, budget=NO_BUDGET).summary(),
+            [measured[name] for measured in rounds],
         )
-        for name, asks in loads.items()
+        for name, planned in loads.items()
     }
     worst = max(abs(row["error"][name]) for row in rows.values() for name in PROMISED)
     return {
@@ -150,8 +153,8 @@ def compared(model: ModelConfig, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def placed(config: EngineConfig, model: ModelConfig, engine: LLMEngine) -> Placement:
-    """The bounds that the engine has."""
+def engine_placement(config: EngineConfig, model: ModelConfig, engine: LLMEngine) -> Placement:
+    """The engine's placement, with its number of blocks."""
     foot = footprint(model, _dtype(config, model))
     place = placement_of(resolve_config(config), model, foot)
     return replace(place, num_blocks=engine.runner.num_blocks)
@@ -162,25 +165,25 @@ def _dtype(config: EngineConfig, model: ModelConfig) -> torch.dtype:
 
 
 def _capacity(placement: Placement, step_time: FittedTimeModel, count: int) -> float:
-    """Requests a second when all come at once."""
-    asks = workloads(1.0, count)["64 mixed"]
-    found = simulate(asks, placement, step_time, budget=NO_BUDGET).summary()
-    return float(found["requests_per_s"])
+    """Requests a second if all arrive at once."""
+    planned = workloads(1.0, count)["64 mixed"]
+    summary = simulate(planned, placement, step_time, budget=NO_BUDGET).summary()
+    return float(summary["requests_per_s"])
 
 
 def _row(predicted: dict[str, Any], rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means of one workload, in seconds; measured: the median of the rounds."""
-    told = {name: _mean(predicted, name) for name in COMPARED}
+    predicted_means = {name: _mean(predicted, name) for name in COMPARED}
     measured = {name: statistics.median(_mean(r, name) for r in rounds) for name in COMPARED}
     return {
-        "predicted": {name: float(f"{value:.4g}") for name, value in told.items()},
+        "predicted": {name: float(f"{value:.4g}") for name, value in predicted_means.items()},
         "measured": {name: float(f"{value:.4g}") for name, value in measured.items()},
-        "error": {name: round(told[name] / measured[name] - 1, 3) for name in COMPARED},
+        "error": {name: round(predicted_means[name] / measured[name] - 1, 3) for name in COMPARED},
     }
 
 
-def _mean(found: dict[str, Any], name: str) -> float:
-    value = found[name]
+def _mean(summary: dict[str, Any], name: str) -> float:
+    value = summary[name]
     return float(value["mean"] if isinstance(value, dict) else value)
 
 
@@ -188,6 +191,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of ``s1engine bench plan``."""
     parser.add_argument("--shapes", default="nano,25M", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
-    parser.add_argument("--requests", type=int, default=96, help="of those that come over time")
-    parser.add_argument("--load", type=float, default=0.4, help="their rate, of what is possible")
-    parser.add_argument("--rounds", type=int, default=3, help="measured, for each workload")
+    parser.add_argument("--requests", type=int, default=96, help="of the Poisson workload")
+    parser.add_argument(
+        "--load", type=float, default=0.4, help="its rate, as a share of the capacity"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each workload")

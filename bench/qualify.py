@@ -1,17 +1,16 @@
-"""Everything that only a GPU can prove, in one call of under 8 minutes: right, then fast.
+"""Correctness and speed on a GPU, in one call of under 8 minutes.
 
-Phases have time caps, and what a phase found is on disk before the next one begins: ceilings of
-the machine; numerics of all operations; their speeds against ceilings and torch; the engine end to
-end on random weights, graphs against single steps against torch; transformers on the same machine.
-It also runs on a CPU, on which the figures mean less.
+Phases have time limits, and each saves its results before the next one begins: the machine's
+limits; numerics of all operations; their speed against these limits and torch; the engine on random
+weights, graphs against single steps against torch; transformers on the same machine. It also runs
+on a CPU, where the figures mean less.
 """
 
 import argparse
-import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +20,13 @@ import torch
 
 from s1engine.bench import kernel_speed, latency, numerics
 from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
-from s1engine.bench.command import where
 from s1engine.bench.device_time import ceilings
 from s1engine.bench.kernel_speed import parse_integers
 from s1engine.bench.kernel_work import KERNELS, BenchSetup
+from s1engine.bench.qualify_report import report
+from s1engine.bench.result import where, write_result
 from s1engine.bench.shapes import NAMES, shape, step_bytes
-from s1engine.bench.transformers_peer import peer_of
+from s1engine.bench.transformers_peer import transformers_model
 from s1engine.config import QUANTIZATIONS, EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.decoder import Decoder
@@ -36,13 +36,13 @@ from s1engine.ops.compile_ahead import compiled_ahead
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.runner.resolved_config import BLOCK_SIZES, resolve_device, resolve_dtype
 
-EQUAL_STEPS = 32  # greedy tokens that graph, single steps and torch are compared over
+EQUAL_STEPS = 32  # greedy tokens compared between graphs, single steps and torch
 PROMPT = 512
 
 
 @dataclass(slots=True)
-class Shared:
-    """What all phases share: where to measure, what was found, and the clock."""
+class Qualification:
+    """Options, results and time limit, shared by all phases."""
 
     device: str
     dtype: torch.dtype
@@ -52,145 +52,146 @@ class Shared:
     steps: int
     quantization: str | None
     out: Path
-    found: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    ends: float = 0.0  # of the present phase
+    deadline: float = 0.0  # of the current phase
 
     def in_time(self) -> bool:
-        return time.monotonic() < self.ends
+        return time.monotonic() < self.deadline
 
     def save(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
-        found = {"bench": "qualify", **self.found, "failures": self.failures, "where": where()}
-        (self.out / "qualify.json").write_text(json.dumps(found, indent=1) + "\n")
-        (self.out / "qualify.md").write_text(report(self.found, self.failures))
+        results = {"bench": "qualify", **self.results, "failures": self.failures}
+        write_result(self.out / "qualify.json", {**results, "where": where()})
+        (self.out / "qualify.md").write_text(report(self.results, self.failures))
 
     @property
     def block_size(self) -> int:
         return BLOCK_SIZES[self.device]
 
 
-def check_numerics(shared: Shared) -> dict[str, Any]:
-    """All operations at the shapes of every model, smallest first."""
-    ops = select_ops(shared.device)
+def check_numerics(run: Qualification) -> dict[str, Any]:
+    """Check all operations at the shapes of every model, the smallest first."""
+    ops = select_ops(run.device)
     rows: dict[str, Any] = {}
-    for name in shared.shapes:
-        at = BenchSetup(shape(name), shared.dtype, shared.device)
-        calls = numerics.numeric_cases(at, shared.block_size)
-        if shared.device == "cuda":
+    for name in run.shapes:
+        at = BenchSetup(shape(name), run.dtype, run.device)
+        calls = numerics.numeric_cases(at, run.block_size)
+        if run.device == "cuda":
             with compiled_ahead(progress=True), torch.inference_mode():
                 for call in calls.values():
-                    with suppress(Exception):  # it is raised again, and told, below
+                    with suppress(Exception):  # raised again and reported below
                         call(ops, lambda tensor: tensor)
         for case, call in calls.items():
-            if not shared.in_time():
+            if not run.in_time():
                 return rows
             try:
-                row = numerics.compare_with_oracle(call, ops, shared.dtype)
+                row = numerics.compare_with_oracle(call, ops, run.dtype)
             except Exception as error:
                 row = {"error": str(error), "torch_error": None, "repeats": False, "ok": False}
             rows[f"{name} {case}"] = row
             if not row["ok"]:
-                shared.failures.append(f"numerics: {name} {case}: {row}")
+                run.failures.append(f"numerics: {name} {case}: {row}")
     return rows
 
 
-def measure_kernels(shared: Shared) -> list[dict[str, Any]]:
-    """Speeds; attention first, since it decides most."""
+def measure_kernels(run: Qualification) -> list[dict[str, Any]]:
+    """Measure all operations, attention first: it matters most."""
     names = sorted(KERNELS, key=lambda name: name not in ("decode", "linear_o"))
     rows: list[dict[str, Any]] = []
-    limits = shared.found["ceilings"]
-    for name in shared.shapes:
-        at = BenchSetup(shape(name), shared.dtype, shared.device)
-        for case, batch, context in kernel_speed.cases(names, shared.batches, shared.contexts, at):
-            if not shared.in_time():
+    limits = run.results["ceilings"]
+    for name in run.shapes:
+        at = BenchSetup(shape(name), run.dtype, run.device)
+        for case, batch, context in kernel_speed.cases(names, run.batches, run.contexts, at):
+            if not run.in_time():
                 return rows
             try:
                 row = kernel_speed.measure(case, at, batch, context, limits)
-            except Exception as error:  # one kernel, or a baseline without memory
-                what = f"{name} {case} batch {batch} context {context}"
-                shared.failures.append(f"kernels: {what}: {error}")
+            except Exception as error:  # a kernel fails, or the baseline runs out of memory
+                row_name = f"{name} {case} batch {batch} context {context}"
+                run.failures.append(f"kernels: {row_name}: {error}")
                 continue
             rows.append({"shape": name, **row})
-        shared.found["kernels"] = rows
-        shared.save()
+        run.results["kernels"] = rows
+        run.save()
     return rows
 
 
-def run_engines(shared: Shared) -> dict[str, Any]:
-    """Same tokens however they are computed, then how fast, for every shape that fits."""
+def run_engines(run: Qualification) -> dict[str, Any]:
+    """Compare tokens between ways of computing them, then measure speed, for every shape that
+    fits."""
     rows: dict[str, Any] = {}
-    for name in shared.shapes:
+    for name in run.shapes:
         model = shape(name)
-        if not shared.in_time():
+        if not run.in_time():
             rows[name] = {"skipped": "no time left"}
-        elif not _fits(model, shared):
+        elif not _fits(model, run):
             rows[name] = {"skipped": "the weights do not fit"}
         else:
             try:
-                rows[name] = _run_engine(shared, model)
+                rows[name] = _run_engine(run, model)
             except Exception:
                 rows[name] = {"skipped": "failed"}
-                shared.failures.append(f"engine: {name}: {traceback.format_exc()}")
-            shared.found["engine"] = rows
-            shared.save()
+                run.failures.append(f"engine: {name}: {traceback.format_exc()}")
+            run.results["engine"] = rows
+            run.save()
     return rows
 
 
-def _fits(model: ModelConfig, shared: Shared) -> bool:
-    if shared.device != "cuda":
+def _fits(model: ModelConfig, run: Qualification) -> bool:
+    if run.device != "cuda":
         return True
     free, _ = torch.cuda.mem_get_info()
-    return model.num_parameters * shared.dtype.itemsize < 0.85 * free
+    return model.num_parameters * run.dtype.itemsize < 0.85 * free
 
 
-def _config(shared: Shared, **options: Any) -> EngineConfig:
-    most = max(shared.batches)
+def _config(run: Qualification, **options: Any) -> EngineConfig:
+    most = max(run.batches)
     return EngineConfig(
-        device=shared.device,
-        dtype=str(shared.dtype).removeprefix("torch."),
+        device=run.device,
+        dtype=str(run.dtype).removeprefix("torch."),
         max_num_seqs=most,
         max_num_batched_tokens=max(2048, most),
-        max_model_len=PROMPT + shared.steps + 256,
+        max_model_len=PROMPT + run.steps + 256,
         enable_prefix_caching=False,
-        quantization=shared.quantization,
+        quantization=run.quantization,
         **options,
     )
 
 
-def _run_engine(shared: Shared, model: ModelConfig) -> dict[str, Any]:
-    config = _config(shared)
+def _run_engine(run: Qualification, model: ModelConfig) -> dict[str, Any]:
+    config = _config(run)
     decoder = make_decoder(model, config)
-    found: dict[str, Any] = {"equal": _compare(shared, model, decoder), "rows": []}
-    if not found["equal"]["graph_is_eager"]:
-        shared.failures.append(f"engine: graphs and single steps differ: {found['equal']}")
-    for batch in shared.batches:
-        if not shared.in_time():
+    results: dict[str, Any] = {"equal": _compare(run, model, decoder), "rows": []}
+    if not results["equal"]["graph_is_eager"]:
+        run.failures.append(f"engine: graphs and single steps differ: {results['equal']}")
+    for batch in run.batches:
+        if not run.in_time():
             break
-        sizes = {"batch": batch, "prompt": PROMPT, "steps": shared.steps}
+        sizes = {"batch": batch, "prompt": PROMPT, "steps": run.steps}
         plain = latency.decode(config, model, decoder, thinks=False, **sizes)
         row = latency.decode(config, model, decoder, thinks=True, **sizes)
         nbytes = step_bytes(
             model,
             decoder.dtype.itemsize,
             batch,
-            PROMPT + shared.steps // 2,
-            shared.quantization,
+            PROMPT + run.steps // 2,
+            run.quantization,
         )
-        read = shared.found["ceilings"]["read_bytes_per_s"]
+        read = run.results["ceilings"]["read_bytes_per_s"]
         row["share_of_read"] = nbytes / read / row["step_s"]
         row["budgets_on_off"] = row["tokens_per_s"] / plain["tokens_per_s"]
-        found["rows"].append({"batch": batch, **row})
-    return found
+        results["rows"].append({"batch": batch, **row})
+    return results
 
 
-def _compare(shared: Shared, model: ModelConfig, decoder: Decoder) -> dict[str, Any]:
-    """Greedy tokens of a few sequences: by graphs, by single steps without, and on torch. None
-    thinks: the phrases of a budget are fed one a step by the first, at once by the others, which
-    is the same but for rounding."""
+def _compare(run: Qualification, model: ModelConfig, decoder: Decoder) -> dict[str, Any]:
+    """Greedy tokens of a few sequences by graphs, by single steps and on torch. None has a budget:
+    graphs feed a forced phrase one token a step and the others at once, which differs in
+    rounding."""
 
     def tokens(ops: Ops | None, **options: Any) -> list[list[int]]:
-        config = _config(shared, **options)
+        config = _config(run, **options)
         if ops is None:
             own = decoder
         elif isinstance(decoder.weights.lm_head, torch.Tensor):
@@ -199,7 +200,7 @@ def _compare(shared: Shared, model: ModelConfig, decoder: Decoder) -> dict[str, 
             own = make_decoder(model, config, ops)
         engine = BareEngine(config, model, own)
         generator = torch.Generator().manual_seed(1)
-        names = [
+        job_ids = [
             engine.add(
                 Job(
                     prompt=torch.randint(10, 300, (20 + 30 * i,), generator=generator).tolist(),
@@ -208,14 +209,14 @@ def _compare(shared: Shared, model: ModelConfig, decoder: Decoder) -> dict[str, 
             )
             for i in range(4)
         ]
-        engine.run()
-        return [engine.generated(name) for name in names]
+        engine.run_jobs()
+        return [engine.output_tokens(job_id) for job_id in job_ids]
 
-    ahead = tokens(None, run_ahead=8)
+    graphs = tokens(None, run_ahead=8)
     single = tokens(None, enforce_eager=True, run_ahead=1)
     plain = tokens(TorchOps(), enforce_eager=True, run_ahead=1)
     return {
-        "graph_is_eager": ahead == single,
+        "graph_is_eager": graphs == single,
         "first_difference_to_torch": [
             next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
             for a, b in zip(single, plain, strict=True)
@@ -223,40 +224,40 @@ def _compare(shared: Shared, model: ModelConfig, decoder: Decoder) -> dict[str, 
     }
 
 
-def run_transformers(shared: Shared) -> dict[str, Any]:
-    """Tokens per second of transformers on the first shape, at the same batch sizes: its plain
-    ``generate`` and, on CUDA, its continuous batching."""
-    model = shape(shared.shapes[0])
-    peer, options = peer_of(model, shared.dtype, shared.device, shared.steps)
+def run_transformers(run: Qualification) -> dict[str, Any]:
+    """Tokens per second of transformers on the first shape, at the same batch sizes: ``generate``
+    and, on CUDA, continuous batching."""
+    model = shape(run.shapes[0])
+    peer, options = transformers_model(model, run.dtype, run.device, run.steps)
     rows: dict[str, Any] = {}
-    for batch in shared.batches:
-        if not shared.in_time():
+    for batch in run.batches:
+        if not run.in_time():
             break
-        ids = torch.randint(10, model.vocab_size, (batch, PROMPT), device=shared.device)
-        ways = {
+        ids = torch.randint(10, model.vocab_size, (batch, PROMPT), device=run.device)
+        variants = {
             "generate": lambda ids=ids: peer.generate(
                 ids, attention_mask=torch.ones_like(ids), generation_config=options
             )
         }
-        if shared.device == "cuda":
-            ways["generate_batch"] = lambda ids=ids: peer.generate_batch(
+        if run.device == "cuda":
+            variants["generate_batch"] = lambda ids=ids: peer.generate_batch(
                 ids.tolist(), generation_config=options
             )
         rows[str(batch)] = {
-            name: batch * shared.steps / _seconds(way) for name, way in ways.items()
+            name: batch * run.steps / _seconds(generate) for name, generate in variants.items()
         }
-    return {"shape": shared.shapes[0], "tokens_per_s": rows}
+    return {"shape": run.shapes[0], "tokens_per_s": rows}
 
 
-def _seconds(way: Callable[[], object]) -> float:
+def _seconds(generate: Callable[[], object]) -> float:
     begin = time.perf_counter()
     with torch.inference_mode():
-        way()
+        generate()
     return time.perf_counter() - begin
 
 
-PHASES: dict[str, tuple[float, Callable[[Shared], Any]]] = {  # share of the time, what to do
-    "ceilings": (0.05, lambda shared: ceilings(shared.device)),
+PHASES: dict[str, tuple[float, Callable[[Qualification], Any]]] = {  # share of the time, function
+    "ceilings": (0.05, lambda run: ceilings(run.device)),
     "numerics": (0.15, check_numerics),
     "kernels": (0.25, measure_kernels),
     "engine": (0.40, run_engines),
@@ -265,9 +266,9 @@ PHASES: dict[str, tuple[float, Callable[[Shared], Any]]] = {  # share of the tim
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All phases; a phase that fails is a failure of its own and stops no other."""
+    """Run the chosen phases; a phase that fails is reported and stops no other."""
     device = resolve_device(args.device)
-    shared = Shared(
+    qualification = Qualification(
         device=device,
         dtype=resolve_dtype(args.dtype, device, torch.bfloat16),
         shapes=args.shapes.split(","),
@@ -277,7 +278,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         out=args.out,
         quantization=args.quantization,
     )
-    for name in shared.shapes:
+    for name in qualification.shapes:
         if name not in NAMES:
             raise RequestError(f"shapes: {name!r} is none of {', '.join(NAMES)}", param="shapes")
     phases = args.phases.split(",")
@@ -290,48 +291,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if name not in phases:
             continue
         begin = time.monotonic()
-        shared.ends = begin + share * 60 * args.minutes
+        qualification.deadline = begin + share * 60 * args.minutes
         print(f"{name} ...", file=sys.stderr, flush=True)
         try:
-            shared.found[name] = phase(shared)
+            qualification.results[name] = phase(qualification)
         except Exception:
-            shared.failures.append(f"{name}: {traceback.format_exc()}")
+            qualification.failures.append(f"{name}: {traceback.format_exc()}")
         if device == "cuda":
             torch.cuda.empty_cache()
-        took = time.monotonic() - begin
-        shared.found.setdefault("seconds", {})[name] = round(took, 1)
-        print(f"{name}: {took:.1f} s", file=sys.stderr, flush=True)
-        shared.save()
-    print((shared.out / "qualify.md").read_text(), file=sys.stderr)
-    return {**shared.found, "failures": shared.failures}
-
-
-def report(found: dict[str, Any], failures: list[str]) -> str:
-    """The findings as Markdown."""
-    return "\n".join(_sections(found, failures)) + "\n"
-
-
-def _sections(found: dict[str, Any], failures: list[str]) -> Iterator[str]:
-    yield "# Qualification\n"
-    yield f"Failures: {len(failures)}\n"
-    yield from (f"```\n{failure}\n```" for failure in failures)
-    if "ceilings" in found:
-        rows = [{"limit": name, "value": value} for name, value in found["ceilings"].items()]
-        yield "## Ceilings\n\n" + kernel_speed.markdown_table(rows) + "\n"
-    if "numerics" in found:
-        rows = [{"case": case, **row} for case, row in found["numerics"].items()]
-        yield "## Numerics\n\n" + kernel_speed.markdown_table(rows) + "\n"
-    if "kernels" in found:
-        yield "## Kernels\n\n" + kernel_speed.markdown_table(found["kernels"]) + "\n"
-    for name, one in found.get("engine", {}).items():
-        yield f"## Engine, {name}\n\n{one.get('skipped') or one['equal']}\n"
-        yield kernel_speed.markdown_table([_rounded(row) for row in one.get("rows", [])]) + "\n"
-    if "transformers" in found:
-        yield f"## transformers\n\n{json.dumps(found['transformers'])}\n"
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()}
+        seconds = time.monotonic() - begin
+        qualification.results.setdefault("seconds", {})[name] = round(seconds, 1)
+        print(f"{name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+        qualification.save()
+    print((qualification.out / "qualify.md").read_text(), file=sys.stderr)
+    return {**qualification.results, "failures": qualification.failures}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

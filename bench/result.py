@@ -1,5 +1,4 @@
-"""The result of a bench: one JSON object with the command, machine, versions and commit behind
-it."""
+"""The result of a bench: one JSON object with command, machine, versions and commit."""
 
 import json
 import os

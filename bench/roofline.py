@@ -1,4 +1,4 @@
-"""Kernels under the roof of their machine: operations a second against operations a byte."""
+"""Roofline plot of kernels: FLOP/s against FLOP per byte."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,8 @@ MARKERS = "os^vD*XPdh"
 
 
 def draw(rows: Sequence[dict[str, Any]], limits: dict[str, Any], path: Path, title: str) -> None:
-    """Writes a PNG. ``rows`` as measured by ``kernel_speed``; the roof is that of ``ceilings``.
-    Operations that compute next to nothing are drawn at a floor of 0.1 FLOP a byte, by bytes."""
+    """Write a PNG. ``rows`` come from ``kernel_speed``, the roof from ``ceilings``. Operations
+    below 0.1 FLOP per byte are drawn at 0.1, at the height of their bytes/s."""
     import matplotlib
 
     matplotlib.use("Agg")

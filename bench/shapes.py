@@ -1,7 +1,7 @@
-"""Shapes of the Qwen2.5 family, and models of these shapes with random weights.
+"""Shapes of the Qwen2.5 family, for models with random weights.
 
-What a kernel or a step costs depends on shapes alone, so speed can be measured where no weights
-are at hand; what such a model says means nothing.
+The cost of a kernel or a step depends on shapes only, so speed can be measured without a
+checkpoint.
 """
 
 from dataclasses import replace
@@ -15,7 +15,7 @@ from s1engine.runner.memory import weight_bytes
 
 # hidden size, inner size, layers, query heads, KV heads, head size, vocabulary, tied embeddings
 _SIZES: dict[str, tuple[int, int, int, int, int, int, int, bool]] = {
-    "25M": (512, 1536, 8, 8, 2, 64, 4096, True),  # none of the family's: 50 MB in bf16
+    "25M": (512, 1536, 8, 8, 2, 64, 4096, True),  # not of the family: 50 MB in bf16
     "0.5B": (896, 4864, 24, 14, 2, 64, 151_936, True),
     "1.5B": (1536, 8960, 28, 12, 2, 128, 151_936, True),
     "7B": (3584, 18_944, 28, 28, 4, 128, 152_064, False),
@@ -26,7 +26,7 @@ NAMES = ("nano", *_SIZES)
 
 
 def shape(name: str) -> ModelConfig:
-    """The configuration of that size of Qwen2.5; ``nano`` is the bundled model's."""
+    """Configuration of that size of Qwen2.5; ``nano``: the bundled model."""
     nano = ModelConfig.from_dir(BUNDLED_MODEL)
     if name == "nano":
         return nano
@@ -66,8 +66,8 @@ def matrix_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
 def step_bytes(
     model: ModelConfig, itemsize: int, batch: int, context: int, quantization: str | None = None
 ) -> float:
-    """Bytes that one decode step must read: every weight but the input embedding, of which a step
-    gathers a few rows, and the KV cache of all sequences."""
+    """Bytes that one decode step reads: every weight except the input embedding (a step gathers a
+    few rows of it), and the KV cache of all sequences."""
     embedding = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
     kv = 2 * model.num_layers * model.num_kv_heads * model.head_dim * batch * context
     if quantization is None:

@@ -1,7 +1,7 @@
 """Tokens per second of s1-nano (or another model) at several concurrencies, in one process.
 
-Every request decodes the same number of tokens, so the ratio between concurrencies is what batching
-is worth.
+Every request decodes the same number of tokens, so the ratio between concurrencies is the gain of
+batching.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from s1engine.sampling_params import SamplingParams
 
 
 def tokens_per_second(llm: LLM, concurrency: int, max_tokens: int) -> float:
-    """Output tokens per second of ``concurrency`` equal requests, prompt included in the time."""
+    """Output tokens per second of ``concurrency`` equal requests; the time includes prefill."""
     params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
     prompts = [f"a=3 b=a+{i % 10} c=b*2 c?" for i in range(concurrency)]
     begin = time.perf_counter()
@@ -24,7 +24,7 @@ def tokens_per_second(llm: LLM, concurrency: int, max_tokens: int) -> float:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Median over rounds for each concurrency; the rounds are interleaved."""
+    """Median over interleaved rounds for each concurrency."""
     llm = LLM(args.model, progress=False)
     counts = [int(text) for text in args.concurrency.split(",")]
     rates: dict[int, list[float]] = {count: [] for count in counts}

@@ -1,4 +1,4 @@
-"""The same shapes in transformers, to stand beside ours on the same machine."""
+"""Models of the same shapes in transformers, for comparison on the same machine."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ import torch
 from s1engine.models.model_config import ModelConfig
 
 
-def peer_of(
+def transformers_model(
     model: ModelConfig, dtype: torch.dtype, device: str, new_tokens: int
 ) -> tuple[Any, Any]:
-    """A random Qwen2 of that shape, and how it shall generate: greedily, so many tokens."""
+    """A random Qwen2 of that shape, and options for greedy generation of ``new_tokens``."""
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
     own = Qwen2Config(

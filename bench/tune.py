@@ -1,8 +1,8 @@
-"""Times other launches than those of ``kernels/launch_table.py`` in a decode step on a GPU.
+"""Time other launches than those of ``kernels/launch_table.py`` in a decode step on a GPU.
 
-A few layers and the head of a random model run as one graph, since kernels overlap and what one
-gains alone the next may lose. Kernel by kernel the fastest launch is kept for the rest. What wins
-is not used by itself: the table is fixed, and changed by hand where a difference is clear.
+A few layers and the head of a random model run as one graph, because kernels overlap and the gain
+of one may be the loss of the next. Kernel by kernel, the fastest launch is kept for the following
+ones. The table does not change by itself: edit it where a difference is clear.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from s1engine.ops.compile_ahead import compiled_ahead
 from s1engine.runner.kv_cache import KVCache
 from s1engine.runner.resolved_config import BLOCK_SIZES
 
-if TYPE_CHECKING:  # needs Triton, which machines without a GPU may lack
+if TYPE_CHECKING:  # needs Triton, which may be missing without a GPU
     from s1engine.bench.launches import LaunchCandidate
 
-STEPS, ROUNDS = 8, 5  # in a graph; how often it is timed
+STEPS, ROUNDS = 8, 5  # in a graph; number of timings
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TunedStep:
     """A decode step of ``batch`` sequences, each of ``context`` tokens."""
 
     decoder: Decoder
@@ -55,8 +55,8 @@ class Step:
         return hidden, ids
 
 
-def make_step(decoder: Decoder, batch: int, context: int) -> Step:
-    """Over shuffled blocks."""
+def make_step(decoder: Decoder, batch: int, context: int) -> TunedStep:
+    """A decode step over shuffled blocks."""
     device, block = str(decoder.device), BLOCK_SIZES[decoder.device.type]
     per_row = -(-context // block)
     order = torch.randperm(batch * per_row, device=device).view(batch, per_row)
@@ -78,11 +78,11 @@ def make_step(decoder: Decoder, batch: int, context: int) -> Step:
         v.normal_()
     rows = torch.arange(batch, device=device)
     columns = torch.ones(batch, device=device), rows, rows + context
-    return Step(decoder, batch, context, caches, rows.to(torch.int32), meta, columns)
+    return TunedStep(decoder, batch, context, caches, rows.to(torch.int32), meta, columns)
 
 
-def descend(step: Step, limit: float) -> list[dict[str, Any]]:
-    """A row for every choice: its time beside the best of the kernels before."""
+def descend(step: TunedStep, limit: float) -> list[dict[str, Any]]:
+    """Time every candidate of every kernel, with the best candidates of the kernels before it."""
     from s1engine.bench.launches import KERNELS, LaunchCandidate, launch_candidates
 
     model = step.decoder.config
@@ -90,29 +90,29 @@ def descend(step: Step, limit: float) -> list[dict[str, Any]]:
     rows = []
     for kernel in KERNELS:
         times: dict[str, float] = {}
-        found = {
-            choice.name: choice
-            for choice in launch_candidates(kernel, step.batch, model.num_kv_heads)
+        candidates = {
+            candidate.name: candidate
+            for candidate in launch_candidates(kernel, step.batch, model.num_kv_heads)
         }
-        for name, choice in found.items():
-            took = _time(step, [*best.values(), choice])
-            if took is not None:
-                times[name] = took
+        for name, candidate in candidates.items():
+            step_s = _time(step, [*best.values(), candidate])
+            if step_s is not None:
+                times[name] = step_s
         fastest = min(times, key=lambda name: times[name])
-        best[kernel] = found[fastest]
+        best[kernel] = candidates[fastest]
         rows += [
             {
                 "batch": step.batch, "context": step.context, "kernel": kernel, "choice": name,
-                "step_us": round(1e6 * took, 2), "share_of_read": round(limit / took, 3),
+                "step_us": round(1e6 * step_s, 2), "share_of_read": round(limit / step_s, 3),
                 "chosen": name == fastest,
             }
-            for name, took in times.items()
+            for name, step_s in times.items()
         ]  # fmt: skip
     return rows
 
 
-def _time(step: Step, chosen: "list[LaunchCandidate]") -> float | None:
-    """None if a choice cannot be launched: too much shared memory, say."""
+def _time(step: TunedStep, chosen: "list[LaunchCandidate]") -> float | None:
+    """Seconds of a step; None if a candidate cannot be launched, e.g. for lack of shared memory."""
     from triton.compiler.errors import CompilationError
     from triton.runtime.errors import OutOfResources, PTXASError
 
@@ -125,8 +125,8 @@ def _time(step: Step, chosen: "list[LaunchCandidate]") -> float | None:
         return None
 
 
-def compile_all(steps: list[Step], *, progress: bool) -> None:
-    """All choices of all steps, on all cores."""
+def compile_all(steps: list[TunedStep], *, progress: bool) -> None:
+    """Compile all candidates of all steps, on all cores."""
     from s1engine.bench.launches import KERNELS, launch_candidates, use_launches
 
     with compiled_ahead(progress=progress), torch.inference_mode():
@@ -139,7 +139,7 @@ def compile_all(steps: list[Step], *, progress: bool) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Every batch size; what each kernel had and got on stderr."""
+    """Tune every batch size; the table's and the fastest launches go to stderr."""
     if not torch.cuda.is_available():
         raise RequestError("bench tune needs a CUDA device", param="device")
     model = replace(shape(args.shape), num_layers=args.layers)
@@ -153,10 +153,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for step in tqdm(steps, unit="batch"):
         nbytes = step_bytes(model, 2, step.batch, step.context, args.quantization)
-        found = descend(step, nbytes / limits["read_bytes_per_s"])
-        shown = [row for row in found if row["chosen"] or row["choice"] == "table"]
+        new = descend(step, nbytes / limits["read_bytes_per_s"])
+        shown = [row for row in new if row["chosen"] or row["choice"] == "table"]
         print(markdown_table(shown), file=sys.stderr)
-        rows += found
+        rows += new
     return {
         "shape": args.shape,
         "layers": args.layers,

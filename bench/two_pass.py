@@ -1,9 +1,8 @@
-"""Budget forcing as s1's own script does it: stop, append, generate again.
+"""Budget forcing as in s1's own script: stop, append, generate again.
 
-Each ignored end costs a whole ``generate`` over the batch, with everything before it as a new
-prompt, and a barrier at which finished sequences wait for the slowest. It runs on our engine
-through its public interface only, so that native forcing can be compared with it token for token
-and second for second.
+Each ignored end costs a whole ``generate`` over the batch, with all previous tokens as a new
+prompt, and a barrier at which finished sequences wait for the slowest. It uses only the engine's
+public interface, so that native forcing can be compared with it in tokens and seconds.
 """
 
 from dataclasses import dataclass, field
@@ -16,10 +15,10 @@ BAN = -100.0  # a bias that no logit of a trained model overcomes
 
 
 @dataclass
-class Pass:
-    """One prompt on its way through the passes."""
+class PassState:
+    """State of one prompt between passes."""
 
-    prompt: list[int]  # with the thinking opened
+    prompt: list[int]  # ends with the opened thinking
     thinking: list[int] = field(default_factory=list)
     waits_used: int = 0
     ended: bool = False  # the model wrote an end
@@ -33,13 +32,13 @@ class Pass:
 
 def think_in_passes(
     llm: LLM, prompts: list[list[int]], *, budget: int, num_waits: int, max_tokens: int
-) -> list[Pass]:
-    """Greedy answers to prompts whose thinking is open; the way of s1's evaluation harness, except
+) -> list[PassState]:
+    """Greedy answers to prompts with an open thinking block, as in s1's evaluation harness, except
     that waits share the one budget."""
     reasoning = llm.engine.format
     assert reasoning is not None
     wait = llm.engine.tokenizer.encode("Wait")
-    states = [Pass(prompt) for prompt in prompts]
+    states = [PassState(prompt) for prompt in prompts]
     live = states
     for wait_round in range(num_waits + 1):
         _think(llm, live, budget)
@@ -65,8 +64,8 @@ def think_in_passes(
     return states
 
 
-def _think(llm: LLM, states: list[Pass], budget: int) -> None:
-    """One round for all: until each writes an end or has used up the budget."""
+def _think(llm: LLM, states: list[PassState], budget: int) -> None:
+    """One round for all: each generates until it writes an end or exhausts the budget."""
     before = [len(state.thinking) for state in states]
     _extend(llm, states, budget)
     stuck = [
@@ -83,17 +82,17 @@ def _think(llm: LLM, states: list[Pass], budget: int) -> None:
 
 def _extend(
     llm: LLM,
-    states: list[Pass],
+    states: list[PassState],
     budget: int,
     most: int | None = None,
     bias: dict[int, float] | None = None,
 ) -> None:
-    """Thinks on, within the budget and by at most ``most`` tokens."""
+    """Continue thinking, within the budget and by at most ``most`` tokens."""
     assert llm.engine.format is not None
     triggers = llm.engine.format.triggers
     states = [state for state in states if len(state.thinking) < budget]
-    rooms = [budget - len(state.thinking) for state in states]
-    params = [_greedy(min(room, most or room), bias) for room in rooms]
+    remaining = [budget - len(state.thinking) for state in states]
+    params = [_greedy(min(left, most or left), bias) for left in remaining]
     outputs = _generate(llm, [s.prompt + s.thinking for s in states], params, triggers)
     for state, output in zip(states, outputs, strict=True):
         ids = output.outputs[0].token_ids
@@ -108,7 +107,7 @@ def _greedy(max_tokens: int, logit_bias: dict[int, float] | None = None) -> Samp
 def _generate(
     llm: LLM, prompts: list[list[int]], params: list[SamplingParams], stops: tuple[int, ...]
 ) -> list[RequestOutput]:
-    """Plain continuation up to the end of text or one of ``stops``: thinking is switched off."""
+    """Plain continuation, with thinking disabled, up to the end of text or one of ``stops``."""
     if not prompts:
         return []
     each = [_with_stops(p, stops) for p in params]

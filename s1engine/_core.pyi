@@ -248,7 +248,7 @@ class Scheduler:
     def check_integrity(self) -> None: ...
 
 class cpu:
-    """The submodule of CPU kernels: tensors cross as addresses and sizes (csrc/cpu/ops.hpp)."""
+    """CPU kernels: tensors are passed as addresses and sizes (csrc/cpu/ops.hpp)."""
 
     @staticmethod
     def isa() -> str: ...
@@ -404,6 +404,6 @@ class cpu:
         seeds: int,
         positions: int,
         filtered: bool,
-        clean: bool,
+        logits_sanitized: bool,
         /,
     ) -> None: ...

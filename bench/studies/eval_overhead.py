@@ -31,10 +31,10 @@ def outside_share(llm: LLM, questions: int, folder: Path) -> float:
         setattr(engine, name, _timed(call, inside))
     try:
         methods = plan(["budget-forcing"], SweepOptions(budgets=(BUDGET,)))
-        found = arithmetic_questions(4, questions)
+        asked = arithmetic_questions(4, questions)
         opened = Results.open(folder, {}, overwrite=True)
         (run,) = run_sweep(
-            methods, found, EngineBackend(llm), opened, traces=1, finished=lambda run: None
+            methods, asked, EngineBackend(llm), opened, traces=1, finished=lambda run: None
         )
         opened.close()
     finally:

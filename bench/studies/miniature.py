@@ -13,9 +13,9 @@ from s1engine.training.examples import miniature_pipeline, miniature_report
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run it all; table and figure go to ``args.out``."""
-    found = miniature_pipeline.run_miniature(miniature.sizes_of(args), args.out)
-    miniature_report.write(found, args.out)
-    return found
+    result = miniature_pipeline.run_miniature(miniature.sizes_of(args), args.out)
+    miniature_report.write(result, args.out)
+    return result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

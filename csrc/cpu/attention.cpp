@@ -1,8 +1,8 @@
-// Cuts the attention of a step into units and shares them out over the thread pool.
+// Splits the attention of a step into units of work for the thread pool.
 //
 // A unit is a few consecutive tokens of one sequence with the query heads of one KV head. Units
-// that are large beside the whole step (a long context in a small batch) are cut further, along
-// their context. Where to cut is decided by the load; what is computed is the same either way.
+// that are large beside the whole step (a long context in a small batch) are split further, along
+// their context. The load decides about the split; the result is the same with and without it.
 
 #include <algorithm>
 #include <vector>
@@ -17,25 +17,25 @@ namespace {
 
 constexpr int64_t kUnitRows = 128;      // query rows that share a pass over the keys
 constexpr int64_t kMinWork = 1 << 19;   // multiply-adds below which one thread is faster than two
-constexpr int64_t kTasksPerThread = 4;  // so that threads end at about the same time
+constexpr int64_t kTasksPerThread = 4;  // so that threads end together
 
 struct Task {
   int64_t unit;
   int64_t split;  // -1: the whole context
-  int64_t part;   // where its result goes in the parts, in floats
+  int64_t part;   // offset of its result in the parts, in floats
 };
 
-struct Plan {
+struct WorkList {
   std::vector<AttentionUnit> units;
   std::vector<Task> tasks;
-  std::vector<Task> joins;  // units that were cut: split 0's task
+  std::vector<Task> merges;  // split 0's task of each unit that was split
   int64_t part_floats = 0;
   int64_t work = 0;  // multiply-adds of the step
 
   void clear() {
     units.clear();
     tasks.clear();
-    joins.clear();
+    merges.clear();
     part_floats = work = 0;
   }
 };
@@ -45,62 +45,63 @@ int64_t work_of(const Attention& a, const AttentionUnit& unit) {
 }
 
 void add_units(const Attention& a, const int32_t* cu_seqlens_q, const int32_t* context_lens,
-               int64_t sequence, Plan& plan) {
+               int64_t sequence, WorkList& list) {
   const int64_t begin = cu_seqlens_q[sequence];
   const int64_t end = cu_seqlens_q[sequence + 1];
   const int64_t tokens = std::max<int64_t>(1, kUnitRows / a.group_size);
   for (int64_t token = begin; token < end; token += tokens) {
     for (int64_t head = 0; head < a.num_kv_heads; ++head) {
-      plan.units.push_back({.sequence = sequence,
+      list.units.push_back({.sequence = sequence,
                             .kv_head = head,
                             .token = token,
                             .num_tokens = std::min(tokens, end - token),
                             .position = context_lens[sequence] - end + token});
-      plan.work += work_of(a, plan.units.back());
+      list.work += work_of(a, list.units.back());
     }
   }
 }
 
-void add_tasks(const Attention& a, int64_t index, int64_t limit, Plan& plan) {
-  const AttentionUnit& unit = plan.units[static_cast<size_t>(index)];
+void add_tasks(const Attention& a, int64_t index, int64_t limit, WorkList& list) {
+  const AttentionUnit& unit = list.units[static_cast<size_t>(index)];
   const int64_t splits = unit.num_splits();
   if (splits == 1 || work_of(a, unit) <= limit) {
-    plan.tasks.push_back({index, -1, 0});
+    list.tasks.push_back({index, -1, 0});
     return;
   }
-  plan.joins.push_back({index, 0, plan.part_floats});
+  list.merges.push_back({index, 0, list.part_floats});
   for (int64_t split = 0; split < splits; ++split) {
-    plan.tasks.push_back({index, split, plan.part_floats});
-    plan.part_floats += SoftmaxState::size(unit.num_tokens * a.group_size, a.width());
+    list.tasks.push_back({index, split, list.part_floats});
+    list.part_floats += SoftmaxState::size(unit.num_tokens * a.group_size, a.width());
   }
 }
 
-void make_plan(const Attention& a, const int32_t* cu_seqlens_q, const int32_t* context_lens,
-               int64_t sequences, int threads, Plan& plan) {
-  plan.clear();
-  for (int64_t s = 0; s < sequences; ++s) add_units(a, cu_seqlens_q, context_lens, s, plan);
-  const int64_t limit = threads == 1 ? plan.work : plan.work / (kTasksPerThread * threads);
-  for (size_t i = 0; i < plan.units.size(); ++i) {
-    add_tasks(a, static_cast<int64_t>(i), std::max(limit, kMinWork), plan);
+void split_work(const Attention& a, const int32_t* cu_seqlens_q, const int32_t* context_lens,
+                int64_t sequences, int threads, WorkList& list) {
+  list.clear();
+  for (int64_t s = 0; s < sequences; ++s) add_units(a, cu_seqlens_q, context_lens, s, list);
+  const int64_t limit = threads == 1 ? list.work : list.work / (kTasksPerThread * threads);
+  for (size_t i = 0; i < list.units.size(); ++i) {
+    add_tasks(a, static_cast<int64_t>(i), std::max(limit, kMinWork), list);
   }
 }
 
-void execute(const Attention& a, const Kernels& k, DType stored, const Plan& plan, float* parts) {
+void run_tasks(const Attention& a, const Kernels& k, DType stored, const WorkList& list,
+               float* parts) {
   ThreadPool& pool = ThreadPool::instance();
   const CacheKernels& c = k.cache(stored);
-  const auto tasks = static_cast<int64_t>(plan.tasks.size());
-  const auto joins = static_cast<int64_t>(plan.joins.size());
+  const auto tasks = static_cast<int64_t>(list.tasks.size());
+  const auto merges = static_cast<int64_t>(list.merges.size());
   const int64_t scratch_size = attention_scratch(a, std::max(kUnitRows, a.group_size));
   const auto scratch = [scratch_size] {
     static thread_local Scratch memory;
     return memory.get(scratch_size);
   };
   const auto unit_of = [&](const Task& task) -> const AttentionUnit& {
-    return plan.units[static_cast<size_t>(task.unit)];
+    return list.units[static_cast<size_t>(task.unit)];
   };
-  pool.parallel_for(tasks, plan.work < kMinWork ? tasks : 1, [&](int64_t begin, int64_t end) {
+  pool.parallel_for(tasks, list.work < kMinWork ? tasks : 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Task& task = plan.tasks[static_cast<size_t>(i)];
+      const Task& task = list.tasks[static_cast<size_t>(i)];
       if (task.split < 0) {
         c.attend(a, unit_of(task), scratch());
       } else {
@@ -108,10 +109,10 @@ void execute(const Attention& a, const Kernels& k, DType stored, const Plan& pla
       }
     }
   });
-  pool.parallel_for(joins, 1, [&](int64_t begin, int64_t end) {
+  pool.parallel_for(merges, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Task& task = plan.joins[static_cast<size_t>(i)];
-      k.join_parts(a, unit_of(task), parts + task.part, scratch());
+      const Task& task = list.merges[static_cast<size_t>(i)];
+      k.merge_parts(a, unit_of(task), parts + task.part, scratch());
     }
   });
 }
@@ -135,11 +136,11 @@ void paged_attention(int dtype, int cache_dtype, Address q, Address k_cache, Add
                        .head_dim = head_dim,
                        .block_size = block_size,
                        .scale = scale};
-  static thread_local Plan plan;  // kept for its memory
+  static thread_local WorkList list;  // static to reuse its memory
   static thread_local Scratch parts;
-  make_plan(args, pointer<const int32_t>(cu_seqlens_q), pointer<const int32_t>(context_lens),
-            sequences, ThreadPool::instance().size(), plan);
-  execute(args, kernels(DType{dtype}), DType{cache_dtype}, plan, parts.get(plan.part_floats));
+  split_work(args, pointer<const int32_t>(cu_seqlens_q), pointer<const int32_t>(context_lens),
+             sequences, ThreadPool::instance().size(), list);
+  run_tasks(args, kernels(DType{dtype}), DType{cache_dtype}, list, parts.get(list.part_floats));
 }
 
 }  // namespace s1::cpu

@@ -1,9 +1,8 @@
 // How ranks wait for each other.
 //
-// The others usually come within microseconds, so a rank spins at first. If they do not, they may
-// be in want of its core: it offers that to whoever wants it, and in the end sleeps for short
-// times. Nobody is woken up, so a rank that dies leaves nobody asleep: those that wait see
-// `aborted` or the end of their patience.
+// The others usually arrive within microseconds, so a rank spins first. A late rank may need this
+// core, so the rank then yields, and finally sleeps for short times. No rank waits for a wake-up,
+// so a rank that dies blocks no other: a waiting rank sees `aborted`, or its timeout.
 
 #include "collective.hpp"
 
@@ -22,12 +21,12 @@ using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kSpin = 20us;
-constexpr auto kYield = 2ms;  // after these, naps cost little of what has been waited already
+constexpr auto kYield = 2ms;  // after this, a nap is short beside the time already waited
 constexpr auto kNap = 50us;
-constexpr auto kPatience = 120s;
+constexpr auto kTimeout = 120s;
 
-constexpr int64_t kMinElements = 32768;  // that a thread should have to itself
-constexpr int64_t kMinBytes = 1 << 17;
+constexpr int64_t kMinElements = 32768;  // of a sum, per thread
+constexpr int64_t kMinBytes = 1 << 17;   // of a copy, per thread
 
 }  // namespace
 
@@ -45,7 +44,7 @@ void Collective::all_reduce(int dtype, Address x, Address out, int64_t count, bo
   for (int64_t begin = 0; begin < count; begin += longest) {
     const int64_t size = std::min(longest, count - begin);
     fill_slot(pointer<char>(x) + begin * item, size * item);
-    meet();
+    barrier();
     const SumParts args{.parts = slot(0),
                         .stride = kSlotBytes / item,
                         .count = ranks_,
@@ -62,17 +61,17 @@ void Collective::gather(Address x, Address out, int64_t rows, int64_t row_bytes)
   for (int64_t begin = 0; begin < bytes; begin += kSlotBytes) {
     const int64_t end = std::min(begin + kSlotBytes, bytes);
     fill_slot(pointer<char>(x) + begin, end - begin);
-    meet();
+    barrier();
     if (rank_ > 0) continue;
     for (int rank = 0; rank < ranks_; ++rank) {
-      place(slot(rank), pointer<char>(out) + rank * row_bytes, begin, end, row_bytes);
+      copy_rows(slot(rank), pointer<char>(out) + rank * row_bytes, begin, end, row_bytes);
     }
   }
 }
 
-// Bytes [begin, end) of a rank's rows to where they stand among those of all.
-void Collective::place(const char* from, char* out, int64_t begin, int64_t end,
-                       int64_t row_bytes) const {
+// Copies bytes [begin, end) of a rank's rows to their place in the rows of all ranks.
+void Collective::copy_rows(const char* from, char* out, int64_t begin, int64_t end,
+                           int64_t row_bytes) const {
   while (begin < end) {
     const int64_t row = begin / row_bytes, offset = begin % row_bytes;
     const int64_t size = std::min(row_bytes - offset, end - begin);
@@ -96,21 +95,21 @@ void Collective::fill_slot(const char* from, int64_t bytes) {
   });
 }
 
-void Collective::meet() {
+void Collective::barrier() {
   header_->pieces[rank_].value.store(piece_, std::memory_order_release);
-  for (int rank = 0; rank < ranks_; ++rank) await(header_->pieces[rank]);
+  for (int rank = 0; rank < ranks_; ++rank) await_piece(header_->pieces[rank]);
 }
 
-void Collective::await(const Flag& other) const {
-  const auto here = [&] {  // counts wrap around
+void Collective::await_piece(const Flag& other) const {
+  const auto arrived = [&] {  // numbers wrap around
     const uint32_t behind = piece_ - other.value.load(std::memory_order_acquire);
     return static_cast<int32_t>(behind) <= 0;
   };
-  if (spin_until(here, kSpin)) return;
+  if (spin_until(arrived, kSpin)) return;
   const auto begin = Clock::now();
-  while (!here()) {
+  while (!arrived()) {
     const auto waited = Clock::now() - begin;
-    if (header_->aborted.value.load(std::memory_order_acquire) != 0 || waited > kPatience) {
+    if (header_->aborted.value.load(std::memory_order_acquire) != 0 || waited > kTimeout) {
       throw CollectiveError("another rank has not come: it has died, or it hangs");
     }
     if (waited < kYield) {

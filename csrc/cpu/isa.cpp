@@ -1,4 +1,4 @@
-// Finds out what the CPU has; the choice is one atomic pointer, so kernels may run meanwhile.
+// Detects the CPU's instruction sets. The selection is one atomic pointer: kernels may be running.
 
 #include "isa.hpp"
 

@@ -1,5 +1,4 @@
-// Which instruction set the kernels use: the best one that the CPU has, or the one a test asked
-// for.
+// Selects the instruction set of the kernels: the best one that the CPU has, or one set by a test.
 
 #pragma once
 
@@ -7,7 +6,7 @@
 
 #include "kernels.hpp"
 
-// Clang ignores `#pragma GCC target`, so with it (and on other CPUs) only the portable set is
+// Clang ignores `#pragma GCC target`: with Clang, and on other CPUs, only the portable set is
 // built.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define S1_HAS_X86_KERNELS 1
@@ -17,10 +16,10 @@
 
 namespace s1::cpu {
 
-// "portable", "avx2", "avx512" or "avx512_bf16" (with bfloat16 and int8 products).
+// Name of the set in use: "portable", "avx2", "avx512" or "avx512_bf16" (bfloat16, int8 products).
 std::string isa();
 
-// Takes one of these or "auto"; std::invalid_argument if unknown or if this machine lacks it.
+// Selects one of these, or the best for "auto". std::invalid_argument: unknown, or not available.
 void set_isa(const std::string& name);
 
 // The kernels of the set in use.

@@ -1,9 +1,9 @@
-// What the entry points (ops.cpp, attention.cpp, sample.cpp) share with the kernels of each
-// instruction set: argument structs and a table of functions per set and storage type.
+// The interface between the entry points (ops.cpp, attention.cpp, linear.cpp, sample.cpp) and the
+// kernels of each instruction set: argument structs, and a table of functions per set and dtype.
 //
-// Kernels work on a range of rows, on the calling thread, without allocating. Strides and sizes
-// count elements. Only this header and types without functions may cross into a kernel file: what
-// is compiled there may hold instructions that other code must not run.
+// A kernel computes a range of rows on the calling thread, without allocating. Strides and sizes
+// count elements. A kernel file may include only this header and types without functions: its code
+// may hold instructions that other code must not run.
 
 #pragma once
 
@@ -12,14 +12,14 @@
 namespace s1::cpu {
 
 enum class DType : int32_t { kFloat32, kBFloat16, kFloat16, kInt8 };
-constexpr int kNumDTypes = 3;  // that an operation can be in; int8 is for KV caches alone
+constexpr int kNumDTypes = 3;  // of operations; int8 is for KV caches only
 constexpr int64_t item_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
-// Row i of x starts at (i / inner_rows) * outer_stride + (i % inner_rows) * inner_stride, so that
-// the heads of a token can be rows; residual and out likewise have rows.
+// Row i of x starts at (i / inner_rows) * outer_stride + (i % inner_rows) * inner_stride, so that a
+// head of a token can be a row.
 struct RmsNorm {
   const void* x;
-  void* residual;  // [rows, dim], x is added to it first; null: there is none
+  void* residual;  // [rows, dim], x is added to it first; null: none
   const void* weight;
   void* out;  // [rows, dim] contiguous
   int64_t inner_rows, outer_stride, inner_stride, residual_stride;
@@ -46,7 +46,7 @@ struct RopeWrite {
   int64_t q_stride, k_stride, v_stride;  // from token to token; heads are contiguous
 };
 
-// out = parts[0] + parts[1] + ..., in this order, plus what out holds if `add`.
+// out = parts[0] + parts[1] + ..., in this order; plus the old out if `add`.
 struct SumParts {
   const void* parts;  // `count` arrays, `stride` apart
   int64_t stride, count;
@@ -54,15 +54,15 @@ struct SumParts {
   bool add;
 };
 
-// Sizes in floats are padded to a multiple of this, itself a multiple of every vector's width.
+// Sizes in floats are padded to a multiple of this, which is a multiple of every vector width.
 constexpr int64_t kPadding = 16;
 constexpr int64_t padded(int64_t size) { return (size + kPadding - 1) / kPadding * kPadding; }
 
-constexpr int64_t kTileKeys = 64;  // keys that are in work at a time
+constexpr int64_t kTileKeys = 64;  // keys of one tile of attention
 
 struct Attention {
   const void* q;
-  const void* k_cache;  // [num_blocks, num_kv_heads, block_size, a row]
+  const void* k_cache;  // [num_blocks, num_kv_heads, block_size, row_size]
   const void* v_cache;
   void* out;  // [T, num_kv_heads * group_size * head_dim]
   const int32_t* block_table;
@@ -73,25 +73,25 @@ struct Attention {
   int64_t width() const { return padded(head_dim); }
 };
 
-// Consecutive tokens of one sequence with the query heads of one KV head: rows that read the same
-// keys. Row r is token r / group_size, head r % group_size.
+// Consecutive tokens of one sequence with the query heads of one KV head: query rows that read the
+// same keys. Row r is token r / group_size, head r % group_size.
 struct AttentionUnit {
   int64_t sequence;  // row of the block table
   int64_t kv_head;
-  int64_t token;  // first token, counted in the step
+  int64_t token;  // first token, index in the step
   int64_t num_tokens;
   int64_t position;  // of the first token in its sequence
 
-  // Contexts are summed in stretches of so many keys, then the stretches' results in their order:
-  // always, so that a token's result depends neither on threads nor on what else is in the step.
+  // A context is summed in splits of this many keys, then the splits' results are merged in order.
+  // Always, so that a token's result depends neither on threads nor on the rest of the step.
   static constexpr int64_t kSplit = 512;
 
   int64_t end() const { return position + num_tokens; }
   int64_t num_splits() const { return (end() + kSplit - 1) / kSplit; }
 };
 
-// Softmax rows in the making: per row the largest score, and relative to it the sum of weights and
-// the weighted sum of values.
+// Online-softmax state: per row the largest score and, relative to it, the sum of weights and the
+// weighted sum of values.
 struct SoftmaxState {
   float* values;  // [rows, width]
   float* max;
@@ -105,15 +105,15 @@ struct SoftmaxState {
 
 // ---- matrices -----------------------------------------------------------------------------------
 
-// How a matrix of weights [N, K] is stored: in panels of kPanel outputs (rows of the matrix) side
-// by side, so that a vector holds one column of a panel. N and K are padded with zeros.
+// Storage of a weight matrix [N, K]: panels of kPanel outputs (rows of the matrix) side by side, so
+// that a vector holds one column of a panel. N and K are padded with zeros.
 //   kNative  float32, float16  [N / 16][K][16]
 //            bfloat16          [N / 16][K / 2][16][2]
 //   kInt8    [N / 16][K / 4][16][4] bytes: value + 128
 //   kInt4    [N / 16][K / 8][16][4] bytes: value + 8, of columns 0-3 in the low halves, 4-7 in the
 //            high ones
-// Integers stand for value * scale; scales are bfloat16 [N / 16][K / group][16], one for each
-// output and `group` columns.
+// An integer means value * scale; scales are bfloat16 [N / 16][K / group][16], one for each output
+// and `group` columns.
 enum class WeightFormat : int32_t { kNative, kInt8, kInt4 };
 constexpr int kNumWeightFormats = 3;
 constexpr int64_t kPanel = 16;
@@ -125,19 +125,19 @@ enum class Epilogue : int32_t {
   kGate,        // out [rows, N / 2] = silu(first half of the sums) * second half
 };
 
-// x [rows, K] as `linear` reads it: as it is (bfloat16 where the CPU multiplies it; with a column
+// x [rows, K] as `linear` reads it: unchanged (bfloat16 where the CPU multiplies it; plus a column
 // of zeros if K is odd), widened to float, or as integers with a scale for each row and group.
-struct Rows {
+struct PreparedRows {
   const void* values;  // [rows, stride]
   int64_t stride;
   const float* scales;  // [rows, K / group]
-  const int32_t* sums;  // of the integers, likewise
+  const int32_t* sums;  // [rows, K / group], of the integers
 };
 
-// out = x W^T + bias. What a row gives does not depend on other rows: a sum runs over the columns
-// in their order.
+// out = x W^T + bias. A row's result does not depend on other rows: each sum runs over the columns
+// in order.
 struct Linear {
-  Rows x;
+  PreparedRows x;
   const void* panels;
   const uint16_t* scales;
   const void* bias;  // [N], null: none
@@ -150,10 +150,10 @@ struct Linear {
 struct PrepareRows {
   const void* x;  // [rows, stride]
   int64_t stride, columns, group;
-  Rows out;
+  PreparedRows out;
 };
 
-// Rows of W by their numbers, of which W's begin at `first`; those outside of W are zeros.
+// Row ids[i] - first of W, or zeros where W has no such row.
 struct Embed {
   const int32_t* ids;
   int64_t first;
@@ -164,26 +164,26 @@ struct Embed {
   int64_t columns, outputs, group;
 };
 
-// What `prepare` writes for an element of x; kSame: its own type, to be called only if K is odd.
-enum class Prepared : int32_t { kSame, kFloat32, kInt8 };
+// Element type that `prepare` writes; kSame: that of x, and `prepare` is needed only for odd K.
+enum class PreparedType : int32_t { kSame, kFloat32, kInt8 };
 
 struct LinearKernels {
   // Panels [first, last) for rows [begin, end); for kGate these are panels of the first half.
   void (*linear)(const Linear&, int64_t first, int64_t last, int64_t begin, int64_t end);
   void (*prepare)(const PrepareRows&, int64_t begin, int64_t end);
   void (*embed)(const Embed&, int64_t begin, int64_t end);
-  Prepared prepared;
+  PreparedType prepared;
 };
 
 constexpr float kLogitLimit = 1e30f;  // LOGIT_LIMIT of the sampler's definition
 
-// A token and what made it the largest of its row.
+// The largest value of a row and its token.
 struct Peak {
   float value;
   int64_t token;
 };
 
-// Names the random numbers of one row: Philox key and counter.
+// Philox key and counter of one row.
 struct Noise {
   uint64_t seed;
   uint64_t position;
@@ -191,15 +191,15 @@ struct Noise {
 
 // Scans over one row of `size` logits; see sample.inc.
 struct SampleKernels {
-  Peak (*scale_logits)(float* logits, int64_t size, float temperature, bool clean);
+  Peak (*scale_logits)(float* logits, int64_t size, float temperature, bool logits_sanitized);
   double (*sum_exp)(const float* values, int64_t size, float peak);
   int64_t (*collect)(const float* values, int64_t size, float lowest, int32_t* tokens);
   int64_t (*draw)(const float* scaled, int64_t size, const Noise&, const Peak& first);
   int64_t (*draw_among)(const float* scaled, const int32_t* tokens, int64_t count, const Noise&);
 };
 
-// What depends on how a KV cache is stored. Attention takes a unit's whole context, or one split of
-// it into `part`; `scratch` has room for attention_scratch floats.
+// Kernels that depend on the KV cache's dtype. attend computes a unit's whole context, attend_part
+// one split of it into `part`; `scratch` holds attention_scratch floats.
 struct CacheKernels {
   void (*rope_write)(const RopeWrite&, int64_t begin, int64_t end);
   void (*attend)(const Attention&, const AttentionUnit&, float* scratch);
@@ -211,9 +211,9 @@ struct Kernels {
   void (*rms_norm)(const RmsNorm&, int64_t begin, int64_t end);
   void (*silu_and_mul)(const SiluAndMul&, int64_t begin, int64_t end);
   void (*sum_parts)(const SumParts&, int64_t begin, int64_t end);  // elements, not rows
-  // All parts of a unit into the output.
-  void (*join_parts)(const Attention&, const AttentionUnit&, float* parts, float* scratch);
-  CacheKernels own_cache;  // in the type of everything else
+  // Merges all parts of a unit into the output.
+  void (*merge_parts)(const Attention&, const AttentionUnit&, float* parts, float* scratch);
+  CacheKernels own_cache;  // in the dtype of the operation
   CacheKernels int8_cache;
 
   const CacheKernels& cache(DType stored) const {
@@ -228,7 +228,7 @@ inline int64_t attention_scratch(const Attention& a, int64_t rows) {
 
 using LinearTable = LinearKernels[kNumDTypes][kNumWeightFormats];
 
-// One entry per DType. A set that this build or this machine lacks is never called.
+// One entry per DType. A set that the build or the machine lacks is never called.
 namespace portable {
 extern const Kernels kKernels[kNumDTypes];
 extern const LinearTable kLinear;

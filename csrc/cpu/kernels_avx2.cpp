@@ -1,5 +1,5 @@
-// The kernels for CPUs with AVX2, FMA and F16C. All headers come first: their inline functions must
-// stay free of the instructions that the pragma allows from there on.
+// The kernels for CPUs with AVX2, FMA and F16C. All headers come before the pragma, so that their
+// inline functions hold no such instructions.
 
 #include "isa.hpp"
 

@@ -1,6 +1,5 @@
-// The kernels for CPUs with AVX-512 (foundation, byte/word and vector-length instructions). The
-// same source as for AVX2 at twice the width; its speed has not been measured yet. All headers come
-// first: their inline functions must stay free of the instructions that the pragma allows.
+// The kernels for CPUs with AVX-512 (F, BW, VL, DQ): the source of AVX2 at twice the width. Its
+// speed has not been measured yet. All headers come before the pragma, as in kernels_avx2.cpp.
 
 #include "isa.hpp"
 

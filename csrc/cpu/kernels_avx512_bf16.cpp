@@ -1,6 +1,5 @@
 // The kernels for CPUs with AVX-512 and its products of bfloat16 pairs and of four bytes (VNNI).
-// All headers come first: their inline functions must stay free of the instructions that the pragma
-// allows.
+// All headers come before the pragma, as in kernels_avx2.cpp.
 
 #include "isa.hpp"
 

@@ -1,7 +1,7 @@
-// Cuts a matrix product into pieces for the thread pool, and looks up rows of packed matrices.
+// Splits a matrix product into pieces for the thread pool, and looks up rows of packed matrices.
 //
-// A piece is a few panels of the weights for a block of rows. How it is cut changes no result: a
-// kernel's sums run over all columns in their order.
+// A piece is a few panels of the weights for a block of rows. The split changes no result: each sum
+// runs over all columns in order.
 
 #include <algorithm>
 #include <cstring>
@@ -14,24 +14,24 @@
 namespace s1::cpu {
 namespace {
 
-constexpr int64_t kPiecePanels = 4;    // what the widest kernel takes at a time
-constexpr int64_t kPieceRows = 96;     // so that x stays in the second-level cache
-constexpr int64_t kFewRows = 2;        // for which reading the weights takes the time
-constexpr int64_t kClaims = 16;        // of a thread at least, so that all end at the same time
+constexpr int64_t kPiecePanels = 4;    // panels of the widest kernel tile
+constexpr int64_t kPieceRows = 96;     // x of a piece fits into the second-level cache
+constexpr int64_t kFewRows = 2;        // up to here, reading the weights dominates
+constexpr int64_t kClaims = 16;        // chunks per thread at least, so that threads end together
 constexpr int64_t kMinWork = 1 << 15;  // multiply-adds below which one thread is faster than two
 
-// x in the form that the kernels read, in memory of the calling thread.
-Rows prepare(const LinearKernels& k, const void* x, int64_t x_stride, int64_t rows, int64_t columns,
-             int64_t group) {
-  if (k.prepared == Prepared::kSame && columns % 2 == 0) return {x, x_stride, nullptr, nullptr};
+// x as the kernels read it, in memory of the calling thread.
+PreparedRows prepare(const LinearKernels& k, const void* x, int64_t x_stride, int64_t rows,
+                     int64_t columns, int64_t group) {
+  if (k.prepared == PreparedType::kSame && columns % 2 == 0) return {x, x_stride, nullptr, nullptr};
   static thread_local Scratch values, scales, sums;
   PrepareRows args{.x = x, .stride = x_stride, .columns = columns, .group = group, .out = {}};
-  if (k.prepared == Prepared::kInt8) {
+  if (k.prepared == PreparedType::kInt8) {
     const int64_t groups = columns / group;
     args.out = {values.get<int8_t>(rows * columns), columns, scales.get<float>(rows * groups),
                 sums.get<int32_t>(rows * groups)};
   } else {
-    const int64_t stride = padded(columns);  // more than the two bytes of kSame need
+    const int64_t stride = padded(columns);  // larger than the two bytes of kSame need
     args.out = {values.get<float>(rows * stride), stride, nullptr, nullptr};
   }
   const int64_t chunk = (1 << 14) / columns + 1;
@@ -62,7 +62,7 @@ void linear(int dtype, int format, int epilogue, Address x, Address panels, Addr
   const int64_t blocks = (rows + kPieceRows - 1) / kPieceRows;
   const int64_t pieces = (count + step - 1) / step * blocks;
   const bool alone = rows * columns * outputs < kMinWork;
-  // Memory is read ahead along neighbouring panels, so a thread takes a few pieces in a row.
+  // The hardware prefetches neighbouring panels, so a thread claims a few consecutive pieces.
   ThreadPool& pool = ThreadPool::instance();
   const int64_t few = std::clamp<int64_t>(pieces / (kClaims * pool.size()), 1, 4);
   const int64_t chunk = alone ? pieces : rows <= kFewRows ? few : 1;

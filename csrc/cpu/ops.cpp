@@ -1,4 +1,4 @@
-// Cuts the row-wise operations into pieces for the thread pool.
+// Splits the row-wise operations into chunks for the thread pool.
 
 #include "ops.hpp"
 
@@ -10,10 +10,10 @@
 namespace s1::cpu {
 namespace {
 
-// Elements that a thread should have to itself before another one is woken: some microseconds.
+// Elements per thread below which waking another one does not pay: some microseconds of work.
 constexpr int64_t kMinElements = 32768;
 
-// Runs a kernel over rows of so many elements each.
+// Runs a kernel over rows of `row_elements` each.
 template <typename Args>
 void for_rows(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t rows,
               int64_t row_elements) {

@@ -1,6 +1,6 @@
-// The CPU operations of the Ops protocol, for a caller that holds tensors: addresses of their first
-// elements as integers, sizes and strides in elements. Nothing is checked here; the caller vouches
-// for types, shapes and bounds. Shapes and letters as in s1engine/ops/__init__.py.
+// The CPU operations of the Ops protocol. Tensors are passed as addresses of their first elements,
+// with sizes and strides in elements. Nothing is checked here: the caller guarantees types, shapes
+// and bounds. Shapes and letters as in s1engine/ops/__init__.py.
 
 #pragma once
 
@@ -17,7 +17,7 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Threads that the operations use, the caller's included.
+// Threads of an operation, the caller's included.
 int num_threads();
 void set_num_threads(int count);
 
@@ -34,40 +34,39 @@ void add_rms_norm(int dtype, Address x, Address residual, Address weight, Addres
 void silu_and_mul(int dtype, Address gate_up, Address out, int64_t rows, int64_t stride,
                   int64_t dim);
 
-// Rotates q and k in place and stores k and v in the caches; the strides are from token to token.
-// `cache_dtype` is `dtype` or int8, whose rows are longer (kv_quant.inc).
+// Rotates q and k in place and writes k and v to the caches; strides are from token to token.
+// `cache_dtype` is `dtype` or int8, whose rows hold a scale too (kv_quant.inc).
 void rope_write(int dtype, int cache_dtype, Address q, Address k, Address v, Address cos_sin,
                 Address k_cache, Address v_cache, Address positions, Address slots, int64_t tokens,
                 int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t block_size,
                 int64_t q_stride, int64_t k_stride, int64_t v_stride);
 
-// out [T, Hq * D] = causal attention of q over each sequence's cached context.
+// out [T, Hq * D] = causal attention of q over the cached context of its sequence.
 void paged_attention(int dtype, int cache_dtype, Address q, Address k_cache, Address v_cache,
                      Address out, Address cu_seqlens_q, Address context_lens, Address block_table,
                      int64_t sequences, int64_t block_table_stride, int64_t num_heads,
                      int64_t num_kv_heads, int64_t head_dim, int64_t block_size, int64_t q_stride,
                      float scale);
 
-// out = x [rows, columns] W^T + bias, for W [outputs, columns] in panels (kernels.hpp); format is
-// WeightFormat, epilogue Epilogue. 0 for a bias or scales that are not there.
+// out = x [rows, columns] W^T + bias, for W [outputs, columns] in panels (kernels.hpp); `format` is
+// a WeightFormat, `epilogue` an Epilogue. 0: no bias or no scales.
 void linear(int dtype, int format, int epilogue, Address x, Address panels, Address scales,
             Address bias, Address out, int64_t rows, int64_t columns, int64_t outputs,
             int64_t group, int64_t x_stride, int64_t out_stride);
 
-// out [rows, columns] = rows of W by their int32 numbers, of which W's begin at `first`; those
-// outside of W are zeros.
+// out [rows, columns] = row ids[i] - first of W, or zeros where W has no such row; ids are int32.
 void embed(int dtype, int format, Address ids, Address panels, Address scales, Address out,
            int64_t rows, int64_t columns, int64_t outputs, int64_t group, int64_t first);
 
-// out [rows, row_bytes] = rows of x [x_rows, row_bytes], numbered likewise.
+// out [rows, row_bytes] = row index[i] - first of x [x_rows, row_bytes], or zeros likewise.
 void gather_rows(Address x, Address index, Address out, int64_t rows, int64_t row_bytes,
                  int64_t x_rows, int64_t first);
 
 // out [rows] int64 = a token of each row of float32 logits [rows, size], which are overwritten. The
-// other arrays have one value a row; top_k, top_p and min_p are read only if `filtered`. `clean`:
-// the logits may hold infinities and NaN.
+// other arrays have one value per row; top_k, top_p and min_p are read only if `filtered`.
+// `logits_sanitized`: NaN and infinity are already replaced.
 void sample(Address logits, Address out, int64_t rows, int64_t stride, int64_t size,
             Address temperature, Address top_k, Address top_p, Address min_p, Address seeds,
-            Address positions, bool filtered, bool clean);
+            Address positions, bool filtered, bool logits_sanitized);
 
 }  // namespace s1::cpu

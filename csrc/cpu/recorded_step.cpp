@@ -4,6 +4,6 @@ namespace s1::cpu {
 
 thread_local std::shared_ptr<RecordedStep> RecordedStep::recording_;
 
-void RecordedStep::record_into(std::shared_ptr<RecordedStep> plan) { recording_ = std::move(plan); }
+void RecordedStep::record_into(std::shared_ptr<RecordedStep> step) { recording_ = std::move(step); }
 
 }  // namespace s1::cpu

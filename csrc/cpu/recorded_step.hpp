@@ -1,8 +1,7 @@
-// Steps that are recorded once and replayed: the operations of a forward pass as a list of calls,
-// with nothing between them.
+// A step recorded once and replayed: the operations of a forward pass as a list of calls.
 //
-// Operations work on fixed addresses and sizes and read what changes (token ids, positions, block
-// tables) from memory when they run, so a list made for one step serves every step of its sizes.
+// Operations have fixed addresses and sizes. They read changing data (token ids, positions, block
+// tables) from memory when they run, so a recorded step serves every step of the same sizes.
 
 #pragma once
 
@@ -22,10 +21,10 @@ class RecordedStep {
   }
   size_t size() const { return operations_.size(); }
 
-  // From here on, operations of this thread are added to `plan` as well as done; null: no more.
-  static void record_into(std::shared_ptr<RecordedStep> plan);
+  // From now on, operations of this thread are executed and added to `step`; null: stop recording.
+  static void record_into(std::shared_ptr<RecordedStep> step);
 
-  // Does it, and records it if this thread records.
+  // Executes the call, and adds it to the step that this thread records, if any.
   template <typename Call>
   static void call_and_record(Call call) {
     if (recording_ != nullptr) recording_->operations_.push_back(call);
@@ -37,8 +36,7 @@ class RecordedStep {
   std::vector<Operation> operations_;
 };
 
-// An operation in the form that RecordedStep::call_and_record wants: Recorded<&f>::call has f's own
-// signature.
+// Recorded<&f>::call has the signature of f; it executes and records f.
 template <auto kOperation>
 struct Recorded;
 

@@ -1,8 +1,8 @@
-// Chooses one token per row, as s1engine/ops/torch_sampling.py defines it.
+// Samples one token per row, as s1engine/ops/torch_sampling.py defines it.
 //
-// The filters leave the first few tokens in the order of falling likelihood (equal ones by rising
-// id). Only the beginning of that order is ever sorted: the tokens within a few units of the
-// largest logit, and more of them if these do not suffice.
+// The filters keep the first tokens in order of descending probability (equal ones by ascending
+// id). Only the beginning of that order is sorted: tokens within a few units of the largest logit,
+// and more of them if these are not enough.
 
 #include <algorithm>
 #include <cmath>
@@ -17,11 +17,11 @@ namespace s1::cpu {
 namespace {
 
 constexpr float kMinTemperature = 1e-6f;
-constexpr float kFirstReach = 8.0f;  // below the largest logit; then twice as far, ...
-constexpr float kLastReach = 64.0f;  // ... then all
+constexpr float kFirstReach = 8.0f;  // below the largest logit; doubled up to ...
+constexpr float kLastReach = 64.0f;  // ... this, then all tokens
 constexpr int64_t kMinElements = 32768;
 
-// One row in work: scaled logits, and the tokens that are left of it.
+// One row: scaled logits, filters, and memory for the kept tokens.
 struct Row {
   const float* scaled;
   int64_t size;
@@ -32,17 +32,18 @@ struct Row {
   std::vector<int32_t>& tokens;
 };
 
-// Orders the likeliest `wanted` of the first `known` tokens.
+// Sorts the `wanted` most probable of the first `known` tokens to the front.
 void sort_tokens(const Row& row, int64_t known, int64_t wanted) {
-  const auto likelier = [scaled = row.scaled](int32_t a, int32_t b) {
+  const auto more_probable = [scaled = row.scaled](int32_t a, int32_t b) {
     return scaled[a] != scaled[b] ? scaled[a] > scaled[b] : a < b;
   };
   const auto begin = row.tokens.begin();
-  if (wanted < known) std::nth_element(begin, begin + wanted, begin + known, likelier);
-  std::sort(begin, begin + wanted, likelier);
+  if (wanted < known) std::nth_element(begin, begin + wanted, begin + known, more_probable);
+  std::sort(begin, begin + wanted, more_probable);
 }
 
-// The sum of e^(v - peak) over what top-k leaves; its tokens are known if it leaves any out.
+// Sum of e^(v - peak) over the tokens that top-k keeps. If it drops any, the kept ones are the
+// first top_k of row.tokens.
 float partition_sum(const Row& row) {
   if (row.top_k == row.size) {
     return static_cast<float>(sample_kernels().sum_exp(row.scaled, row.size, row.peak));
@@ -54,7 +55,7 @@ float partition_sum(const Row& row) {
   return static_cast<float>(total);
 }
 
-// How many of the first `count` tokens in order top-p and min-p leave.
+// Number of tokens, of the first `count` in order, that top-p and min-p keep.
 int64_t count_kept(const Row& row, int64_t count) {
   const float lowest = row.peak + std::log(row.min_p);
   const float total = row.top_p < 1.0f ? partition_sum(row) : 1.0f;
@@ -68,7 +69,7 @@ int64_t count_kept(const Row& row, int64_t count) {
   return count;
 }
 
-// Leaves the kept tokens at the front; how many they are.
+// Moves the kept tokens to the front; returns their number.
 int64_t keep_tokens(const Row& row) {
   row.tokens.resize(static_cast<size_t>(row.size));
   for (float reach = kFirstReach;; reach *= 2.0f) {
@@ -87,15 +88,15 @@ int64_t keep_tokens(const Row& row) {
 
 void sample(Address logits, Address out, int64_t rows, int64_t stride, int64_t size,
             Address temperature, Address top_k, Address top_p, Address min_p, Address seeds,
-            Address positions, bool filtered, bool clean) {
+            Address positions, bool filtered, bool logits_sanitized) {
   const auto sample_row = [&](int64_t i) {
     static thread_local std::vector<int32_t> tokens;
     const SampleKernels& k = sample_kernels();
     float* row_logits = pointer<float>(logits) + i * stride;
     const float t = pointer<float>(temperature)[i];
     const bool greedy = t == 0.0f;
-    const Peak peak =
-        k.scale_logits(row_logits, size, greedy ? 1.0f : std::max(t, kMinTemperature), clean);
+    const Peak peak = k.scale_logits(row_logits, size, greedy ? 1.0f : std::max(t, kMinTemperature),
+                                     logits_sanitized);
     if (greedy) return peak.token;
     const Noise noise{.seed = pointer<uint64_t>(seeds)[i],
                       .position = pointer<uint64_t>(positions)[i]};

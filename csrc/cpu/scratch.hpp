@@ -1,4 +1,4 @@
-// Memory of one thread that grows and is kept, aligned to cache lines.
+// Memory of one thread, aligned to cache lines, that grows and is reused.
 
 #pragma once
 
@@ -11,7 +11,7 @@ namespace s1::cpu {
 
 class Scratch {
  public:
-  // Room for `count` values; what was in it is lost.
+  // Memory for `count` values; the former content is lost.
   template <typename T = float>
   T* get(int64_t count) {
     const size_t bytes = static_cast<size_t>(count) * sizeof(T);

@@ -1,4 +1,4 @@
-// Looking for something that another thread is about to do, before it is worth sleeping.
+// Spinning for an event of another thread that is expected sooner than a sleep would end.
 
 #pragma once
 
@@ -12,7 +12,7 @@ inline void relax() {
 #endif
 }
 
-// Spins until `done()` or until `limit` has passed; the last value of done().
+// Spins until `done()` or for `limit`; returns the last value of done().
 template <typename Done>
 bool spin_until(const Done& done, std::chrono::nanoseconds limit) {
   const auto deadline = std::chrono::steady_clock::now() + limit;

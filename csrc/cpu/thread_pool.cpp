@@ -1,12 +1,12 @@
 // How a job starts and ends.
 //
 // The caller publishes the job, opens it, wakes the workers and claims chunks itself. When no chunk
-// is left it closes the job and waits only for workers that are inside; one that wakes up too late
-// finds the job closed and goes back to sleep, so a sleepy worker never delays anybody.
+// is left it closes the job and waits only for the workers inside. A worker that wakes up later
+// sees the closed job and sleeps again, so a late worker delays no job.
 //
-// Entering is `++inside_, then read open_`; closing is `open_ = false, then read inside_`. With
-// sequentially consistent order at least one side sees the other, so no worker can be inside a job
-// that the caller believes to be over.
+// Entering is `++inside_, then read open_`; closing is `open_ = false, then read inside_`. In
+// sequentially consistent order at least one side sees the other, so no worker is inside a job that
+// the caller considers done.
 
 #include "thread_pool.hpp"
 
@@ -18,8 +18,8 @@
 namespace s1::cpu {
 namespace {
 
-// How long a thread looks for work before it sleeps: longer than what one thread does alone between
-// two jobs of a step, and than it takes to wake a thread up.
+// Spinning time before a thread sleeps: longer than the serial work between two jobs of a step, and
+// than the wake-up of a thread.
 constexpr auto kSpin = std::chrono::microseconds(50);
 
 }  // namespace
@@ -34,7 +34,7 @@ void ThreadPool::resize(int size) {
   if (size != this->size()) {
     stop_workers();
     size_ = std::max(size, 1);
-    for (int i = 1; i < this->size(); ++i) workers_.emplace_back([this] { work(); });
+    for (int i = 1; i < this->size(); ++i) workers_.emplace_back([this] { worker_loop(); });
   }
   release();
 }
@@ -53,7 +53,7 @@ void ThreadPool::stop_workers() {
   stopping_ = false;
 }
 
-void ThreadPool::run(const Job& job) {
+void ThreadPool::run_job(const Job& job) {
   const bool alone = job.items <= job.chunk || size() == 1;
   if (alone || busy_.test_and_set()) {
     if (job.items > 0) job.call(job.context, 0, job.items);
@@ -83,7 +83,7 @@ void ThreadPool::await_workers() {
   for (int32_t inside = inside_; inside != 0; inside = inside_) inside_.wait(inside);
 }
 
-void ThreadPool::work() {
+void ThreadPool::worker_loop() {
   uint32_t seen = epoch_;
   while (!stopping_) {
     if (!spin_until([&] { return epoch_ != seen; }, kSpin)) epoch_.wait(seen);

@@ -1,9 +1,8 @@
-// The threads that the CPU kernels share: persistent workers that sleep when there is nothing to
-// do.
+// The threads of the CPU kernels: persistent workers that sleep while there is no job.
 //
-// Knows nothing of tensors. A job is a range of items cut into chunks of a fixed size; the caller
-// and the awake workers claim chunks until none is left. What a chunk computes must not depend on
-// who claims it, so results are the same for every number of threads.
+// Knows no tensors. A job is a range of items in chunks of a fixed size; the caller and the awake
+// workers claim chunks until none is left. A chunk's result must not depend on the thread that
+// claims it, so results are the same for every number of threads.
 
 #pragma once
 
@@ -17,27 +16,27 @@ namespace s1::cpu {
 class ThreadPool {
  public:
   // The pool of this process; it starts with one thread, the caller's. It is never destroyed:
-  // sleeping workers end with the process, also with a forked one that has none.
+  // workers end with the process, and a forked process has none.
   static ThreadPool& instance();
 
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  // Threads that work on a job, the caller's included.
+  // Threads of a job, the caller's included.
   int size() const { return size_.load(std::memory_order_relaxed); }
   void resize(int size);
 
-  // Calls task(begin, end) for consecutive ranges that cover [0, items), each a multiple of `chunk`
-  // long but the last; returns when all are done. One chunk, a pool of one thread, and a pool that
-  // is busy (with the job of another thread, or around a nested call) make one range on the calling
-  // thread. Tasks must not throw.
+  // Calls task(begin, end) for consecutive ranges that cover [0, items) and returns when all are
+  // done. The length of each range but the last is a multiple of `chunk`. The calling thread runs
+  // one range alone if there is one chunk, if the pool has one thread, or if the pool is busy (with
+  // a job of another thread, or in a nested call). Tasks must not throw.
   template <typename Task>
   void parallel_for(int64_t items, int64_t chunk, const Task& task) {
     const Job job{[](const void* context, int64_t begin, int64_t end) {
                     (*static_cast<const Task*>(context))(begin, end);
                   },
                   &task, items, chunk};
-    run(job);
+    run_job(job);
   }
 
  private:
@@ -49,22 +48,22 @@ class ThreadPool {
   };
 
   ThreadPool() = default;
-  void run(const Job& job);
+  void run_job(const Job& job);
   void run_chunks(const Job& job);
-  void work();
+  void worker_loop();
   void await_workers();
   void stop_workers();
   void release();
 
   std::vector<std::thread> workers_;
   std::atomic<int> size_ = 1;
-  std::atomic_flag busy_;  // set by the thread whose job runs
+  std::atomic_flag busy_;  // set by the caller whose job runs
 
   Job job_;  // written only while no worker is inside
   std::atomic<int64_t> next_item_ = 0;
-  std::atomic<uint32_t> epoch_ = 0;  // grows with every job: what idle workers wait on
-  std::atomic<bool> open_ = false;   // may workers enter the job?
-  std::atomic<int32_t> inside_ = 0;  // workers that are, or are about to find out
+  std::atomic<uint32_t> epoch_ = 0;  // increases with every job; idle workers wait on it
+  std::atomic<bool> open_ = false;   // workers may enter the job
+  std::atomic<int32_t> inside_ = 0;  // workers in the job, or about to read open_
   std::atomic<bool> stopping_ = false;
 };
 

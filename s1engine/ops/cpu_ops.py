@@ -1,11 +1,11 @@
 """The operations on the CPU: the kernels of ``csrc/cpu``.
 
-Checks types and layouts, which the kernels take for granted, and hands them addresses; a step's
-metadata is checked once. Knows no model and no scheduler.
+Asserts dtypes and layouts, which the kernels do not check, and passes addresses; a step's metadata
+is checked once. Knows no model and no scheduler.
 
-Within ``reusing`` results live in a workspace that the next call of the same operation overwrites.
-So a step allocates nothing, and one of known sizes touches the same memory every time, which is
-what lets it be replayed without Python.
+Within ``reusing`` results live in a workspace, and the next call of the same operation overwrites
+them. A step then allocates nothing, and steps of equal sizes use the same memory, so that they can
+be recorded and replayed without Python.
 """
 
 from collections.abc import Iterator
@@ -30,21 +30,20 @@ from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.unfused import Unfused, add_norm
 from s1engine.ops.workspace import Workspace
 
-# Numbered as in csrc/cpu/kernels.hpp.
+# The numbers of csrc/cpu/kernels.hpp.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _CACHE_DTYPES = {**DTYPES, torch.int8: 3}
 _STORE, _STORE_FLOAT, _ADD, _GATE = range(4)
 
 
 class CpuOps(Unfused):
-    """``Ops`` for float32, bfloat16 and float16 tensors in main memory; sums are in float32, and
-    what a token gives depends neither on the other tokens of a step nor on the number of
-    threads."""
+    """``Ops`` for float32, bfloat16 and float16 tensors in main memory, with float32 sums. A
+    token's result depends neither on the other tokens of a step nor on the number of threads."""
 
     name: str = "cpu"
 
     def __init__(self) -> None:
-        """Use as many threads as torch does."""
+        """Use as many threads as torch."""
         cpu.set_num_threads(torch.get_num_threads())
         self._torch = TorchOps()
         self._checked: AttentionMetadata | None = None
@@ -53,7 +52,7 @@ class CpuOps(Unfused):
 
     @contextmanager
     def reusing(self) -> Iterator[None]:
-        """What is returned in here is valid until the same operation is called again."""
+        """Results are valid until the same operation is called again."""
         self._reuses = True
         try:
             yield
@@ -76,7 +75,7 @@ class CpuOps(Unfused):
         cache_dtype: torch.dtype,
         quantization: str | None = None,
     ) -> None:
-        """All shapes that a model may have are covered."""
+        """All shapes are supported; formats and cache dtypes are checked."""
         kv_quant.check_covered(cache_dtype, dtype, "int8", "the CPU")
         if quantization is not None and quantization not in FORMATS:
             raise RequestError(
@@ -158,7 +157,7 @@ class CpuOps(Unfused):
         weight: Matrix,
     ) -> Tensor:
         rows, width = residual.shape[0], weight.shape[0] // 2
-        if width % PANEL:  # gate and up share a panel
+        if width % PANEL:  # gate and up would share a panel
             return super().norm_gate_up(pending_residual, residual, norm, eps, weight)
         x = add_norm(self, pending_residual, residual, norm, eps)
         out = self._out("mlp", rows, width, x.dtype)
@@ -194,7 +193,7 @@ class CpuOps(Unfused):
         rows, inner_rows, dim = x.shape if x.ndim == 3 else (x.shape[0], 1, x.shape[1])
         strides = x.stride()
         assert strides[-1] == 1 and weight.shape == (dim,) and weight.dtype is x.dtype
-        # A layer needs the heads of q and of k at once: they differ in where they begin.
+        # A layer needs the normed heads of q and of k at once; their offsets differ.
         name = "norm" if x.ndim == 2 else f"norm of heads at {x.storage_offset()}"
         out = self._out(name, rows, inner_rows * dim, x.dtype).view(x.shape)
         cpu.rms_norm(
@@ -205,7 +204,7 @@ class CpuOps(Unfused):
             rows * inner_rows,
             inner_rows,
             strides[0],
-            strides[-2],  # of one inner row if x is a matrix: not used
+            strides[-2],  # unused for a matrix, which has one inner row
             dim,
             eps,
         )
@@ -316,8 +315,8 @@ class CpuOps(Unfused):
         rows, size = logits.shape
         assert logits.dtype is torch.float32
         check_sampling(meta, rows)
-        plain = meta.bias is None and meta.penalties is None and meta.banned is None
-        if not plain:
+        adjusted = not (meta.bias is None and meta.penalties is None and meta.banned is None)
+        if adjusted:  # which also replaces NaN and infinity
             torch_sampling.adjust_logits(logits, meta)
         out = torch.empty(rows, dtype=torch.int64)
         cpu.sample(
@@ -333,7 +332,7 @@ class CpuOps(Unfused):
             meta.seeds.data_ptr(),
             meta.positions.data_ptr(),
             meta.filtered,
-            plain,
+            adjusted,  # logits_sanitized
         )
         return out
 
@@ -353,7 +352,7 @@ class CpuOps(Unfused):
 
 
 def _packed(weight: Matrix) -> PackedMatrix:
-    assert isinstance(weight, PackedMatrix), "matrices go through pack() first"
+    assert isinstance(weight, PackedMatrix), "a matrix must be packed by pack()"
     return weight
 
 

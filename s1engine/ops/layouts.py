@@ -1,6 +1,6 @@
-"""What kernels that get addresses take for granted of tensors: types, shapes, strides.
+"""Assertions on dtypes, shapes and strides of tensors whose addresses go to kernels.
 
-Asserts, for whoever breaks these has a bug; what users may get wrong is refused long before.
+Asserts only: a violation is a caller bug. User errors are rejected earlier.
 """
 
 import torch
@@ -10,21 +10,21 @@ from s1engine.ops import SamplingMetadata, kv_quant
 
 
 def row_stride(x: Tensor) -> int:
-    """From row to row of a matrix whose rows are contiguous."""
+    """Stride of the rows of a matrix; each row must be contiguous."""
     row, element = x.stride()
     assert element == 1
     return row
 
 
 def token_stride(x: Tensor) -> int:
-    """From token to token of x [T, H, D], where a token's heads follow each other without gaps."""
+    """Stride of the tokens of x [T, H, D]; each token's heads must be contiguous."""
     token, head, element = x.stride()
     assert element == 1 and (head == x.shape[2] or x.shape[1] == 1)
     return token
 
 
 def cache_sizes(k_cache: Tensor, v_cache: Tensor, q: Tensor) -> tuple[int, int]:
-    """Hkv and S of caches that fit to q."""
+    """Hkv and S of caches that match q."""
     _, num_kv_heads, block_size, row = k_cache.shape
     assert v_cache.shape == k_cache.shape and v_cache.dtype is k_cache.dtype
     assert k_cache.dtype in (q.dtype, torch.int8)

@@ -1,7 +1,6 @@
-"""Matrices as the CPU kernels read them: panels of 16 outputs side by side (csrc/cpu/kernels.hpp).
+"""Weight matrices packed for the CPU kernels: panels of 16 outputs (csrc/cpu/kernels.hpp).
 
-Owns the layouts and the way into them, written in torch: packing happens once, at load. What the
-numbers mean does not change.
+Owns the layouts and the packing, in torch, once at load. Packing changes no value.
 """
 
 import mmap
@@ -26,20 +25,20 @@ class PackedMatrix:
     """W [N, K] in panels."""
 
     format: int  # WeightFormat
-    dtype: torch.dtype  # of what it is multiplied with
+    dtype: torch.dtype  # of x
     panels: Tensor  # [ceil(N / 16), bytes of a panel] uint8
     scales: Tensor | None  # [ceil(N / 16), K / group, 16] bfloat16
     shape: tuple[int, int]
     group: int
 
     def __getitem__(self, rows: slice) -> "PackedMatrix":
-        """The first rows: panels of which a part may lie beyond the end."""
+        """The first rows; the last panel may hold rows beyond them."""
         assert rows.start is None and rows.step is None and 0 < rows.stop <= self.shape[0]
         return replace(self, shape=(rows.stop, self.shape[1]))
 
 
 def pack(weight: Tensor | QuantizedMatrix) -> PackedMatrix:
-    """weight [N, K]: float32, float16, bfloat16, or integers with scales."""
+    """Pack weight [N, K]: float32, float16, bfloat16, or integers with scales."""
     if isinstance(weight, QuantizedMatrix):
         return _pack_integers(weight)
     columns = weight.shape[1] + weight.shape[1] % 2 * (weight.dtype is torch.bfloat16)
@@ -57,7 +56,7 @@ def pack(weight: Tensor | QuantizedMatrix) -> PackedMatrix:
 def _pack_integers(weight: QuantizedMatrix) -> PackedMatrix:
     k = weight.shape[1]
     if weight.format == "int8":
-        stored = weight.values.to(torch.uint8) + 128  # wraps: value + 128
+        stored = weight.values.to(torch.uint8) + 128  # wraps around to value + 128
     else:
         values = (weight.values + 8).to(torch.uint8).view(len(weight.values), k // 8, 2, 4)
         stored = (values[:, :, 0] | values[:, :, 1] << 4).flatten(1)
@@ -76,9 +75,9 @@ def _panels(x: Tensor, columns: int, width: int) -> Tensor:
     width, 16, width], padded with zeros."""
     n, k = x.shape
     count, whole = -(-n // PANEL), n // PANEL
-    unit = {2: torch.int16, 4: torch.int32}[width * x.dtype.itemsize]  # width elements as one
+    unit = {2: torch.int16, 4: torch.int32}[width * x.dtype.itemsize]  # one unit: width elements
     source = (x if k == columns else functional.pad(x, (0, columns - k))).view(unit)
-    out = _huge_pages.take(count * source.shape[1] * PANEL * unit.itemsize)
+    out = _huge_pages.allocate(count * source.shape[1] * PANEL * unit.itemsize)
     panels = out.view(unit).view(count, -1, PANEL)
     panels[:whole].copy_(source[: whole * PANEL].unflatten(0, (-1, PANEL)).transpose(1, 2))
     if n % PANEL:
@@ -87,17 +86,16 @@ def _panels(x: Tensor, columns: int, width: int) -> Tensor:
 
 
 class _HugePages:
-    """Zeros on huge pages, for weights are read in long streams. Small matrices lie side by side in
-    one area, since an area has such pages only where it covers them whole; it lives for as long as
-    any of them."""
+    """Allocates zeros on huge pages, because weights are read in long streams. Small matrices share
+    an area, because a huge page must lie in it completely. An area lives as long as any of them."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._area: weakref.ref[mmap.mmap] | None = None
         self._used = 0
 
-    def take(self, size: int) -> Tensor:
-        """[size] uint8, at a multiple of ALIGNMENT."""
+    def allocate(self, size: int) -> Tensor:
+        """[size] uint8, aligned to ALIGNMENT."""
         if not hasattr(mmap, "MADV_HUGEPAGE"):
             return torch.zeros(size, dtype=torch.uint8)
         with self._lock:
@@ -111,8 +109,8 @@ class _HugePages:
 
 
 def _new_area(size: int) -> mmap.mmap:
-    """Memory is taken by pages as they are written, so what is not used of it costs nothing."""
-    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones get none
+    """An anonymous mapping. The kernel allocates pages on the first write: unused ones are free."""
+    area = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared: no huge pages
     area.madvise(mmap.MADV_HUGEPAGE)
     return area
 

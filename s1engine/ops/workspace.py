@@ -1,19 +1,19 @@
-"""Memory that the operations of a step write their results into, step after step."""
+"""Memory for the results of operations, reused by every step."""
 
 import torch
 from torch import Tensor
 
 
 class Workspace:
-    """Memory for results, one buffer for each name, as large as was ever needed."""
+    """Buffers by name; each grows to the largest size requested so far."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
         self.generation = 0
-        """Grows whenever a buffer moves: what was recorded before is void."""
+        """Increases when a buffer moves, which invalidates recorded steps."""
 
     def get(self, name: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """[rows, width] of undefined content."""
+        """[rows, width], not initialised."""
         size = rows * width * dtype.itemsize
         buffer = self._buffers.get(name)
         if buffer is None or buffer.nbytes < size:

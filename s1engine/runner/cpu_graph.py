@@ -1,10 +1,10 @@
 """Decode steps on the CPU, recorded once for each size and replayed without Python.
 
-Owns the recordings. A step is a function from fixed buffers (InputBatch, weights, KV cache, the
-workspaces) to fixed buffers, so a list of kernel calls, sums over ranks among them, is all there is
-to it. The kernels read where each row begins from these buffers, so one recording serves all steps
-of so many tokens in so many rows, whichever of them have drafts. Steps that extend prompts come in
-endless sizes and have more to compute: they are done call by call.
+The twin of ``cuda_graph``. Owns the graphs: lists of kernel calls, all-reduces included. A step is
+a function from fixed buffers (InputBatch, weights, KV cache, workspaces) to fixed buffers, and
+kernels read the row boundaries from these buffers, so one graph serves all steps with as many
+tokens in as many rows, with and without drafts. Steps with prompt tokens have too many sizes and
+enough work per call: they run call by call.
 """
 
 from collections.abc import Callable
@@ -17,55 +17,56 @@ from s1engine.ops.cpu_ops import CpuOps
 from s1engine.ops.workspace import Workspace
 from s1engine.runner.input_batch import StepInputs
 
-MAX_GRAPHS = 1024  # some 30 KB each for a deep model; then the oldest goes
+MAX_GRAPHS = 1024  # about 30 KB each for a deep model; the oldest is dropped
 
 
 @dataclass(frozen=True, slots=True)
-class _Recording:
-    plan: cpu.RecordedStep
-    inputs: StepInputs  # kept: these are the buffers
+class _CpuGraph:
+    step: cpu.RecordedStep
+    inputs: StepInputs  # keeps the buffers alive
     logits: Tensor
 
 
 class CpuGraphRunner:
-    """Recordings by (tokens, rows).
+    """Graphs by (tokens, rows).
 
     Args:
-        others: workspaces that steps use beside that of ``ops``.
+        others: workspaces that steps use besides that of ``ops``.
 
     Attributes:
-        recorded_now: the last step was, which took longer than it will take again.
+        recorded_now: the last step was recorded, which takes longer than a replay.
     """
 
     def __init__(self, ops: CpuOps, *others: Workspace) -> None:
         self._ops = ops
         self._workspaces = (ops.workspace, *others)
         self._generation = -1
-        self._graphs: dict[tuple[int, int], _Recording] = {}
+        self._graphs: dict[tuple[int, int], _CpuGraph] = {}
         self.recorded_now = False
 
     def execute(self, inputs: StepInputs, step: Callable[[StepInputs], Tensor]) -> Tensor:
-        """``step(inputs)``, which must touch memory by the kernels alone; valid until the next."""
+        """Logits of ``step(inputs)``, valid until the next call. ``step`` must access memory
+        through kernels only."""
         sizes = inputs.input_ids.shape[0], inputs.attention.context_lens.shape[0]
         self.recorded_now = False
-        if inputs.sample_tokens.shape[0] < sizes[0]:  # some token is a prompt's
+        if inputs.sample_tokens.shape[0] < sizes[0]:  # the step has prompt tokens
             with self._ops.reusing():
                 return step(inputs)
-        if self._generation != self._moves():  # some recorded addresses are old ones
+        if self._generation != self._workspace_generation():  # recorded addresses are stale
             self._graphs.clear()
-            self._generation = self._moves()
-        recording = self._graphs.get(sizes)
-        if recording is not None:
-            recording.plan.replay()
-            return recording.logits
-        return self._record(sizes, inputs, step)
+            self._generation = self._workspace_generation()
+        graph = self._graphs.get(sizes)
+        if graph is None:
+            return self._capture(sizes, inputs, step)
+        graph.step.replay()
+        return graph.logits
 
-    def _record(
+    def _capture(
         self, sizes: tuple[int, int], inputs: StepInputs, step: Callable[[StepInputs], Tensor]
     ) -> Tensor:
         self.recorded_now = True
-        plan = cpu.RecordedStep()
-        cpu.record_into(plan)
+        recorded = cpu.RecordedStep()
+        cpu.record_into(recorded)
         try:
             with self._ops.reusing():
                 logits = step(inputs)
@@ -73,9 +74,9 @@ class CpuGraphRunner:
             cpu.record_into(None)
         if len(self._graphs) == MAX_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
-        self._graphs[sizes] = _Recording(plan, inputs, logits)
+        self._graphs[sizes] = _CpuGraph(recorded, inputs, logits)
         return logits
 
-    def _moves(self) -> int:
-        """Grows whenever a buffer of a workspace moves."""
+    def _workspace_generation(self) -> int:
+        """Increases when a buffer of any workspace moves."""
         return sum(workspace.generation for workspace in self._workspaces)

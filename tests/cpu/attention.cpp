@@ -10,11 +10,10 @@ struct Span {
   int64_t context, pending;
 };
 
-// K or V of all sequences, and the paged cache that holds them. What no sequence has written there
-// is not initialised.
+// K or V of all sequences, and the paged cache with them. Unwritten slots are not initialised.
 struct Cached {
-  Numbers rows;          // [positions of all sequences, kv_heads, dim]
-  Exact<int8_t> memory;  // [blocks, kv_heads, block_size, a row]
+  Numbers rows;               // [positions of all sequences, kv_heads, dim]
+  TightArray<int8_t> memory;  // [blocks, kv_heads, block_size, a row]
   int64_t dim, row_bytes;
   bool int8;
 
@@ -41,7 +40,7 @@ struct Cached {
     scales[static_cast<size_t>(row)] = scale;
   }
 
-  // As the cache has it.
+  // The value in the cache.
   double value(int64_t row, int64_t i) const {
     const double exact = rows[row * dim + i];
     if (!int8) return exact;
@@ -85,15 +84,15 @@ struct Step {
   }
 };
 
-// Shuffled blocks for every sequence; entries beyond its context are no blocks at all.
-Exact<int32_t> block_table(Case& c, const Step& step, int64_t spare) {
+// Shuffled blocks for every sequence; entries beyond its context are invalid.
+TightArray<int32_t> block_table(Case& c, const Step& step, int64_t spare) {
   std::vector<int32_t> free;
   for (int64_t i = 0; i < step.blocks + spare; ++i) free.push_back(static_cast<int32_t>(i));
   for (size_t i = free.size() - 1; i > 0; --i) {
     std::swap(free[i], free[static_cast<size_t>(c.pick(0, static_cast<int64_t>(i)))]);
   }
   const auto rows = static_cast<int64_t>(step.spans.size());
-  Exact<int32_t> table(c, rows * step.table_stride);
+  TightArray<int32_t> table(c, rows * step.table_stride);
   for (int64_t i = 0; i < table.size(); ++i) table[i] = -1 << 24;
   for (int64_t s = 0; s < rows; ++s) {
     const int64_t context = step.spans[static_cast<size_t>(s)].context;
@@ -105,7 +104,7 @@ Exact<int32_t> block_table(Case& c, const Step& step, int64_t spare) {
   return table;
 }
 
-// softmax(q k^T scale) v of one head of one token that sees `seen` rows of a head from `first` on.
+// Checks softmax(q k^T scale) v of one head of one token that sees `seen` rows from `first` on.
 void check_head(Case& c, const Step& step, const double* query, const Cached& k, const Cached& v,
                 int64_t first, int64_t seen, double scale, const Numbers& out, int64_t at) {
   std::vector<double> weights;
@@ -119,7 +118,7 @@ void check_head(Case& c, const Step& step, const double* query, const Cached& k,
     top = std::max(top, weights.back());
   }
   for (double& weight : weights) total += weight = std::exp(weight - top);
-  const bool rounded = step.dtype == DType::kBFloat16;  // weights may be, where pairs multiply
+  const bool rounded = step.dtype == DType::kBFloat16;  // the kernels round weights to bfloat16
   for (int64_t d = 0; d < step.dim; ++d) {
     double want = 0.0, terms = 0.0;
     for (int64_t i = 0; i < seen; ++i) {
@@ -139,12 +138,12 @@ void check_head(Case& c, const Step& step, const double* query, const Cached& k,
 void attention(Case& c) {
   const Step step(c);
   const int64_t spare = c.pick(0, 2), heads = step.kv_heads * step.group;
-  const Exact<int32_t> table = block_table(c, step, spare);
+  const TightArray<int32_t> table = block_table(c, step, spare);
   const int64_t slots = (step.blocks + spare) * step.block_size;
   Cached k(c, step.dtype, step.int8, step.positions, step.kv_heads, step.dim, slots);
   Cached v(c, step.dtype, step.int8, step.positions, step.kv_heads, step.dim, slots);
   const auto sequences = static_cast<int64_t>(step.spans.size());
-  Exact<int32_t> cu_seqlens(c, sequences + 1), context_lens(c, sequences);
+  TightArray<int32_t> cu_seqlens(c, sequences + 1), context_lens(c, sequences);
   cu_seqlens[0] = 0;
   for (int64_t s = 0, position = 0; s < sequences; ++s) {
     const Span& span = step.spans[static_cast<size_t>(s)];
@@ -173,7 +172,7 @@ void attention(Case& c) {
   for (int64_t s = 0, token = 0, position = 0; s < sequences; ++s) {
     const Span& span = step.spans[static_cast<size_t>(s)];
     for (int64_t i = 0; i < span.pending; ++i, ++token) {
-      // The reference is slow: a few heads of each token.
+      // The reference is slow: check only some heads of each token.
       const int64_t skip = span.context > 200 ? heads : (heads + 5) / 6;
       for (int64_t h = token % skip; h < heads; h += skip) {
         const int64_t first = position * step.kv_heads + h / step.group;
@@ -183,7 +182,7 @@ void attention(Case& c) {
     }
     position += span.context;
   }
-  c.keep(out.data(), out.bytes());
+  c.add_to_digest(out.data(), out.bytes());
 }
 
 }  // namespace fuzz

@@ -1,5 +1,5 @@
-// What the fuzz of csrc/cpu shares: random choices that follow from a seed, arrays that end where
-// their memory ends, the storage types, and comparison with what was computed in double.
+// Shared by the fuzz test of csrc/cpu: seeded random choices, arrays without spare memory, the
+// storage dtypes, and comparison with results in double.
 
 #pragma once
 
@@ -21,10 +21,10 @@ namespace fuzz {
 using s1::cpu::Address;
 using s1::cpu::DType;
 
-// Says which case is at work; before the process ends for its sake.
+// Prints the current case, before the process ends because of it.
 void print_case();
 
-// One case: its choices, and a digest of its results, which must not depend on threads.
+// One case: its random choices, and a digest of its results, which must not depend on threads.
 class Case {
  public:
   explicit Case(uint64_t seed) : random_(seed) {}
@@ -36,7 +36,7 @@ class Case {
     return options.begin()[pick(0, static_cast<int64_t>(options.size()) - 1)];
   }
   bool one_in(int64_t count) { return pick(1, count) == 1; }
-  // Mostly a few; now and then so many that threads share them.
+  // Mostly up to `few`; sometimes up to `many`, which several threads share.
   int64_t size(int64_t few, int64_t many) { return one_in(5) ? pick(few, many) : pick(1, few); }
   double real(double low, double high) {
     return std::uniform_real_distribution<double>(low, high)(random_);
@@ -47,9 +47,9 @@ class Case {
     if (!ok) fail(what, 0, 0.0, 0.0);
   }
   void near(const char* what, int64_t at, double got, double want, double tolerance) {
-    if (!(std::abs(got - want) <= tolerance)) fail(what, at, got, want);  // also if it is NaN
+    if (!(std::abs(got - want) <= tolerance)) fail(what, at, got, want);  // also for NaN
   }
-  void keep(const void* memory, int64_t bytes) {
+  void add_to_digest(const void* memory, int64_t bytes) {
     const auto* p = static_cast<const unsigned char*>(memory);
     for (int64_t i = 0; i < bytes; ++i) digest_ = (digest_ ^ p[i]) * 0x100000001b3u;
   }
@@ -67,12 +67,12 @@ class Case {
   uint64_t digest_ = 0xcbf29ce484222325u;
 };
 
-// An array whose end is the end of its memory; often it begins between the boundaries of vectors,
-// at a multiple of `step` elements.
+// An array that ends where its memory ends; it often begins off the boundaries of vectors, at a
+// multiple of `step` elements.
 template <typename T>
-class Exact {
+class TightArray {
  public:
-  Exact(Case& c, int64_t count, int64_t step = 1) : size_(count) {
+  TightArray(Case& c, int64_t count, int64_t step = 1) : size_(count) {
     const int64_t before = c.one_in(3) ? c.pick(1, 7) * step : 0;
     memory_.reset(new std::byte[static_cast<size_t>(before + count) * sizeof(T)]);
     data_ = reinterpret_cast<T*>(memory_.get()) + before;
@@ -94,7 +94,7 @@ class Exact {
 
 // ---- storage types ------------------------------------------------------------------------------
 
-// What rounding to nearest is off by at most, relatively.
+// Largest relative error of rounding to nearest.
 inline double unit(DType dtype) {
   return dtype == DType::kFloat32 ? 0x1p-24 : dtype == DType::kBFloat16 ? 0x1p-8 : 0x1p-11;
 }
@@ -105,10 +105,10 @@ inline uint16_t to_bfloat16(double value) {
 }
 inline double from_bfloat16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
-// Numbers in memory of one of the three types.
+// Numbers in memory, in one of the three dtypes.
 class Numbers {
  public:
-  // Not initialised; begins at a multiple of `step` of them.
+  // Not initialised; begins at a multiple of `step` numbers.
   Numbers(Case& c, DType dtype, int64_t count, int64_t step = 1)
       : dtype_(dtype), memory_(c, count * item_size(dtype) / 2, step * item_size(dtype) / 2) {}
 
@@ -163,11 +163,11 @@ class Numbers {
 
  private:
   DType dtype_;
-  Exact<uint16_t> memory_;
+  TightArray<uint16_t> memory_;
 };
 
-// How far a result in a type may be off that was computed in float32 from terms whose magnitudes,
-// each times the number of roundings it went through, add up to `terms`.
+// Tolerance of a result in `dtype`, computed in float32 from terms. `terms`: sum of their
+// magnitudes, each times its number of roundings.
 inline double tolerance(DType dtype, double want, double terms) {
   return 1.01 * unit(dtype) * std::abs(want) + 0x1p-24 * terms +
          (dtype == DType::kFloat16 ? 0x1p-24 : 1e-30);
@@ -188,12 +188,12 @@ void attention(Case& c);
 void sample(Case& c);
 void pool(Case& c);
 void callers(Case& c);
-void plan(Case& c);
+void recorded_step(Case& c);
 void collective(Case& c);
 void lost_rank(Case& c);
 
-// A row of an int8 KV cache as s1engine/ops/kv_quant.py defines it: `dim` values at `in` from `at`
-// on, to `out` [dim + 4].
+// Encodes a row of an int8 KV cache as s1engine/ops/kv_quant.py defines it: `dim` values of `in`
+// from `at` on, to `out` [dim + 4].
 void encode_row(const Numbers& in, int64_t at, int64_t dim, int8_t* out);
 
 }  // namespace fuzz

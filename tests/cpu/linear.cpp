@@ -1,4 +1,4 @@
-// Cases of packed matrices: products, and rows looked up.
+// Cases of packed matrices: products and row look-ups.
 
 #include "harness.hpp"
 
@@ -9,19 +9,20 @@ using s1::cpu::Epilogue;
 using s1::cpu::kPanel;
 using s1::cpu::WeightFormat;
 
-// W [outputs, columns], packed as csrc/cpu/kernels.hpp has it. Outputs that pad the last panel are
-// no zeros here: they may belong to a larger matrix of which this is the beginning.
-struct Matrix {
+// W [outputs, columns], packed as in csrc/cpu/kernels.hpp. The padding outputs of the last panel
+// are not zeros here: they may belong to a larger matrix that begins with this one.
+struct PackedMatrix {
   DType dtype;
   WeightFormat format;
   int64_t outputs, columns, group;
-  int64_t panels;              // of kPanel outputs
-  std::vector<double> values;  // [panels * kPanel, columns], integers if there are scales
-  Numbers native;              // packed: this ...
-  Exact<uint8_t> integers;     // ... or this
-  Exact<uint16_t> scales;      // [panels, columns / group, kPanel]
+  int64_t panels;                // of kPanel outputs
+  std::vector<double> values;    // [panels * kPanel, columns], integers if there are scales
+  Numbers native;                // packed: this ...
+  TightArray<uint8_t> integers;  // ... or this
+  TightArray<uint16_t> scales;   // [panels, columns / group, kPanel]
 
-  Matrix(Case& c, DType dtype, WeightFormat format, int64_t outputs, int64_t columns, int64_t group)
+  PackedMatrix(Case& c, DType dtype, WeightFormat format, int64_t outputs, int64_t columns,
+               int64_t group)
       : dtype(dtype),
         format(format),
         outputs(outputs),
@@ -39,7 +40,7 @@ struct Matrix {
     }
   }
 
-  // As a product or a lookup has it.
+  // The weight in a product or a look-up.
   double value(int64_t n, int64_t k) const {
     const double raw = values[static_cast<size_t>(n * columns + k)];
     return whole() ? raw * scale(n, k) : raw;
@@ -86,7 +87,7 @@ struct Matrix {
   }
 };
 
-Matrix random_matrix(Case& c, int64_t outputs) {
+PackedMatrix random_matrix(Case& c, int64_t outputs) {
   const DType dtype = c.dtype();
   const auto format = WeightFormat{static_cast<int32_t>(c.pick(0, 2))};
   if (format == WeightFormat::kNative) return {c, dtype, format, outputs, c.size(70, 300), 1};
@@ -94,10 +95,10 @@ Matrix random_matrix(Case& c, int64_t outputs) {
   return {c, dtype, format, outputs, group * c.pick(1, 3), group};
 }
 
-// x [rows, columns] as it is multiplied, and by how much each may be off: whole multiples of a
-// scale, of which one is in doubt where the quotient is nearly between two.
+// x [rows, columns] as the kernel multiplies it, with its tolerance. Quantised values are multiples
+// of a scale; one step is in doubt where the quotient is nearly between two integers.
 struct Input {
-  const Matrix& w;
+  const PackedMatrix& w;
   const Numbers& x;
   int64_t stride;
 
@@ -124,7 +125,7 @@ struct Sum {
 };
 
 std::vector<Sum> products(const Input& input, int64_t rows, const Numbers* bias) {
-  const Matrix& w = input.w;
+  const PackedMatrix& w = input.w;
   std::vector<Sum> sums(static_cast<size_t>(rows * w.outputs));
   for (int64_t row = 0; row < rows; ++row) {
     std::vector<Input::Part> x;
@@ -152,7 +153,7 @@ void linear(Case& c) {
   const auto epilogue = Epilogue{static_cast<int32_t>(c.pick(0, 3))};
   const bool gate = epilogue == Epilogue::kGate;
   const int64_t outputs = gate ? 2 * kPanel * c.pick(1, 6) : c.size(90, 200);
-  const Matrix w = random_matrix(c, outputs);
+  const PackedMatrix w = random_matrix(c, outputs);
   const int64_t rows = c.one_in(12) ? c.pick(97, 210) : c.size(8, 40);
   const int64_t stride = w.columns + c.pick(0, 9);
   const Numbers x = Numbers::random(c, w.dtype, (rows - 1) * stride + w.columns, 2.0);
@@ -185,13 +186,13 @@ void linear(Case& c) {
     c.near("product", i, out[i], want.value,
            tolerance(out_dtype, want.value, std::abs(want.value)) + 1.01 * want.error);
   }
-  c.keep(out.data(), out.bytes());
+  c.add_to_digest(out.data(), out.bytes());
 }
 
 void embed(Case& c) {
-  const Matrix w = random_matrix(c, c.pick(1, 90));
+  const PackedMatrix w = random_matrix(c, c.pick(1, 90));
   const int64_t rows = c.size(9, 60), first = c.pick(0, 40);
-  Exact<int32_t> ids(c, rows);
+  TightArray<int32_t> ids(c, rows);
   for (int64_t i = 0; i < rows; ++i) ids[i] = static_cast<int32_t>(c.pick(0, w.outputs + 60));
   const Numbers out(c, w.dtype, rows * w.columns);
   s1::cpu::embed(static_cast<int>(w.dtype), static_cast<int>(w.format), ids.address(), w.address(),
@@ -201,15 +202,15 @@ void embed(Case& c) {
     const double want = n >= 0 && n < w.outputs ? w.value(n, i % w.columns) : 0.0;
     c.near("embedding", i, out[i], want, w.whole() ? tolerance(w.dtype, want, 0.0) : 0.0);
   }
-  c.keep(out.data(), out.bytes());
+  c.add_to_digest(out.data(), out.bytes());
 }
 
 void gather_rows(Case& c) {
   const int64_t rows = c.pick(1, 20), x_rows = c.pick(1, 30), bytes = c.pick(1, 90);
   const int64_t first = c.pick(0, 9);
-  Exact<uint8_t> x(c, x_rows * bytes), out(c, rows * bytes);
+  TightArray<uint8_t> x(c, x_rows * bytes), out(c, rows * bytes);
   for (int64_t i = 0; i < x.size(); ++i) x[i] = static_cast<uint8_t>(c.pick(1, 255));
-  Exact<int32_t> ids(c, rows);
+  TightArray<int32_t> ids(c, rows);
   for (int64_t i = 0; i < rows; ++i) ids[i] = static_cast<int32_t>(c.pick(0, x_rows + 12));
   s1::cpu::gather_rows(x.address(), ids.address(), out.address(), rows, bytes, x_rows, first);
   for (int64_t i = 0; i < out.size(); ++i) {

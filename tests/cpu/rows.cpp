@@ -5,7 +5,7 @@
 namespace fuzz {
 namespace {
 
-// Norms of `dim` values from `at` on, with what float32 may add to the error of each.
+// Norm of `dim` values from `at` on, and the roundings of float32 per value.
 struct Norm {
   double scale;
   double error;
@@ -44,7 +44,7 @@ void rms_norm(Case& c) {
     const int64_t at = row / inner * outer_stride + row % inner * inner_stride;
     check_norm(c, x, at, weight, out, row * dim, 1e-5);
   }
-  c.keep(out.data(), out.bytes());
+  c.add_to_digest(out.data(), out.bytes());
 }
 
 void add_rms_norm(Case& c) {
@@ -67,7 +67,7 @@ void add_rms_norm(Case& c) {
   for (int64_t row = 0; row < rows; ++row) {
     check_norm(c, residual, row * stride, weight, out, row * dim, 1e-6);
   }
-  c.keep(out.data(), out.bytes());
+  c.add_to_digest(out.data(), out.bytes());
 }
 
 void silu_and_mul(Case& c) {
@@ -82,7 +82,7 @@ void silu_and_mul(Case& c) {
     const double want = silu(x[at]) * x[at + dim];
     c.near("silu", i, out[i], want, tolerance(dtype, want, 16.0 * std::abs(want)));
   }
-  c.keep(out.data(), out.bytes());
+  c.add_to_digest(out.data(), out.bytes());
 }
 
 void encode_row(const Numbers& in, int64_t at, int64_t dim, int8_t* out) {
@@ -112,27 +112,29 @@ struct Heads {
         values(Numbers::random(c, dtype, (tokens - 1) * stride + count * dim, 3.0)),
         before(values.values()) {}
 
-  double was(int64_t i) const { return before[static_cast<size_t>(i)]; }
+  double before_at(int64_t i) const { return before[static_cast<size_t>(i)]; }
 
-  // Every head is turned by its token's angles, and what lies between tokens is as it was.
-  void check_turned(Case& c, const Exact<float>& cos_sin, const Exact<int32_t>& positions) const {
+  // Every head is rotated by its token's angles; the gaps between tokens are unchanged.
+  void check_rotated(Case& c, const TightArray<float>& cos_sin,
+                     const TightArray<int32_t>& positions) const {
     for (int64_t i = 0; i < values.size(); ++i) {
       const int64_t lane = i % stride % dim, half = dim / 2;
       if (i % stride >= count * dim) {
-        c.near("gap", i, values[i], was(i), 0.0);
+        c.near("gap", i, values[i], before_at(i), 0.0);
         continue;
       }
       const float* angle = cos_sin.data() + positions[i / stride] * dim + lane % half;
       const double sine = lane < half ? -angle[half] : angle[half];
-      const double want = was(i) * angle[0] + was(lane < half ? i + half : i - half) * sine;
+      const double want =
+          before_at(i) * angle[0] + before_at(lane < half ? i + half : i - half) * sine;
       c.near("rotation", i, values[i], want, tolerance(values.dtype(), want, 24.0));
     }
   }
 };
 
-// That the caches hold the rows of `heads` in their slots and nothing new elsewhere.
-void check_cache(Case& c, const Heads& heads, const Exact<int64_t>& slots, int64_t block_size,
-                 bool int8, const Exact<int8_t>& cache, int64_t row_bytes) {
+// The cache holds the rows of `heads` in their slots and is unchanged elsewhere.
+void check_cache(Case& c, const Heads& heads, const TightArray<int64_t>& slots, int64_t block_size,
+                 bool int8, const TightArray<int8_t>& cache, int64_t row_bytes) {
   std::vector<int8_t> want(static_cast<size_t>(cache.bytes()), 77);
   for (int64_t t = 0; t < slots.size(); ++t) {
     for (int64_t h = 0; h < heads.count; ++h) {
@@ -161,10 +163,10 @@ void rope_write(Case& c) {
   const int64_t blocks = tokens / block_size + c.pick(1, 3), max_len = c.pick(1, 50);
   const Heads q(c, dtype, tokens, groups * kv_heads, dim), k(c, dtype, tokens, kv_heads, dim);
   const Heads v(c, dtype, tokens, kv_heads, dim);
-  Exact<float> cos_sin(c, max_len * dim);
+  TightArray<float> cos_sin(c, max_len * dim);
   for (int64_t i = 0; i < cos_sin.size(); ++i) cos_sin[i] = static_cast<float>(c.real(-1.0, 1.0));
-  Exact<int32_t> positions(c, tokens);
-  Exact<int64_t> slots(c, tokens);
+  TightArray<int32_t> positions(c, tokens);
+  TightArray<int64_t> slots(c, tokens);
   const int64_t last = blocks * block_size - tokens, first = c.pick(0, last);
   for (int64_t t = 0; t < tokens; ++t) {
     positions[t] = static_cast<int32_t>(c.pick(0, max_len - 1));
@@ -173,7 +175,7 @@ void rope_write(Case& c) {
   const int64_t row_bytes = int8 ? dim + 4 : dim * item_size(dtype);
   const int64_t cache_bytes = blocks * kv_heads * block_size * row_bytes;
   const int64_t step = int8 ? 1 : item_size(dtype);
-  Exact<int8_t> k_cache(c, cache_bytes, step), v_cache(c, cache_bytes, step);
+  TightArray<int8_t> k_cache(c, cache_bytes, step), v_cache(c, cache_bytes, step);
   std::memset(k_cache.data(), 77, static_cast<size_t>(k_cache.size()));
   std::memset(v_cache.data(), 77, static_cast<size_t>(v_cache.size()));
   s1::cpu::rope_write(static_cast<int>(dtype), static_cast<int>(int8 ? DType::kInt8 : dtype),
@@ -181,11 +183,11 @@ void rope_write(Case& c) {
                       k_cache.address(), v_cache.address(), positions.address(), slots.address(),
                       tokens, groups * kv_heads, kv_heads, dim, block_size, q.stride, k.stride,
                       v.stride);
-  q.check_turned(c, cos_sin, positions);
-  k.check_turned(c, cos_sin, positions);
+  q.check_rotated(c, cos_sin, positions);
+  k.check_rotated(c, cos_sin, positions);
   check_cache(c, k, slots, block_size, int8, k_cache, row_bytes);
   check_cache(c, v, slots, block_size, int8, v_cache, row_bytes);
-  c.keep(k_cache.data(), k_cache.bytes());
+  c.add_to_digest(k_cache.data(), k_cache.bytes());
 }
 
 }  // namespace fuzz

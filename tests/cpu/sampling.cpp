@@ -30,8 +30,8 @@ double gumbel(uint64_t seed, uint64_t position, int64_t token) {
   return -std::log(-std::log1p(-std::min(uniform, 1.0 - 0x1p-24)));
 }
 
-// The tokens that the filters leave; with `slack` > 0 also those that rounding might add, with
-// `slack` < 0 none that it might take.
+// The tokens that the filters keep. `slack` > 0: plus those that rounding may keep; `slack` < 0:
+// minus those that rounding may drop.
 std::vector<int32_t> kept(const std::vector<float>& scaled, const Filter& f, double slack) {
   std::vector<int32_t> order;
   for (size_t i = 0; i < scaled.size(); ++i) order.push_back(static_cast<int32_t>(i));
@@ -54,10 +54,10 @@ std::vector<int32_t> kept(const std::vector<float>& scaled, const Filter& f, dou
   return order;
 }
 
-// As the definition makes a logit a number and divides it.
-float scale_logit(float logit, double temperature, bool clean) {
+// A logit as the definition sanitizes and divides it.
+float scale_logit(float logit, double temperature, bool logits_sanitized) {
   const float limit = s1::cpu::kLogitLimit;
-  if (clean) logit = std::isnan(logit) ? -limit : std::clamp(logit, -limit, limit);
+  if (!logits_sanitized) logit = std::isnan(logit) ? -limit : std::clamp(logit, -limit, limit);
   return logit / std::max(static_cast<float>(temperature), 1e-6f);
 }
 
@@ -74,31 +74,31 @@ void check_row(Case& c, const std::vector<float>& scaled, const Filter& f, uint6
   };
   const std::vector<int32_t> possible = kept(scaled, f, 1e-4);
   c.check(std::find(possible.begin(), possible.end(), token) != possible.end(),
-          "the filters leave the token");
+          "the filters keep the token");
   double best = -1e300;
   for (const int32_t i : kept(scaled, f, -1e-4)) best = std::max(best, perturbed(i));
   const double got = perturbed(token);
   const double slack = 1e-4 + 1e-6 * std::abs(best);
-  c.near("the winner's noisy logit", token, std::min(got, best), best, slack);
+  c.near("the sampled token's noisy logit", token, std::min(got, best), best, slack);
 }
 
 }  // namespace
 
 void sample(Case& c) {
   const int64_t rows = c.size(4, 12), size = c.size(700, 9000), stride = size + c.pick(0, 9);
-  const bool filtered = c.one_in(2), clean = c.one_in(2);
-  Exact<float> logits(c, (rows - 1) * stride + size);
+  const bool filtered = c.one_in(2), logits_sanitized = !c.one_in(2);
+  TightArray<float> logits(c, (rows - 1) * stride + size);
   for (int64_t i = 0; i < logits.size(); ++i) logits[i] = static_cast<float>(c.real(-9.0, 9.0));
-  for (int64_t n = clean ? c.pick(0, 5) : 0; n > 0; --n) {
+  for (int64_t n = logits_sanitized ? 0 : c.pick(0, 5); n > 0; --n) {
     constexpr float kOdd[] = {NAN, INFINITY, -INFINITY, 3e38f};
     logits[c.pick(0, logits.size() - 1)] = kOdd[c.pick(0, 3)];
   }
   for (int64_t n = c.pick(0, 9); n > 0; --n) logits[c.pick(0, logits.size() - 1)] = 9.5f;  // equal
   std::vector<float> before(logits.data(), logits.data() + logits.size());
-  Exact<int64_t> out(c, rows);
-  Exact<float> temperature(c, rows), top_p(c, rows), min_p(c, rows);
-  Exact<int32_t> top_k(c, rows);
-  Exact<uint64_t> seeds(c, rows), positions(c, rows);
+  TightArray<int64_t> out(c, rows);
+  TightArray<float> temperature(c, rows), top_p(c, rows), min_p(c, rows);
+  TightArray<int32_t> top_k(c, rows);
+  TightArray<uint64_t> seeds(c, rows), positions(c, rows);
   for (int64_t i = 0; i < rows; ++i) {
     temperature[i] = c.one_in(3) ? 0.0f : static_cast<float>(c.real(0.05, 2.0));
     top_k[i] = static_cast<int32_t>(c.one_in(2) ? 0 : c.pick(1, size + 9));
@@ -109,15 +109,15 @@ void sample(Case& c) {
   }
   s1::cpu::sample(logits.address(), out.address(), rows, stride, size, temperature.address(),
                   top_k.address(), top_p.address(), min_p.address(), seeds.address(),
-                  positions.address(), filtered, clean);
+                  positions.address(), filtered, logits_sanitized);
   for (int64_t i = 0; i < rows; ++i) {
     const double t = temperature[i];
     std::vector<float> scaled(before.begin() + i * stride, before.begin() + i * stride + size);
-    for (float& logit : scaled) logit = scale_logit(logit, t == 0.0 ? 1.0 : t, clean);
+    for (float& logit : scaled) logit = scale_logit(logit, t == 0.0 ? 1.0 : t, logits_sanitized);
     const Filter filter = filtered ? Filter{t, top_k[i], top_p[i], min_p[i]} : Filter{t, 0, 1, 0};
     check_row(c, scaled, filter, seeds[i], positions[i], out[i]);
   }
-  c.keep(out.data(), out.bytes());
+  c.add_to_digest(out.data(), out.bytes());
 }
 
 }  // namespace fuzz

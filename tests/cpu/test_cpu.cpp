@@ -1,12 +1,11 @@
-// Fuzzes the CPU kernels without Python, to be run under sanitizers: every operation in every
-// instruction set that this CPU has, with odd shapes, in memory that is not a byte too long, with
-// one to eight threads; results are compared with what was computed in double, and between numbers
-// of threads bit by bit. Exit status 0 and a line of counts if all is well.
+// Fuzz test of the CPU kernels without Python, for sanitizers: every operation in every instruction
+// set of this CPU, with odd shapes, memory without spare bytes, and one to eight threads. Results
+// are compared with double, and bit by bit between numbers of threads. Success: exit status 0 and a
+// line of counts.
 //
 //   test_cpu [rounds [first round [case]]]
 //
-// Each case has its own thread, so that scratch memory is as long as it needs and holds nothing
-// from before.
+// Each case runs on a new thread, so that its scratch memory is exactly as long as needed.
 
 #include <stdexcept>
 #include <string>
@@ -20,7 +19,7 @@
 #define HAS_SANITIZER 1
 #endif
 
-// Memory that was never written holds NaN, in every type.
+// Unwritten memory holds NaN in every dtype.
 extern "C" const char* __asan_default_options() {
   return "malloc_fill_byte=255:max_malloc_fill_size=1073741824";
 }
@@ -29,12 +28,12 @@ extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
 namespace fuzz {
 namespace {
 
-struct Kind {
+struct CaseKind {
   const char* name;
   void (*run)(Case&);
 };
 
-constexpr Kind kKinds[] = {
+constexpr CaseKind kKinds[] = {
     {"rms_norm", rms_norm},
     {"add_rms_norm", add_rms_norm},
     {"silu_and_mul", silu_and_mul},
@@ -47,21 +46,21 @@ constexpr Kind kKinds[] = {
     {"sample", sample},
     {"pool", pool},
     {"callers", callers},
-    {"plan", plan},
+    {"recorded_step", recorded_step},
     {"collective", collective},
     {"lost_rank", lost_rank},
 };
 
-// What is at work, for print_case.
-struct Current {
+// The current case, for print_case.
+struct CurrentCase {
   std::string isa;
   const char* kind = "";
   long long round = 0;
   int threads = 1;
 } current;
 
-// The digest of a case with so many threads.
-uint64_t run(const Kind& kind, uint64_t seed, int threads) {
+// Runs a case; returns its digest.
+uint64_t run_case(const CaseKind& kind, uint64_t seed, int threads) {
   s1::cpu::set_num_threads(1);
   s1::cpu::set_num_threads(threads);
   current.threads = threads;
@@ -76,17 +75,17 @@ uint64_t run(const Kind& kind, uint64_t seed, int threads) {
 
 void run_round(int64_t round, const std::string& only) {
   current.round = round;
-  for (const Kind& kind : kKinds) {
+  for (const CaseKind& kind : kKinds) {
     if (!only.empty() && only != kind.name) continue;
     current.kind = kind.name;
     const uint64_t seed = static_cast<uint64_t>(round) * 64 + static_cast<uint64_t>(&kind - kKinds);
-    const uint64_t alone = run(kind, seed, 1);
-    Case(0).check(run(kind, seed, 2 + static_cast<int>(round % 7)) == alone, "same bits");
+    const uint64_t alone = run_case(kind, seed, 1);
+    Case(0).check(run_case(kind, seed, 2 + static_cast<int>(round % 7)) == alone, "same bits");
   }
 }
 
-// Whether this machine has it.
-bool use(const std::string& isa) {
+// Selects the instruction set; false if this machine lacks it.
+bool select_isa(const std::string& isa) {
   try {
     s1::cpu::set_isa(isa);
   } catch (const std::invalid_argument&) {
@@ -113,7 +112,7 @@ int main(int argc, char** argv) {
 #endif
   std::string used;
   for (const char* isa : {"portable", "avx2", "avx512", "avx512_bf16"}) {
-    if (!fuzz::use(isa)) continue;
+    if (!fuzz::select_isa(isa)) continue;
     used += used.empty() ? isa : std::string(", ") + isa;
     for (int64_t round = first; round < first + rounds; ++round) {
       fuzz::run_round(round, argc > 3 ? argv[3] : "");

@@ -1,4 +1,4 @@
-// Cases of what threads share: the pool, plans that are replayed, and the ranks' collective.
+// Cases with several threads: the pool, recorded steps, and the ranks' collective.
 
 #include <functional>
 #include <thread>
@@ -15,15 +15,15 @@ using s1::cpu::Collective;
 using s1::cpu::RecordedStep;
 using s1::cpu::ThreadPool;
 
-// Calls body(i) for i < count, each on a thread of its own.
+// Calls body(i) for i < count, each on its own thread.
 void on_threads(int64_t count, const std::function<void(int64_t)>& body) {
   std::vector<std::thread> threads;
   for (int64_t i = 0; i < count; ++i) threads.emplace_back(body, i);
   for (std::thread& thread : threads) thread.join();
 }
 
-// Many jobs, some with a job inside. What they write is read without more ado: a job is over when
-// parallel_for returns.
+// Many jobs, some nested. Their results are read without further synchronisation: a job is done
+// when parallel_for returns.
 void run_jobs(Case& c) {
   ThreadPool& pool = ThreadPool::instance();
   for (int64_t job = c.pick(1, 150); job > 0; --job) {
@@ -61,7 +61,7 @@ void pool(Case& c) {
   ThreadPool::instance().resize(size);
 }
 
-// Operations of two threads at the same time, of which one at most gets the pool.
+// Operations of two threads at the same time; at most one of them gets the pool.
 void callers(Case& c) {
   const auto seed = static_cast<uint64_t>(c.pick(0, 1 << 30));
   on_threads(2, [&](int64_t caller) {
@@ -70,8 +70,8 @@ void callers(Case& c) {
   });
 }
 
-// A small layer, recorded once: what its replay makes of new inputs is what the operations would.
-void plan(Case& c) {
+// A small layer, recorded once: a replay on new inputs equals calling the operations.
+void recorded_step(Case& c) {
   const DType dtype = c.dtype();
   const int number = static_cast<int>(dtype);
   const int64_t rows = c.size(9, 90), dim = 16 * c.pick(1, 8);
@@ -82,7 +82,7 @@ void plan(Case& c) {
   Numbers x(c, dtype, rows * dim, 1), residual(c, dtype, rows * dim, 1);
   const Numbers normed(c, dtype, rows * dim), gate_up(c, dtype, rows * 2 * dim);
   const Numbers out(c, dtype, rows * dim);
-  const auto enter = [&](const Numbers& input) {
+  const auto set_input = [&](const Numbers& input) {
     for (int64_t i = 0; i < rows * dim; ++i) {
       x.set(i, input[i]);
       residual.set(i, -0.5 * input[i]);
@@ -99,31 +99,31 @@ void plan(Case& c) {
                                            dim);
   };
   const auto steps = std::make_shared<RecordedStep>();
-  enter(inputs[0]);
+  set_input(inputs[0]);
   RecordedStep::record_into(steps);
   layer();
   RecordedStep::record_into(nullptr);
   c.near("recorded operations", 0, static_cast<double>(steps->size()), 3.0, 0.0);
-  enter(inputs[1]);
+  set_input(inputs[1]);
   layer();
   const std::vector<double> want = out.values();
   for (const Numbers& input : inputs) {
-    enter(input);
+    set_input(input);
     on_threads(1, [&](int64_t) { steps->replay(); });
   }
   for (int64_t i = 0; i < out.size(); ++i) {
     c.near("replay", i, out[i], want[static_cast<size_t>(i)], 0.0);
   }
-  c.keep(out.data(), out.bytes());
+  c.add_to_digest(out.data(), out.bytes());
 }
 
 namespace {
 
-// The memory that ranks share: zeros, aligned as a mapped file is.
-struct Shared {
+// Memory that ranks share: zeros, aligned to cache lines.
+struct SharedMemory {
   std::unique_ptr<std::byte, decltype(&std::free)> memory;
 
-  explicit Shared(int ranks)
+  explicit SharedMemory(int ranks)
       : memory(static_cast<std::byte*>(std::aligned_alloc(64, bytes(ranks))), &std::free) {
     std::memset(memory.get(), 0, bytes(ranks));
   }
@@ -133,11 +133,11 @@ struct Shared {
   Address address() const { return reinterpret_cast<Address>(memory.get()); }
 };
 
-// Elements that need several pieces now and then.
+// A number of elements that sometimes needs several pieces.
 int64_t long_or_short(Case& c) { return c.one_in(12) ? c.pick(60000, 140000) : c.pick(1, 300); }
 
-// All ranks add up the same number of values; everybody's are made by everybody, to know the sum.
-void add_up(Case& c, Collective& collective, int64_t rank, int64_t ranks) {
+// All ranks reduce arrays of one size. Each rank creates the arrays of all, to know the sum.
+void all_reduce(Case& c, Collective& collective, int64_t rank, int64_t ranks) {
   const DType dtype = c.dtype();
   const int64_t count = long_or_short(c);
   const bool add = c.one_in(2), in_place = !add && c.one_in(2);
@@ -163,14 +163,14 @@ void add_up(Case& c, Collective& collective, int64_t rank, int64_t ranks) {
 
 void gather(Case& c, Collective& collective, int64_t rank, int64_t ranks) {
   const int64_t rows = c.pick(1, 5), row_bytes = long_or_short(c);
-  std::vector<Exact<uint8_t>> parts;
+  std::vector<TightArray<uint8_t>> parts;
   for (int64_t r = 0; r < ranks; ++r) {
     parts.emplace_back(c, rows * row_bytes);
     for (int64_t i = 0; i < rows * row_bytes; ++i) {
       parts.back()[i] = static_cast<uint8_t>(i * 7 + r * 31 + i / 251);
     }
   }
-  Exact<uint8_t> out(c, rank == 0 ? rows * ranks * row_bytes : 0);
+  TightArray<uint8_t> out(c, rank == 0 ? rows * ranks * row_bytes : 0);
   collective.gather(parts[static_cast<size_t>(rank)].address(), out.address(), rows, row_bytes);
   for (int64_t i = 0; i < out.size(); ++i) {
     const int64_t row = i / (ranks * row_bytes), r = i / row_bytes % ranks;
@@ -184,24 +184,24 @@ void gather(Case& c, Collective& collective, int64_t rank, int64_t ranks) {
 void collective(Case& c) {
   const int64_t ranks = c.pick(1, 4);
   const auto seed = static_cast<uint64_t>(c.pick(0, 1 << 30));
-  const Shared shared(static_cast<int>(ranks));
+  const SharedMemory shared(static_cast<int>(ranks));
   on_threads(ranks, [&](int64_t rank) {
     Collective own(shared.address(), static_cast<int>(rank), static_cast<int>(ranks));
-    Case same(seed);  // all ranks make the same choices
+    Case same(seed);  // the same choices on all ranks
     for (int64_t call = same.pick(1, 8); call > 0; --call) {
       if (same.one_in(3)) {
         gather(same, own, rank, ranks);
       } else {
-        add_up(same, own, rank, ranks);
+        all_reduce(same, own, rank, ranks);
       }
     }
   });
 }
 
-// A rank does not come, and somebody says so: the others stop waiting.
+// A rank aborts instead of joining a call: the others stop waiting.
 void lost_rank(Case& c) {
   const int64_t ranks = c.pick(2, 4), lost = c.pick(0, ranks - 1);
-  const Shared shared(static_cast<int>(ranks));
+  const SharedMemory shared(static_cast<int>(ranks));
   on_threads(ranks, [&](int64_t rank) {
     Collective own(shared.address(), static_cast<int>(rank), static_cast<int>(ranks));
     if (rank == lost) {
@@ -215,7 +215,7 @@ void lost_rank(Case& c) {
     } catch (const s1::cpu::CollectiveError&) {
       failed = true;
     }
-    if (!failed) std::fprintf(stderr, "a rank went on alone\n"), std::_Exit(1);
+    if (!failed) std::fprintf(stderr, "a rank did not notice the abort\n"), std::_Exit(1);
   });
 }
 

@@ -1,5 +1,5 @@
-"""The CPU's matrix products and row look-ups: right for every shape, type and instruction set, and
-the same for a row whatever else is computed with it."""
+"""Matrix products and row look-ups on the CPU: correct for every shape, dtype and instruction set,
+and independent of the other rows."""
 
 from collections.abc import Iterator
 
@@ -33,12 +33,12 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def rows_of(fmt: str | None, columns: int) -> int:
-    """A number of columns that the format takes."""
+    """A number of columns that the format supports."""
     return columns if fmt is None else 32 * columns
 
 
 def matrix(n: int, k: int, dtype: torch.dtype, fmt: str | None) -> tuple[Tensor, Tensor]:
-    """Weights [n, k], and what the format makes of them as float64."""
+    """Weights [n, k], and their values in the format as float64."""
     weight = randn(n, k, seed=1, dtype=dtype)
     return weight, (weight if fmt is None else quantize(weight, fmt).dequantize()).double()
 
@@ -48,7 +48,7 @@ def packed(weight: Tensor, fmt: str | None) -> PackedMatrix:
 
 
 def tolerance(x: Tensor, fmt: str | None) -> Tensor:
-    """What the sums of a row may be off by, [T, 1]: their rounding, and that of x to 8 bits."""
+    """Tolerance of a row's sums, [T, 1]: their rounding, and that of x to 8 bits."""
     row = x.double().abs().amax(1, keepdim=True) * x.shape[1] ** 0.5
     return row * (2e-6 if fmt is None else 0.02)
 
@@ -83,8 +83,8 @@ def test_a_product_of_any_shape(
 
 @pytest.mark.parametrize("fmt", SETTINGS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_becomes_of_the_sums(isa: str, dtype: torch.dtype, fmt: str | None) -> None:
-    """Added to a residual, gated, or handed on as float32 logits: as from the plain product."""
+def test_epilogues(isa: str, dtype: torch.dtype, fmt: str | None) -> None:
+    """Added to a residual, gated, or float32 logits: consistent with the plain product."""
     k, width = 96, 48
     x, residual = randn(7, k, dtype=dtype), randn(7, width, seed=5, dtype=dtype)
     norm = randn(k, seed=6, dtype=dtype)
@@ -131,7 +131,7 @@ def test_no_worse_than_twice_the_error_of_torch(isa: str, dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("fmt", SETTINGS)
-def test_rows_are_looked_up(isa: str, dtype: torch.dtype, fmt: str | None) -> None:
+def test_row_look_ups(isa: str, dtype: torch.dtype, fmt: str | None) -> None:
     weight = randn(37, 96, seed=1, dtype=dtype)
     whole = packed(weight, fmt)
     ids = torch.tensor([36, 0, 17, 17], dtype=torch.int32)
@@ -140,9 +140,9 @@ def test_rows_are_looked_up(isa: str, dtype: torch.dtype, fmt: str | None) -> No
     assert torch.equal(OPS.gather_rows(weight, ids), weight[ids.long()])
     beyond = torch.tensor([37, -1], dtype=torch.int32)
     assert not OPS.embed(beyond, whole).any()
-    for part in whole, weight:  # as if their rows were those of ids 3 and on
-        found = OPS.embed_shard(torch.cat((ids + 3, ids[:1] - len(weight))), part, 3)
-        assert torch.equal(found[:-1], OPS.embed(ids, part)) and not found[-1].any()
+    for part in whole, weight:  # as if the first row had id 3
+        rows = OPS.embed_shard(torch.cat((ids + 3, ids[:1] - len(weight))), part, 3)
+        assert torch.equal(rows[:-1], OPS.embed(ids, part)) and not rows[-1].any()
 
 
 def test_the_first_rows_of_a_matrix() -> None:
@@ -158,13 +158,13 @@ def test_quantizing_rounds_to_the_nearest(fmt: str, n: int, groups: int, seed: i
     weight[0, :32] = 0
     quantized = quantize(weight, fmt)
     step = quantized.scales.float().abs().repeat_interleave(quantized.group, 1)
-    # The largest values may be cut off where a scale was rounded down, by 2^-9 of themselves.
+    # Where a scale was rounded down, the largest values are clipped, by 2^-9 relatively.
     slack = weight.abs() * 2**-8 + (step / 2 if fmt == "int4" else 0)
     assert ((quantized.dequantize() - weight).abs() <= step / 2 + slack).all()
     assert not quantized.dequantize()[0, :32].any()
 
 
-def test_columns_that_no_group_divides_are_refused() -> None:
+def test_columns_that_no_group_divides_are_rejected() -> None:
     with pytest.raises(RequestError, match="40 columns, which is no multiple of 32") as caught:
         quantize(randn(2, 40), "int8")
     assert caught.value.param == "quantization"

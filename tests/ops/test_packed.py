@@ -1,4 +1,4 @@
-"""Memory of packed weights: side by side, apart, and given back."""
+"""Memory of packed weights: shared areas, separate pieces, and their release."""
 
 import gc
 import mmap
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no h
 
 @settings(max_examples=30)
 @given(sizes=st.lists(st.integers(1, 5000) | st.just(packed.AREA + 1), min_size=1, max_size=12))
-def test_pieces_are_zeros_of_their_own(sizes: list[int]) -> None:
+def test_pieces_are_separate_zeros(sizes: list[int]) -> None:
     pages = packed._HugePages()
-    pieces = [pages.take(size) for size in sizes]
+    pieces = [pages.allocate(size) for size in sizes]
     for i, piece in enumerate(pieces):
         assert piece.shape == (sizes[i],) and piece.data_ptr() % packed.ALIGNMENT == 0
         assert not piece[:5000].any() and not piece[-5000:].any()
@@ -29,7 +29,7 @@ def test_pieces_are_zeros_of_their_own(sizes: list[int]) -> None:
 
 def test_small_pieces_share_an_area_that_ends_with_the_last() -> None:
     pages = packed._HugePages()
-    first, second = pages.take(100), pages.take(100)
+    first, second = pages.allocate(100), pages.allocate(100)
     assert 0 < second.data_ptr() - first.data_ptr() < 4096
     assert pages._area is not None
     area: weakref.ref[mmap.mmap] = pages._area
@@ -39,4 +39,4 @@ def test_small_pieces_share_an_area_that_ends_with_the_last() -> None:
     del second
     gc.collect()
     assert area() is None
-    assert torch.equal(pages.take(10), torch.zeros(10, dtype=torch.uint8))
+    assert torch.equal(pages.allocate(10), torch.zeros(10, dtype=torch.uint8))

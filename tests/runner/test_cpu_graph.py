@@ -1,4 +1,4 @@
-"""Recorded steps: what is replayed gives what the calls gave, also after buffers have moved."""
+"""Recorded steps: a replay equals the calls, also after buffers have moved."""
 
 import math
 from dataclasses import replace
@@ -28,8 +28,8 @@ def tokens(
     *, recorded: bool, model: ModelConfig = MODEL, decoder: Decoder = DECODER
 ) -> list[list[int]]:
     engine = BareEngine(CONFIG, model, decoder)
-    plans = engine.runner._cpu_graph
-    assert isinstance(plans, CpuGraphRunner)
+    graphs = engine.runner._cpu_graph
+    assert isinstance(graphs, CpuGraphRunner)
     if not recorded:
         engine.runner._cpu_graph = None
     generator = torch.Generator().manual_seed(3)
@@ -37,16 +37,16 @@ def tokens(
     for prompt, new in LENGTHS:
         ids = torch.randint(10, 300, (prompt,), generator=generator).tolist()
         names.append(engine.add(Job(prompt=ids, max_new=new, temperature=1.0, seed=prompt)))
-        engine.step()  # so that batches of every size decode, small ones first
-    engine.run()
-    return [engine.generated(name) for name in names]
+        engine.step()  # so that batches of every size decode, the smallest first
+    engine.run_jobs()
+    return [engine.output_tokens(name) for name in names]
 
 
 def test_replayed_steps_give_the_same_tokens() -> None:
     assert tokens(recorded=True) == tokens(recorded=False)
 
 
-def test_so_do_those_with_norms_of_q_and_k() -> None:
+def test_replayed_steps_with_qk_norm_give_the_same_tokens() -> None:
     model = replace(MODEL, qk_norm=True)
     decoder = make_decoder(model, CONFIG)
     assert tokens(recorded=True, model=model, decoder=decoder) == tokens(
@@ -54,11 +54,11 @@ def test_so_do_those_with_norms_of_q_and_k() -> None:
     )
 
 
-def test_a_recording_serves_drafts_of_any_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many tokens in as many rows, but cut otherwise."""
+def test_a_graph_serves_drafts_of_any_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers of tokens and rows, with different row boundaries."""
     monkeypatch.setattr(ModelRunner, "profile_step_costs", lambda self: [])
     config = replace(CONFIG, num_speculative_tokens=3)
-    found = []
+    outputs = []
     for recorded in (True, False):
         engine = BareEngine(config, MODEL, DECODER)
         assert isinstance(engine.runner._cpu_graph, CpuGraphRunner)
@@ -76,39 +76,39 @@ def test_a_recording_serves_drafts_of_any_lengths(monkeypatch: pytest.MonkeyPatc
             if core.num_samples == core.num_tokens:
                 shapes.add((core.num_tokens, core.num_rows, tuple(starts.tolist())))
         assert len({shape[:2] for shape in shapes}) < len(shapes)
-        found.append([engine.generated(name) for name in names])
-    assert found[0] == found[1]
+        outputs.append([engine.output_tokens(name) for name in names])
+    assert outputs[0] == outputs[1]
 
 
-def test_the_oldest_recording_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_graph_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_graph, "MAX_GRAPHS", 2)
     assert tokens(recorded=True) == tokens(recorded=False)
     engine = BareEngine(CONFIG, MODEL, DECODER)
     for _, new in LENGTHS:
         engine.add(Job(prompt=[5, 6], max_new=new))
-    engine.run()
+    engine.run_jobs()
     assert isinstance(engine.runner._cpu_graph, CpuGraphRunner)
     assert len(engine.runner._cpu_graph._graphs) == 2
 
 
-def test_costs_are_measured_on_recorded_steps_and_leave_no_trace(
+def test_costs_are_measured_on_recorded_steps_without_side_effects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(step_profile, "ENOUGH", math.inf)  # all sizes, whatever they take
+    monkeypatch.setattr(step_profile, "ENOUGH", math.inf)  # all sizes, whatever their time
     config = replace(CONFIG, num_speculative_tokens=3)
-    engine = BareEngine(config, MODEL, DECODER)  # measures
-    plans = engine.runner._cpu_graph
-    assert isinstance(plans, CpuGraphRunner) and (24, 6) in plans._graphs  # the largest
+    engine = BareEngine(config, MODEL, DECODER)  # measures the step costs
+    graphs = engine.runner._cpu_graph
+    assert isinstance(graphs, CpuGraphRunner) and (24, 6) in graphs._graphs  # the largest
     plain = BareEngine(CONFIG, MODEL, DECODER)
     for one in (engine, plain):
         one.add(Job(prompt=[5, 6, 7, 8, 9], max_new=40))
-        one.run()
-    assert engine.generated(0) == plain.generated(0)
+        one.run_jobs()
+    assert engine.output_tokens(0) == plain.output_tokens(0)
 
 
 def test_a_size_is_recorded_once_and_again_when_memory_has_moved() -> None:
     ops = CpuOps()
-    plans = CpuGraphRunner(ops)
+    graphs = CpuGraphRunner(ops)
     ids, calls = torch.tensor([1, 2], dtype=torch.int32), 0
     table = torch.randn(4, 8)
 
@@ -122,36 +122,38 @@ def test_a_size_is_recorded_once_and_again_when_memory_has_moved() -> None:
 
     inputs = StepInputs(ids, Attention(), ids, None)  # type: ignore[arg-type]
     for _ in range(4):
-        assert torch.equal(plans.execute(inputs, step), table[ids.long()])
-    assert calls == 2  # the first grew the workspace, the second was recorded
+        assert torch.equal(graphs.execute(inputs, step), table[ids.long()])
+    assert calls == 2  # the first call grew the workspace, the second was recorded
     ids[0] = 3
-    assert torch.equal(plans.execute(inputs, step), table[[3, 2]]) and calls == 2
+    assert torch.equal(graphs.execute(inputs, step), table[[3, 2]]) and calls == 2
     ops.workspace.get("elsewhere", 1, 10**5, torch.float32)
-    plans.execute(inputs, step)
-    plans.execute(inputs, step)
+    graphs.execute(inputs, step)
+    graphs.execute(inputs, step)
     assert calls == 3
 
 
 def test_recording_ends() -> None:
     ops = CpuOps()
-    plan = _core.cpu.RecordedStep()
-    _core.cpu.record_into(plan)
+    step = _core.cpu.RecordedStep()
+    _core.cpu.record_into(step)
     ops.gather_rows(torch.ones(2, 2), torch.zeros(1, dtype=torch.int32))
     _core.cpu.record_into(None)
     ops.gather_rows(torch.ones(2, 2), torch.zeros(1, dtype=torch.int32))
-    assert len(plan) == 1
+    assert len(step) == 1
 
 
-def test_only_the_first_step_of_a_size_is_recorded_and_nobody_learns_from_it(
+def test_only_the_first_step_of_a_size_is_recorded_and_its_time_is_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It takes longer than others of its size."""
-    monkeypatch.setattr(ModelRunner, "profile_step_costs", lambda self: [])  # which records some
+    """Recording takes longer than a replay."""
+    monkeypatch.setattr(
+        ModelRunner, "profile_step_costs", lambda self: []
+    )  # which would record steps
     config = replace(CONFIG, num_speculative_tokens=3)
     engine = BareEngine(config, MODEL, DECODER)
-    told: list[bool] = []
+    record_flags: list[bool] = []
 
-    class Listening:
+    class SchedulerSpy:
         def __init__(self, scheduler: _core.Scheduler) -> None:
             self.scheduler = scheduler
 
@@ -159,16 +161,16 @@ def test_only_the_first_step_of_a_size_is_recorded_and_nobody_learns_from_it(
             return getattr(self.scheduler, name)
 
         def record_step_time(self, seconds: float) -> None:
-            told.append(engine.runner.recorded_now)
+            record_flags.append(engine.runner.recorded_now)
 
-    engine.scheduler = Listening(engine.scheduler)  # type: ignore[assignment]
-    first = []
+    engine.scheduler = SchedulerSpy(engine.scheduler)  # type: ignore[assignment]
+    recorded = []
     for rows in (1, 2, 2, 1):
         for _ in range(rows):
             engine.add(Job(prompt=[5, 6], max_new=4))
         while engine.scheduler.has_unfinished():
             engine.step()
-            first.append(engine.runner.recorded_now)
-    assert len(told) == first.count(False) and not any(told)
+            recorded.append(engine.runner.recorded_now)
+    assert len(record_flags) == recorded.count(False) and not any(record_flags)
     sizes = engine.runner._cpu_graph._graphs  # type: ignore[union-attr]
-    assert 2 <= first.count(True) <= len(sizes)
+    assert 2 <= recorded.count(True) <= len(sizes)
