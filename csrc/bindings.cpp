@@ -174,7 +174,7 @@ void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t
          int32_t max_thinking, const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
          int32_t loop_repeats, s1::Drafting drafting) {
   std::vector<s1::Checkpoint> below;
-  for (const auto& [maximum, child] : checkpoints) below.push_back({maximum, child});
+  for (const auto& [maximum, branch] : checkpoints) below.push_back({maximum, branch});
   scheduler.add({.id = id,
                  .prompt = {prompt.data(), prompt.data() + prompt.size()},
                  .max_len = max_len,

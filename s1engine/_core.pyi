@@ -1,3 +1,5 @@
+# Types of the extension (csrc/bindings.cpp). Contracts: csrc/core/*.hpp and csrc/cpu/ops.hpp.
+
 from enum import Enum
 from typing import Any, TypedDict
 

@@ -1,4 +1,4 @@
-"""s1engine/_core.pyi names what the extension has, no more and no less."""
+"""s1engine/_core.pyi declares exactly the names of the extension."""
 
 import ast
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 from s1engine import _core
 
 STUB = Path(__file__).resolve().parent.parent / "s1engine" / "_core.pyi"
-TYPES_ONLY = {"CoreOutputDict"}  # a TypedDict: at run time a plain dict
+TYPES_ONLY = {"CoreOutputDict"}  # a TypedDict: a plain dict at run time
 
 
-def declared(body: list[ast.stmt]) -> dict[str, ast.stmt]:
-    """Public names of a stub's module or class."""
+def declared_names(body: list[ast.stmt]) -> dict[str, ast.stmt]:
+    """Public names that a module or class of the stub declares."""
     names: dict[str, ast.stmt] = {}
     for node in body:
         if isinstance(node, ast.AnnAssign | ast.Assign):
@@ -23,15 +23,15 @@ def declared(body: list[ast.stmt]) -> dict[str, ast.stmt]:
     return {name: node for name, node in names.items() if not name.startswith("_")}
 
 
-def present(owner: Any) -> set[str]:
-    """Public names that something has itself; pybind11's additions to enums left out."""
+def existing_names(owner: Any) -> set[str]:
+    """Public names of ``owner`` itself, without pybind11's additions to enums."""
     enum = {"name", "value"} if hasattr(owner, "__members__") else set()
     return {name for name in vars(owner) if not name.startswith("_")} - enum
 
 
 def test_the_stub_and_the_extension_agree() -> None:
-    names = declared(ast.parse(STUB.read_text()).body)
-    assert set(names) - TYPES_ONLY == present(_core)
+    names = declared_names(ast.parse(STUB.read_text()).body)
+    assert set(names) - TYPES_ONLY == existing_names(_core)
     for name, node in names.items():
         if isinstance(node, ast.ClassDef) and name not in TYPES_ONLY:
-            assert set(declared(node.body)) == present(getattr(_core, name)), name
+            assert set(declared_names(node.body)) == existing_names(getattr(_core, name)), name

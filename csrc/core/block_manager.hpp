@@ -1,6 +1,6 @@
 // Which KV blocks belong to which sequence: reference counts, and a prefix cache over full blocks.
 //
-// Owns block ids only; the memory behind them belongs to the KVCache of the runner. A cached block
+// Owns block ids only; their memory belongs to the KVCache of the runner. A cached block
 // has a `block_hash` that identifies its tokens, the request's salt and all blocks before it, as in
 // other engines. Here it is exact: a number that is never reused, given out when the block enters
 // the cache. Digests (`table_hash`) only find candidates in the table and tokens decide, so two

@@ -29,7 +29,7 @@ std::unique_ptr<Sequence> make_branch(const Sequence& parent, SeqId id, const Bu
   branch->drafting = parent.drafting;
   branch->loop_repeats = parent.loop_repeats;
   if (parent.loop != nullptr) branch->loop = std::make_unique<LoopDetector>(*parent.loop);
-  branch->append(sampled, kThink, appended);
+  branch->append_transition(sampled, kThink, appended);
   check_invariant(branch->num_tokens() < branch->max_len, "a checkpoint without room to answer");
   return branch;
 }

@@ -1,7 +1,7 @@
 // Detects text that repeats one phrase again and again.
 //
 // For each period p up to kMaxPeriod it counts how many of the latest tokens equal the token p
-// before them. A count of m means that a phrase of p tokens stands m / p + 1 times in a row. The
+// before them. A count of m means that a phrase of p tokens occurs m / p + 1 times in a row. The
 // result is exact: one comparison per period and token, no hashing.
 
 #pragma once

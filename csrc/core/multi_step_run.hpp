@@ -1,5 +1,5 @@
-// Multi-step decode: decode steps that the device takes by itself, budgets included, while the host
-// is behind.
+// Multi-step decode: decode steps that the device takes by itself, budgets included, ahead of the
+// host.
 //
 // Owns which sequence is in which row of the device batch, and how many steps are in flight. The
 // host afterwards applies the output tokens through its own state machine, which remains the
@@ -22,7 +22,7 @@ class MultiStepRun {
   explicit MultiStepRun(BlockManager& blocks) : blocks_(blocks) {}
 
   // Writes the rows of `plan` to `device_batch` and allocates the blocks of up to `num_steps`
-  // steps. Returns the steps that the device may take; 0 if blocks or phrases lack room.
+  // steps. Returns the steps that the device may take; 0 if blocks or phrases do not suffice.
   int32_t begin(const StepPlan& plan, ScheduledBatch& batch, DeviceBatch& device_batch,
                 int32_t num_steps);
 

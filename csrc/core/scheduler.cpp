@@ -44,7 +44,7 @@ void Scheduler::add(const SequenceSpec& spec) {
   stats_.num_undrafted += config_.max_draft > 0 && spec.drafting != Drafting::kAlways;
   if (spec.thinking_tokens >= 0) {
     add_branches(*sequence, branch_at_start(*sequence));
-    sequence->append(0, kThink, start_thinking(sequence->budget, sequence->thinking));
+    sequence->append_transition(0, kThink, start_thinking(sequence->budget, sequence->thinking));
     stats_.num_forced_tokens += sequence->num_forced;
   }
   require(sequence->num_tokens() < spec.max_len, "no room for an answer within max_len");
@@ -83,7 +83,7 @@ void Scheduler::finish(SeqId id, FinishReason reason) {
   Sequence* sequence = find(id);
   if (sequence == nullptr || sequence->finished()) return;
   run_.invalidate(*sequence);
-  end(*sequence, reason);
+  finish_sequence(*sequence, reason);
 }
 
 void Scheduler::limit_thinking(SeqId id, int32_t max_thinking, EndReason reason) {
@@ -102,7 +102,7 @@ void Scheduler::remove(SeqId id) {
   sequences_.erase(entry);
 }
 
-void Scheduler::end(Sequence& sequence, FinishReason reason) {
+void Scheduler::finish_sequence(Sequence& sequence, FinishReason reason) {
   queue_changed_ = true;
   run_.remove(sequence);
   if (sequence.running) {
@@ -135,7 +135,7 @@ void Scheduler::stop_running(Sequence& sequence) {
 const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch) {
   check_invariant(!in_step_ && num_steps_in_flight() == 0,
                   "schedule() before update() or apply_multi_step()");
-  check_invariant(config_.max_samples <= batch.max_samples, "a batch without room for the samples");
+  check_invariant(config_.max_samples <= batch.max_samples, "a batch too small for the samples");
   run_.clear();
   plan_.clear();
   plan_running();
@@ -295,8 +295,8 @@ void Scheduler::apply_token(Sequence& sequence, TokenId sampled) {
   const int32_t before = sequence.num_tokens();
   const int32_t forced_before = sequence.num_forced;
   const int32_t max_before = sequence.thinking.max_thinking;
-  sequence.append(sampled, thinking ? kThink : kAnswer,
-                  advance(sequence.budget, sequence.thinking, sampled));
+  sequence.append_transition(sampled, thinking ? kThink : kAnswer,
+                             advance(sequence.budget, sequence.thinking, sampled));
   stats_.num_forced_tokens += sequence.num_forced - forced_before;
   if (sequence.thinking.max_thinking != max_before) run_.invalidate(sequence);  // a loop
   if (sequence.num_tokens() == before) {
@@ -308,9 +308,9 @@ void Scheduler::apply_token(Sequence& sequence, TokenId sampled) {
     events_.appended_tokens.push_back(sequence.tokens[static_cast<size_t>(i)]);
   }
   if (!thinking && sequence.is_end(sampled)) {
-    end(sequence, FinishReason::kStop);
+    finish_sequence(sequence, FinishReason::kStop);
   } else if (sequence.num_tokens() >= sequence.max_len) {
-    end(sequence, FinishReason::kLength);
+    finish_sequence(sequence, FinishReason::kLength);
   }
 }
 

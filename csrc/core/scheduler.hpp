@@ -31,6 +31,7 @@
 #include "multi_step_run.hpp"
 #include "scheduled_batch.hpp"
 #include "scheduler_config.hpp"
+#include "scheduler_stats.hpp"
 #include "sequence.hpp"
 #include "step_plan.hpp"
 
@@ -53,14 +54,14 @@ class Scheduler {
   // Applies one sampled token per sample of the plan; events() then tells what happened.
   void update(std::span<const int64_t> sampled);
 
-  // Records how long the step took that the last update() ended, in the unit of step_costs. Drafts
-  // are chosen by it. Optional: leave out steps that took unusually long.
+  // Records the duration of the step that the last update() ended, in the unit of step_costs.
+  // Drafts are chosen by it. Optional: leave out steps that were unusually long.
   void record_step_time(double time) { drafts_.record_step_time(plan_, time); }
 
   // Instead of update(): lets the device take up to `num_steps` decode steps of the planned
   // sequences, and writes what it needs to `device_batch`. Returns how many steps it may take. 0:
   // update() must follow as usual, because a sequence has more than `max_inline_tokens` tokens to
-  // compute, or blocks or phrases lack room.
+  // compute, or blocks or phrases do not suffice.
   int32_t begin_multi_step(ScheduledBatch& batch, DeviceBatch& device_batch, int32_t num_steps,
                            int32_t max_inline_tokens);
 
@@ -107,7 +108,7 @@ class Scheduler {
   Sequence* find(SeqId id);
   void enqueue(std::unique_ptr<Sequence> sequence);
   void add_branches(const Sequence& parent, std::vector<std::unique_ptr<Sequence>> branches);
-  void end(Sequence& sequence, FinishReason reason);
+  void finish_sequence(Sequence& sequence, FinishReason reason);
   void stop_running(Sequence& sequence);
 
   int32_t tokens_left() const { return config_.max_num_batched_tokens - plan_.num_tokens; }

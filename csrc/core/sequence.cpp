@@ -46,7 +46,7 @@ bool Sequence::is_end(TokenId token) const {
   return std::find(stop_tokens.begin(), stop_tokens.end(), token) != stop_tokens.end();
 }
 
-void Sequence::append(TokenId sampled, uint8_t region, const Appended& appended) {
+void Sequence::append_transition(TokenId sampled, uint8_t region, const Appended& appended) {
   const auto append_one = [&](TokenId token, uint8_t mark) {
     append(token, mark);
     num_forced += (mark & kForced) != 0;

@@ -108,7 +108,7 @@ struct Sequence {
 
   // Appends the tokens of one budget transition; `region` marks the sampled one. A loop in the
   // thinking lowers its maximum, though not below the minimum.
-  void append(TokenId sampled, uint8_t region, const Appended& appended);
+  void append_transition(TokenId sampled, uint8_t region, const Appended& appended);
 };
 
 }  // namespace s1

@@ -1,7 +1,7 @@
-"""A device that runs ahead of the mock scheduler, with the real transition of its lanes.
+"""A mock device that takes multi-step decodes with the real budget transition.
 
-It sees what a GPU would see and nothing else: lanes, phrases and the block table. What it samples
-goes to the host afterwards, a group of steps at a time.
+It sees what a GPU would see and nothing else: the device batch and the block table. Its tokens
+reach the host afterwards, a group of steps at a time.
 """
 
 import random
@@ -20,11 +20,11 @@ from tests.core.reference import Model
 
 
 class DeviceMock(PagedMock):
-    """A mock engine whose pure decode steps are taken in runs of up to ``steps``.
+    """A mock engine that takes pure decode steps in groups of up to ``steps``.
 
     Args:
-        max_inline_tokens: tokens of a phrase that ride in a run.
-        spare_lanes: lanes more than sequences, as in a bucket that is not full.
+        max_inline_tokens: longest phrase that is fed one token a step.
+        spare_rows: rows beyond the sequences, as in a bucket that is not full.
         newlines: ids whose text ends in a newline.
     """
 
@@ -33,13 +33,13 @@ class DeviceMock(PagedMock):
         *,
         steps: int,
         max_inline_tokens: int,
-        spare_lanes: int,
+        spare_rows: int,
         newlines: frozenset[int],
         seed: int,
         **engine: Any,
     ) -> None:
         super().__init__(**engine)
-        self.steps, self.max_inline_tokens, self.spare_lanes = steps, max_inline_tokens, spare_lanes
+        self.steps, self.max_inline_tokens, self.spare_rows = steps, max_inline_tokens, spare_rows
         self.null_slot = len(self.cache)
         self.cache = np.concatenate([self.cache, np.full((self.block_size, 2), -1, np.int64)])
         self.random = random.Random(seed)
@@ -47,18 +47,18 @@ class DeviceMock(PagedMock):
         flags[list(newlines)] = 1
         self.newlines = torch.from_numpy(flags)
         self.phrases = torch.full((400,), -1, dtype=torch.int32)
-        self.flights: deque[Tensor] = deque()  # tokens [steps, lanes] that the host has not seen
-        self.taken = 0  # steps that the device took by itself
+        self.in_flight: deque[Tensor] = deque()  # tokens [steps, B] that the host has not seen
+        self.num_device_steps = 0
 
     def step(self, model: Model) -> None:
-        """One step on the host; the device may be one or more groups of steps ahead."""
-        if self.flights or self._begin(model):
+        """One step on the host; the device may be several groups of steps ahead."""
+        if self.in_flight or self._begin(model):
             steps = self.scheduler.extend_multi_step(self.batch, self.random.randint(1, self.steps))
-            if steps and (len(self.flights) < 2 or self.random.random() < 0.2):
-                self.flights.append(self._fly(steps, model))
+            if steps and (len(self.in_flight) < 2 or self.random.random() < 0.2):
+                self.in_flight.append(self._take_steps(steps, model))
             elif steps:
-                self.flights[-1] = torch.cat([self.flights[-1], self._fly(steps, model)])
-            self.scheduler.apply_multi_step(self.flights.popleft()[:, : self.rows].numpy())
+                self.in_flight[-1] = torch.cat([self.in_flight[-1], self._take_steps(steps, model)])
+            self.scheduler.apply_multi_step(self.in_flight.popleft()[:, : self.rows].numpy())
         elif self.batch.num_rows:
             self.scheduler.update(self.forward(model))
 
@@ -67,31 +67,34 @@ class DeviceMock(PagedMock):
         if not self.batch.num_rows:
             return False
         self.rows = self.batch.num_rows
-        lanes = self.rows + self.spare_lanes
-        self.lanes = torch.full((len(_core.ROW_FIELDS), lanes), -7, dtype=torch.int32)
-        self.slots, self.positions = (torch.full((lanes,), -7) for _ in range(2))
-        run = _core.DeviceBatch(
-            fields=self.lanes.numpy(),
+        num_rows = self.rows + self.spare_rows
+        self.fields = torch.full((len(_core.ROW_FIELDS), num_rows), -7, dtype=torch.int32)
+        self.slots, self.positions = (torch.full((num_rows,), -7) for _ in range(2))
+        device_batch = _core.DeviceBatch(
+            fields=self.fields.numpy(),
             slot_mapping=self.slots.numpy(),
             sample_positions=self.positions.numpy(),
             phrases=self.phrases.numpy(),
             null_slot=self.null_slot,
         )
         steps = self.scheduler.begin_multi_step(
-            self.batch, run, num_steps=self.steps, max_inline_tokens=self.max_inline_tokens
+            self.batch,
+            device_batch,
+            num_steps=self.steps,
+            max_inline_tokens=self.max_inline_tokens,
         )
         if steps:
-            self.flights.append(self._fly(steps, model))
+            self.in_flight.append(self._take_steps(steps, model))
         return steps > 0
 
-    def _fly(self, steps: int, model: Model) -> Tensor:
-        """Takes steps by what stands in the lanes alone."""
-        lanes = self.lanes.shape[1]
-        table = torch.zeros((lanes, self.max_blocks + 1), dtype=torch.int32)  # one spare column
+    def _take_steps(self, steps: int, model: Model) -> Tensor:
+        """Output tokens [steps, B] of decode steps, from the device batch alone."""
+        num_rows = self.fields.shape[1]
+        table = torch.zeros((num_rows, self.max_blocks + 1), dtype=torch.int32)  # one spare column
         table[: self.rows, :-1] = torch.from_numpy(self.buffers["block_table"][: self.rows])
-        unused = torch.zeros(lanes)
-        run = DeviceBatchTensors(
-            rows_state=self.lanes,
+        unused = torch.zeros(num_rows)
+        tensors = DeviceBatchTensors(
+            rows_state=self.fields,
             phrases=self.phrases,
             slot_mapping=self.slots,
             sample_positions=self.positions,
@@ -103,29 +106,30 @@ class DeviceMock(PagedMock):
             seeds=unused,
             triggers=torch.tensor(sorted(self.triggers), dtype=torch.int32),
             newlines=self.newlines,
-            output_tokens=torch.full((steps, lanes), -7, dtype=torch.int32),
+            output_tokens=torch.full((steps, num_rows), -7, dtype=torch.int32),
             step_counter=torch.zeros(1, dtype=torch.int32),
             block_size=self.block_size,
             null_slot=self.null_slot,
         )
         for _ in range(steps):
             budget_step(
-                torch.tensor([self._sample(run, lane, model) for lane in range(lanes)]), run
+                torch.tensor([self._sample(tensors, row, model) for row in range(num_rows)]),
+                tensors,
             )
-        self.taken += steps
-        return run.output_tokens
+        self.num_device_steps += steps
+        return tensors.output_tokens
 
-    def _sample(self, run: DeviceBatchTensors, lane: int, model: Model) -> int:
-        slot, length = int(run.slot_mapping[lane]), int(run.field("context_lens")[lane])
+    def _sample(self, tensors: DeviceBatchTensors, row: int, model: Model) -> int:
+        slot, length = int(tensors.slot_mapping[row]), int(tensors.field("context_lens")[row])
         if length == 0:
             assert slot == self.null_slot
             return 0
-        position = int(run.field("positions")[lane])
-        assert position + 1 == length == int(run.sample_positions[lane])
-        self.cache[slot] = int(run.field("input_ids")[lane]), position
+        position = int(tensors.field("positions")[row])
+        assert position + 1 == length == int(tensors.sample_positions[row])
+        self.cache[slot] = int(tensors.field("input_ids")[row]), position
         index = np.arange(length)
-        blocks = run.block_table[lane].numpy()[index // self.block_size]
-        found = self.cache[blocks * self.block_size + index % self.block_size]
-        assert (found[:, 1] == index).all(), "positions in the cache"
-        banned = self.triggers if run.field("sample_banned")[lane] else frozenset()
-        return next(t for t in model([int(t) for t in found[:, 0]]) if t not in banned)
+        blocks = tensors.block_table[row].numpy()[index // self.block_size]
+        cached = self.cache[blocks * self.block_size + index % self.block_size]
+        assert (cached[:, 1] == index).all(), "positions in the cache"
+        banned = self.triggers if tensors.field("sample_banned")[row] else frozenset()
+        return next(t for t in model([int(t) for t in cached[:, 0]]) if t not in banned)

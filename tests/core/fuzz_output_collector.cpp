@@ -1,5 +1,6 @@
-// Fuzzes records on their way (csrc/core/progress, inbox): what is taken out is what was put in,
-// and records that are cut off or damaged are refused or dropped without a byte read beyond them.
+// Fuzzes output records (csrc/core/core_output, output_collector): what is collected equals what
+// was added, and records that are cut off or damaged are rejected or dropped without a read beyond
+// them.
 
 #include <map>
 #include <random>
@@ -14,14 +15,14 @@ using s1::Sequence;
 
 constexpr int32_t kBits = 3;
 
-// The tokens of a sequence as records have them.
+// The generated tokens of a sequence, as bytes.
 std::string bytes_of(const Sequence& sequence) {
   const auto* begin = reinterpret_cast<const char*>(sequence.tokens.data() + sequence.prompt_len);
   return {begin, sizeof(s1::TokenId) * sequence.marks.size()};
 }
 
-// Adds what records hold to each sequence's tokens.
-void read(const std::string& records, std::map<SeqId, std::string>& tokens) {
+// Appends the tokens of records to those of their sequences.
+void parse(const std::string& records, std::map<SeqId, std::string>& tokens) {
   for (size_t at = 0; at < records.size();) {
     SeqId id = 0;
     int32_t count = 0;
@@ -33,14 +34,14 @@ void read(const std::string& records, std::map<SeqId, std::string>& tokens) {
   }
 }
 
-// From memory that ends where the records end.
+// Adds records from memory that ends where they end.
 void add(s1::OutputCollector& collector, const std::string& records) {
   const std::vector<char> exact(records.begin(), records.end());
   collector.add({exact.data(), exact.size()});
 }
 
-// Records that are not whole: some of them are cut off, in others a byte is wrong.
-void damage(std::string records, std::mt19937_64& random) {
+// Adds damaged records: some are cut off, others have a wrong byte.
+void add_damaged(std::string records, std::mt19937_64& random) {
   if (records.empty()) return;
   s1::OutputCollector collector(kBits);
   for (int64_t request = 0; request < 4; ++request) collector.open(request);
@@ -59,7 +60,7 @@ void fuzz_output_collector(uint64_t seed) {
   std::mt19937_64 random(seed);
   s1::OutputCollector collector(kBits);
   std::vector<Sequence> sequences(12);
-  std::map<SeqId, std::string> taken;
+  std::map<SeqId, std::string> collected;
   for (size_t i = 0; i < sequences.size(); ++i) {
     sequences[i].id = static_cast<SeqId>(i % 4 << kBits | i / 4);
     sequences[i].tokens.assign(i, 1);
@@ -77,14 +78,14 @@ void fuzz_output_collector(uint64_t seed) {
       s1::append_output(sequences[i], static_cast<int32_t>(i), records);
     }
     add(collector, records);
-    damage(records, random);
-    if (random() % 2 == 0) read(collector.collect(static_cast<int64_t>(random() % 4)), taken);
+    add_damaged(records, random);
+    if (random() % 2 == 0) parse(collector.collect(static_cast<int64_t>(random() % 4)), collected);
   }
   std::string rest;
   for (Sequence& sequence : sequences) s1::append_output(sequence, 0, rest);
   add(collector, rest);
-  for (int64_t request = 0; request < 4; ++request) read(collector.collect(request), taken);
+  for (int64_t request = 0; request < 4; ++request) parse(collector.collect(request), collected);
   for (const Sequence& sequence : sequences) {
-    s1::check_invariant(taken[sequence.id] == bytes_of(sequence), "the collector lost tokens");
+    s1::check_invariant(collected[sequence.id] == bytes_of(sequence), "the collector lost tokens");
   }
 }

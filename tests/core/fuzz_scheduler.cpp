@@ -33,20 +33,20 @@ struct Buffers {
     batch.max_samples = samples;
     batch.max_rows = rows;
     batch.max_blocks = blocks;
-    const auto make = [](auto& buffer, int32_t size) {
+    const auto allocate = [](auto& buffer, int32_t size) {
       buffer.resize(static_cast<size_t>(size));
       return buffer.data();
     };
-    batch.input_ids = make(input_ids, tokens);
-    batch.positions = make(positions, tokens);
-    batch.slot_mapping = make(slot_mapping, tokens);
-    batch.cu_seqlens_q = make(cu_seqlens_q, rows + 1);
-    batch.context_lens = make(context_lens, rows);
-    batch.block_table = make(block_table, rows * blocks);
-    batch.sample_tokens = make(sample_tokens, samples);
-    batch.sample_req_indices = make(sample_req_indices, samples);
-    batch.sample_positions = make(sample_positions, samples);
-    batch.sample_banned = make(sample_banned, samples);
+    batch.input_ids = allocate(input_ids, tokens);
+    batch.positions = allocate(positions, tokens);
+    batch.slot_mapping = allocate(slot_mapping, tokens);
+    batch.cu_seqlens_q = allocate(cu_seqlens_q, rows + 1);
+    batch.context_lens = allocate(context_lens, rows);
+    batch.block_table = allocate(block_table, rows * blocks);
+    batch.sample_tokens = allocate(sample_tokens, samples);
+    batch.sample_req_indices = allocate(sample_req_indices, samples);
+    batch.sample_positions = allocate(sample_positions, samples);
+    batch.sample_banned = allocate(sample_banned, samples);
   }
 };
 
@@ -67,13 +67,13 @@ class Fuzz {
     format_->ends_in_newline[3] = 1;
   }
 
-  // Children forked so far.
+  // Branches forked so far.
   int64_t forks() const { return forks_; }
 
-  // Drafted tokens that were accepted.
+  // Draft tokens that were accepted.
   int64_t accepted() const { return accepted_; }
 
-  // Returns the number of preemptions, to show that the fuzz reaches them.
+  // Returns the number of preemptions, which proves that the fuzz reaches them.
   int64_t run(int32_t num_sequences) {
     Scheduler scheduler(config_);
     Buffers buffers(config_.max_num_batched_tokens, config_.max_num_seqs, config_.num_blocks,
@@ -83,13 +83,13 @@ class Fuzz {
       if (id < num_sequences && pick(0, 2) == 0) {
         scheduler.add(spec(id));
         live.insert(id++);
-        adopt(scheduler, live);
+        add_branches(scheduler, live);
       }
       scheduler.schedule(buffers.batch);
       if (!live.empty() && pick(0, 9) == 0) disturb(scheduler, *live.begin(), live);
       if (buffers.batch.num_rows > 0) {
         scheduler.update(sample(buffers.batch));
-        adopt(scheduler, live);
+        add_branches(scheduler, live);
       }
       scheduler.check_integrity();
       for (const auto& [done, req_index] : scheduler.events().outputs) {
@@ -110,8 +110,8 @@ class Fuzz {
     return std::uniform_int_distribution<int32_t>(low, high)(random_);
   }
 
-  void adopt(const Scheduler& scheduler, std::set<s1::SeqId>& live) {
-    for (const auto& [child, parent] : scheduler.events().forked) live.insert(child);
+  void add_branches(const Scheduler& scheduler, std::set<s1::SeqId>& live) {
+    for (const auto& [branch, parent] : scheduler.events().forked) live.insert(branch);
     forks_ += static_cast<int64_t>(scheduler.events().forked.size());
   }
 
@@ -186,8 +186,8 @@ int main() {
   }
   s1::check_invariant(preemptions > 0, "the fuzz never preempted");
   s1::check_invariant(forks > 0, "the fuzz never forked");
-  s1::check_invariant(accepted > 0, "no draft of the fuzz was accepted");
-  std::printf("300 scenarios, %lld preemptions, %lld forks, %lld drafted tokens accepted\n",
+  s1::check_invariant(accepted > 0, "the fuzz never accepted a draft token");
+  std::printf("300 scenarios, %lld preemptions, %lld forks, %lld draft tokens accepted\n",
               static_cast<long long>(preemptions), static_cast<long long>(forks),
               static_cast<long long>(accepted));
   return 0;

@@ -1,8 +1,8 @@
 """A model without weights on a KV cache without tensors, driven by the real scheduler.
 
-The cache holds, for each slot, the token that was written there and its position. A row's context
-is read back through its block table, so a wrong block, slot, position or length shows up as a wrong
-prefix; the "model" is any function of that prefix.
+The cache holds the token and the position that were written to each slot. A row's context is read
+back through its block table, so a wrong block, slot, position or length gives a wrong prefix. The
+"model" is any function of that prefix.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ EOS = 1
 
 
 def hashed_model(seed: int, favourites: Iterable[int] = ()) -> Model:
-    """Ranks tokens by a hash of the whole prefix; favourites come first every few tokens."""
+    """Ranks tokens by a hash of the whole prefix; every few tokens, favourites come first."""
 
     def rank(ids: list[int]) -> Sequence[int]:
         digest = hashlib.blake2b(bytes(str((seed, ids)), "ascii"), digest_size=8).digest()
@@ -33,15 +33,15 @@ def hashed_model(seed: int, favourites: Iterable[int] = ()) -> Model:
 
 
 def repeating_model(seed: int, favourites: Iterable[int] = ()) -> Model:
-    """Ranks by a hash of the last two tokens and, now and then, of how many there are: its texts
-    repeat themselves, but not for ever."""
+    """Ranks by a hash of the last two tokens, now and then also of the length: its texts repeat
+    themselves, but not forever."""
     hashed = hashed_model(seed, favourites)
     return lambda ids: hashed([*ids[-2:], len(ids) if len(ids) % 7 == seed % 7 else 0])
 
 
 class PagedMock:
-    """Scheduler, batch buffers and token cache of one engine; ``drafts``: the scheduler's
-    max_draft, max_samples and step_costs."""
+    """Scheduler, batch buffers and token cache of one engine. ``drafts``: max_draft, max_samples
+    and step_costs of the scheduler."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class PagedMock:
         self.cache = np.full((num_blocks * block_size, 2), -1, np.int64)  # token, position
 
     def step(self, model: Model) -> None:
-        """One whole step: plan, write the cache, rank, take the best allowed token, update."""
+        """One whole step: schedule, write the cache, sample the best allowed token, update."""
         self.scheduler.schedule(self.batch)
         if self.batch.num_rows == 0:
             return
@@ -115,18 +115,18 @@ class PagedMock:
         return np.array(sampled, np.int64)
 
     def context(self, row: int) -> list[int]:
-        """The tokens of a row as its block table shows them; positions must be 0, 1, 2, ..."""
+        """Tokens of a row, read through its block table; positions must be 0, 1, 2, ..."""
         length = int(self.buffers["context_lens"][row])
         index = np.arange(length)
         blocks = self.buffers["block_table"][row, index // self.block_size]
-        found = self.cache[blocks * self.block_size + index % self.block_size]
-        assert (found[:, 1] == index).all(), "positions in the cache"
-        return [int(t) for t in found[:, 0]]
+        cached = self.cache[blocks * self.block_size + index % self.block_size]
+        assert (cached[:, 1] == index).all(), "positions in the cache"
+        return [int(t) for t in cached[:, 0]]
 
-    def run(self, model: Model, max_steps: int = 10_000) -> None:
-        """Steps until nothing is left, checking every invariant after each step."""
+    def run_to_end(self, model: Model, max_steps: int = 10_000) -> None:
+        """Steps until every sequence ended, checking all invariants after each step."""
         while self.scheduler.has_unfinished():
             max_steps -= 1
-            assert max_steps > 0, "the scheduler does not come to an end"
+            assert max_steps > 0, "the scheduler does not finish"
             self.step(model)
             self.scheduler.check_integrity()

@@ -1,9 +1,8 @@
 """s1's budget forcing over full token lists: slow, obvious, and the oracle of the scheduler.
 
-Thinking is generated in rounds, as s1 does it: each round runs until the model writes an end or the
-budget is used up; an ignored end is dropped, the wait text takes its place, and the next round
-begins. Nothing is cached, nothing is incremental. ``model(ids)`` returns all token ids, likeliest
-first.
+Thinking is generated in rounds, as in s1: a round ends when the model writes an end or the budget
+is used up. The wait text replaces an ignored end, and the next round begins. Nothing is cached or
+incremental. ``model(ids)`` returns all token ids, likeliest first.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +35,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Result:
-    """What the sequence should look like in the end."""
+    """The expected sequence."""
 
     token_ids: list[int]  # all generated, forced ones included
     forced: list[int]
@@ -45,14 +44,16 @@ class Result:
     end_reason: str
 
 
-def think(model: Model, prompt: list[int], fmt: Format, budget: Budget, thought: int = 0) -> Result:
-    """Thinking and the end that follows it; ``thought`` tokens of thinking stand in the prompt."""
+def think(
+    model: Model, prompt: list[int], fmt: Format, budget: Budget, prompt_thinking: int = 0
+) -> Result:
+    """Thinking and its end; ``prompt_thinking`` thinking tokens are in the prompt already."""
     tokens: list[int] = []
     forced: list[int] = []
     waits, ban_first = 0, False
 
     def count() -> int:
-        return thought + len(tokens)
+        return prompt_thinking + len(tokens)
 
     def force(phrase: tuple[int, ...]) -> None:
         tokens.extend(phrase)
@@ -92,7 +93,7 @@ def think(model: Model, prompt: list[int], fmt: Format, budget: Budget, thought:
 def answer(
     model: Model, prompt: list[int], stops: frozenset[int], max_new: int
 ) -> tuple[list[int], str]:
-    """Plain greedy generation up to a stop token, which is kept, or ``max_new`` tokens."""
+    """Greedy generation up to a stop token, which is kept, or ``max_new`` tokens."""
     tokens: list[int] = []
     while len(tokens) < max_new:
         tokens.append(model(prompt + tokens)[0])

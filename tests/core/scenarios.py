@@ -1,4 +1,4 @@
-"""Sequences that differ in all that matters to a scheduler, and what must become of them."""
+"""Random sequences for the scheduler, and their expected results."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +38,7 @@ class Spec:
     max_answer: int
     fmt: reference.Format
     budget: reference.Budget | None
-    thought: int = 0
+    prompt_thinking: int = 0
     priority: int = 0
     salt: int = 0
     arrival: int = 0
@@ -46,23 +46,25 @@ class Spec:
 
     @property
     def max_len(self) -> int:
-        room = 0
+        reasoning = 0
         if self.budget is not None:
             end = len(self.fmt.newline) + len(self.budget.forced_end)
-            thinking = max(self.budget.max_thinking - self.thought, 0)
-            room = thinking + max(end, len(self.fmt.natural_end))
-        return len(self.prompt) + room + self.max_answer
+            thinking = max(self.budget.max_thinking - self.prompt_thinking, 0)
+            reasoning = thinking + max(end, len(self.fmt.natural_end))
+        return len(self.prompt) + reasoning + self.max_answer
 
     def expected(
         self, model: reference.Model, max_len: int | None = None
     ) -> tuple[reference.Result, str]:
-        """What the slow reference makes of it, and why it finishes."""
+        """Result of the slow reference, and the finish reason."""
         result = reference.Result([], [], 0, 0, "NONE")
         if self.budget is not None:
-            result = reference.think(model, self.prompt, self.fmt, self.budget, self.thought)
-        room = (max_len or self.max_len) - len(self.prompt) - len(result.token_ids)
+            result = reference.think(
+                model, self.prompt, self.fmt, self.budget, self.prompt_thinking
+            )
+        max_new = (max_len or self.max_len) - len(self.prompt) - len(result.token_ids)
         prefix = self.prompt + result.token_ids
-        tokens, finish = reference.answer(model, prefix, frozenset({EOS}), room)
+        tokens, finish = reference.answer(model, prefix, frozenset({EOS}), max_new)
         result.token_ids.extend(tokens)
         result.forced.extend([0] * len(tokens))
         return result, finish
@@ -78,7 +80,7 @@ class Spec:
                 min_thinking=self.budget.min_thinking,
                 num_waits=self.budget.num_waits,
             )
-            kwargs["thinking_tokens"] = self.thought
+            kwargs["thinking_tokens"] = self.prompt_thinking
             kwargs["max_thinking"] = self.budget.max_thinking
         scheduler.add(
             seq_id,
@@ -114,7 +116,7 @@ def specs(draw: st.DrawFn) -> Spec:
         max_answer=draw(st.integers(1, 12)),
         fmt=draw(st.sampled_from(FORMATS)),
         budget=draw(st.none() | budgets()),
-        thought=0,
+        prompt_thinking=0,
         priority=draw(st.integers(0, 2)),
         salt=draw(st.integers(0, 1)),
         arrival=draw(st.integers(0, 6)),
@@ -132,13 +134,13 @@ engines = st.fixed_dictionaries(
 
 
 def make_mock(scenario: list[Spec], spare: int, engine: dict[str, Any]) -> PagedMock:
-    """A cache that holds the longest sequence and ``spare`` blocks more: preemption is likely."""
+    """The cache holds the longest sequence and ``spare`` blocks, so preemption is likely."""
     longest = max(-(-spec.max_len // engine["block_size"]) for spec in scenario)
     return PagedMock(triggers=(TRIGGER, EOS), num_blocks=longest + spare, **engine)
 
 
 def play(mock: PagedMock, model: reference.Model, scenario: list[Spec]) -> None:
-    """Adds each sequence at the step of its arrival and runs until nothing is left."""
+    """Adds each sequence at the step of its arrival and steps until all ended."""
     waiting = dict(enumerate(scenario))
     for step in range(100_000):
         for seq_id in [i for i, s in waiting.items() if s.arrival <= step]:
@@ -147,14 +149,14 @@ def play(mock: PagedMock, model: reference.Model, scenario: list[Spec]) -> None:
             return
         mock.step(model)
         mock.scheduler.check_integrity()
-    raise AssertionError("the scheduler does not come to an end")
+    raise AssertionError("the scheduler does not finish")
 
 
 spares = st.integers(0, 8)
 
 
 def check_equals_reference(mock: PagedMock, model: reference.Model, scenario: list[Spec]) -> None:
-    """Every sequence is what the slow reference makes of it."""
+    """Every sequence equals the slow reference."""
     for seq_id, spec in enumerate(scenario):
         result, finish = spec.expected(model)
         out = mock.scheduler.collect_output_dict(seq_id)
@@ -170,8 +172,7 @@ def check_equals_reference(mock: PagedMock, model: reference.Model, scenario: li
 
 @dataclass
 class Disturbances:
-    """What a host decides about sequences while others go on: at which moment of a run it aborts
-    one, or lowers the maximum of one's thinking."""
+    """Decisions of the host at moments of a scenario: aborts, and lowered thinking maxima."""
 
     aborted: dict[int, int]  # moment: sequence
     limited: dict[int, tuple[int, int]]  # moment: sequence, maximum
@@ -187,10 +188,10 @@ class Disturbances:
                 self._bounds[seq_id] = max(limit, state["thinking_tokens"])
             scheduler.limit_thinking(seq_id, limit, _core.EndReason.DEADLINE)
 
-    def check(
+    def check_results(
         self, scheduler: _core.Scheduler, scenario: list[Spec], model: reference.Model
     ) -> None:
-        """Lowered maxima hold from where the host stood; whom it let alone is as ever."""
+        """Lowered maxima hold from the host's last token; other sequences equal the reference."""
         for seq_id, bound in self._bounds.items():
             assert scheduler.collect_output_dict(seq_id)["thinking_tokens"] <= bound
         touched = {*self.aborted.values(), *(seq_id for seq_id, _ in self.limited.values())}
@@ -200,7 +201,7 @@ class Disturbances:
 
 
 def disturbances(sequences: int, last: int) -> st.SearchStrategy[Disturbances]:
-    """Of a run with so many sequences, until moment ``last``."""
+    """For ``sequences`` sequences, until moment ``last``."""
     ids, moments = st.integers(0, sequences - 1), st.integers(0, last)
     return st.builds(
         Disturbances,

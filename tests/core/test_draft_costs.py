@@ -1,4 +1,4 @@
-"""Where drafts pay, by what steps take: what is chosen, how costs are learnt, what is lost."""
+"""Costs of drafts: what is chosen by them, how they are learnt, what drafts may lose."""
 
 import random
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from s1engine import _core
 from tests.core.paged_mock import PagedMock
 
-Costs = Callable[[int, int], float]  # of a step by its tokens, and how many are drafted
+Costs = Callable[[int, int], float]  # of a step, by its tokens and draft tokens
 FEW = 3  # steps
 
 prompts_that_repeat = st.lists(
@@ -23,13 +23,13 @@ MARGIN = 1.05
 @settings(max_examples=80)
 @given(
     prompts_that_repeat,
-    st.lists(st.floats(0, 0.06), min_size=180, max_size=180),  # no draft costs a step
+    st.lists(st.floats(0, 0.06), min_size=180, max_size=180),  # no draft costs a whole step
     st.lists(st.floats(0.1, 9), max_size=9),
 )
 def test_a_step_with_drafts_is_worth_more_than_one_without(
-    prompts: list[list[int]], rises: list[float], took: list[float]
+    prompts: list[list[int]], rises: list[float], times: list[float]
 ) -> None:
-    """By the costs as they were measured and learnt; and no choice would be worth more."""
+    """By the measured and learnt costs; and no other choice would be worth more."""
     points = [(n, 1 + sum(rises[:n])) for n in range(1, 181)]
     rows, limit = len(prompts), 4
     mock = PagedMock(
@@ -38,9 +38,9 @@ def test_a_step_with_drafts_is_worth_more_than_one_without(
     )  # fmt: skip
     cost = _core.StepCost(points, max_tokens=200)
     for i in range(rows):
-        mock.scheduler.add(99 + i, np.array([3], np.int32), max_len=2 + len(took),
+        mock.scheduler.add(99 + i, np.array([3], np.int32), max_len=2 + len(times),
                            drafting=_core.Drafting.NEVER)  # fmt: skip
-    for time in [*took, points[rows - 1][1]]:
+    for time in [*times, points[rows - 1][1]]:
         mock.step(lambda ids: [9])
         mock.scheduler.record_step_time(time)
         cost.record(rows=rows, tokens=rows, drafted=0, time=time)
@@ -52,15 +52,15 @@ def test_a_step_with_drafts_is_worth_more_than_one_without(
     samples = mock.buffers["sample_req_indices"][: mock.batch.num_samples].tolist()
     drafted, base = len(samples) - rows, sum(map(len, prompts))
     assert mock.batch.num_tokens == base + drafted
-    chances = []
+    probabilities = []
     for prompt in prompts:
         drafter = _core.Drafter(_core.AcceptanceStats().as_prior())
-        guessed = drafter.propose(np.array(prompt, np.int32), limit=limit, min_probability=0.05)
-        chances.append([chance for _, _, chance in guessed])
-    likeliest = sorted((c for own in chances for c in own), reverse=True)
+        draft = drafter.propose(np.array(prompt, np.int32), limit=limit, min_probability=0.05)
+        probabilities.append([probability for _, _, probability in draft])
+    likeliest = sorted((p for own in probabilities for p in own), reverse=True)
 
-    def rate(count: int, surest: float = 1.0) -> float:
-        gained = sum(min(chance, surest) for chance in likeliest[:count])
+    def rate(count: int, best: float = 1.0) -> float:
+        gained = sum(min(probability, best) for probability in likeliest[:count])
         return (rows + gained) / cost.estimate(rows=rows, tokens=base + count, drafted=count)
 
     event(f"drafted: {drafted > 0}")
@@ -69,7 +69,7 @@ def test_a_step_with_drafts_is_worth_more_than_one_without(
     chosen = rate(drafted) if drafted else least
     sizes = [n for n in (*range(9), 12, 16) if n <= len(likeliest)]
     assert drafted in sizes
-    assert max(rate(n, surest=0.95) for n in sizes) <= chosen * (1 + 1e-9)
+    assert max(rate(n, best=0.95) for n in sizes) <= chosen * (1 + 1e-9)
 
 
 @settings(max_examples=30)
@@ -78,15 +78,15 @@ def test_a_step_with_drafts_is_worth_more_than_one_without(
     st.floats(0, 5),
     st.floats(0, 5),
 )
-def test_costs_follow_what_steps_take(
+def test_costs_follow_step_times(
     seen: list[tuple[int, int, float]], over: float, drafting: float
 ) -> None:
-    """Whatever was seen before, and for each magnitude of rows alone."""
+    """After any earlier steps, and separately for each power of two of rows."""
     points = [(n, float(n)) for n in (1, 2, 12)]
     cost = _core.StepCost(points, max_tokens=12)
     for rows, drafted, share in seen:
-        told = cost.estimate(rows=rows, tokens=rows + drafted, drafted=drafted)
-        cost.record(rows=rows, tokens=rows + drafted, drafted=drafted, time=told * share)
+        expected = cost.estimate(rows=rows, tokens=rows + drafted, drafted=drafted)
+        cost.record(rows=rows, tokens=rows + drafted, drafted=drafted, time=expected * share)
     other = cost.estimate(rows=8, tokens=8, drafted=0)
     for _ in range(600):
         cost.record(rows=4, tokens=4, drafted=0, time=4 + over)
@@ -94,12 +94,12 @@ def test_costs_follow_what_steps_take(
     assert cost.estimate(rows=5, tokens=5, drafted=0) == pytest.approx(
         5 + over, abs=0.02 * (5 + drafting)
     )
-    told = cost.estimate(rows=4, tokens=6, drafted=2)
-    assert told == pytest.approx(6 + over + drafting, abs=0.03 * (6 + drafting))
+    expected = cost.estimate(rows=4, tokens=6, drafted=2)
+    assert expected == pytest.approx(6 + over + drafting, abs=0.03 * (6 + drafting))
     assert cost.estimate(rows=8, tokens=8, drafted=0) == other == 8
 
 
-def test_what_did_not_pay_is_tried_again() -> None:
+def test_drafts_that_did_not_pay_are_tried_again() -> None:
     cost = _core.StepCost([(1, 1.0), (2, 1.1)], max_tokens=4)
     for _ in range(200):
         cost.record(rows=1, tokens=2, drafted=1, time=9.0)
@@ -109,11 +109,11 @@ def test_what_did_not_pay_is_tried_again() -> None:
     assert cost.estimate(rows=1, tokens=2, drafted=1) == pytest.approx(1.1, rel=0.01)
 
 
-def test_a_hopeless_guess_is_tried_again_by_the_next_sequence() -> None:
+def test_a_rejected_bucket_is_tried_again_by_the_next_sequence() -> None:
     record, tokens = _core.AcceptanceStats(), np.array([5, 6, 7, 8, 5, 6], np.int32)
-    ((_, level, before),) = _core.Drafter(record).propose(tokens, limit=1)
+    ((_, bucket, before),) = _core.Drafter(record).propose(tokens, limit=1)
     for _ in range(900):
-        record.record(level, accepted=False)
+        record.record(bucket, accepted=False)
     ((_, _, after),) = _core.Drafter(record.as_prior()).propose(
         tokens, limit=1, min_probability=0.05
     )
@@ -121,7 +121,7 @@ def test_a_hopeless_guess_is_tried_again_by_the_next_sequence() -> None:
     assert _core.Drafter(record).propose(tokens, limit=1, min_probability=0.05) == []
 
 
-# Texts that mislead: some repeat themselves for a while, some look as if they did.
+# Misleading texts: some repeat themselves for a while, some only seem to.
 pieces_of_text = st.lists(
     st.tuples(st.sampled_from([30, 100, 300]), st.sampled_from([1, 2, 3, 16]), st.booleans()),
     min_size=1,
@@ -129,8 +129,8 @@ pieces_of_text = st.lists(
 )
 
 
-def written(pieces: list[tuple[int, int, bool]], length: int) -> np.ndarray:
-    """[length] int64: pieces of so many tokens of so many kinds, repeating themselves or random."""
+def make_text(pieces: list[tuple[int, int, bool]], length: int) -> np.ndarray:
+    """[length] int64: pieces (tokens, vocabulary, repeating or random), again and again."""
     chance, text = random.Random(0), list[int]()
     while len(text) < length:
         for count, kinds, repeats in pieces:
@@ -138,8 +138,8 @@ def written(pieces: list[tuple[int, int, bool]], length: int) -> np.ndarray:
     return np.array(text[:length])
 
 
-def spoken(texts: list[np.ndarray], costs: Costs, believed: Costs) -> tuple[int, float]:
-    """Tokens said until the first text is at its end, and what the steps took."""
+def decode(texts: list[np.ndarray], costs: Costs, believed: Costs) -> tuple[int, float]:
+    """Tokens decoded until the first text ends, and the time of the steps."""
     points = [(n, believed(n, 0)) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48)]
     rows, length = len(texts), len(texts[0])
     mock = PagedMock(
@@ -148,20 +148,18 @@ def spoken(texts: list[np.ndarray], costs: Costs, believed: Costs) -> tuple[int,
     )  # fmt: skip
     for i in range(rows):
         mock.scheduler.add(i, np.array([3], np.int32), max_len=length)
-    req_indices, time = {}, 0.0
+    owners, time = dict[int, int](), 0.0
     while not mock.scheduler.finished:
-        req_indices |= {mock.scheduler.req_index(i): i for i in mock.scheduler.schedule(mock.batch)}
+        owners |= {mock.scheduler.req_index(i): i for i in mock.scheduler.schedule(mock.batch)}
         samples = mock.batch.num_samples
-        names = [
-            req_indices[req_index]
-            for req_index in mock.buffers["sample_req_indices"][:samples].tolist()
-        ]
+        req_indices = mock.buffers["sample_req_indices"][:samples].tolist()
         positions = mock.buffers["sample_positions"][:samples].tolist()
-        said = [texts[name][at] for name, at in zip(names, positions, strict=True)]
-        mock.scheduler.update(np.array(said, np.int64))
-        took = costs(samples, samples - rows)
-        mock.scheduler.record_step_time(took)
-        time += took
+        places = zip(req_indices, positions, strict=True)
+        sampled = [texts[owners[req_index]][position] for req_index, position in places]
+        mock.scheduler.update(np.array(sampled, np.int64))
+        seconds = costs(samples, samples - rows)
+        mock.scheduler.record_step_time(seconds)
+        time += seconds
     return sum(len(mock.scheduler.tokens(i)) - 1 for i in range(rows)), time
 
 
@@ -183,8 +181,8 @@ def test_drafts_lose_little_whatever_the_text_and_the_cost(
     unknown: float,
     length: int,
 ) -> None:
-    """At most 3 % and a few steps, though guesses look better and steps are dearer or cheaper than
-    was said."""
+    """At most 3 % and a few steps, though drafts seem better than they are and the given step costs
+    are wrong."""
 
     def believed(tokens: int, _: int) -> float:
         return 1 + per_token * tokens
@@ -192,7 +190,7 @@ def test_drafts_lose_little_whatever_the_text_and_the_cost(
     def costs(tokens: int, drafted: int) -> float:
         return believed(tokens, 0) + unknown + (drafted > 0) * drafting
 
-    tokens, time = spoken([written(pieces, length) for pieces in texts], costs, believed)
+    tokens, time = decode([make_text(pieces, length) for pieces in texts], costs, believed)
     plain_step = costs(len(texts), 0)
     plain = tokens / len(texts) * plain_step
     event(f"saved: {round(10 * (plain / time - 1)) / 10}")

@@ -1,5 +1,5 @@
-"""Drafts change how many steps a sequence takes and nothing else: whatever is guessed, accepted or
-thrown away, every sequence comes out as the slow reference says."""
+"""Drafts change how many steps a sequence takes and nothing else: whatever is drafted, accepted or
+rejected, every sequence equals the slow reference."""
 
 from collections import Counter
 from typing import Any
@@ -24,7 +24,7 @@ from tests.core.scenarios import (
     spares,
     specs,
 )
-from tests.core.test_scheduler import CHILD
+from tests.core.test_scheduler import BRANCH
 
 drafts = st.fixed_dictionaries(
     {"max_draft": st.sampled_from([1, 2, 5]), "max_samples": st.sampled_from([0, 7, 40])}
@@ -52,7 +52,7 @@ def test_every_sequence_equals_the_reference(
 
 @settings(max_examples=60)
 @given(st.lists(specs(), min_size=2, max_size=5), spares, drafting_engines, st.data())
-def test_what_the_host_decides_within_a_step_counts_at_once(
+def test_decisions_of_the_host_within_a_step_count_at_once(
     scenario: list[Spec], spare: int, engine: dict[str, Any], data: st.DataObject
 ) -> None:
     """Aborts and lowered maxima between a plan with drafts and its samples."""
@@ -70,7 +70,7 @@ def test_what_the_host_decides_within_a_step_counts_at_once(
         if sampled is not None:
             mock.scheduler.update(sampled)
         mock.scheduler.check_integrity()
-    disturbed.check(mock.scheduler, scenario, model)
+    disturbed.check_results(mock.scheduler, scenario, model)
 
 
 @settings(max_examples=40)
@@ -81,29 +81,29 @@ def test_what_the_host_decides_within_a_step_counts_at_once(
     st.none() | st.integers(2, 4),
     st.integers(0, 99),
 )
-def test_checkpoints_and_loops_come_where_they_would_without_drafts(
+def test_checkpoints_and_loops_are_the_same_as_without_drafts(
     spec: Spec, engine: dict[str, Any], draft: dict[str, Any], loops: int | None, seed: int
 ) -> None:
     assert spec.budget is not None
     budgets = range(max(spec.budget.min_thinking, 1), spec.budget.max_thinking, 2)
     spec.extra = {"loop_repeats": loops or 0}
-    spec.extra["checkpoints"] = [(budget, CHILD + i) for i, budget in enumerate(budgets)]
+    spec.extra["checkpoints"] = [(budget, BRANCH + i) for i, budget in enumerate(budgets)]
     model = repeating_model(seed, favourites=(TRIGGER,))
     outs: list[list[Any]] = []
     for options in (engine, engine | draft):
         mock = PagedMock(triggers=(TRIGGER, EOS), num_blocks=99, **options)
         play(mock, model, [spec])
-        children = len(budgets) - mock.scheduler.collect_output_dict(0)["checkpoints_left"]
-        outs.append([mock.scheduler.collect_output_dict(CHILD + i) for i in range(children)])
+        branches = len(budgets) - mock.scheduler.collect_output_dict(0)["checkpoints_left"]
+        outs.append([mock.scheduler.collect_output_dict(BRANCH + i) for i in range(branches)])
         for out in outs[-1]:
-            out.pop("num_cached")  # the one thing that depends on when a child began
+            out.pop("num_cached")  # depends on when the branch began
         outs[-1].append(mock.scheduler.tokens(0))
-    event(f"children: {len(outs[0]) > 1}")
+    event(f"branches: {len(outs[0]) > 1}")
     assert outs[0] == outs[1]
 
 
-def plain(spec: Spec, mock: PagedMock, **extra: Any) -> list[Counter[int]]:
-    """Runs a sequence that says 9 10 11 12 again and again; samples by req_index of every step."""
+def samples_by_row(spec: Spec, mock: PagedMock, **extra: Any) -> list[Counter[int]]:
+    """Decodes 9 10 11 12 again and again; samples by req_index of every step."""
     spec.extra = extra
     spec.add_to(mock.scheduler, 0)
     seen = []
@@ -123,10 +123,10 @@ BUDGET = reference.Budget(40, 0, 0, (), (TRIGGER,))
     ("drafting", "thinks", "answers"),
     [("NEVER", False, False), ("THINKING", True, False), ("ALWAYS", True, True)],
 )
-def test_drafts_are_made_where_they_may_be(drafting: str, thinks: bool, answers: bool) -> None:
+def test_drafts_are_made_only_where_allowed(drafting: str, thinks: bool, answers: bool) -> None:
     mock = PagedMock(triggers=(TRIGGER, EOS), max_draft=3, max_samples=8)
     allowed = getattr(_core.Drafting, drafting)
-    seen = plain(Spec([5, 6], 30, FORMATS[0], BUDGET), mock, drafting=allowed)
+    seen = samples_by_row(Spec([5, 6], 30, FORMATS[0], BUDGET), mock, drafting=allowed)
     half = len(seen) // 2 if drafting == "ALWAYS" else 40 if drafting == "NEVER" else len(seen) - 30
     assert (max(map(max, (s.values() for s in seen[:half]))) > 1) == thinks
     assert (max(map(max, (s.values() for s in seen[half:]))) > 1) == answers
@@ -135,9 +135,9 @@ def test_drafts_are_made_where_they_may_be(drafting: str, thinks: bool, answers:
     assert stats.num_steps + stats.num_accepted_tokens == stats.num_sampled_tokens
 
 
-def test_a_text_that_repeats_itself_takes_few_steps() -> None:
+def test_repeated_text_takes_few_steps() -> None:
     mock = PagedMock(triggers=(TRIGGER, EOS), num_blocks=99, max_draft=7, max_samples=8)
-    steps = len(plain(Spec([5, 6], 160, FORMATS[0], None), mock))
+    steps = len(samples_by_row(Spec([5, 6], 160, FORMATS[0], None), mock))
     assert steps < 10 + 160 / 8 + 5
     stats = mock.scheduler.stats()
     assert stats.num_accepted_tokens <= stats.num_draft_tokens <= 7 * stats.num_drafts
@@ -147,7 +147,7 @@ def test_a_text_that_repeats_itself_takes_few_steps() -> None:
 def test_drafts_are_made_where_they_pay(per_token: float, drafted: bool) -> None:
     costs = [(n, 1 + per_token * (n - 1)) for n in (1, 2, 5)]
     mock = PagedMock(triggers=(EOS,), max_draft=3, max_samples=8, step_costs=costs)
-    plain(Spec([5, 6], 60, FORMATS[0], None), mock)
+    samples_by_row(Spec([5, 6], 60, FORMATS[0], None), mock)
     assert (mock.scheduler.stats().num_draft_tokens > 0) == drafted
 
 
@@ -163,24 +163,24 @@ def test_a_full_step_has_no_drafts_and_a_prompt_is_not_delayed() -> None:
         mock.scheduler.update(mock.forward(lambda ids: [9 + len(ids) % 4]))
 
 
-def guesses(tokens: list[int], limit: int) -> list[int]:
-    """The definition at the head of drafter.hpp, over the whole list."""
-    size, found = len(tokens), []
+def draft_by_definition(tokens: list[int], limit: int) -> list[int]:
+    """The draft by the definition at the head of drafter.hpp, over the whole list."""
+    size, matches = len(tokens), []
     for end in range(size - 1, 1, -1):
         longest = min(end, _core.Drafter.MAX_MATCH)
         match = 0
         while match < longest and tokens[end - 1 - match] == tokens[size - 1 - match]:
             match += 1
         if match >= _core.Drafter.MIN_MATCH:
-            found.append((match, end))
-    found = found[: _core.Drafter.MAX_OCCURRENCES]
-    places = [end for match, end in found if match == max(found)[0]]
+            matches.append((match, end))
+    matches = matches[: _core.Drafter.MAX_OCCURRENCES]
+    voters = [end for match, end in matches if match == max(matches)[0]]
     drafted: list[int] = []
-    while places and len(drafted) < limit:
+    while voters and len(drafted) < limit:
         text = tokens + drafted
-        votes = [text[place + len(drafted)] for place in places]
+        votes = [text[voter + len(drafted)] for voter in voters]
         winner = max(votes, key=votes.count)  # the first of the most frequent
-        places = [place for place, vote in zip(places, votes, strict=True) if vote == winner]
+        voters = [voter for voter, vote in zip(voters, votes, strict=True) if vote == winner]
         drafted.append(winner)
     return drafted
 
@@ -189,29 +189,29 @@ texts = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=40), min_size=
 
 
 @given(texts, st.integers(1, 9), st.data())
-def test_guesses_are_those_of_the_definition(
+def test_drafts_equal_the_definition(
     pieces: list[list[int]], limit: int, data: st.DataObject
 ) -> None:
-    """However the text grows between two guesses."""
+    """The text grows by any number of tokens between two drafts."""
     drafter, tokens = _core.Drafter(), list[int]()
     for piece in pieces:
         tokens += piece
-        wanted = guesses(tokens, limit)
+        wanted = draft_by_definition(tokens, limit)
         got = drafter.propose(np.array(tokens, np.int32), limit=limit)
         assert [token for token, _, _ in got] == wanted
-        chances = [1.0, *(chance for _, _, chance in got)]
-        assert chances == sorted(chances, reverse=True)
-        least = data.draw(st.sampled_from(chances))
+        probabilities = [1.0, *(probability for _, _, probability in got)]
+        assert probabilities == sorted(probabilities, reverse=True)
+        least = data.draw(st.sampled_from(probabilities))
         sure = drafter.propose(np.array(tokens, np.int32), limit=limit, min_probability=least)
-        assert sure == [guess for guess in got if guess[2] >= least]
+        assert sure == [draft_token for draft_token in got if draft_token[2] >= least]
 
 
 @given(st.booleans())
-def test_a_drafter_learns_how_often_it_is_right(right: bool) -> None:
+def test_a_drafter_learns_its_acceptance(accepted: bool) -> None:
     drafter, tokens = _core.Drafter(), np.array([5, 6, 7, 8, 5, 6], np.int32)
-    ((token, level, before),) = drafter.propose(tokens, limit=1)
+    ((token, bucket, before),) = drafter.propose(tokens, limit=1)
     assert token == 7
     for _ in range(500):
-        drafter.record(level, right)
+        drafter.record(bucket, accepted)
     ((_, _, after),) = drafter.propose(tokens, limit=1)
-    assert after > 0.95 if right else after < 0.05 < before
+    assert after > 0.95 if accepted else after < 0.05 < before

@@ -1,5 +1,5 @@
-"""The device decides, the host replays: however far it runs ahead, and whatever the host decides
-meanwhile, every sequence comes out as the slow reference says."""
+"""Multi-step decode: however far the device is ahead, and whatever the host decides
+meanwhile, every sequence equals the slow reference."""
 
 from typing import Any
 
@@ -24,53 +24,57 @@ from tests.core.scenarios import (
     spares,
     specs,
 )
-from tests.core.test_scheduler import CHILD
+from tests.core.test_scheduler import BRANCH
 
-aheads = st.fixed_dictionaries(
+multi_steps = st.fixed_dictionaries(
     {
         "steps": st.sampled_from([1, 2, 7, 32]),
         "max_inline_tokens": st.sampled_from([1, 2, 30]),
-        "spare_lanes": st.integers(0, 2),
+        "spare_rows": st.integers(0, 2),
         "seed": st.integers(0, 99),
     }
 )
 
 
 def make_device(
-    scenario: list[Spec], spare: int, engine: dict[str, Any], ahead: dict[str, Any]
+    scenario: list[Spec], spare: int, engine: dict[str, Any], multi_step: dict[str, Any]
 ) -> DeviceMock:
     longest = max(-(-spec.max_len // engine["block_size"]) for spec in scenario)
     return DeviceMock(
-        triggers=(TRIGGER, EOS), newlines=NEWLINES, num_blocks=longest + spare, **engine, **ahead
+        triggers=(TRIGGER, EOS),
+        newlines=NEWLINES,
+        num_blocks=longest + spare,
+        **engine,
+        **multi_step,
     )
 
 
 @settings(max_examples=40)
-@given(st.lists(specs(), min_size=1, max_size=5), spares, engines, st.integers(0, 99), aheads)
+@given(st.lists(specs(), min_size=1, max_size=5), spares, engines, st.integers(0, 99), multi_steps)
 def test_every_sequence_equals_the_reference(
-    scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int, ahead: dict[str, Any]
+    scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int, multi_step: dict[str, Any]
 ) -> None:
     model = hashed_model(seed, favourites=(TRIGGER, EOS))
-    mock = make_device(scenario, spare, engine, ahead)
+    mock = make_device(scenario, spare, engine, multi_step)
     play(mock, model, scenario)
-    event(f"ran ahead: {mock.taken > 0}")
+    event(f"multi-step: {mock.num_device_steps > 0}")
     event(f"preempted: {mock.scheduler.stats().num_preemptions > 0}")
     check_equals_reference(mock, model, scenario)
     assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
 
 
 @settings(max_examples=60)
-@given(st.lists(specs(), min_size=2, max_size=4), spares, engines, aheads, st.data())
-def test_what_the_host_decides_meanwhile_counts_at_once(
+@given(st.lists(specs(), min_size=2, max_size=4), spares, engines, multi_steps, st.data())
+def test_decisions_of_the_host_count_at_once(
     scenario: list[Spec],
     spare: int,
     engine: dict[str, Any],
-    ahead: dict[str, Any],
+    multi_step: dict[str, Any],
     data: st.DataObject,
 ) -> None:
-    """Aborted sequences harm nobody; a lowered maximum holds from where the host stands."""
+    """Aborts change no other sequence; a lowered maximum holds from the host's last token."""
     model = hashed_model(1, favourites=(TRIGGER, EOS))
-    mock = make_device(scenario, spare, engine, ahead)
+    mock = make_device(scenario, spare, engine, multi_step)
     disturbed = data.draw(disturbances(len(scenario), last=12))
     for seq_id, spec in enumerate(scenario):
         spec.add_to(mock.scheduler, seq_id)
@@ -80,29 +84,29 @@ def test_what_the_host_decides_meanwhile_counts_at_once(
         disturbed.apply(mock.scheduler, moment)
         mock.step(model)
         mock.scheduler.check_integrity()
-    disturbed.check(mock.scheduler, scenario, model)
+    disturbed.check_results(mock.scheduler, scenario, model)
 
 
 @settings(max_examples=15)
-@given(specs().filter(lambda s: s.budget and s.budget.max_thinking > 4), engines, aheads)
+@given(specs().filter(lambda s: s.budget and s.budget.max_thinking > 4), engines, multi_steps)
 def test_checkpoints_fork_where_they_would_without_a_device(
-    spec: Spec, engine: dict[str, Any], ahead: dict[str, Any]
+    spec: Spec, engine: dict[str, Any], multi_step: dict[str, Any]
 ) -> None:
     assert spec.budget is not None
     budgets = range(max(spec.budget.min_thinking, 1), spec.budget.max_thinking, 2)
-    spec.extra["checkpoints"] = [(budget, CHILD + i) for i, budget in enumerate(budgets)]
+    spec.extra["checkpoints"] = [(budget, BRANCH + i) for i, budget in enumerate(budgets)]
     model = hashed_model(2, favourites=(TRIGGER, EOS))
     mocks = [
-        make_device([spec], 20, engine, ahead),
+        make_device([spec], 20, engine, multi_step),
         PagedMock(triggers=(TRIGGER, EOS), num_blocks=99, **engine),
     ]
     outs: list[list[Any]] = []
     for mock in mocks:
         play(mock, model, [spec])
-        children = len(budgets) - mock.scheduler.collect_output_dict(0)["checkpoints_left"]
-        outs.append([mock.scheduler.collect_output_dict(CHILD + i) for i in range(children)])
+        branches = len(budgets) - mock.scheduler.collect_output_dict(0)["checkpoints_left"]
+        outs.append([mock.scheduler.collect_output_dict(BRANCH + i) for i in range(branches)])
         for out in outs[-1]:
-            out.pop("num_cached")  # the one thing that depends on when a child began
+            out.pop("num_cached")  # depends on when the branch began
     assert outs[0] == outs[1]
 
 
@@ -111,45 +115,47 @@ def test_a_loop_ends_the_thinking_at_the_same_token() -> None:
     spec = Spec([5, 6], 3, FORMATS[0], budget, extra={"loop_repeats": 4})
     outs = []
     for steps in (1, 32):
-        ahead = {"steps": steps, "max_inline_tokens": 4, "spare_lanes": 1, "seed": 0}
+        multi_step = {"steps": steps, "max_inline_tokens": 4, "spare_rows": 1, "seed": 0}
         engine = {"block_size": 4, "max_num_seqs": 2, "max_num_batched_tokens": 64}
-        mock = make_device([spec], 4, engine, ahead)
+        mock = make_device([spec], 4, engine, multi_step)
         play(mock, lambda ids: [EOS if TRIGGER in ids else 9 + len(ids) % 3], [spec])
         outs.append(mock.scheduler.collect_output_dict(0))
     assert outs[0] == outs[1]
     assert outs[0]["end_reason"].name == "LOOP" and outs[0]["thinking_tokens"] == 12
 
 
-def test_a_device_that_disagrees_is_found_out() -> None:
+def test_a_device_that_disagrees_is_detected() -> None:
     mock = PagedMock(triggers=(TRIGGER, EOS))
     Spec([5], 9, FORMATS[0], None).add_to(mock.scheduler, 0)
     mock.scheduler.schedule(mock.batch)
-    run = _core.DeviceBatch(
+    device_batch = _core.DeviceBatch(
         fields=np.zeros((len(_core.ROW_FIELDS), 1), np.int32),
         slot_mapping=np.zeros(1, np.int64),
         sample_positions=np.zeros(1, np.int64),
         phrases=np.zeros(9, np.int32),
         null_slot=0,
     )
-    assert mock.scheduler.begin_multi_step(mock.batch, run, num_steps=2, max_inline_tokens=1) == 2
+    limits = {"num_steps": 2, "max_inline_tokens": 1}
+    assert mock.scheduler.begin_multi_step(mock.batch, device_batch, **limits) == 2
     with pytest.raises(RuntimeError, match="schedule"):
         mock.scheduler.schedule(mock.batch)
     with pytest.raises(RuntimeError, match="disagree"):
         mock.scheduler.apply_multi_step(np.array([[_core.NO_TOKEN], [6]], np.int32))
 
 
-def test_phrases_without_room_mean_no_run() -> None:
+def test_phrases_that_do_not_fit_prevent_a_multi_step_decode() -> None:
     mock = PagedMock(triggers=(TRIGGER, EOS))
     Spec([5], 9, FORMATS[0], reference.Budget(9, 0, 1, (6, 7), (TRIGGER,))).add_to(
         mock.scheduler, 0
     )
     mock.scheduler.schedule(mock.batch)
-    run = _core.DeviceBatch(
+    device_batch = _core.DeviceBatch(
         fields=np.zeros((len(_core.ROW_FIELDS), 1), np.int32),
         slot_mapping=np.zeros(1, np.int64),
         sample_positions=np.zeros(1, np.int64),
         phrases=np.zeros(3, np.int32),
         null_slot=0,
     )
-    assert mock.scheduler.begin_multi_step(mock.batch, run, num_steps=2, max_inline_tokens=1) == 0
+    limits = {"num_steps": 2, "max_inline_tokens": 1}
+    assert mock.scheduler.begin_multi_step(mock.batch, device_batch, **limits) == 0
     mock.scheduler.update(np.array([8], np.int64))

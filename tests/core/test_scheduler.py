@@ -1,5 +1,5 @@
-"""The scheduler on a mock model: whatever the batching, preemption, chunking and caching, every
-sequence comes out as the slow reference says, and no block is lost."""
+"""The scheduler on a mock model: under any batching, preemption, chunking and caching, every
+sequence equals the slow reference, and no block is lost."""
 
 from dataclasses import replace
 from typing import Any
@@ -95,7 +95,7 @@ def test_lowering_the_maximum_at_any_moment_is_obeyed(
             assert out["end_reason"].name == "DEADLINE"
 
 
-CHILD = 1000  # ids of children: CHILD * (parent + 1) + index
+BRANCH = 1000  # ids of checkpoint branches: BRANCH * (parent + 1) + index
 
 
 @given(st.lists(specs(), min_size=1, max_size=4), spares, engines, st.integers(0, 99), st.data())
@@ -110,7 +110,7 @@ def test_checkpoints_equal_separate_runs(
             continue
         below = st.integers(spec.budget.min_thinking, spec.budget.max_thinking - 1)
         chosen = sorted(data.draw(st.sets(below, max_size=4)))
-        ids = [CHILD * (seq_id + 1) + i for i in range(len(chosen))]
+        ids = [BRANCH * (seq_id + 1) + i for i in range(len(chosen))]
         spec.extra["checkpoints"] = list(zip(chosen, ids, strict=True))
         budgets_of[seq_id] = chosen
     play(mock, model, scenario)
@@ -123,34 +123,38 @@ def test_checkpoints_equal_separate_runs(
         for i, maximum in enumerate(chosen):
             assert spec.budget is not None
             alone = Spec(
-                spec.prompt, 0, spec.fmt, replace(spec.budget, max_thinking=maximum), spec.thought
+                spec.prompt,
+                0,
+                spec.fmt,
+                replace(spec.budget, max_thinking=maximum),
+                spec.prompt_thinking,
             )
             wanted, finish = alone.expected(model, spec.max_len)
-            child = CHILD * (seq_id + 1) + i
-            got = mock.scheduler.collect_output_dict(child) if i < forked else parent
+            branch = BRANCH * (seq_id + 1) + i
+            got = mock.scheduler.collect_output_dict(branch) if i < forked else parent
             assert got["token_ids"] == wanted.token_ids or i >= forked
             assert got["finish_reason"].name == finish
             assert got["waits_used"] == wanted.waits_used
             assert got["thinking_tokens"] == wanted.thinking_tokens <= maximum
-            if i >= forked:  # never parted: the parent itself is that run
+            if i >= forked:  # never parted: the parent itself equals the separate run
                 assert parent["end_reason"].name == "NATURAL"
                 assert spec.expected(model)[0].token_ids == wanted.token_ids
     assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
 
 
-def test_children_find_what_their_parent_computed() -> None:
+def test_branches_reuse_what_their_parent_computed() -> None:
     mock = PagedMock(num_blocks=64, block_size=4, triggers=(TRIGGER, EOS))
     budget = reference.Budget(60, 0, 0, (), (TRIGGER,))
     spec = Spec([5, 6, 7], 2, FORMATS[0], budget, extra={"checkpoints": [(20, 1), (40, 2)]})
     spec.add_to(mock.scheduler, 0)
-    mock.run(lambda ids: [EOS if TRIGGER in ids else 9 + len(ids) % 4])
+    mock.run_to_end(lambda ids: [EOS if TRIGGER in ids else 9 + len(ids) % 4])
     stats = mock.scheduler.stats()
     assert mock.scheduler.collect_output_dict(0)["checkpoints_left"] == 0
     assert stats.num_computed_tokens < 3 + 60 + 3 * (4 + 5)  # a block and an answer for each
 
 
 def naive_loop(thinking: list[int], repeats: int) -> int | None:
-    """Number of tokens after which a phrase of at most 64 stands ``repeats`` times in a row."""
+    """Number of tokens after which a phrase of at most 64 occurs ``repeats`` times in a row."""
     for n in range(1, len(thinking) + 1):
         for period in range(1, min(n // repeats, 64) + 1):
             tail = thinking[n - period * repeats : n]
@@ -166,9 +170,9 @@ def test_a_loop_ends_the_thinking_but_not_before_the_minimum(
     mock = PagedMock(triggers=(TRIGGER, EOS))
     budget = reference.Budget(60, minimum, 0, (), (TRIGGER,))
     spec = Spec([3, 4], 3, FORMATS[0], budget, extra={"loop_repeats": repeats})
-    script = script + [9, 10, 11, 12] * 20  # ends in a loop of its own
+    script = script + [9, 10, 11, 12] * 20  # ends in a loop itself
     spec.add_to(mock.scheduler, 0)
-    mock.run(lambda ids: [script[len(ids) - 2]])
+    mock.run_to_end(lambda ids: [script[len(ids) - 2]])
     out = mock.scheduler.collect_output_dict(0)
     looped = naive_loop(script[:60], repeats)
     expected = 60 if looped is None else max(looped, min(minimum, 60))
@@ -182,11 +186,11 @@ def test_generated_blocks_are_found_again() -> None:
     model = hashed_model(1)
     first = Spec([5, 6, 7], 14, FORMATS[0], None)
     first.add_to(mock.scheduler, 0)
-    mock.run(model)
+    mock.run_to_end(model)
     tokens = mock.scheduler.tokens(0)
     second = Spec([*tokens, 9], 2, FORMATS[0], None)
     second.add_to(mock.scheduler, 1)
-    mock.run(model)
+    mock.run_to_end(model)
     # all full blocks of what was computed: the last sampled token never was
     assert mock.scheduler.collect_output_dict(1)["num_cached"] == (len(tokens) - 1) // 4 * 4 > 3
 
@@ -195,7 +199,7 @@ def test_a_salt_separates_caches() -> None:
     mock = PagedMock(block_size=4)
     for seq_id, salt in enumerate((1, 2, 1)):
         Spec([5] * 12, 1, FORMATS[0], None, salt=salt).add_to(mock.scheduler, seq_id)
-        mock.run(hashed_model(0))
+        mock.run_to_end(hashed_model(0))
     assert [mock.scheduler.collect_output_dict(i)["num_cached"] for i in range(3)] == [0, 0, 8]
 
 
@@ -204,10 +208,10 @@ def test_least_recently_used_prefix_is_evicted_first() -> None:
     model = hashed_model(0)
     for seq_id, token in enumerate((5, 6, 7)):  # 3 blocks each, 2 of them full
         Spec([token] * 11, 1, FORMATS[0], None).add_to(mock.scheduler, seq_id)
-        mock.run(model)
+        mock.run_to_end(model)
     for seq_id, token in ((3, 7), (4, 5)):
         Spec([token] * 11, 1, FORMATS[0], None).add_to(mock.scheduler, seq_id)
-        mock.run(model)
+        mock.run_to_end(model)
     assert mock.scheduler.collect_output_dict(3)["num_cached"] == 8
     assert mock.scheduler.collect_output_dict(4)["num_cached"] == 4  # the tail went first
 
@@ -261,22 +265,22 @@ def test_buffers_of_the_wrong_kind_are_refused_by_name() -> None:
         _core.ScheduledBatch(buffers, max_tokens=16, max_rows=8, max_blocks=64)
 
 
-def bounded(scenario: list[Spec], data: st.DataObject) -> None:
-    """Orders that the caller gives, as fairness does."""
+def draw_orders(scenario: list[Spec], data: st.DataObject) -> None:
+    """Draws orders, as a fair caller sets them."""
     for spec in scenario:
         spec.extra["order"] = data.draw(st.integers(0, 3))
 
 
 @given(st.lists(specs(), min_size=2, max_size=8), spares, engines, st.integers(0, 99), st.data())
-def test_with_all_growth_reserved_nobody_is_preempted(
+def test_with_all_growth_reserved_nothing_is_preempted(
     scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int, data: st.DataObject
 ) -> None:
-    """Unless the sequence in whose favour it happens precedes: it may come later and take."""
+    """Priorities and arrivals are equal: a later sequence that precedes may still preempt."""
     model = hashed_model(seed, favourites=(TRIGGER, EOS))
     mock = make_mock(scenario, spare, engine | {"min_reserve": 1.0})
     for spec in scenario:
         spec.arrival = spec.priority = 0
-    bounded(scenario, data)
+    draw_orders(scenario, data)
     play(mock, model, scenario)
     assert mock.scheduler.stats().num_preemptions == 0
     for seq_id, spec in enumerate(scenario):
@@ -288,9 +292,9 @@ def test_with_all_growth_reserved_nobody_is_preempted(
 
 @settings(max_examples=15)
 @given(st.integers(12, 40), st.integers(4, 12))
-def test_long_thinking_causes_no_storm_of_preemptions(num_seqs: int, longest: int) -> None:
-    """All think up to their budget, the worst case: those that were let in before the scheduler
-    learnt it give up their blocks at most once, and nobody does afterwards."""
+def test_long_thinking_causes_few_preemptions(num_seqs: int, longest: int) -> None:
+    """All think up to their budget, the worst case. Sequences admitted before the scheduler has
+    learnt it are preempted at most once, later ones never."""
     mock = PagedMock(
         triggers=(TRIGGER, EOS),
         num_blocks=4 * longest,
@@ -304,7 +308,7 @@ def test_long_thinking_causes_no_storm_of_preemptions(num_seqs: int, longest: in
         Spec([5, 6 + seq_id % 9], 2, FORMATS[0], budget).add_to(mock.scheduler, seq_id)
     mock.step(lambda ids: [7])
     first = mock.scheduler.stats().num_running
-    mock.run(lambda ids: [7])
+    mock.run_to_end(lambda ids: [7])
     stats = mock.scheduler.stats()
     event(f"preemptions: {stats.num_preemptions} of {first}")
     assert stats.num_preemptions <= first
@@ -313,8 +317,8 @@ def test_long_thinking_causes_no_storm_of_preemptions(num_seqs: int, longest: in
 @given(st.permutations(range(6)))
 def test_order_decides_before_arrival(order: list[int]) -> None:
     mock = PagedMock(num_blocks=64, block_size=4, max_num_seqs=1)
-    for seq_id, place in enumerate(order):
-        Spec([5, 6], 2, FORMATS[0], None, extra={"order": place}).add_to(mock.scheduler, seq_id)
+    for seq_id, rank in enumerate(order):
+        Spec([5, 6], 2, FORMATS[0], None, extra={"order": rank}).add_to(mock.scheduler, seq_id)
     admitted = []
     while mock.scheduler.has_unfinished():
         admitted += mock.scheduler.schedule(mock.batch)
@@ -323,24 +327,24 @@ def test_order_decides_before_arrival(order: list[int]) -> None:
 
 
 @given(st.lists(specs(), min_size=1, max_size=4), engines, st.integers(0, 99))
-def test_records_say_what_take_says(
+def test_records_equal_the_dict_form(
     scenario: list[Spec], engine: dict[str, Any], seed: int
 ) -> None:
-    """The records of all steps are what a second scheduler tells sequence by sequence."""
+    """The records of all steps hold what a second scheduler returns per sequence at the end."""
     model = hashed_model(seed, favourites=(TRIGGER, EOS))
-    told, asked = (make_mock(scenario, 2, engine) for _ in range(2))
+    streamed, silent = (make_mock(scenario, 2, engine) for _ in range(2))
     got: dict[int, list[EngineCoreOutput]] = {}
     for seq_id, spec in enumerate(scenario):
         spec.extra["stream_output"] = True
-        spec.add_to(told.scheduler, seq_id)
-        spec.add_to(asked.scheduler, seq_id)
-    while told.scheduler.has_unfinished():
-        told.step(model)
-        for progress in decode_core_outputs(told.scheduler.collect_outputs()):
+        spec.add_to(streamed.scheduler, seq_id)
+        spec.add_to(silent.scheduler, seq_id)
+    while streamed.scheduler.has_unfinished():
+        streamed.step(model)
+        for progress in decode_core_outputs(streamed.scheduler.collect_outputs()):
             got.setdefault(progress.seq_id, []).append(progress)
-    asked.run(model)
+    silent.run_to_end(model)
     for seq_id in range(len(scenario)):
-        wanted, found = asked.scheduler.collect_output_dict(seq_id), got[seq_id][-1]
+        wanted, found = silent.scheduler.collect_output_dict(seq_id), got[seq_id][-1]
         assert [t for record in got[seq_id] for t in record.token_ids] == wanted["token_ids"]
         assert [m for record in got[seq_id] for m in record.marks] == wanted["marks"]
         assert found.thinking == (wanted["phase"].name == "THINKING")
