@@ -25,9 +25,9 @@ from s1engine.plan.calibration import (
     LAST_ID,
     MAX_MODEL_LEN,
     FittedTimeModel,
-    calibrate,
     calibration_engine,
     fit_calibration,
+    measure_steps,
     warm_up,
 )
 from s1engine.plan.placement import Placement, footprint, placement_of
@@ -120,13 +120,13 @@ def compare_shape(model: ModelConfig, args: argparse.Namespace) -> dict[str, Any
     )
     engine = calibration_engine(config, model)
     warm_up(engine)
-    first, _ = fit_calibration([calibrate(engine)])
+    first, _ = fit_calibration([measure_steps(engine)])
     placement = engine_placement(config, model, engine)
     rate = args.load * _capacity(placement, first, args.requests)
     loads = workloads(rate, args.requests)
     passes, rounds = [], []
     for _ in range(args.rounds):  # in turns, so that both see the same machine load
-        passes.append(calibrate(engine))
+        passes.append(measure_steps(engine))
         rounds.append(
             {
                 name: summarize_requests(answer_requests(engine, planned))

@@ -14,7 +14,7 @@ from typing import Any
 
 from s1engine.engine.llm import LLM
 from s1engine.eval.engine_backend import EngineBackend
-from s1engine.eval.method_registry import SweepOptions, plan
+from s1engine.eval.method_registry import SweepOptions, build_methods
 from s1engine.eval.results import Results
 from s1engine.eval.sweep import run_sweep
 from s1engine.eval.tasks import arithmetic_questions
@@ -30,7 +30,7 @@ def outside_share(llm: LLM, questions: int, folder: Path) -> float:
     for name, call in calls.items():
         setattr(engine, name, _timed(call, inside))
     try:
-        methods = plan(["budget-forcing"], SweepOptions(budgets=(BUDGET,)))
+        methods = build_methods(["budget-forcing"], SweepOptions(budgets=(BUDGET,)))
         asked = arithmetic_questions(4, questions)
         opened = Results.open(folder, {}, overwrite=True)
         (run,) = run_sweep(

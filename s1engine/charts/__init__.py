@@ -1,1 +1,1 @@
-"""Charts and tables as data, and their one SVG, PNG, HTML and text writer."""
+"""Figures as data, and the one writer of SVG, PNG, HTML pages and text tables. Knows no run."""

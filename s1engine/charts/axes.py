@@ -1,6 +1,7 @@
-"""Axes of a figure: from values to positions, and the round numbers to mark.
+"""Axes of a figure: positions of values, and round numbers for the ticks.
 
-A logarithmic axis goes by doublings and, where it must hold a 0, sets it apart at its left end.
+A logarithmic axis has ticks at powers of two. If it must show a 0, the 0 is at its left end, before
+a gap.
 """
 
 import math
@@ -19,10 +20,10 @@ class Axis:
     ticks: tuple[float, ...]
     log: bool = False
     has_zero: bool = False
-    """The left end is 0, set apart by a gap from ``low``, the smallest power."""
+    """The left end is 0; a gap separates it from ``low``, the smallest power."""
 
-    def place(self, value: float) -> float:
-        """Where a value stands."""
+    def position(self, value: float) -> float:
+        """The position of a value, in [0, 1]."""
         if not self.log:
             return (value - self.low) / (self.high - self.low)
         gap = 0.08 if self.has_zero else 0.0
@@ -33,7 +34,7 @@ class Axis:
 
 
 def short_number(value: float) -> str:
-    """Few characters: 2k for 2048, .25 as 0.25."""
+    """Formats a number in few characters: 2k for 2048, 0.25 for .25."""
     for size, unit in ((2**20, "M"), (2**10, "k"), (10**6, "M"), (10**3, "k")):
         if value >= size and value % (size / 2) == 0:
             return f"{value / size:g}{unit}"
@@ -41,7 +42,7 @@ def short_number(value: float) -> str:
 
 
 def percent_axis(lows: Sequence[float], highs: Sequence[float]) -> Axis:
-    """Holds all values with some air, at most 0 to 100."""
+    """A linear axis around all values with a margin, within 0 to 100."""
     low = max(0.0, 10 * math.floor((min(lows) - 3) / 10))
     high = min(100.0, 10 * math.ceil((max(highs) + 3) / 10))
     step = 10 if high - low <= 60 else 20
@@ -50,8 +51,8 @@ def percent_axis(lows: Sequence[float], highs: Sequence[float]) -> Axis:
 
 
 def log_axis(values: Sequence[float], *, decimal: bool = False) -> Axis:
-    """Powers of two around the positive values; 0 set apart if there is one. ``decimal``: 1, 2, 5,
-    10, ... and all values above 0."""
+    """A logarithmic axis with ticks at powers of two; a 0 among the values is shown. ``decimal``:
+    ticks at 1, 2, 5, 10, ...; all values are above 0."""
     return _decimal_axis(values) if decimal else _doubling_axis(values)
 
 

@@ -1,37 +1,40 @@
-"""A chart as data: marks in series over two axes. Knows no run and no drawing."""
+"""A figure as data: marks in series over two axes. ``svg`` and ``png`` draw the same figure."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from s1engine.charts.axes import Axis, log_axis, percent_axis
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One run in a figure."""
+    """One point of a figure."""
 
     x: float
     y: float
     label: str
-    """What run this is."""
     facts: tuple[tuple[str, str], ...]
-    """Its figures by name, for whoever looks closer."""
+    """Names and values for the tooltip."""
     low: float | None = None
     high: float | None = None
+    """Ends of the error bar."""
     hollow: bool = False
-    """There to be compared with."""
+    """A baseline: drawn hollow, not joined to the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Runs that belong together, by ascending x."""
+    """Marks of one color, by ascending x."""
 
     name: str
     color: int
-    """Index into the palette; the same series has the same color in every figure."""
+    """Index into the palette; a series has the same color in every figure."""
     marks: tuple[Mark, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Marks over two axes."""
+    """Series over two axes."""
 
     name: str
     title: str
@@ -40,12 +43,27 @@ class Figure:
     y_label: str
     series: tuple[Series, ...]
     decimal: bool = False
-    """Ticks at round decimal numbers; else x is a number of tokens and goes by doublings."""
+    """x ticks at round decimal numbers; else x counts tokens and has ticks at powers of two."""
     percent: bool = True
-    """Is y an accuracy, from 0 to 100? Else it is scaled as x is."""
+    """y is an accuracy, from 0 to 100; else it is scaled as x is."""
     joined: bool = True
-    """Are the marks of a series joined by a line?"""
+    """A line joins the marks of a series."""
     front: tuple[tuple[float, float], ...] | None = None
-    """Runs that no other run beats in both directions."""
+    """The Pareto front, by ascending x."""
     diagonal: bool = False
-    """Draw y = x."""
+    """Draw y = x; both axes are equal."""
+
+    def axes(self) -> tuple[Axis, Axis]:
+        """The axes of x and y."""
+        xs, ys = [mark.x for mark in self._marks()], [mark.y for mark in self._marks()]
+        if self.diagonal:
+            xs = ys = xs + ys
+        x_axis = log_axis(xs, decimal=self.decimal)
+        if not self.percent:
+            return x_axis, log_axis(ys)
+        lows = [mark.y if mark.low is None else mark.low for mark in self._marks()]
+        highs = [mark.y if mark.high is None else mark.high for mark in self._marks()]
+        return x_axis, percent_axis(lows, highs)
+
+    def _marks(self) -> Iterator[Mark]:
+        return (mark for series in self.series for mark in series.marks)

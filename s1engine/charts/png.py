@@ -1,9 +1,9 @@
-"""Figures as PNG files, for slides and papers; the same content as the page's."""
+"""Draws figures as PNG files, for slides and papers."""
 
 from pathlib import Path
 from typing import Any
 
-from s1engine.charts.axes import Axis, log_axis, percent_axis, short_number
+from s1engine.charts.axes import Axis, short_number
 from s1engine.charts.figure import Figure, Series
 
 PALETTE = (
@@ -12,15 +12,15 @@ PALETTE = (
 INK, FAINT, FRONT = "#1f2328", "#d8dce1", "#8a8f98"
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Draws one figure into a file."""
+def save_png(figure: Figure, path: Path) -> None:
+    """Draws a figure into a file."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     canvas, axes = pyplot.subplots(figsize=(7.2, 4.4), layout="constrained")
-    _dress(figure, axes)
+    _set_axes(figure, axes)
     if figure.front and len(figure.front) > 1:
         axes.plot(*zip(*figure.front, strict=True), ls="--", lw=1, color=FRONT, zorder=1)
     for series in figure.series:
@@ -43,27 +43,19 @@ def _draw_series(figure: Figure, series: Series, axes: object) -> None:
     axes.errorbar(x, y, yerr=bars, ls=line, label=series.name, **style)  # type: ignore[attr-defined]
 
 
-def _dress(figure: Figure, axes: object) -> None:
-    """Scales, ticks and words."""
+def _set_axes(figure: Figure, axes: object) -> None:
+    """Sets scales, ticks and labels."""
     from matplotlib.axes import Axes
 
     assert isinstance(axes, Axes)
-    marks = [mark for series in figure.series for mark in series.marks]
-    xs, ys = [mark.x for mark in marks], [mark.y for mark in marks]
-    if figure.diagonal:
-        xs = ys = xs + ys
-    across = log_axis(xs, decimal=figure.decimal)
-    axes.set_xscale(**_scale(across))
-    if figure.percent:
-        lows = [mark.y if mark.low is None else mark.low for mark in marks]
-        up = percent_axis(lows, [mark.y if mark.high is None else mark.high for mark in marks])
-    else:
-        up = log_axis(ys)
-        axes.set_yscale(**_scale(up))
-        axes.plot([up.low, up.high], [up.low, up.high], ls="--", lw=1, color=FRONT)
+    x_axis, y_axis = figure.axes()
+    axes.set_xscale(**_scale(x_axis))
+    if not figure.percent:
+        axes.set_yscale(**_scale(y_axis))
+        axes.plot([y_axis.low, y_axis.high], [y_axis.low, y_axis.high], ls="--", lw=1, color=FRONT)
     for axis, ticks, limits in (
-        (across, axes.set_xticks, axes.set_xlim),
-        (up, axes.set_yticks, axes.set_ylim),
+        (x_axis, axes.set_xticks, axes.set_xlim),
+        (y_axis, axes.set_yticks, axes.set_ylim),
     ):
         ticks(axis.ticks, [short_number(tick) for tick in axis.ticks])
         limits(0 if axis.has_zero else axis.low, axis.high)
@@ -77,7 +69,7 @@ def _dress(figure: Figure, axes: object) -> None:
 
 
 def _scale(axis: Axis) -> dict[str, Any]:
-    """The axis in matplotlib's words: below its smallest power, linear down to a 0."""
+    """Arguments of matplotlib's set_xscale: linear from 0 to the smallest power, then log."""
     if axis.has_zero:
         return {"value": "symlog", "base": 2, "linthresh": axis.low, "linscale": 0.4}
     return {"value": "log", "base": 2}

@@ -1,44 +1,32 @@
-"""Figures as inline SVG, coloured by the page's style sheet so that they follow its theme."""
+"""Draws figures as inline SVG. The page's style sheet colors them, so they follow its theme."""
 
 from collections.abc import Iterator
 from html import escape
 
-from s1engine.charts.axes import Axis, log_axis, percent_axis, short_number
+from s1engine.charts.axes import Axis, short_number
 from s1engine.charts.figure import Figure, Mark, Series
 
 LEFT, RIGHT, TOP, BOTTOM = 58, 18, 14, 50
-COLORS = 8  # in the style sheet
+COLORS = 8  # of the style sheet
 
 
 class _Plot:
-    """One figure's geometry."""
+    """Maps a figure's values to positions in the drawing."""
 
     def __init__(self, figure: Figure, width: int, height: int) -> None:
-        marks = [mark for series in figure.series for mark in series.marks]
         self.width, self.height = width, height
-        xs, ys = [mark.x for mark in marks], [mark.y for mark in marks]
-        if figure.diagonal:  # both axes alike
-            xs = ys = xs + ys
-        self.x_axis = log_axis(xs, decimal=figure.decimal)
-        self.y_axis = (
-            percent_axis(
-                [mark.low if mark.low is not None else mark.y for mark in marks],
-                [mark.high if mark.high is not None else mark.y for mark in marks],
-            )
-            if figure.percent
-            else log_axis(ys)
-        )
+        self.x_axis, self.y_axis = figure.axes()
 
     def x(self, value: float) -> float:
-        return round(LEFT + self.x_axis.place(value) * (self.width - LEFT - RIGHT), 1)
+        return round(LEFT + self.x_axis.position(value) * (self.width - LEFT - RIGHT), 1)
 
     def y(self, value: float) -> float:
         inner = self.height - TOP - BOTTOM
-        return round(self.height - BOTTOM - self.y_axis.place(value) * inner, 1)
+        return round(self.height - BOTTOM - self.y_axis.position(value) * inner, 1)
 
 
-def draw(figure: Figure, width: int, height: int) -> str:
-    """The figure as one <svg> element of these proportions."""
+def draw_svg(figure: Figure, width: int, height: int) -> str:
+    """The figure as one <svg> element with this aspect ratio."""
     plot = _Plot(figure, width, height)
     parts = [
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" '
@@ -51,8 +39,8 @@ def draw(figure: Figure, width: int, height: int) -> str:
     return "\n".join(parts)
 
 
-def legend(figure: Figure) -> str:
-    """The names of the series beside their colors."""
+def svg_legend(figure: Figure) -> str:
+    """The names and colors of the series as an HTML list."""
     items = [
         f'<li data-series="{s.color}"><i class="key s{s.color % COLORS}"></i>{escape(s.name)}</li>'
         for s in figure.series
@@ -85,7 +73,7 @@ def _grid(figure: Figure, plot: _Plot) -> Iterator[str]:
 
 
 def _gap(axis: Axis, plot: _Plot, bottom: int) -> Iterator[str]:
-    """Two strokes through the axis, where it jumps from 0 to its smallest power."""
+    """Two strokes through the axis, between 0 and the smallest power."""
     if axis.has_zero:
         x = (plot.x(0) + plot.x(axis.low)) / 2
         yield f'<rect class="paper" x="{x - 4}" y="{bottom - 2}" width="8" height="4"/>'

@@ -1,9 +1,9 @@
-"""Chained arithmetic modulo 10: the task that s1-nano was trained for.
+"""Chained arithmetic modulo 10: the task of s1-nano.
 
 A question defines digits one after another and asks for the last one, all modulo 10, for example
-``k=3 b=k+4 x=b*2 x?``, whose answer is 4. Solving it takes one small step for each definition, so
-the thinking it needs grows with ``steps``. Held-out questions are told from training questions by a
-hash of their text: no question can be both.
+``k=3 b=k+4 x=b*2 x?``, whose answer is 4. Each definition needs one small step of thinking, so the
+thinking grows with the number of steps. A hash of its text decides whether a question is held out
+or for training, so no question is both.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ OPERATORS: dict[str, Callable[[int, int], int]] = {
 
 @dataclass(frozen=True, slots=True)
 class ArithmeticStep:
-    """``label = previous label <op> operand``, worth ``value`` modulo 10; the first step has no
-    operator and defines its operand."""
+    """``label = previous label <op> operand``, equal to ``value`` modulo 10. The first step has no
+    operator: its label is its operand."""
 
     label: str
     op: str
@@ -38,7 +38,7 @@ class ArithmeticStep:
 
 @dataclass(frozen=True, slots=True)
 class ArithmeticQuestion:
-    """A question as a user would ask it, and its answer."""
+    """A question as a user asks it, and its answer."""
 
     id: str
     question: str
@@ -67,14 +67,14 @@ def render(steps: tuple[ArithmeticStep, ...]) -> str:
 
 
 def is_held_out(question: str) -> bool:
-    """Is this question kept from training?"""
+    """Whether this question is kept from training."""
     return hashlib.sha256(question.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
 def generate(
     seed: int, count: int, min_steps: int = MIN_STEPS, max_steps: int = MAX_STEPS
 ) -> list[ArithmeticQuestion]:
-    """``count`` held-out questions, their numbers of steps uniform in [min_steps, max_steps]."""
+    """``count`` held-out questions with uniform numbers of steps in [min_steps, max_steps]."""
     rng = random.Random(seed)
     questions: list[ArithmeticQuestion] = []
     while len(questions) < count:

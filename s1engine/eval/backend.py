@@ -1,7 +1,7 @@
-"""The seam between methods and what answers them: asks go in, replies come out as they are ready.
+"""The interface between methods and models: requests go in, responses come out as they finish.
 
-A backend keeps everything that was submitted going at once. More may be submitted while replies are
-read, so a method that tries again needs no barrier.
+A backend runs all submitted requests at once. A method may submit more while it reads responses, so
+trying again needs no barrier.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Protocol
 
 from s1engine.sampling_params import SamplingParams
 
-Segment = tuple[str, bool]  # text, and was it injected?
+Segment = tuple[str, bool]  # text, and whether it was injected
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,68 +18,67 @@ class EvalRequest:
     """One prompt, sampled ``params.n`` times."""
 
     key: int
-    """By which a method knows its ask again."""
+    """The method's own number of the request."""
     prompt: str
     params: SamplingParams
     trace: bool = False
-    """Return the text in segments, too."""
+    """Return the text in segments too."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One answer."""
+class EvalSample:
+    """One sampled output."""
 
     text: str
-    """Without its thinking."""
+    """The answer, without the thinking."""
     thinking_tokens: int
     output_tokens: int
-    """Everything generated, forced tokens included."""
+    """All generated tokens, forced ones included."""
     forced_tokens: int = 0
     waits_used: int = 0
     end_reason: str | None = None
     finish_reason: str | None = None
     mean_logprob: float | None = None
-    """Mean log-probability of the sampled tokens, if the ask wanted log-probabilities."""
+    """Mean log-probability of the sampled tokens, if the request wants log-probabilities."""
     estimated: bool = False
-    """The server did not say how many tokens were thinking: told from the length of the texts."""
+    """The server does not count thinking tokens: estimated from the lengths of the texts."""
     segments: tuple[Segment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class EvalResponse:
-    """What came of an ask: samples, or why there are none."""
+    """The samples of a request, or the error."""
 
     request: EvalRequest
-    samples: tuple[Sample, ...]
+    samples: tuple[EvalSample, ...]
     seconds: float
-    """From submission until the last sample was finished."""
+    """From submission to the end of the last sample."""
     error: str | None = None
-    checkpoints: tuple[tuple[int, Sample], ...] = ()
-    """Budget and answer of each checkpoint that ``ask.params`` has, of the first sample."""
+    checkpoints: tuple[tuple[int, EvalSample], ...] = ()
+    """Budget and answer of each checkpoint in ``request.params``, of the first sample."""
 
 
 class Backend(Protocol):
-    """Something that answers."""
+    """A model that answers requests."""
 
     @property
     def name(self) -> str:
-        """The model, as results name it."""
+        """The model's name in the results."""
 
     @property
     def max_thinking(self) -> int | None:
-        """The largest budget that can have a meaning; None if that is unknown."""
+        """The largest useful budget, in tokens; None if unknown."""
 
     @property
     def can_think(self) -> bool:
-        """Can it keep to a thinking budget, as far as it is known?"""
+        """Whether the model can keep a thinking budget; True if unknown."""
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens generated so far, over everything; for a progress bar."""
+        """Total tokens generated so far, for a progress bar."""
 
     def submit(self, request: EvalRequest) -> None:
-        """Starts an ask. What is wrong with it comes back in its reply."""
+        """Starts a request. Its errors come back in its response."""
 
     def responses(self) -> Iterator[EvalResponse]:
-        """Yields until nothing that was submitted is outstanding. Whoever stops reading early
-        drops what is left."""
+        """Yields until no submitted request is left. Closing the iterator drops the rest."""

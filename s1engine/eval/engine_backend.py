@@ -1,16 +1,16 @@
-"""Answers from the engine in this process, all asks in one continuous batch."""
+"""Answers from the engine in this process, all requests in one continuous batch."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError, RequestFailedError
-from s1engine.eval.backend import EvalRequest, EvalResponse, Sample, Segment
+from s1engine.eval.backend import EvalRequest, EvalResponse, EvalSample, Segment
 from s1engine.outputs import CompletionOutput, RequestOutput
 
 
 class EngineBackend:
-    """A ``Backend`` over one LLM, which nobody else may step meanwhile."""
+    """A ``Backend`` over one LLM. While responses are read, no other code may step its engine."""
 
     def __init__(self, llm: LLM) -> None:
         self._engine = llm.engine
@@ -53,7 +53,7 @@ class EngineBackend:
                         yield self._response(self._live.pop(request_id), event)
                     elif isinstance(event, RequestFailedError):
                         yield EvalResponse(self._live.pop(request_id), (), 0.0, str(event))
-        finally:  # an interrupt must not leave sequences behind
+        finally:  # an interrupt must leave no sequences
             for request_id in self._live:
                 self._engine.abort(request_id)
             self._live.clear()
@@ -68,9 +68,9 @@ class EngineBackend:
         )
         return EvalResponse(request, samples, output.timing.total_s, checkpoints=checkpoints)
 
-    def _sample(self, request: EvalRequest, output: CompletionOutput) -> Sample:
+    def _sample(self, request: EvalRequest, output: CompletionOutput) -> EvalSample:
         thinking = output.thinking
-        return Sample(
+        return EvalSample(
             text=output.text,
             thinking_tokens=thinking.tokens if thinking else 0,
             output_tokens=len(output.token_ids),
@@ -83,7 +83,7 @@ class EngineBackend:
         )
 
     def _segments(self, output: CompletionOutput) -> tuple[Segment, ...]:
-        """The tokens as text, cut where sampled and injected ones meet."""
+        """The tokens as text, in segments that are sampled or injected."""
         decode = self._engine.tokenizer.decode
         pairs = zip(output.token_ids, output.forced, strict=True)
         return tuple(

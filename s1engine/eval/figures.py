@@ -1,9 +1,7 @@
-"""What the report draws, as data: which runs stand where, in which series, with which words.
-
-``svg`` and ``png`` draw these figures alike; neither knows what a run is.
-"""
+"""The figures of a sweep, made of the runs of summary.json. Knows no drawing."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from s1engine.charts.figure import Figure, Mark, Series
@@ -13,10 +11,10 @@ from s1engine.eval.summary import is_baseline
 Run = dict[str, Any]  # an entry of summary.json's runs
 
 
-def figures(runs: Sequence[Run]) -> list[Figure]:
-    """All figures of a sweep; those that would be empty are left out."""
-    found = [_accuracy(runs), _seconds(runs), _throughput(runs), _control(runs)]
-    return [figure for figure in found if figure.series]
+def sweep_figures(runs: Sequence[Run]) -> list[Figure]:
+    """All figures of a sweep, without empty ones."""
+    figures = [_accuracy(runs), _seconds(runs), _throughput(runs), _control(runs)]
+    return [figure for figure in figures if figure.series]
 
 
 def _accuracy(runs: Sequence[Run]) -> Figure:
@@ -61,11 +59,11 @@ def _throughput(runs: Sequence[Run]) -> Figure:
 
 
 def _control(runs: Sequence[Run]) -> Figure:
-    """Runs with an upper limit above 0: a logarithmic axis has no place for 0."""
+    """Runs with an upper limit above 0: a logarithmic axis has no 0."""
     return Figure(
         name="control",
         title="Asked against used",
-        note="Below the line a run kept to what it was asked; above it, it thought for longer.",
+        note="Below the line a run stayed within its limit; above it, it thought for longer.",
         x_label="thinking tokens asked at most",
         y_label="mean thinking tokens used",
         series=_series(
@@ -83,7 +81,7 @@ def _control(runs: Sequence[Run]) -> Figure:
 def pareto_front(
     runs: Sequence[Run], worth: Callable[[Run], float], key: str
 ) -> tuple[tuple[float, float], ...]:
-    """(x, accuracy) of the runs that none other beats: none is at least as good in both and
+    """(x, accuracy) of the runs that no other run dominates: none is at least as good in both and
     better in one. By ascending x."""
     front = [
         (run[key], run["accuracy"])
@@ -105,13 +103,13 @@ def _series(
     y: Callable[[Run], float] = lambda run: run["accuracy"],
     bars: bool = True,
 ) -> tuple[Series, ...]:
-    """Runs by series, those without x left out. Colors follow the order of all runs."""
+    """Runs by series, without the runs that have no x. Colors follow the order of all runs."""
     groups: dict[str, list[Mark]] = {}
     for run in runs:
         marks = groups.setdefault(series_name(run["settings"]), [])
-        at = x(run)
-        if at is not None:
-            marks.append(_mark(run, at, y(run), bars))
+        value = x(run)
+        if value is not None:
+            marks.append(_mark(run, value, y(run), bars))
     return tuple(
         Series(name, color, tuple(sorted(marks, key=lambda mark: mark.x)))
         for color, (name, marks) in enumerate(groups.items())
@@ -120,32 +118,29 @@ def _series(
 
 
 def _mark(run: Run, x: float, y: float, bars: bool) -> Mark:
-    low, high = run["interval"] if bars else (None, None)
-    settings = run["settings"]
-    hollow = is_baseline(RunSettings(settings["method"], length=settings.get("length")))
-    return Mark(x, y, run_label(settings), _facts(run), low, high, hollow)
-
-
-def _facts(run: Run) -> tuple[tuple[str, str], ...]:
     low, high = run["interval"]
-    return (
+    settings = run["settings"]
+    facts = (
         ("accuracy", f"{run['accuracy']:.1f} % ({low:.1f} to {high:.1f})"),
         ("thinking", f"{run['thinking_tokens']:,.1f} tokens"),
         ("answer", f"{run['answer_tokens']:,.1f} tokens"),
         ("speed", f"{run['output_tokens_per_s']:,.0f} tokens/s"),
         ("time", f"{run['seconds_per_question']:.3g} s a question"),
     )
+    hollow = is_baseline(RunSettings(settings["method"], length=settings.get("length")))
+    mark = Mark(x, y, run_label(settings), facts, hollow=hollow)
+    return replace(mark, low=low, high=high) if bars else mark
 
 
 def series_name(settings: dict[str, Any]) -> str:
-    """The method, told apart by its waits."""
+    """The method and its waits."""
     waits = settings["num_waits"]
-    told = f", {waits} wait{'s' * (waits > 1)}" if waits else ""
-    return f"{settings['method']}{told}"
+    suffix = f", {waits} wait{'s' * (waits > 1)}" if waits else ""
+    return f"{settings['method']}{suffix}"
 
 
 def run_label(settings: dict[str, Any]) -> str:
-    """What tells a run from the others of its method."""
+    """The settings in which a run differs from the others of its method."""
     words = []
     if settings.get("length"):
         words.append(settings["length"])

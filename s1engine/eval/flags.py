@@ -1,4 +1,4 @@
-"""The flags of ``s1engine eval``: their names, their bounds, and what they mean for a sweep."""
+"""The flags of ``s1engine eval``: names, bounds, and the options they become."""
 
 import argparse
 from pathlib import Path
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         nargs="?",
-        help="directory or hub id (default: bundled s1-nano); with --base-url its name there",
+        help="directory or hub id (default: bundled s1-nano); with --base-url the name there",
     )
     _add_task_flags(parser.add_argument_group("questions"))
     _add_method_flags(parser.add_argument_group("methods"))
@@ -110,25 +110,27 @@ def _add_engine_flags(group: Any) -> None:
 
 def _add_result_flags(group: Any) -> None:
     group.add_argument(
-        "--out", required=True, type=Path, help="folder; a killed sweep goes on in it"
+        "--out", required=True, type=Path, help="folder; a killed sweep continues in it"
     )
-    group.add_argument("--overwrite", action="store_true", help="begin anew what is in the folder")
+    group.add_argument(
+        "--overwrite", action="store_true", help="delete earlier results in it first"
+    )
     group.add_argument("--traces", type=int, default=3, help="questions shown in full (default: 3)")
     group.add_argument("--watts", type=float, help="power drawn, for joules a question")
     group.add_argument("--dollars-per-hour", type=float, help="of the machine")
     group.add_argument("--dollars-per-million-tokens", type=float, help="generated")
 
 
-# --- flags to what they mean ---
+# --- from flags to options ---
 
 
 def sweep_options(args: argparse.Namespace) -> SweepOptions:
-    """The lists to run over. Raises RequestError naming the flag."""
+    """The options of the sweep. Raises RequestError that names the flag."""
     return SweepOptions(
-        budgets=_list("budgets", args.budgets, none=True),
-        num_waits=_counts("num_waits", args.num_waits),
-        steps=_counts("steps", args.steps),
-        samples=_counts("samples", args.samples),
+        budgets=_parse_list("budgets", args.budgets, none=True),
+        num_waits=_parse_counts("num_waits", args.num_waits),
+        steps=_parse_counts("steps", args.steps),
+        samples=_parse_counts("samples", args.samples),
         max_tries=args.max_tries,
         wait_text=args.wait_text,
         temperature=args.temperature,
@@ -137,7 +139,7 @@ def sweep_options(args: argparse.Namespace) -> SweepOptions:
     )
 
 
-def _list(param: str, text: str | None, none: bool = False) -> tuple[int | None, ...] | None:
+def _parse_list(param: str, text: str | None, none: bool = False) -> tuple[int | None, ...] | None:
     if text is None:
         return None
     words = [word.strip() for word in text.split(",")]
@@ -145,17 +147,17 @@ def _list(param: str, text: str | None, none: bool = False) -> tuple[int | None,
         if not (word.isascii() and word.isdecimal() and len(word) < 16) and not (
             none and word == "none"
         ):
-            raise RequestError(f"{param}: {word!r} is no count", param=param)
+            raise RequestError(f"{param}: {word!r} is not a count", param=param)
     return tuple(None if word == "none" else int(word) for word in words)
 
 
-def _counts(param: str, text: str | None) -> tuple[int, ...] | None:
-    found = _list(param, text)
-    return None if found is None else tuple(value for value in found if value is not None)
+def _parse_counts(param: str, text: str | None) -> tuple[int, ...] | None:
+    values = _parse_list(param, text)
+    return None if values is None else tuple(value for value in values if value is not None)
 
 
 def check_flags(args: argparse.Namespace) -> Prices:
-    """Bounds of the flags that nothing else checks. Returns the prices among them."""
+    """Checks the bounds of flags without a check elsewhere. Returns the prices."""
     if args.limit is not None and args.limit < 1:
         raise RequestError("limit must be at least 1", param="limit")
     check_int("seed", args.seed, 0, 2**63 - 1)
@@ -173,6 +175,6 @@ def check_flags(args: argparse.Namespace) -> Prices:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Fields of EngineConfig that were given."""
-    given = {name: getattr(args, name) for name in (*ENGINE_FLAGS, *ENGINE_CHOICES)}
-    return {name: value for name, value in given.items() if value is not None}
+    """The given fields of EngineConfig."""
+    values = {name: getattr(args, name) for name in (*ENGINE_FLAGS, *ENGINE_CHOICES)}
+    return {name: value for name, value in values.items() if value is not None}

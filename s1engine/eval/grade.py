@@ -1,8 +1,8 @@
-"""What a model answered, read out of its text, and whether it is right.
+"""Extracts the answer from a model's text and grades it.
 
-Extraction follows s1's harness: the last ``\\boxed{...}`` of the answer, else what follows the last
-"Answer:". Marking goes from cheap to thorough: integers by value, then the characters, then
-math-verify's symbolic comparison. Knows nothing of engines or tasks.
+Extraction follows s1's harness: the last ``\\boxed{...}`` of the answer, else the text after the
+last "Answer:". Grading tries the cheap checks first: integers by value, then the characters, then
+math-verify's symbolic comparison. Knows no engines or tasks.
 """
 
 import functools
@@ -13,7 +13,7 @@ from typing import Literal
 Kind = Literal["math", "choice"]
 
 TIMEOUT_S = 5  # of one symbolic step
-MAX_SYMBOLIC_CHARS = 2000  # longer "answers" are no expressions
+MAX_SYMBOLIC_CHARS = 2000  # a longer answer is not an expression
 
 _ANSWER = re.compile(r"answer:\s*(.*)", re.IGNORECASE | re.DOTALL)
 _THINKING_ENDS = ("<|im_start|>answer", "</think>")
@@ -23,8 +23,7 @@ _NOISE = re.compile(r"\s+|\\[,;:! ]|\\left|\\right|\\\$|\$|\\%|%|\.$")
 
 
 def extract_answer(text: str) -> str | None:
-    """The final answer in ``text``; None if it states none. Thinking that stands in ``text`` is
-    passed over."""
+    """The final answer in ``text``, after any thinking in it; None if there is none."""
     for end in _THINKING_ENDS:
         text = text[text.rfind(end) + len(end) :] if end in text else text
     boxed = _last_boxed(text)
@@ -36,7 +35,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def _last_boxed(text: str) -> str | None:
-    """Content of the last complete ``\\boxed`` or ``\\fbox``, braces matched."""
+    """Content of the last complete ``\\boxed`` or ``\\fbox``, with matched braces."""
     for opening in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))):
         depth = 1
         for i in range(opening.end(), len(text)):
@@ -47,8 +46,8 @@ def _last_boxed(text: str) -> str | None:
 
 
 def is_correct(extracted: str | None, expected: str, kind: Kind = "math") -> bool:
-    """Do both say the same? Integers by value (``023`` is 23), mathematics by meaning; of a choice
-    only the letter counts."""
+    """Whether both answers are equal: integers by value (``023`` is 23), mathematics by meaning,
+    choices by their letter."""
     if extracted is None:
         return False
     if kind == "choice":
@@ -60,14 +59,14 @@ def is_correct(extracted: str | None, expected: str, kind: Kind = "math") -> boo
 
 
 def canonical(extracted: str, kind: Kind) -> str:
-    """What others can be compared with as if it were an expected answer."""
+    """The answer in the form of an expected answer, for comparison with others."""
     return (choice_letter(extracted) or extracted) if kind == "choice" else extracted
 
 
 def choice_letter(text: str) -> str | None:
-    """The letter that stands alone first in ``text``: of ``(B)``, ``B) 3 eV`` or ``\\text{B}``."""
-    found = _LETTER.search(_WRAPPERS.sub(r"\1", text))
-    return found.group(1) if found else None
+    """The first separate capital letter in ``text``: B of ``(B)``, ``B) 3 eV``, ``\\text{B}``."""
+    match = _LETTER.search(_WRAPPERS.sub(r"\1", text))
+    return match.group(1) if match else None
 
 
 def _integer(text: str) -> int | None:
@@ -83,14 +82,14 @@ def _plain(text: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _same_meaning(given: str, wanted: str) -> bool:
-    """Are both the same expression to math-verify?"""
+    """Whether math-verify finds both expressions equal."""
     if max(len(given), len(wanted)) > MAX_SYMBOLIC_CHARS:
         return False
-    from math_verify import parse, verify  # a second
+    from math_verify import parse, verify  # takes a second
 
-    # Its timeout is an alarm signal, which only the main thread may set.
-    main = threading.current_thread() is threading.main_thread()
-    timeout = TIMEOUT_S if main else None
+    # Its timeout is an alarm signal, which only the main thread can set.
+    is_main = threading.current_thread() is threading.main_thread()
+    timeout = TIMEOUT_S if is_main else None
     gold, answer = (
         parse(text if "$" in text or "\\boxed" in text else f"${text}$", parsing_timeout=timeout)
         for text in (wanted, given)

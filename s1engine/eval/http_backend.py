@@ -1,8 +1,8 @@
-"""Answers from an OpenAI-compatible server: one thread for each request that is under way.
+"""Answers from an OpenAI-compatible server: one thread for each request in flight.
 
-What fails for a passing reason (connection, time-out, 429, 5xx) is tried again after a growing
-pause; then the failure is the reply. Thinking fields go along only where they say something, so a
-server that does not know them can still answer runs without budgets.
+A temporary failure (connection, time-out, 429, 5xx) is tried again after a growing pause; the last
+failure becomes the response. Bodies contain thinking fields only if they differ from the defaults,
+so any server can answer runs without budgets.
 """
 
 import queue
@@ -16,10 +16,10 @@ from typing import Any
 
 import httpx
 
-from s1engine.eval.backend import EvalRequest, EvalResponse, Sample
+from s1engine.eval.backend import EvalRequest, EvalResponse, EvalSample
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
-PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+TEMPORARY = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 FIRST_PAUSE_S = 0.5  # doubles with every try
 LONGEST_PAUSE_S = 30.0
 UNKNOWN_MODEL = "default"  # for servers that do not list their models
@@ -27,24 +27,24 @@ UNKNOWN_MODEL = "default"  # for servers that do not list their models
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HttpOptions:
-    """How to talk to a server."""
+    """A server, and how to call it."""
 
     base_url: str
     """Up to and including ``/v1``."""
     api_key: str | None = None
     model: str | None = None
-    """None: the first that the server lists."""
+    """None: the first model that the server lists."""
     concurrency: int = 64
-    """Requests under way at once."""
+    """Requests in flight at once."""
     timeout_s: float = 600.0
     """Of one request."""
     retries: int = 4
-    """Further tries after the first."""
+    """Tries after the first."""
     first_pause_s: float = FIRST_PAUSE_S
 
 
 class _FailedError(Exception):
-    """A request that no further try will mend, or that has none left."""
+    """A request failed permanently, or has no tries left."""
 
 
 class HttpBackend:
@@ -85,7 +85,7 @@ class HttpBackend:
 
     def submit(self, request: EvalRequest) -> None:
         self._outstanding += 1
-        self._pool.submit(self._work, request)
+        self._pool.submit(self._run_request, request)
 
     def responses(self) -> Iterator[EvalResponse]:
         try:
@@ -99,7 +99,7 @@ class HttpBackend:
                 self.close()
 
     def close(self) -> None:
-        """Drops what is under way and lets the connections go."""
+        """Drops the requests in flight and closes the connections."""
         self._stopped.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()
@@ -110,10 +110,10 @@ class HttpBackend:
         except (httpx.HTTPError, ValueError, LookupError, TypeError):
             return UNKNOWN_MODEL
 
-    def _work(self, request: EvalRequest) -> None:
+    def _run_request(self, request: EvalRequest) -> None:
         begin = time.monotonic()
-        samples: tuple[Sample, ...] = ()
-        checkpoints: tuple[tuple[int, Sample], ...] = ()
+        samples: tuple[EvalSample, ...] = ()
+        checkpoints: tuple[tuple[int, EvalSample], ...] = ()
         error = None
         try:
             answer = self._post(request_body(request, self._model))
@@ -122,14 +122,14 @@ class HttpBackend:
             error = str(failure)
         except (LookupError, TypeError, ValueError, AttributeError) as failure:
             error = f"the answer is no chat completion ({type(failure).__name__}: {failure})"
-        except Exception as failure:  # a thread must not die silently: its reply is awaited
+        except Exception as failure:  # responses() waits for this thread's response
             error = f"{type(failure).__name__}: {failure}"
         self._ready.put(
             EvalResponse(request, samples, time.monotonic() - begin, error, checkpoints)
         )
 
     def _post(self, body: dict[str, Any]) -> Any:
-        """The answer's JSON. Raises _FailedError when tries have run out or would be in vain."""
+        """The answer's JSON. Raises _FailedError after a permanent failure or the last try."""
         for attempt in range(self._options.retries + 1):
             retry_after = None
             try:
@@ -137,7 +137,7 @@ class HttpBackend:
                 if response.is_success:
                     return response.json()
                 failure = f"HTTP {response.status_code}: {_message(response)}"
-                if response.status_code not in PASSING:
+                if response.status_code not in TEMPORARY:
                     raise _FailedError(failure)
                 retry_after = response.headers.get("retry-after")
             except httpx.TransportError as error:
@@ -147,7 +147,7 @@ class HttpBackend:
         raise _FailedError(f"{failure} (after {attempt + 1} tries)")
 
     def _pause(self, attempt: int, retry_after: str | None) -> bool:
-        """Waits before the next try, half of it at random; False if the backend was closed."""
+        """Waits before the next try, with random jitter; False if the backend was closed."""
         pause = self._options.first_pause_s * 2**attempt * random.uniform(0.5, 1.0)
         if retry_after is not None and retry_after.isdecimal():
             pause = max(pause, float(retry_after))
@@ -155,7 +155,7 @@ class HttpBackend:
 
 
 def _message(response: httpx.Response) -> str:
-    """What the server says went wrong, one line of it."""
+    """The server's error message, its first line."""
     try:
         text = str(response.json()["error"]["message"])
     except (ValueError, LookupError, TypeError):
@@ -163,11 +163,11 @@ def _message(response: httpx.Response) -> str:
     return text.strip().partition("\n")[0][:300] or response.reason_phrase
 
 
-# --- a chat completion, there and back ---
+# --- chat completions: request body and answer ---
 
 
 def request_body(request: EvalRequest, model: str) -> dict[str, Any]:
-    """The request; fields with neutral values are left out."""
+    """The body of a request, without fields that have their default."""
     params, neutral = request.params, SamplingParams()
     body: dict[str, Any] = {
         "model": model,
@@ -186,11 +186,11 @@ def request_body(request: EvalRequest, model: str) -> dict[str, Any]:
 def _thinking_fields(budget: ThinkingBudget | None) -> dict[str, Any]:
     if budget is None:
         return {}
-    given, neutral = _flat(budget), _flat(ThinkingBudget())
-    return {name: value for name, value in given.items() if value != neutral[name]}
+    fields, neutral = _http_fields(budget), _http_fields(ThinkingBudget())
+    return {name: value for name, value in fields.items() if value != neutral[name]}
 
 
-def _flat(budget: ThinkingBudget) -> dict[str, Any]:
+def _http_fields(budget: ThinkingBudget) -> dict[str, Any]:
     return {
         "thinking_token_budget": budget.max_tokens,
         "min_thinking_tokens": budget.min_tokens,
@@ -202,9 +202,8 @@ def _flat(budget: ThinkingBudget) -> dict[str, Any]:
     }
 
 
-def read_samples(answer: Any) -> tuple[Sample, ...]:
-    """The samples of a chat completion. Token counts that the server gives for all samples
-    together are shared out evenly."""
+def read_samples(answer: Any) -> tuple[EvalSample, ...]:
+    """The samples of a chat completion. A token count over all samples is divided evenly."""
     usage = answer.get("usage") or {}
     choices = answer["choices"]
     if not choices:
@@ -212,13 +211,13 @@ def read_samples(answer: Any) -> tuple[Sample, ...]:
     return tuple(_sample(choice, usage, len(choices)) for choice in choices)
 
 
-def read_checkpoints(answer: Any) -> tuple[tuple[int, Sample], ...]:
-    """s1engine's answers at checkpoints, of the first choice."""
-    found = []
+def read_checkpoints(answer: Any) -> tuple[tuple[int, EvalSample], ...]:
+    """The answers at checkpoints of the first choice, which s1engine's server returns."""
+    samples = []
     for checkpoint in answer.get("checkpoints") or ():
         if checkpoint["index"] == 0:
             figures = checkpoint["thinking"]
-            sample = Sample(
+            sample = EvalSample(
                 text=checkpoint["text"],
                 thinking_tokens=figures["tokens"],
                 output_tokens=checkpoint["completion_tokens"],
@@ -227,11 +226,11 @@ def read_checkpoints(answer: Any) -> tuple[tuple[int, Sample], ...]:
                 end_reason=figures["end_reason"],
                 finish_reason=checkpoint["finish_reason"],
             )
-            found.append((int(checkpoint["budget"]), sample))
-    return tuple(found)
+            samples.append((int(checkpoint["budget"]), sample))
+    return tuple(samples)
 
 
-def _sample(choice: dict[str, Any], usage: dict[str, Any], count: int) -> Sample:
+def _sample(choice: dict[str, Any], usage: dict[str, Any], count: int) -> EvalSample:
     message = choice["message"]
     text = message.get("content") or ""
     reasoning = message.get("reasoning") or message.get("reasoning_content") or ""
@@ -241,7 +240,7 @@ def _sample(choice: dict[str, Any], usage: dict[str, Any], count: int) -> Sample
     if thinking is None:
         thinking = round(total * len(reasoning) / max(len(reasoning) + len(text), 1))
         estimated = bool(reasoning)
-    return Sample(
+    return EvalSample(
         text=text,
         thinking_tokens=thinking,
         output_tokens=max(total, thinking),
@@ -256,16 +255,16 @@ def _sample(choice: dict[str, Any], usage: dict[str, Any], count: int) -> Sample
 
 
 def _thinking_tokens(figures: dict[str, Any], usage: dict[str, Any], count: int) -> int | None:
-    """As the server counted them; None if it did not."""
+    """The server's count; None without one."""
     if figures.get("tokens") is not None:
         return int(figures["tokens"])
     details = usage.get("completion_tokens_details") or {}
-    together = details.get("reasoning_tokens")
-    return None if together is None else int(together) // count
+    total = details.get("reasoning_tokens")
+    return None if total is None else int(total) // count
 
 
 def _figures(choice: dict[str, Any], usage: dict[str, Any], count: int) -> dict[str, Any]:
-    """s1engine's own figures of one sample, where the server gives them."""
+    """s1engine's thinking figures of one sample, if the server returns them."""
     own = choice.get("thinking")
     if isinstance(own, dict):
         return own

@@ -1,7 +1,6 @@
-"""From flags to a sweep: which methods there are, what each takes, and the runs they come to.
+"""The methods by name: the options each accepts, and the runs it makes of them.
 
-Everything a user can get wrong about a sweep is found here, before a model is loaded. Prompts are
-those of s1's evaluation.
+Checks all options of a sweep before a model is loaded. Prompts are those of s1's evaluation.
 """
 
 import itertools
@@ -19,7 +18,7 @@ from s1engine.eval.methods import (
     RejectionSampling,
     RunSettings,
     SinglePass,
-    first,
+    first_sample,
     majority_vote,
     most_confident,
 )
@@ -37,12 +36,12 @@ CLASS_SUFFIXES = {
 MAX_STEPS = 10_000
 MAX_TRIES = 1000
 BASELINES = ("class-conditional", "class-conditional-forced")
-"""Methods whose run without a length is not one of their own: the others are held against it."""
+"""Methods whose run without a length is the baseline of their other runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepOptions:
-    """The lists that a sweep runs over, and how it samples. None: the method's own default."""
+    """The values that a sweep runs over, and its sampling. None: the method's default."""
 
     budgets: tuple[int | None, ...] | None = None
     num_waits: tuple[int, ...] | None = None
@@ -64,7 +63,7 @@ class SweepOptions:
         for name in ("budgets", "num_waits", "steps", "samples"):
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):
-                raise RequestError(f"{name} names a value twice", param=name)
+                raise RequestError(f"{name} has a value twice", param=name)
         if self.max_tries is not None:
             check_int("max_tries", self.max_tries, 1, MAX_TRIES)
         if self.temperature is not None:
@@ -75,7 +74,7 @@ class SweepOptions:
     def params(
         self, run: RunSettings, *, temperature: float, forced: bool = True
     ) -> SamplingParams:
-        """How a run samples; ``forced``: its limits are enforced, not only asked for."""
+        """Sampling parameters of a run; ``forced``: its limits are enforced, not only asked for."""
         sampled = temperature if self.temperature is None else self.temperature
         return SamplingParams(
             n=run.samples,
@@ -99,26 +98,27 @@ def _check_all(param: str, values: Sequence[int] | None, low: int, high: int) ->
 
 @dataclass(frozen=True, slots=True)
 class MethodEntry:
-    """A method as a user names it: the options it takes, and the runs it makes of them."""
+    """A method in the registry."""
 
-    takes: frozenset[str]
+    options: frozenset[str]
+    """Fields of SweepOptions that it accepts, besides sampling."""
     build: Callable[[str, SweepOptions], list[Method]]
     help: str
 
 
-def plan(names: Sequence[str], options: SweepOptions) -> list[Method]:
-    """The sweep of ``names``, in the order asked. Raises RequestError for an option that none of
-    them takes."""
+def build_methods(names: Sequence[str], options: SweepOptions) -> list[Method]:
+    """The methods of a sweep, in the order of ``names``. Raises RequestError for an option that
+    none of them accepts."""
     for name in names:
         if name not in METHODS:
             raise RequestError(
                 f"method must be one of {', '.join(METHODS)}; got {name!r}", param="method"
             )
     if len(set(names)) < len(names):
-        raise RequestError("method names one twice", param="method")
-    taken = frozenset().union(*(METHODS[name].takes for name in names))
+        raise RequestError("method has a name twice", param="method")
+    accepted = frozenset().union(*(METHODS[name].options for name in names))
     for field in ("budgets", "num_waits", "steps", "samples", "max_tries", "wait_text"):
-        if getattr(options, field) is not None and field not in taken:
+        if getattr(options, field) is not None and field not in accepted:
             raise RequestError(f"{field} does not apply to {', '.join(names)}", param=field)
     methods = [method for name in names for method in METHODS[name].build(name, options)]
     return [method for method in methods if method.settings]
@@ -128,14 +128,14 @@ def plan(names: Sequence[str], options: SweepOptions) -> list[Method]:
 
 
 def _budget_forcing(name: str, options: SweepOptions) -> list[Method]:
-    """Budgets within waits."""
+    """A run for each number of waits and each budget."""
     runs = [
         RunSettings(name, budget, num_waits)
         for num_waits, budget in itertools.product(
             options.num_waits or (0,), options.budgets or (None,)
         )
     ]
-    return [SinglePass(run, options.params(run, temperature=0), first) for run in runs]
+    return [SinglePass(run, options.params(run, temperature=0), first_sample) for run in runs]
 
 
 def _checkpoints(name: str, options: SweepOptions) -> list[Method]:
@@ -148,7 +148,7 @@ def _checkpoints(name: str, options: SweepOptions) -> list[Method]:
         params = options.params(RunSettings(name, largest, num_waits), temperature=0)
         thinking = replace(params.thinking or ThinkingBudget(), checkpoints=smaller)
         runs = tuple(RunSettings(name, budget, num_waits) for budget in budgets)
-        methods.append(CheckpointSweep(runs, replace(params, thinking=thinking), first))
+        methods.append(CheckpointSweep(runs, replace(params, thinking=thinking), first_sample))
     return methods
 
 
@@ -158,7 +158,7 @@ def _token_conditional(name: str, options: SweepOptions) -> list[Method]:
         SinglePass(
             (run := RunSettings(name, budget)),
             options.params(run, temperature=0, forced=forced),
-            first,
+            first_sample,
             suffix="" if budget is None else TOKEN_SUFFIX.format(n=budget),
         )
         for budget in options.budgets or (1024, 2048, 4096, 8192, 16384)
@@ -166,15 +166,15 @@ def _token_conditional(name: str, options: SweepOptions) -> list[Method]:
 
 
 def _step_conditional(name: str, options: SweepOptions) -> list[Method]:
-    """Forced, thinking is cut at the tokens by which s1 measures the control of steps. s1 itself
-    cuts where its model, trained to count steps down, writes the marker of step 0; other models
-    write no such marker, and the engine ends thinking at single tokens only."""
+    """Forced, thinking is cut at the number of tokens with which s1 measures Control of steps. s1
+    cuts at the marker of step 0, which only its model, trained to count steps down, writes; the
+    engine ends thinking at single tokens only."""
     forced = name.endswith("-forced")
     return [
         SinglePass(
             (run := RunSettings(name, steps=steps)),
             options.params(run, temperature=0, forced=forced),
-            first,
+            first_sample,
             suffix=STEP_SUFFIX.format(n=steps),
         )
         for steps in options.steps or (16, 32, 64, 128, 256)
@@ -182,13 +182,13 @@ def _step_conditional(name: str, options: SweepOptions) -> list[Method]:
 
 
 def _class_conditional(name: str, options: SweepOptions) -> list[Method]:
-    """A run without a length first: the others are held against it."""
+    """The baseline without a length first, then short and long."""
     budgets = (options.budgets or (None,)) if name.endswith("-forced") else (None,)
     return [
         SinglePass(
             (run := RunSettings(name, budget, length=length)),
             options.params(run, temperature=0),
-            first,
+            first_sample,
             suffix=CLASS_SUFFIXES[length] if length else "",
         )
         for budget in budgets
@@ -200,7 +200,7 @@ def _rejection_sampling(name: str, options: SweepOptions) -> list[Method]:
     tries = options.max_tries or 16
     runs = [RunSettings(name, budget, max_tries=tries) for budget in options.budgets or (None,)]
     if any(run.budget == 0 for run in runs):
-        raise RequestError("budgets: no thinking stays under a budget of 0", param="budgets")
+        raise RequestError("budgets: no thinking is below a budget of 0", param="budgets")
     return [RejectionSampling(run, options.params(run, temperature=1)) for run in runs]
 
 
@@ -211,13 +211,12 @@ def _parallel(choose: Chooser, logprobs: int | None = None) -> Callable[..., lis
             for budget in options.budgets or (None,)
             for samples in options.samples or (1, 2, 4, 8)
         ]
-        return [SinglePass(run, _with(options, run, logprobs), choose) for run in runs]
+        return [
+            SinglePass(run, replace(options.params(run, temperature=1), logprobs=logprobs), choose)
+            for run in runs
+        ]
 
     return build
-
-
-def _with(options: SweepOptions, run: RunSettings, logprobs: int | None) -> SamplingParams:
-    return replace(options.params(run, temperature=1), logprobs=logprobs)
 
 
 _BUDGETS = frozenset({"budgets"})
@@ -255,7 +254,7 @@ METHODS = {
     "rejection-sampling": MethodEntry(
         _BUDGETS | {"max_tries"},
         _rejection_sampling,
-        "sampled until the thinking stays under the budget",
+        "sampled until the thinking ends below the budget",
     ),
     "majority-voting": MethodEntry(
         _BUDGETS | {"samples"}, _parallel(majority_vote), "the answer of most samples"

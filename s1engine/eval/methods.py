@@ -1,9 +1,9 @@
 """The ways of spending thinking that s1 compares, each an object with one method, ``answer``.
 
-A sweep is a list of them. Most ask once for each question and differ in data only: what follows the
-prompt, how it is sampled, how one answer is made of the samples (``SinglePass``); rejection
-sampling asks again. A method may answer for several runs at once, for example where one pass yields
-the answers at every budget. Knows no engine and no server (``backend``), no task and no file.
+A sweep is a list of methods. Most ask each question once (``SinglePass``) and differ in data only:
+the suffix of the prompt, the sampling, the rule that chooses one answer of the samples. Rejection
+sampling asks again. A method may answer for several runs, if one pass yields the answers at several
+budgets. Knows no engine and no server (see ``backend``), no files.
 """
 
 import hashlib
@@ -11,74 +11,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
-from s1engine.eval.backend import Backend, EvalRequest, EvalResponse, Sample
+from s1engine.eval.backend import Backend, EvalRequest, EvalResponse, EvalSample
 from s1engine.eval.grade import canonical, extract_answer, is_correct
 from s1engine.eval.tasks import Question
 from s1engine.sampling_params import SamplingParams
 
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The answer that was chosen, and a sample that gave it."""
-
-    extracted: str | None
-    sample: Sample
-    votes: int = 1
-    """Samples that gave this answer, as far as they were compared."""
-
-
-Chooser = Callable[[Question, Sequence[Sample]], Choice]
-
-
-def first(question: Question, samples: Sequence[Sample]) -> Choice:
-    """The first sample, whatever the others say."""
-    return Choice(extract_answer(samples[0].text), samples[0])
-
-
-def majority_vote(question: Question, samples: Sequence[Sample]) -> Choice:
-    """The answer of most samples, a tie to the one seen first. Samples without an answer have no
-    vote; where none has one, the first is taken."""
-    camps: list[tuple[str, list[Sample]]] = []
-    for sample in samples:
-        answer = extract_answer(sample.text)
-        if answer is None:
-            continue
-        for camp, members in camps:
-            if is_correct(answer, camp, question.kind):
-                members.append(sample)
-                break
-        else:
-            camps.append((canonical(answer, question.kind), [sample]))
-    if not camps:
-        return first(question, samples)
-    answer, members = max(camps, key=lambda camp: len(camp[1]))  # the first of equals
-    return Choice(answer, members[0], votes=len(members))
-
-
-def most_confident(question: Question, samples: Sequence[Sample]) -> Choice:
-    """Of the samples that give an answer, the one whose tokens were likeliest on average."""
-    answered = [(extract_answer(sample.text), sample) for sample in samples]
-    candidates = [pair for pair in answered if pair[0] is not None] or answered
-    answer, sample = max(candidates, key=lambda pair: _confidence(pair[1]))
-    return Choice(answer, sample)
-
-
-def _confidence(sample: Sample) -> float:
-    return float("-inf") if sample.mean_logprob is None else sample.mean_logprob
-
-
-TOKENS_PER_STEP = 100  # by which s1 turns steps into the thinking that was asked for
-ONE_TRACE = "budget-forcing-checkpoints"  # the method whose runs are one pass
+TOKENS_PER_STEP = 100  # s1's limit of thinking tokens for each step that a prompt asks for
+ONE_TRACE = "budget-forcing-checkpoints"  # the method whose runs share one pass
 CUT_SHORT = ("budget", "deadline", "client", "loop", "length", "abort")
 
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What tells one run from another. Fields that a method does not have keep their default."""
+    """The settings of one run. Fields that a method does not use keep their default."""
 
     method: str
     budget: int | None = None
-    """Thinking tokens at most; None: unbounded."""
+    """Maximum of thinking tokens; None: unbounded."""
     num_waits: int = 0
     steps: int | None = None
     """Thinking steps that the prompt asks for."""
@@ -86,40 +35,95 @@ class RunSettings:
     """``short`` or ``long``: the class of thinking that the prompt asks for."""
     samples: int = 1
     max_tries: int = 0
-    """Samples drawn until one is accepted; 0: the first is taken."""
+    """Maximum of samples until one is accepted; 0: the first is accepted."""
 
     @property
     def limit(self) -> int | None:
-        """Thinking tokens that a question was allowed, over all samples that are its answer."""
-        each = self.sample_limit
-        return None if each is None else each * self.samples
+        """Maximum of thinking tokens for a question, over all samples of its answer."""
+        return None if self.sample_limit is None else self.sample_limit * self.samples
 
     @property
     def sample_limit(self) -> int | None:
-        """Thinking tokens that one sample was allowed or asked to use."""
+        """Maximum of thinking tokens for one sample, enforced or only asked for."""
         return self.budget if self.steps is None else TOKENS_PER_STEP * self.steps
 
     def to_json(self) -> dict[str, Any]:
-        """Method, budget and waits always; anything else where it is set."""
+        """Method, budget and waits always; other fields if they are set."""
         always = ("method", "budget", "num_waits")
-        given = {field: getattr(self, field.name) for field in fields(self)}
+        values = {field: getattr(self, field.name) for field in fields(self)}
         return {
             field.name: value
-            for field, value in given.items()
+            for field, value in values.items()
             if field.name in always or value != field.default
         }
 
 
+# --- from the samples of a question to one answer ---
+
+
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What one run made of one question."""
+class ChosenAnswer:
+    """The chosen answer, and a sample that gave it."""
+
+    extracted: str | None
+    sample: EvalSample
+    votes: int = 1
+    """Samples with this answer, where answers are compared."""
+
+
+Chooser = Callable[[Question, Sequence[EvalSample]], ChosenAnswer]
+
+
+def first_sample(question: Question, samples: Sequence[EvalSample]) -> ChosenAnswer:
+    """The first sample's answer."""
+    return ChosenAnswer(extract_answer(samples[0].text), samples[0])
+
+
+def majority_vote(question: Question, samples: Sequence[EvalSample]) -> ChosenAnswer:
+    """The answer of most samples, of equals the one that came first. Samples without an answer do
+    not vote; if none has one, the first sample is chosen."""
+    groups: list[tuple[str, list[EvalSample]]] = []
+    for sample in samples:
+        answer = extract_answer(sample.text)
+        if answer is None:
+            continue
+        for representative, members in groups:
+            if is_correct(answer, representative, question.kind):
+                members.append(sample)
+                break
+        else:
+            groups.append((canonical(answer, question.kind), [sample]))
+    if not groups:
+        return first_sample(question, samples)
+    answer, members = max(groups, key=lambda group: len(group[1]))  # the first of equals
+    return ChosenAnswer(answer, members[0], votes=len(members))
+
+
+def most_confident(question: Question, samples: Sequence[EvalSample]) -> ChosenAnswer:
+    """Of the samples with an answer, the one with the highest mean log-probability."""
+    answered = [(extract_answer(sample.text), sample) for sample in samples]
+    candidates = [pair for pair in answered if pair[0] is not None] or answered
+    answer, sample = max(candidates, key=lambda pair: _confidence(pair[1]))
+    return ChosenAnswer(answer, sample)
+
+
+def _confidence(sample: EvalSample) -> float:
+    return float("-inf") if sample.mean_logprob is None else sample.mean_logprob
+
+
+# --- methods ---
+
+
+@dataclass(frozen=True, slots=True)
+class RunAnswer:
+    """The answer of one run to one question."""
 
     settings: RunSettings
     question: Question
-    choice: Choice | None
-    """None: no sample was acceptable, or the question failed."""
-    samples: tuple[Sample, ...]
-    """Everything that was generated for it, in the order of generation."""
+    choice: ChosenAnswer | None
+    """None: no sample was accepted, or the question failed."""
+    samples: tuple[EvalSample, ...]
+    """All samples, in the order of generation."""
     seconds: float
     error: str | None = None
     tries: int = 1
@@ -134,9 +138,9 @@ class Method(Protocol):
 
     def answer(
         self, questions: Sequence[Question], backend: Backend, traces: frozenset[str]
-    ) -> Iterator[Answer]:
-        """An answer for each question and run, in the order in which they are ready. ``traces``:
-        ids of the questions whose text is wanted in segments."""
+    ) -> Iterator[RunAnswer]:
+        """Yields an answer for each question and run, as they finish. ``traces``: ids of the
+        questions whose text is returned in segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,7 @@ class SinglePass:
     params: SamplingParams
     choose: Chooser
     suffix: str = ""
-    """Stands after the question and a blank line."""
+    """Follows the question after a blank line."""
 
     @property
     def settings(self) -> tuple[RunSettings, ...]:
@@ -155,30 +159,28 @@ class SinglePass:
 
     def answer(
         self, questions: Sequence[Question], backend: Backend, traces: frozenset[str]
-    ) -> Iterator[Answer]:
+    ) -> Iterator[RunAnswer]:
         for key, question in enumerate(questions):
-            backend.submit(self._request(key, question, question.id in traces))
+            prompt = f"{question.prompt}\n\n{self.suffix}" if self.suffix else question.prompt
+            params = seeded(self.params, question)
+            backend.submit(EvalRequest(key, prompt, params, question.id in traces))
         for response in backend.responses():
-            question = questions[response.request.key]
-            choice = None if response.error else self.choose(question, response.samples)
-            yield Answer(
-                self.run, question, choice, response.samples, response.seconds, error=response.error
+            question, error = questions[response.request.key], response.error
+            choice = None if error else self.choose(question, response.samples)
+            yield RunAnswer(
+                self.run, question, choice, response.samples, response.seconds, error=error
             )
-
-    def _request(self, key: int, question: Question, trace: bool) -> EvalRequest:
-        prompt = f"{question.prompt}\n\n{self.suffix}" if self.suffix else question.prompt
-        return EvalRequest(key, prompt, seeded(self.params, question), trace)
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSweep:
-    """Answers for a run at every budget from one trace a question: it thinks to the largest, and
-    the engine forks an answer off at each smaller one. Answers are those of separate runs; their
-    times are the one pass's.
+    """Answers for a run at every budget from one trace per question: the model thinks up to the
+    largest budget, and the engine branches off an answer at each smaller one. The answers equal
+    those of separate runs; the time is that of the one pass.
     """
 
     runs: tuple[RunSettings, ...]
-    """In the order asked; budgets differ, None is the largest."""
+    """In the order asked; all budgets differ, None is the largest."""
     params: SamplingParams
     choose: Chooser
 
@@ -188,47 +190,38 @@ class CheckpointSweep:
 
     def answer(
         self, questions: Sequence[Question], backend: Backend, traces: frozenset[str]
-    ) -> Iterator[Answer]:
+    ) -> Iterator[RunAnswer]:
         for key, question in enumerate(questions):
             params = seeded(self.params, question)
             backend.submit(EvalRequest(key, question.prompt, params, question.id in traces))
+        budgets = self.params.thinking.checkpoints if self.params.thinking else ()
         for response in backend.responses():
-            found = dict(response.checkpoints)
+            question, at_checkpoint = questions[response.request.key], dict(response.checkpoints)
             for run in self.runs:
-                own = (found[run.budget],) if run.budget in found else ()
-                samples = own if run.budget in self._checkpoints else response.samples
-                yield self._answer(run, questions[response.request.key], samples, response)
-
-    @property
-    def _checkpoints(self) -> tuple[int, ...]:
-        return self.params.thinking.checkpoints if self.params.thinking else ()
-
-    def _answer(
-        self,
-        run: RunSettings,
-        question: Question,
-        samples: tuple[Sample, ...],
-        response: EvalResponse,
-    ) -> Answer:
-        error = response.error or (None if samples else f"no answer at budget {run.budget}")
-        choice = None if error else self.choose(question, samples)
-        return Answer(run, question, choice, samples, response.seconds, error=error)
+                samples = response.samples
+                if run.budget in budgets:
+                    sample = at_checkpoint.get(run.budget)
+                    samples = () if sample is None else (sample,)
+                missing = None if samples else f"no answer at budget {run.budget}"
+                error = response.error or missing
+                choice = None if error else self.choose(question, samples)
+                yield RunAnswer(run, question, choice, samples, response.seconds, error=error)
 
 
 @dataclass(slots=True)
 class _Tries:
-    """A question that rejection sampling is at work on."""
+    """The samples of a question so far."""
 
-    samples: list[Sample]
+    samples: list[EvalSample]
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RejectionSampling:
-    """Samples until an answer's own thinking stays under the budget, at most ``max_tries`` times;
-    where none does, the question has no answer.
+    """Samples until the thinking of an answer ends below the budget, at most ``max_tries`` times;
+    if none does, the question has no answer.
 
-    Thinking that reaches the budget is cut there, since it is rejected however it would go on.
+    Thinking that reaches the budget is cut there, because it is rejected in any case.
     """
 
     run: RunSettings
@@ -240,7 +233,7 @@ class RejectionSampling:
 
     def answer(
         self, questions: Sequence[Question], backend: Backend, traces: frozenset[str]
-    ) -> Iterator[Answer]:
+    ) -> Iterator[RunAnswer]:
         tries = [_Tries([]) for _ in questions]
         for key, question in enumerate(questions):
             backend.submit(self._request(key, question, 0, question.id in traces))
@@ -253,23 +246,22 @@ class RejectionSampling:
             if accepted or response.error or len(so_far.samples) == self.run.max_tries:
                 yield self._answer(question, so_far, response, accepted)
             else:
-                backend.submit(
-                    self._request(key, question, len(so_far.samples), response.request.trace)
-                )
+                trace = response.request.trace
+                backend.submit(self._request(key, question, len(so_far.samples), trace))
 
     def _request(self, key: int, question: Question, attempt: int, trace: bool) -> EvalRequest:
         return EvalRequest(key, question.prompt, seeded(self.params, question, attempt), trace)
 
-    def _accepts(self, sample: Sample) -> bool:
+    def _accepts(self, sample: EvalSample) -> bool:
         within = self.run.budget is None or sample.thinking_tokens < self.run.budget
         return within and sample.end_reason not in CUT_SHORT
 
     def _answer(
         self, question: Question, tries: _Tries, response: EvalResponse, accepted: bool
-    ) -> Answer:
+    ) -> RunAnswer:
         last = tries.samples[-1] if tries.samples else None
-        choice = Choice(extract_answer(last.text), last) if accepted and last else None
-        return Answer(
+        choice = ChosenAnswer(extract_answer(last.text), last) if accepted and last else None
+        return RunAnswer(
             self.run,
             question,
             choice,
@@ -282,6 +274,6 @@ class RejectionSampling:
 
 def seeded(params: SamplingParams, question: Question, attempt: int = 0) -> SamplingParams:
     """``params`` with a seed that depends on the question and the attempt, not on their order; the
-    samples of one ask differ by their index."""
+    samples of one request differ by their index."""
     name = f"{params.seed}/{question.id}/{attempt}".encode()
     return replace(params, seed=int.from_bytes(hashlib.sha256(name).digest()[:4], "little"))

@@ -1,16 +1,15 @@
-"""Control, Scaling and Performance: how well one method turns thinking into accuracy.
+"""Control, Scaling and Performance of a method, and the uncertainty of an accuracy.
 
-The three figures of s1 (arXiv 2501.19393, section 3.2), each from the runs of one method.
-Accuracies are exact fractions, so no rounding enters before the last step. Where the paper leaves a
-case open:
+The three metrics of s1 (arXiv 2501.19393, section 3.2), each over the runs of one method.
+Accuracies are exact fractions, so only the last step rounds. Cases that the paper leaves open:
 
-    no limit              a bound that is missing cannot be broken: the run counts as within
-    equal x               no slope joins the two runs, so their pair is left out
-    x = 0                 has no logarithm: its pairs are left out, but not of the linear form
+    no limit              counts as within the limit
+    equal x               the pair has no slope and is left out
+    x = 0                 has no logarithm: its pairs are left out, except in the linear form
     no pair left          Scaling is None (one run, or all runs equally long)
     no run                all three are None
 
-Knows nothing of questions, models or files.
+Intervals are bootstrap intervals over the questions. Knows no questions, models or files.
 """
 
 import itertools
@@ -22,11 +21,13 @@ from fractions import Fraction
 import numpy as np
 
 LINEAR_UNIT = 1000  # thinking tokens per unit of x in the linear form
+RESAMPLES = 10_000
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One run: mean thinking tokens, accuracy in percent, and how much thinking was asked for."""
+    """One run: mean thinking tokens, accuracy in percent, limits of thinking tokens."""
 
     tokens: float
     accuracy: Fraction
@@ -35,21 +36,21 @@ class Point:
 
     @property
     def within(self) -> bool:
-        """Did the run think no more and no less than asked, on average?"""
+        """Whether the mean thinking is within both limits."""
         low = self.limit_min is None or self.tokens >= self.limit_min
         return low and (self.limit is None or self.tokens <= self.limit)
 
 
 def control(points: Sequence[Point]) -> float | None:
-    """Share of runs within their limits, percent."""
+    """Control: percent of runs within their limits."""
     if not points:
         return None
     return float(Fraction(100 * sum(point.within for point in points), len(points)))
 
 
 def scaling(points: Sequence[Point], *, linear: bool = False) -> float | None:
-    """Mean slope over all pairs of runs, in percent of accuracy per doubling of thinking tokens;
-    ``linear``: per 1,000 of them."""
+    """Scaling: mean slope over all pairs of runs, in percent of accuracy per doubling of thinking
+    tokens; ``linear``: per 1,000 tokens."""
     slopes = list(_slopes(points, linear))
     return math.fsum(slopes) / len(slopes) if slopes else None
 
@@ -68,12 +69,12 @@ def _slopes(points: Sequence[Point], linear: bool) -> Iterator[float]:
 
 
 def performance(points: Sequence[Point]) -> float | None:
-    """The best accuracy, percent."""
+    """Performance: the best accuracy, in percent."""
     return float(max(point.accuracy for point in points)) if points else None
 
 
 def method_metrics(points: Sequence[Point], *, linear: bool = False) -> dict[str, float | None]:
-    """All three by name."""
+    """All three metrics by name."""
     return {
         "control": control(points),
         "scaling": scaling(points, linear=linear),
@@ -82,8 +83,8 @@ def method_metrics(points: Sequence[Point], *, linear: bool = False) -> dict[str
 
 
 def exact_accuracy(percent: float, questions: int | None = None) -> Fraction:
-    """``percent`` as a fraction; with the number of questions known, the share k/n that it rounds
-    (56.7 of 30 questions is 17/30) if there is one within a tenth of a percent."""
+    """``percent`` as a fraction. With a number of questions n, the nearest k/n if it is within a
+    tenth of a percent: 56.7 of 30 questions is 17/30."""
     if questions:
         share = Fraction(100 * round(percent * questions / 100), questions)
         if abs(share - Fraction(percent)) < Fraction(1, 10):
@@ -91,27 +92,26 @@ def exact_accuracy(percent: float, questions: int | None = None) -> Fraction:
     return Fraction(percent)
 
 
-RESAMPLES = 10_000
-Interval = tuple[float, float]
+# --- intervals: resampling n questions with replacement, drawn as counts of each outcome ---
 
 
 def bootstrap_interval(correct: Sequence[bool], seed: int) -> Interval:
-    """95 % interval of the accuracy in percent, by 10,000 resamples of the questions."""
+    """95 % interval of an accuracy in percent, from 10,000 resamples of the questions."""
     n = len(correct)
-    return _middle(np.random.default_rng(seed).binomial(n, sum(correct) / n, RESAMPLES) / n)
+    return _percentiles(np.random.default_rng(seed).binomial(n, sum(correct) / n, RESAMPLES) / n)
 
 
 def paired_interval(first: Sequence[bool], second: Sequence[bool], seed: int) -> Interval:
-    """95 % interval of the second accuracy less the first, in percent, both over the same
-    questions, which are resampled together."""
+    """95 % interval of the second accuracy minus the first, in percent, both over the same
+    questions, resampled together."""
     assert len(first) == len(second)
     n = len(first)
     changes = [int(b) - int(a) for a, b in zip(first, second, strict=True)]
     shares = [changes.count(outcome) / n for outcome in (-1, 0, 1)]
     counts = np.random.default_rng(seed).multinomial(n, shares, RESAMPLES)  # [RESAMPLES, 3]
-    return _middle((counts[:, 2] - counts[:, 0]) / n)
+    return _percentiles((counts[:, 2] - counts[:, 0]) / n)
 
 
-def _middle(draws: np.ndarray) -> Interval:
+def _percentiles(draws: np.ndarray) -> Interval:
     low, high = np.percentile(100 * draws, [2.5, 97.5])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""``s1engine metrics``: Control, Scaling and Performance of runs written in a file."""
+"""``s1engine metrics``: Control, Scaling and Performance of the runs in a file."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_points(path: Path) -> list[Point]:
-    """The runs of a file. Raises RequestError naming the field at fault."""
+    """The runs in a file. Raises RequestError that names the bad field."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,7 +1,6 @@
-"""report.html: a sweep on one page that needs no network, and its figures as PNG files beside it.
+"""report.html: a sweep on one page that needs no network, with its figures as PNG files beside it.
 
-Puts the page together; ``svg`` draws, ``tables`` and ``traces`` write their sections. Everything
-that came from questions or models is escaped.
+Writes the sections; ``charts`` draws and lays out. Escapes all text of questions and models.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,30 +8,43 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from s1engine.charts import png
 from s1engine.charts.figure import Figure
-from s1engine.charts.html_page import card, page
-from s1engine.eval import tables
-from s1engine.eval.figures import figures, run_label
+from s1engine.charts.html_page import figure_card, number_cell, render_page, table_card
+from s1engine.charts.png import save_png
+from s1engine.charts.svg import COLORS
+from s1engine.eval.backend import Segment
+from s1engine.eval.figures import run_label, series_name, sweep_figures
 from s1engine.eval.methods import ONE_TRACE
 
 Run = dict[str, Any]
 Row = dict[str, Any]
+Column = tuple[str, str, str | None]  # key of a run, heading, format (None: three digits)
+
+OPTIONAL: tuple[Column, ...] = (
+    ("coverage", "any sample right", "{:.1f} %"),
+    ("accepted", "accepted", "{:.1f} %"),
+    ("tries", "tries", "{:.2f}"),
+    ("joules_per_question", "joules", None),
+    ("dollars_per_question", "dollars", None),
+)
+"""Columns that the table has only if a run has the figure."""
+MAX_CHARS = 60_000  # of one trace; a longer one loses its middle
 
 
 def write_report(
     folder: Path, summary: dict[str, Any], rows: Sequence[Row], identity: dict[str, Any]
 ) -> None:
-    """Writes report.html and a PNG for each of its figures into ``folder``. ``identity`` says what
-    was measured: task, model, number of questions, seed."""
-    drawn = figures(summary["runs"])
-    for figure in drawn:
-        png.save(figure, folder / f"{figure.name}.png")
-    text = page(f"{identity['task']}, {_model(identity)}", _body(summary, rows, identity, drawn))
+    """Writes report.html and a PNG for each of its figures into ``folder``. ``identity`` names
+    task, model, number of questions and seed."""
+    figures = sweep_figures(summary["runs"])
+    for figure in figures:
+        save_png(figure, folder / f"{figure.name}.png")
+    title = f"{identity['task']}, {_model_name(identity)}"
+    text = render_page(title, _body(summary, rows, identity, figures))
     (folder / "report.html").write_text(text, encoding="utf-8")
 
 
-def _model(identity: dict[str, Any]) -> str:
+def _model_name(identity: dict[str, Any]) -> str:
     return Path(str(identity["model"])).name
 
 
@@ -40,32 +52,27 @@ def _body(
     summary: dict[str, Any],
     rows: Sequence[Row],
     identity: dict[str, Any],
-    drawn: Sequence[Figure],
+    figures: Sequence[Figure],
 ) -> Iterator[str]:
     yield from _head(summary["runs"], identity)
-    by_name = {figure.name: figure for figure in drawn}
-    yield (
-        f"<section>{card(by_name['accuracy'], 920, 420)}</section>" if "accuracy" in by_name else ""
-    )
-    yield '<section class="pair">'
-    for name in ("seconds", "throughput"):
-        if name in by_name:
-            yield card(by_name[name], 450, 330)
-    yield "</section>"
-    yield '<section class="pair">'
-    if "control" in by_name:
-        yield card(by_name["control"], 450, 400)
-    yield tables.methods(summary["methods"])
-    yield "</section>"
-    yield tables.runs(summary["runs"])
-    yield _traces_section(rows)
-    yield from _foot(identity)
+    sizes = {"accuracy": (920, 420), "control": (450, 400)}
+    cards = {f.name: figure_card(f, *sizes.get(f.name, (450, 330))) for f in figures}
+    yield f"<section>{cards.get('accuracy', '')}</section>"
+    yield f'<section class="pair">{cards.get("seconds", "")}{cards.get("throughput", "")}</section>'
+    methods = _methods_table(summary["methods"])
+    yield f'<section class="pair">{cards.get("control", "")}{methods}</section>'
+    yield f"<section>{_runs_table(summary['runs'])}</section>"
+    yield _traces(rows)
+    yield _foot(identity)
+
+
+# --- the head: what was measured, and its best figures ---
 
 
 def _head(runs: Sequence[Run], identity: dict[str, Any]) -> Iterator[str]:
     questions = identity["questions"]
     yield '<p class="eyebrow">Test-time scaling</p>'
-    yield f"<h1>{escape(_model(identity))} on {escape(identity['task'])}</h1>"
+    yield f"<h1>{escape(_model_name(identity))} on {escape(identity['task'])}</h1>"
     yield (
         f'<p class="lede">{len(runs)} run{"s" * (len(runs) != 1)} over {questions:,} '
         f"question{'s' * (questions != 1)}: what thinking costs, and what it buys.</p>"
@@ -91,13 +98,13 @@ def _stats(runs: Sequence[Run]) -> Iterator[str]:
         f"{fastest['output_tokens_per_s']:,.0f} <small>tokens/s</small>",
         f"{fastest['settings']['method']}, {run_label(fastest['settings'])}",
     )
-    total = _sweep_seconds(runs)
     failed = sum(run["failed"] for run in runs)
-    yield _stat("time of the sweep", _duration(total), f"{failed} failed" if failed else "all runs")
+    note = f"{failed} failed" if failed else "all runs"
+    yield _stat("time of the sweep", _duration(sweep_seconds(runs)), note)
 
 
-def _sweep_seconds(runs: Sequence[dict[str, Any]]) -> float:
-    """Wall time of all runs; those that come from one trace took it together."""
+def sweep_seconds(runs: Sequence[Run]) -> float:
+    """Wall time of all runs. Runs that come from one trace share its time."""
     passes: dict[tuple[object, ...], float] = {}
     for i, run in enumerate(runs):
         settings = run["settings"]
@@ -122,23 +129,102 @@ def _duration(seconds: float) -> str:
     return f"{minutes} <small>min</small> {rest:02} <small>s</small>"
 
 
-def _foot(identity: dict[str, Any]) -> Iterator[str]:
-    said = {
+def _foot(identity: dict[str, Any]) -> str:
+    facts = {
         "model": identity["model"],
         "server": identity["base_url"],
         "seed": identity["seed"],
         "questions": f"{identity['questions']}, SHA-256 {identity['questions_sha256'][:16]}",
     }
-    words = "; ".join(f"{key} {value}" for key, value in said.items() if value is not None)
-    yield f"<footer>{escape(words)}. Every row stands in results.jsonl.</footer>"
+    words = "; ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+    return f"<footer>{escape(words)}. All rows are in results.jsonl.</footer>"
 
 
-MAX_CHARS = 60_000  # of one trace; a middle part is left out of longer ones
-Segment = tuple[str, bool]
+# --- tables: the methods, and every run ---
 
 
-def _traces_section(rows: Sequence[Row]) -> str:
-    """The questions whose text was kept, each with the runs over it."""
+def _methods_table(methods: dict[str, dict[str, float | None]]) -> str:
+    """Control, Scaling and Performance of each method."""
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td>{number_cell(m['control'], '{:.0f} %')}"
+        f"{number_cell(m['scaling'], '{:+.1f}')}{number_cell(m['performance'], '{:.1f} %')}</tr>"
+        for name, m in methods.items()
+    )
+    return table_card(
+        "methods",
+        "How well each method scales",
+        "Control: share of runs within their limits. Scaling: accuracy gained per doubling of "
+        "thinking, mean over all pairs of runs. Performance: the best accuracy.",
+        ("method", "control", "scaling", "performance"),
+        rows,
+    )
+
+
+def _runs_table(runs: Sequence[Run]) -> str:
+    """A row for each run, in the order asked."""
+    optional = [column for column in OPTIONAL if any(column[0] in run for run in runs)]
+    names = list(dict.fromkeys(series_name(run["settings"]) for run in runs))
+    best = max((run["accuracy"] for run in runs), default=0)
+    headings = ["run", "accuracy, 95 % interval", "against first", "asked", "thinking", "answer"]
+    headings += ["tokens/s", "seconds", *(heading for _, heading, _ in optional)]
+    if any(run["failed"] for run in runs):
+        headings.append("failed")
+    note = "Tokens, seconds and costs are means a question. Differences to the first run are "
+    note += "paired over the questions."
+    rows = "".join(_run_row(run, names, best, optional, "failed" in headings) for run in runs)
+    return table_card("runs", "Every run", note, headings, rows)
+
+
+def _run_row(
+    run: Run, names: list[str], best: float, optional: Sequence[Column], failed: bool
+) -> str:
+    settings = run["settings"]
+    color = f"s{names.index(series_name(settings)) % COLORS}"
+    cells = [
+        f'<td class="{color}"><i class="key"></i>{escape(settings["method"])} '
+        f"<small>{escape(run_label(settings))}</small></td>",
+        _accuracy_cell(run, color, run["accuracy"] == best),
+        _difference_cell(run),
+        number_cell(run["limit"], "{:,.0f}"),
+        number_cell(run["thinking_tokens"], "{:,.1f}"),
+        number_cell(run["answer_tokens"], "{:,.1f}"),
+        number_cell(run["output_tokens_per_s"], "{:,.0f}"),
+        number_cell(run["seconds_per_question"]),
+        *(number_cell(run.get(key), layout) for key, _, layout in optional),
+    ]
+    if failed:
+        count = run["failed"]
+        cells.append(f'<td class="bad">{count}</td>' if count else "<td>0</td>")
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _accuracy_cell(run: Run, color: str, best: bool) -> str:
+    """The number, its interval, and both on a strip from 0 to 100."""
+    low, high = run["interval"]
+    strip = (
+        f'<span class="span {color}"><i style="left:{low:.1f}%;width:{high - low:.1f}%"></i>'
+        f'<b style="left:{run["accuracy"]:.1f}%"></b></span>'
+    )
+    kind = ' class="best"' if best else ""
+    return (
+        f"<td><span{kind}>{run['accuracy']:.1f} %</span> <small>{low:.1f} to {high:.1f}</small>"
+        f"{strip}</td>"
+    )
+
+
+def _difference_cell(run: Run) -> str:
+    difference = run.get("difference_to_first")
+    if difference is None:
+        return "<td><small>first</small></td>"
+    low, high = difference["interval"]
+    return f"<td>{difference['accuracy']:+.1f} <small>{low:+.1f} to {high:+.1f}</small></td>"
+
+
+# --- traces: what the model wrote, injected text highlighted ---
+
+
+def _traces(rows: Sequence[Row]) -> str:
+    """The questions with a kept trace, each with its runs."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if "trace" in row:
@@ -147,8 +233,8 @@ def _traces_section(rows: Sequence[Row]) -> str:
         return ""
     questions = "".join(_question(group) for group in groups.values())
     return (
-        '<section id="traces"><h2>Single questions</h2><p class="note">What the model wrote, run '
-        "by run. <mark>Highlighted</mark>: injected by the engine, not sampled: waits, the end of "
+        '<section id="traces"><h2>Single questions</h2><p class="note">The model\'s output in each '
+        "run. <mark>Highlighted</mark>: injected by the engine, not sampled: waits, the end of "
         f"thinking, the opening of a forced answer.</p>{questions}</section>"
     )
 
@@ -170,25 +256,22 @@ def _trace(row: Row, *, opened: bool) -> str:
         facts.append(f"{row['waits_used']} waits used")
     if row["end_reason"]:
         facts.append(f"ended: {row['end_reason']}")
-    told = "".join(f'<span class="fact">{escape(fact)}</span>' for fact in facts)
+    spans = "".join(f'<span class="fact">{escape(fact)}</span>' for fact in facts)
     settings = row["settings"]
-    what = escape(f"{settings['method']}, {run_label(settings)}")
-    return (
-        f'<details{" open" * opened}><summary><span class="what">{what}</span>'
-        f'<span class="verdict {verdict}">{verdict}</span>{told}</summary>'
-        f"<pre>{_marked(shortened([(text, bool(forced)) for text, forced in row['trace']]))}</pre>"
-        "</details>"
-    )
-
-
-def _marked(segments: Sequence[Segment]) -> str:
-    return "".join(
+    name = escape(f"{settings['method']}, {run_label(settings)}")
+    segments = shortened([(text, bool(forced)) for text, forced in row["trace"]])
+    text = "".join(
         f"<mark>{escape(text)}</mark>" if forced else escape(text) for text, forced in segments
+    )
+    return (
+        f'<details{" open" * opened}><summary><span class="what">{name}</span>'
+        f'<span class="verdict {verdict}">{verdict}</span>{spans}</summary>'
+        f"<pre>{text}</pre></details>"
     )
 
 
 def shortened(segments: Sequence[Segment], limit: int = MAX_CHARS) -> list[Segment]:
-    """The segments with at most ``limit`` characters of them: beginning and end are kept."""
+    """The segments, with at most ``limit`` of their characters: their beginning and their end."""
     total = sum(len(text) for text, _ in segments)
     if total <= limit:
         return list(segments)

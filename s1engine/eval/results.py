@@ -1,8 +1,7 @@
-"""The rows of a sweep, and the folder that keeps them: results.jsonl and sweep.json.
+"""The rows of a sweep, and the folder that holds them: results.jsonl and sweep.json.
 
-A row is written as soon as it is known, so a killed sweep loses nothing and goes on where it was.
-A question that failed is a row, too; when the sweep is run again it is asked again, and the later
-row counts. Knows nothing of backends.
+Each row is written at once, so a killed sweep loses no row and can continue. A failed question is a
+row too; the next start of the sweep asks it again, and the later row counts. Knows no backends.
 """
 
 import json
@@ -14,30 +13,29 @@ from typing import IO, Any
 
 from s1engine.errors import RequestError
 from s1engine.eval.grade import extract_answer, is_correct
-from s1engine.eval.methods import Answer, RunSettings
+from s1engine.eval.methods import RunAnswer, RunSettings
 
 Row = dict[str, Any]
 RESULTS = "results.jsonl"
 SWEEP = "sweep.json"
-_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for every row
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps creates an encoder per call
 _encode_key = json.JSONEncoder(sort_keys=True).encode
 
 
-def make_row(answer: Answer, *, session: int, finished_s: float) -> Row:
+def make_row(answer: RunAnswer, *, session: int, finished_s: float) -> Row:
     """The line of results.jsonl for one question in one run.
 
-    Tokens are those of all samples together where the samples are taken together (majority, best
-    of n), of the accepted one in rejection sampling; ``generated_tokens`` counts everything.
+    Tokens are those of all samples; in rejection sampling, those of the accepted or last sample.
+    ``generated_tokens`` always counts all samples.
     """
     question, choice = answer.question, answer.choice
-    spent = _spent(answer)
+    counted = _counted_samples(answer)
     extracted = choice.extracted if choice else None
-    marked = [sample for sample in answer.samples if sample.estimated]
     row: Row = {
         "id": question.id,
         "settings": answer.settings.to_json(),
-        "thinking_tokens": sum(sample.thinking_tokens for sample in spent),
-        "answer_tokens": sum(s.output_tokens - s.thinking_tokens for s in spent),
+        "thinking_tokens": sum(sample.thinking_tokens for sample in counted),
+        "answer_tokens": sum(s.output_tokens - s.thinking_tokens for s in counted),
         "generated_tokens": sum(sample.output_tokens for sample in answer.samples),
         "waits_used": choice.sample.waits_used if choice else 0,
         "end_reason": choice.sample.end_reason if choice else None,
@@ -48,17 +46,17 @@ def make_row(answer: Answer, *, session: int, finished_s: float) -> Row:
         "session": session,
         "finished_s": round(finished_s, 6),
     }
-    return row | _particulars(answer) | ({"thinking_estimated": True} if marked else {})
+    return row | _optional_fields(answer)
 
 
-def _spent(answer: Answer) -> Sequence[Any]:
+def _counted_samples(answer: RunAnswer) -> Sequence[Any]:
     if answer.settings.max_tries:
         return [answer.choice.sample] if answer.choice else answer.samples[-1:]
     return answer.samples
 
 
-def _particulars(answer: Answer) -> Row:
-    """What only some rows have."""
+def _optional_fields(answer: RunAnswer) -> Row:
+    """The fields of some rows only."""
     question, choice, settings = answer.question, answer.choice, answer.settings
     row: Row = {}
     if answer.error is not None:
@@ -74,11 +72,13 @@ def _particulars(answer: Answer) -> Row:
         row["trace"] = [[text, int(forced)] for text, forced in choice.sample.segments]
     if question.extra:
         row["extra"] = dict(question.extra)
+    if any(sample.estimated for sample in answer.samples):
+        row["thinking_estimated"] = True
     return row
 
 
 def run_key(settings: RunSettings | Row) -> str:
-    """Names a run, the same for settings and for what a row says of them."""
+    """The key of a run, equal for its settings and for their JSON in a row."""
     data = settings.to_json() if isinstance(settings, RunSettings) else settings
     return _encode_key(data)
 
@@ -89,14 +89,14 @@ class Results:
 
     folder: Path
     session: int
-    """Counts the times that the sweep was started, from 0."""
+    """Number of this start of the sweep, from 0."""
     rows: dict[tuple[str, str], Row]
     """By run and question."""
     _file: IO[str]
 
     @classmethod
     def open(cls, folder: Path, identity: dict[str, Any], *, overwrite: bool) -> "Results":
-        """Opens the folder, made if missing, with what an earlier start of the same sweep left.
+        """Opens or creates the folder, with the rows of earlier starts of the same sweep.
 
         Raises RequestError if the folder holds another sweep and ``overwrite`` is false.
         """
@@ -110,56 +110,57 @@ class Results:
             (folder / SWEEP).unlink(missing_ok=True)
         _check_identity(folder / SWEEP, identity, path.exists())
         rows = _read_rows(path) if path.exists() else []
-        _rewrite(path, rows)  # drops a line that was cut short
+        _rewrite(path, rows)  # drops an incomplete line
         session = 1 + max((row["session"] for row in rows), default=-1)
         by_key = {(run_key(row["settings"]), row["id"]): row for row in rows}
         return cls(folder, session, by_key, path.open("a", encoding="utf-8"))
 
     def has(self, settings: RunSettings, question_id: str) -> bool:
-        """Is the question answered in this run, without a failure?"""
+        """Whether the run has an answer to the question that did not fail."""
         row = self.rows.get((run_key(settings), question_id))
         return row is not None and "error" not in row
 
     def add(self, row: Row) -> None:
-        """Writes a row, at once."""
+        """Adds a row to the file and flushes it."""
         self.rows[run_key(row["settings"]), row["id"]] = row
         self._file.write(_encode(row) + "\n")
         self._file.flush()
 
-    def of(self, settings: RunSettings, question_ids: Iterable[str]) -> list[Row]:
-        """The rows of a run in the order of the questions."""
+    def run_rows(self, settings: RunSettings, question_ids: Iterable[str]) -> list[Row]:
+        """The rows of a run, in the order of the questions."""
         key = run_key(settings)
         return [self.rows[key, name] for name in question_ids if (key, name) in self.rows]
 
     def close(self, order: Sequence[Row] | None = None) -> None:
-        """Ends writing. With ``order``, a whole sweep's rows, these stand first, in that order."""
+        """Closes the file. ``order``: the rows of a finished sweep; the file then lists them first,
+        in this order."""
         self._file.close()
         if order is not None:
-            ours = {id(row) for row in order}
-            others = [row for row in self.rows.values() if id(row) not in ours]
+            ordered = {id(row) for row in order}
+            others = [row for row in self.rows.values() if id(row) not in ordered]
             _rewrite(self.folder / RESULTS, [*order, *others])
 
 
 def _check_identity(path: Path, identity: dict[str, Any], has_results: bool) -> None:
-    """The sweep in the folder must be this one; a folder without one is claimed."""
+    """Checks that the folder holds this sweep or none; writes its identity."""
     try:
-        there = json.loads(path.read_text()) if path.exists() else None
+        stored = json.loads(path.read_text()) if path.exists() else None
     except (OSError, ValueError):
-        there = {}
-    if there is None and has_results:
-        there = {}
-    if there is not None and there != identity:
-        differing = [key for key in identity if there.get(key) != identity[key]]
+        stored = {}
+    if stored is None and has_results:
+        stored = {}
+    if stored is not None and stored != identity:
+        differing = [key for key in identity if stored.get(key) != identity[key]]
         raise RequestError(
             f"out: {path.parent} holds another sweep ({', '.join(differing)} differ); "
-            "name another folder or give --overwrite",
+            "use another folder or --overwrite",
             param="out",
         )
     path.write_text(json.dumps(identity, indent=1) + "\n")
 
 
 def _read_rows(path: Path) -> list[Row]:
-    """Rows of a file, the last of each question and run; a last line that was cut short is none."""
+    """The last row of each question and run in a file; ignores an incomplete last line."""
     lines = path.read_bytes().split(b"\n")
     rows: dict[tuple[str, str], Row] = {}
     for number, line in enumerate(lines, 1):
@@ -177,7 +178,7 @@ def _read_rows(path: Path) -> list[Row]:
 
 
 def _rewrite(path: Path, rows: Iterable[Row]) -> None:
-    """Replaces a file in one step."""
+    """Replaces a file atomically."""
     fresh = path.with_suffix(".tmp")
     with fresh.open("w", encoding="utf-8") as out:
         out.writelines(_encode(row) + "\n" for row in rows)

@@ -1,7 +1,6 @@
-"""What the rows of a sweep come to: figures of each run, and of each method over its runs.
+"""The summary of a sweep: figures of each run, and of each method over its runs.
 
-Pure: rows in, the content of summary.json out. A question that failed counts as not correct, and is
-counted in ``failed``.
+Pure: rows in, the content of summary.json out. A failed question counts as wrong and in ``failed``.
 """
 
 import statistics
@@ -19,13 +18,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prices:
-    """What running costs, as far as the user said."""
+    """Power and prices, if given."""
 
     watts: float | None = None
-    """Power drawn while a run goes on."""
+    """Power during a run."""
     dollars_per_hour: float | None = None
     dollars_per_million_tokens: float | None = None
-    """Of generated tokens."""
+    """Price of generated tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class RunRows:
 
     @property
     def wall_s(self) -> float:
-        """Seconds that the run took, over all times it was started."""
+        """Seconds of the run, over all starts of the sweep."""
         last: dict[int, float] = {}
         for row in self.rows:
             last[row["session"]] = max(last.get(row["session"], 0.0), row["finished_s"])
@@ -49,7 +48,7 @@ class RunRows:
 
     @property
     def accuracy(self) -> Fraction:
-        """Percent, exact."""
+        """Exact, in percent."""
         return Fraction(100 * sum(self.correct), len(self.rows))
 
     @property
@@ -61,12 +60,12 @@ class RunRows:
 def summarize(runs: Sequence[RunRows], *, seed: int, prices: Prices) -> dict[str, Any]:
     """The content of summary.json: runs in the order given, and the methods among them."""
     runs = [run for run in runs if run.rows]
-    entries = [_run(run, runs[0], seed, prices) | _limits(run, runs) for run in runs]
+    entries = [_run_figures(run, runs[0], seed, prices) | _limits(run, runs) for run in runs]
     names = dict.fromkeys(run.settings.method for run in runs)
-    return {"runs": entries, "methods": {name: _method(name, runs) for name in names}}
+    return {"runs": entries, "methods": {name: _method_metrics(name, runs) for name in names}}
 
 
-def _run(run: RunRows, first: RunRows, seed: int, prices: Prices) -> dict[str, Any]:
+def _run_figures(run: RunRows, first: RunRows, seed: int, prices: Prices) -> dict[str, Any]:
     rows, wall_s = run.rows, run.wall_s
     generated = sum(row["generated_tokens"] for row in rows)
     return {
@@ -81,18 +80,18 @@ def _run(run: RunRows, first: RunRows, seed: int, prices: Prices) -> dict[str, A
         "wall_s": wall_s,
         "seconds_per_question": wall_s / len(rows),
         "latency_s": statistics.mean(row["seconds"] for row in rows),
-        **_difference(run, first, seed),
+        **_difference_to_first(run, first, seed),
         **_cost(run, generated, prices),
-        **_shares(rows),
+        **_optional_figures(rows),
     }
 
 
-def _difference(run: RunRows, first: RunRows, seed: int) -> dict[str, Any]:
-    """Against the first run, over the questions that both have."""
+def _difference_to_first(run: RunRows, first: RunRows, seed: int) -> dict[str, Any]:
+    """The difference to the first run, over the questions of both."""
     if run is first:
         return {}
-    theirs = {row["id"]: row["correct"] for row in first.rows}
-    pairs = [(theirs[row["id"]], row["correct"]) for row in run.rows if row["id"] in theirs]
+    by_id = {row["id"]: row["correct"] for row in first.rows}
+    pairs = [(by_id[row["id"]], row["correct"]) for row in run.rows if row["id"] in by_id]
     if not pairs:
         return {}
     before, after = [a for a, _ in pairs], [b for _, b in pairs]
@@ -116,17 +115,17 @@ def _cost(run: RunRows, generated: int, prices: Prices) -> dict[str, float]:
     return costs
 
 
-def _shares(rows: Sequence[Row]) -> dict[str, float]:
-    """Figures that only some methods have: answers among the samples, tries, acceptance."""
-    shares: dict[str, float] = {}
+def _optional_figures(rows: Sequence[Row]) -> dict[str, float]:
+    """Figures of some methods only: coverage of the samples, tries, acceptance."""
+    figures: dict[str, float] = {}
     if any("covered" in row for row in rows):
-        shares["coverage"] = 100 * sum(row.get("covered", False) for row in rows) / len(rows)
+        figures["coverage"] = 100 * sum(row.get("covered", False) for row in rows) / len(rows)
     if any("tries" in row for row in rows):
-        shares["tries"] = statistics.mean(row.get("tries", 1) for row in rows)
-        shares["accepted"] = 100 * sum(row.get("accepted", False) for row in rows) / len(rows)
+        figures["tries"] = statistics.mean(row.get("tries", 1) for row in rows)
+        figures["accepted"] = 100 * sum(row.get("accepted", False) for row in rows) / len(rows)
     if any(row.get("thinking_estimated") for row in rows):
-        shares["thinking_estimated"] = True
-    return shares
+        figures["thinking_estimated"] = True
+    return figures
 
 
 def _limits(run: RunRows, runs: Sequence[RunRows]) -> dict[str, float | None]:
@@ -135,7 +134,7 @@ def _limits(run: RunRows, runs: Sequence[RunRows]) -> dict[str, float | None]:
 
 
 def _point(run: RunRows, runs: Sequence[RunRows]) -> Point:
-    """The run as the metrics see it. A class has the run without one as its limit."""
+    """The run as a point for the metrics. The limit of a class is the run without a class."""
     settings = run.settings
     limit: float | None = settings.limit
     limit_min = None
@@ -149,11 +148,11 @@ def _point(run: RunRows, runs: Sequence[RunRows]) -> Point:
     return Point(run.thinking_tokens, run.accuracy, limit, limit_min)
 
 
-def _method(name: str, runs: Sequence[RunRows]) -> dict[str, float | None]:
+def _method_metrics(name: str, runs: Sequence[RunRows]) -> dict[str, float | None]:
     own = [run for run in runs if run.settings.method == name and not is_baseline(run.settings)]
     return method_metrics([_point(run, runs) for run in own])
 
 
 def is_baseline(settings: RunSettings) -> bool:
-    """Is the run there to be compared with, not one of its method's own?"""
+    """Whether the run is the baseline of its method's other runs."""
     return settings.method in BASELINES and settings.length is None

@@ -1,6 +1,6 @@
-"""A sweep: every method over every question, each answer written down as it comes.
+"""Runs a sweep: every method over every question; writes each answer as it arrives.
 
-All questions of a run are one continuous batch. Owns progress and order; knows no files
+All questions of a run form one continuous batch. Owns order and progress; knows no files
 (``results``) and no flags (``command``).
 """
 
@@ -29,24 +29,27 @@ def run_sweep(
     traces: int,
     finished: Finished,
 ) -> list[RunRows]:
-    """Answers what ``results`` lacks. Returns the runs in the order asked; each goes to
-    ``finished`` as soon as it is whole. The text of the first ``traces`` questions is kept."""
+    """Answers the questions that ``results`` lacks. Returns the runs in the order asked and calls
+    ``finished`` with each complete run. Keeps the text of the first ``traces`` questions."""
     traced = frozenset(question.id for question in questions[:traces])
     pending = [_pending(method, questions, results) for method in methods]
     total = sum(len(qs) * len(m.settings) for m, qs in zip(methods, pending, strict=True))
     runs: list[RunRows] = []
-    pause = 0.2 if sys.stderr.isatty() else 10  # seconds between two states of the bar
+    pause = 0.2 if sys.stderr.isatty() else 10  # seconds between two updates of the bar
     with tqdm(total=total, unit="question", mininterval=pause) as bar:
         meter = _Meter(bar, backend)
         for method, left in zip(methods, pending, strict=True):
             _run_method(method, left, backend, results, traced, meter)
             for settings in method.settings:
-                runs.append(RunRows(settings, results.of(settings, [q.id for q in questions])))
+                runs.append(
+                    RunRows(settings, results.run_rows(settings, [q.id for q in questions]))
+                )
                 finished(runs[-1])
     return runs
 
 
 def _pending(method: Method, questions: Sequence[Question], results: Results) -> list[Question]:
+    """The questions that some run of the method still needs."""
     return [q for q in questions if not all(results.has(run, q.id) for run in method.settings)]
 
 

@@ -1,7 +1,8 @@
-"""The tasks: which questions there are, where they come from, how their rows are read.
+"""The tasks: where their rows are, and how a row becomes a question.
 
-A task is data: a source on the hub, and a reader that turns one row into a question. Where rows
-come from (file or hub) is ``dataset``'s business; how answers are marked is ``grade``'s.
+A task is data: a source on the hub, and a reader of one row. Rows come from a local file (JSON
+lines, a JSON list or CSV, by its suffix) or from the hub, which needs the package ``datasets``.
+Bad rows are reported by their line. Knows nothing of grading (``grade``).
 """
 
 import csv
@@ -23,19 +24,19 @@ CHOICES = "ABCD"
 
 
 class RowError(ValueError):
-    """A row that is no question; says why."""
+    """A row that is not a question; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question as it is asked, and the answer that is right."""
+    """One question as it is asked, and its right answer."""
 
     id: str
     prompt: str
     answer: str
     kind: Kind = "math"
     extra: Row = field(default_factory=dict)
-    """Further keys of its row, kept in the results."""
+    """Other keys of its row, kept in the results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,10 @@ class HubSource:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """How one benchmark is read.
+    """One benchmark.
 
-    ``read`` gets a row, the id to use if the row brings none, and a generator that lives as long
-    as the data set, for what is shuffled.
+    ``read`` gets a row, the id for a row without one, and a random generator for the whole data
+    set.
     """
 
     name: str
@@ -69,7 +70,7 @@ def arithmetic_questions(seed: int, count: int) -> list[Question]:
 
 
 def _read_math(row: Row, fallback_id: str, _: random.Random) -> Question:
-    """Problem and answer under the names that AIME and MATH sets use."""
+    """Problem and answer by the names that AIME and MATH sets use."""
     prompt = _text(row, ("problem", "question", "Problem", "Question"))
     answer = _text(row, ("answer", "Answer", "expected_answer"))
     return Question(_id(row, fallback_id), prompt, answer)
@@ -90,7 +91,7 @@ def _read_gsm8k(row: Row, fallback_id: str, _: random.Random) -> Question:
 
 
 def _read_gpqa(row: Row, fallback_id: str, rng: random.Random) -> Question:
-    """Four options in an order drawn row by row, each on a line of its own."""
+    """Four options in random order, one a line."""
     right = _option(row, "Correct Answer")
     options = [_option(row, f"Incorrect Answer {i}") for i in (1, 2, 3)] + [right]
     order = list(range(len(options)))
@@ -106,7 +107,7 @@ def _option(row: Row, key: str) -> str:
 
 
 def _text(row: Row, keys: Sequence[str]) -> str:
-    """The first of ``keys`` that the row has, as text: whole numbers lose a trailing ``.0``."""
+    """The value of the first of ``keys`` in the row, as text: 3.0 becomes ``3``."""
     for key in keys:
         value = row.get(key)
         if value is None:
@@ -126,7 +127,7 @@ def _id(row: Row, fallback: str) -> str:
     return _text(row, keys) if any(row.get(key) is not None for key in keys) else fallback
 
 
-# Where s1's evaluation reads them; MATH500 and GSM8K: where lm-evaluation-harness does.
+# Sources are those of s1's evaluation; of MATH500 and GSM8K, those of lm-evaluation-harness.
 TASKS = {
     task.name: task
     for task in (
@@ -141,12 +142,15 @@ TASKS = {
 GENERATED = "arithmetic"
 TASK_NAMES = (GENERATED, *TASKS)
 
-MAX_SHOWN = 5  # bad rows named in an error
+MAX_SHOWN = 5  # bad rows in an error message
+
+
+# --- reading rows ---
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that is no question, and why."""
+    """A row that is not a question, and the reason."""
 
     place: str
     reason: str
@@ -156,7 +160,7 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
+class QuestionSet:
     """The questions of a task, in the order of its rows."""
 
     questions: list[Question]
@@ -165,30 +169,32 @@ class Dataset:
 
 def load_questions(
     task: Task, data: Path | None, *, seed: int, skip_bad: bool, limit: int | None = None
-) -> Dataset:
-    """Reads ``data``, or the hub if None. Raises RequestError naming the bad rows unless
-    ``skip_bad``, and where there is nothing to read."""
+) -> QuestionSet:
+    """Reads ``data``, or the hub if None. Raises RequestError for an unreadable or empty source,
+    and unless ``skip_bad`` for bad rows."""
     if data is not None:
         rows, name = _file_rows(data), data.stem
     elif task.hub is not None:
         rows, name = _hub_rows(task.name, task.hub), task.name
     else:
         raise RequestError(f"task {task.name} needs --data FILE", param="data")
-    found = _read(task, rows, name, random.Random(seed))
-    if found.skipped and not skip_bad:
-        raise RequestError(f"{data or task.name}: {_listed(found.skipped)}", param="data")
-    if not found.questions:
+    questions = _read_questions(task, rows, name, random.Random(seed))
+    if questions.skipped and not skip_bad:
+        raise RequestError(f"{data or task.name}: {_list_bad(questions.skipped)}", param="data")
+    if not questions.questions:
         raise RequestError(f"{data or task.name} holds no questions", param="data")
-    return Dataset(found.questions[:limit], found.skipped)
+    return QuestionSet(questions.questions[:limit], questions.skipped)
 
 
-def _listed(bad: list[BadRow]) -> str:
+def _list_bad(bad: list[BadRow]) -> str:
     shown = "; ".join(map(str, bad[:MAX_SHOWN]))
     more = f"; and {len(bad) - MAX_SHOWN} more" if len(bad) > MAX_SHOWN else ""
     return f"{len(bad)} bad rows (--skip-bad leaves them out): {shown}{more}"
 
 
-def _read(task: Task, rows: Iterable[tuple[str, Any]], name: str, rng: random.Random) -> Dataset:
+def _read_questions(
+    task: Task, rows: Iterable[tuple[str, Any]], name: str, rng: random.Random
+) -> QuestionSet:
     questions: dict[str, Question] = {}
     bad: list[BadRow] = []
     for index, (place, row) in enumerate(rows):
@@ -204,10 +210,10 @@ def _read(task: Task, rows: Iterable[tuple[str, Any]], name: str, rng: random.Ra
             bad.append(BadRow(place, str(error)))
         else:
             questions[question.id] = question
-    return Dataset(list(questions.values()), bad)
+    return QuestionSet(list(questions.values()), bad)
 
 
-# --- rows, each with its place; a ValueError stands for one that cannot be read ---
+# --- rows with their places; a ValueError replaces a row that cannot be read ---
 
 
 def _file_rows(path: Path) -> Iterable[tuple[str, Any]]:
@@ -223,10 +229,10 @@ def _file_rows(path: Path) -> Iterable[tuple[str, Any]]:
 def _jsonl_rows(raw: bytes) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(raw.split(b"\n"), 1):
         if line.strip():
-            yield f"line {number}", _parsed(line)
+            yield f"line {number}", _parse_json(line)
 
 
-def _parsed(line: bytes) -> Any:
+def _parse_json(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -236,9 +242,9 @@ def _parsed(line: bytes) -> Any:
 
 
 def _json_rows(path: Path, raw: bytes) -> list[tuple[str, Any]]:
-    rows = _parsed(raw)
+    rows = _parse_json(raw)
     if isinstance(rows, ValueError) or not isinstance(rows, list):
-        reason = rows if isinstance(rows, ValueError) else "must hold a list of rows"
+        reason = rows if isinstance(rows, ValueError) else "must be a list of rows"
         raise RequestError(f"{path} {reason}", param="data")
     return [(f"row {number}", row) for number, row in enumerate(rows, 1)]
 
@@ -264,7 +270,7 @@ def _hub_rows(task: str, source: HubSource) -> Iterator[tuple[str, Any]]:
         ) from error
     try:
         rows = load_dataset(source.path, source.name, split=source.split)
-    except Exception as error:  # whatever the network, the hub or its parsers raise
+    except Exception as error:  # the network, the hub and its parsers raise many kinds
         reason = str(error).strip().partition("\n")[0]
         raise RequestError(
             f"task {task}: {source.path} cannot be read from the hub ({reason}); give --data FILE",

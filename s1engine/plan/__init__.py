@@ -1,1 +1,1 @@
-"""What a model, a machine and a workload come to, before any of them is at hand."""
+"""Capacity planning: what a model, a machine and a workload come to, before any of them exists."""

@@ -1,20 +1,19 @@
-"""GPUs by their data sheets, and the shares of these figures that are counted on.
+"""GPUs by their data sheets, and the shares of these figures that a plan assumes.
 
-Owns constants and nothing else. Every share can be checked by ``s1engine bench qualify`` on the
-GPU itself.
+Constants only. ``s1engine bench qualify`` measures every share on a GPU.
 """
 
 from dataclasses import dataclass
 
 from s1engine.errors import RequestError
 
-CPU = "cpu"  # this machine, known by calibration instead of a data sheet
+CPU = "cpu"  # this machine, by calibration instead of a data sheet
 MAX_GPUS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU as its data sheet has it."""
+    """One GPU by its data sheet."""
 
     name: str
     memory_gb: float
@@ -23,9 +22,9 @@ class Gpu:
     bf16_tflops: float
     """Dense peak of the tensor cores."""
     link_gb_per_s: float
-    """To its neighbours, one direction."""
+    """Between GPUs, one direction."""
     link_us: float
-    """What an all-reduce of nothing takes among neighbours; an estimate, in no data sheet."""
+    """Latency of an empty all-reduce; an estimate, in no data sheet."""
 
 
 _NVLINK_US, _PCIE_US = 8.0, 25.0
@@ -41,25 +40,25 @@ GPUS = {
         Gpu("L4", 24, 300, 121, 32, _PCIE_US),
     )
 }
-"""SXM parts where there are any."""
+"""SXM versions where they exist."""
 
 READ_SHARE = 0.79
-"""Of the bandwidth, when a step streams weights or cached keys and values: 88 % of what a copy
-reaches, which is 90 % of the data sheet."""
+"""Of the bandwidth, for reading weights or cached keys and values: 88 % of what a copy reaches,
+which is 90 % of the data sheet."""
 MATMUL_SHARE = 0.79
 """Of the peak, in products of large matrices (780 of 989 TFLOP/s on an H100)."""
 ATTENTION_SHARE = 0.455
-"""Of the peak, in attention over a prompt (450 of 989)."""
+"""Of the peak, in attention over a prompt (450 of 989 TFLOP/s)."""
 LINK_SHARE = 0.8
 """Of the link's bandwidth, in an all-reduce."""
 KERNELS_PER_LAYER, OTHER_KERNELS, KERNEL_GAP_US = 5, 3, 1.5
-"""A step's kernels follow each other in a graph with this much idle time between two."""
+"""Kernels of a step, and the idle time between two of them in a graph."""
 WEIGHTS = ("fp8", "int8", "int4")
-"""Formats of matrices besides that of the checkpoint."""
+"""Weight formats besides that of the checkpoint."""
 
 
 def find_gpu(name: str) -> Gpu:
-    """By name, whatever its case. Raises RequestError."""
+    """Finds a GPU by name, ignoring case. Raises RequestError."""
     for known, gpu in GPUS.items():
         if known.lower() == name.lower():
             return gpu

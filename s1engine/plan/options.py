@@ -1,4 +1,4 @@
-"""What to plan for: the flags of ``s1engine info --plan``, beside those of the engine."""
+"""The flags of ``s1engine info --plan``, besides those of the engine."""
 
 from dataclasses import dataclass, replace
 
@@ -13,45 +13,45 @@ MAX_LENGTH = 2**20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanOptions:
-    """Lists are comma-separated; every combination of theirs is planned."""
+    """Options of a plan. Lists are comma-separated; a plan covers every combination of values."""
 
     gpu: str = "H100"
     """A100, H100, H200, H20, B200, L40S, L4, or cpu for this machine (see ``--calibrate``)."""
     gpus: str = "1,2,4,8"
-    """List: GPUs in all, up to 64; each engine takes ``--tensor-parallel-size`` of them."""
+    """List: total number of GPUs, up to 64; each engine uses ``--tensor-parallel-size`` of them."""
     link_gb_per_s: float | None = None
-    """Between GPUs that share a model, one direction. None: as the GPU's data sheet has it."""
+    """Between GPUs that share a model, one direction. None: from the GPU's data sheet."""
     link_us: float | None = None
-    """What an all-reduce of nothing takes between them. None: 8 over NVLink, 25 over PCIe."""
+    """Latency of an empty all-reduce between them. None: 8 over NVLink, 25 over PCIe."""
     acceptance: str = "traces"
-    """Share of guesses that are right after right ones, with ``--num-speculative-tokens``; traces:
-    what was measured on reasoning traces."""
+    """Acceptance probability of a draft token after accepted ones, for
+    ``--num-speculative-tokens``; traces: as measured on reasoning traces."""
     routing: str = "least-loaded"
-    """How requests are dealt out to engines: least-loaded, round-robin."""
+    """How requests are routed to engines: least-loaded, round-robin."""
     weights: str = "auto"
-    """Matrices: auto (as ``--quantization``, ``--dtype``), fp8, int8, int4; GPUs only."""
+    """Weight format: auto (as ``--quantization``, ``--dtype``), fp8, int8, int4; GPUs only."""
     trace: str | None = None
-    """Recorded requests: CSV as Azure's or vidur's, JSON lines as Mooncake's or LLMServingSim's.
-    None: lengths are drawn."""
+    """Trace file: CSV of Azure or vidur, JSON lines of Mooncake or LLMServingSim. None: random
+    lengths."""
     requests: int = 200
-    """How many, or the first so many of a trace."""
+    """Number of requests; of a trace, the first ones."""
     rate: str | None = None
-    """List: requests a second, Poisson, or a trace's arrivals faster or slower; ``inf``: all at
-    once. None: as the trace has it, else all at once."""
+    """List: requests a second, as a Poisson process or by scaling the trace's arrivals; ``inf``:
+    all at once. None: as in the trace, else all at once."""
     input_len: int = 256
-    """Mean tokens of a prompt that is drawn."""
+    """Mean tokens of a random prompt."""
     output_len: int = 2048
-    """Mean tokens that a drawn request generates if nothing bounds it."""
+    """Mean output tokens of a random request without a budget."""
     spread: float = 0.5
-    """Drawn lengths lie up to this share around their mean."""
+    """Random lengths are within this share of their mean."""
     thinking_share: float = 0.0
-    """Of what a request generates. 0: no thinking."""
+    """Share of the output that is thinking. 0: no thinking."""
     thinking_budget: str | None = None
-    """List: thinking tokens at most (``none``: no bound)."""
+    """List: maximum of thinking tokens (``none``: no maximum)."""
     num_waits: int = 0
-    """How many ends of thinking are replaced by a wait."""
+    """Number of ends of thinking that a wait replaces."""
     wait_thinking: int = 256
-    """Tokens that are thought after a wait."""
+    """Thinking tokens after a wait."""
     calibrate: bool = False
     """Measure steps on this machine's CPU (under a minute), for ``--gpu cpu``."""
     page: str | None = None
@@ -63,9 +63,7 @@ class PlanOptions:
         elif not self.calibrate:
             raise RequestError("gpu: cpu has no data sheet; add --calibrate", param="gpu")
         elif self.weights != "auto":
-            raise RequestError(
-                "gpu: cpu is planned as it is calibrated: without weights", param="gpu"
-            )
+            raise RequestError("gpu: calibration of a CPU does not cover weights", param="gpu")
         if self.calibrate and self.gpu.lower() != CPU:
             raise RequestError(f"calibrate measures this CPU, not {self.gpu}", param="calibrate")
         for name, value, known in (
@@ -79,7 +77,7 @@ class PlanOptions:
         for link, given in (("link_gb_per_s", self.link_gb_per_s), ("link_us", self.link_us)):
             if given is not None:
                 check_float(link, given, 1e-3, 1e6)
-        self.accepted()
+        self.acceptance_probability()
         check_int("requests", self.requests, 1, MAX_REQUESTS)
         check_int("input_len", self.input_len, 1, MAX_LENGTH)
         check_int("output_len", self.output_len, 1, MAX_LENGTH)
@@ -89,7 +87,7 @@ class PlanOptions:
         check_float("thinking_share", self.thinking_share, 0.0, 1.0)
         if (self.thinking_budget is not None or self.num_waits) and not self.thinking_share:
             raise RequestError(
-                "a thinking budget bounds nothing while thinking_share is 0",
+                "thinking_budget and num_waits need a thinking_share above 0",
                 param="thinking_share",
             )
 
@@ -98,14 +96,14 @@ class PlanOptions:
         return self.gpu.lower() == CPU
 
     def device(self) -> Gpu:
-        """The GPU, linked as is asked."""
+        """The GPU, with the links of the options."""
         gpu = find_gpu(self.gpu)
         if self.link_gb_per_s is not None:
             gpu = replace(gpu, link_gb_per_s=self.link_gb_per_s)
         return gpu if self.link_us is None else replace(gpu, link_us=self.link_us)
 
-    def accepted(self) -> float | None:
-        """The chance of a guess; None: as on traces."""
+    def acceptance_probability(self) -> float | None:
+        """The acceptance probability of a draft token; None: as on traces."""
         if self.acceptance == "traces":
             return None
         try:
@@ -117,39 +115,39 @@ class PlanOptions:
             ) from None
 
     def numbers_of_gpus(self, ranks: int) -> list[int]:
-        """Ascending; ``ranks`` of them make an engine."""
-        found = []
+        """The numbers of GPUs, ascending; ``ranks`` GPUs form an engine."""
+        numbers = []
         for text in self.gpus.split(","):
             number = int(text) if text.strip().isdecimal() else 0
             if not 1 <= number <= MAX_GPUS or number % ranks:
                 raise RequestError(
-                    f"gpus: {text!r} is no multiple of tensor_parallel_size ({ranks}) "
+                    f"gpus: {text!r} is not a multiple of tensor_parallel_size ({ranks}) "
                     f"from 1 to {MAX_GPUS}",
                     param="gpus",
                 )
-            found.append(number)
-        return sorted(set(found))
+            numbers.append(number)
+        return sorted(set(numbers))
 
     def rates(self) -> list[float | None]:
-        """Requests a second; None: as the trace has them."""
+        """Requests a second; None: as in the trace."""
         if self.rate is None:
             return [None if self.trace else float("inf")]
-        found: list[float | None] = []
+        rates: list[float | None] = []
         for text in self.rate.split(","):
             try:
                 value = float(text)
             except ValueError:
                 value = -1.0
             if not value > 0:
-                raise RequestError(f"rate: {text!r} is no positive number", param="rate")
-            found.append(value)
-        return found
+                raise RequestError(f"rate: {text!r} is not a positive number", param="rate")
+            rates.append(value)
+        return rates
 
     def budgets(self) -> list[int | None]:
-        """Thinking tokens at most; None: no bound."""
+        """Maxima of thinking tokens; None: no maximum."""
         if self.thinking_budget is None:
             return [None]
-        found: list[int | None] = []
+        budgets: list[int | None] = []
         for text in self.thinking_budget.split(","):
             word = text.strip()
             if word != "none" and (not word.isdecimal() or int(word) > MAX_LENGTH):
@@ -157,5 +155,5 @@ class PlanOptions:
                     f"thinking_budget: {text!r} is neither a number of tokens nor none",
                     param="thinking_budget",
                 )
-            found.append(None if word == "none" else int(word))
-        return found
+            budgets.append(None if word == "none" else int(word))
+        return budgets

@@ -1,4 +1,4 @@
-"""The plan: every combination of GPUs, rate and budget, by roofline and by simulation."""
+"""Plans every combination of GPUs, rate and budget, by roofline and by simulation."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from s1engine.plan.step_time import (
     GpuTimeModel,
     SpeculativeTimeModel,
     StepTimeModel,
-    decoding,
+    decode_step,
     draft_choices,
 )
 from s1engine.plan.workload import PlannedBudget, PlannedRequest
@@ -32,23 +32,23 @@ SHARES = (
     f"and attention over prompts {hardware.ATTENTION_SHARE:.0%} of the 16-bit peak, links "
     f"{hardware.LINK_SHARE:.0%}",
     f"{hardware.KERNELS_PER_LAYER} kernels a layer, {hardware.KERNEL_GAP_US:g} us between two; "
-    "host work hidden behind the device",
+    "host work overlaps the device",
     "quantized weights save bytes, not operations",
 )
 LINKS = (
-    "all-reduces in a ring over {gb:g} GB/s a direction, {us:g} us for one of nothing; kernels "
-    "follow each other as in a graph, which steps of several GPUs do not have yet"
+    "ring all-reduces over {gb:g} GB/s a direction, {us:g} us for an empty one; kernels follow "
+    "each other as in a graph, which steps of several GPUs do not have yet"
 )
-DRAFTS = "drafts where they pay, in steps without prompts; none of their own costs on the host"
+DRAFTS = "drafts where they pay, in steps without prompts; drafting costs no host time"
 SCRIPTS = (
-    "every request asks for as many tokens as it takes; prompts share what the trace says, else "
-    "nothing",
+    "max_tokens of every request is its output; prompts share the blocks that the trace names, "
+    "else none",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedEngine:
-    """One engine of the plan, and how long its steps take."""
+    """One engine of the plan, and the time model of its steps."""
 
     placement: Placement
     time: StepTimeModel
@@ -57,7 +57,7 @@ class PlannedEngine:
 
 
 def build_plan(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> dict[str, Any]:
-    """All of it, as JSON has it; seconds, bytes, tokens. Raises RequestError."""
+    """The plan as JSON data, in seconds, bytes and tokens. Raises RequestError."""
     gpus = options.numbers_of_gpus(config.tensor_parallel_size)
     rates, budgets = options.rates(), options.budgets()
     requests = load_requests(options, config.seed)
@@ -71,8 +71,8 @@ def build_plan(config: EngineConfig, model: ModelConfig, options: PlanOptions) -
         fitting = _fitting(requests, engine.placement, budget)
         left_out = max(left_out, len(requests) - len(fitting))
         for rate in rates:
-            pace_requests = workload.pace_requests(fitting, rate, config.seed)
-            cases += list(_cases(engine, pace_requests, options, budget, gpus, rate))
+            paced = workload.pace_requests(fitting, rate, config.seed)
+            cases += list(_cases(engine, paced, options, budget, gpus, rate))
     mean = fmean(workload.max_len(request, PlannedBudget()) for request in requests)
     return {
         "engine": _placement_facts(engine, mean) | engine.facts,
@@ -83,7 +83,7 @@ def build_plan(config: EngineConfig, model: ModelConfig, options: PlanOptions) -
 
 
 def load_requests(options: PlanOptions, seed: int) -> list[PlannedRequest]:
-    """The requests, at the trace's times. Raises RequestError."""
+    """The requests of the trace, or random ones. Raises RequestError."""
     if options.trace is not None:
         arrivals = workload.read_trace(Path(options.trace))[: options.requests]
         if not arrivals:
@@ -97,7 +97,7 @@ def load_requests(options: PlanOptions, seed: int) -> list[PlannedRequest]:
 def _fitting(
     requests: Sequence[PlannedRequest], placement: Placement, budget: PlannedBudget
 ) -> list[PlannedRequest]:
-    """Those that the context holds."""
+    """The requests that fit the context."""
     fitting = [
         request
         for request in requests
@@ -105,7 +105,7 @@ def _fitting(
     ]
     if not fitting:
         raise RequestError(
-            f"no request fits the context of {placement.max_model_len} tokens; the shortest takes "
+            f"no request fits the context of {placement.max_model_len} tokens; the shortest needs "
             f"{min(workload.max_len(request, budget) for request in requests)}",
             param="input_len" if placement.max_model_len else "max_model_len",
         )
@@ -121,7 +121,7 @@ def _cases(
     gpus: Sequence[int],
     rate: float | None,
 ) -> Iterator[dict[str, Any]]:
-    """One rate and budget on every number of GPUs."""
+    """The cases of one rate and budget, one for each number of GPUs."""
     place, time = engine.placement, engine.time
     for number in gpus:
         replicas = number // place.footprint.ranks
@@ -157,24 +157,22 @@ def _on_gpus(config: EngineConfig, model: ModelConfig, options: PlanOptions) -> 
     if config.tensor_parallel_size > 1:
         assumptions += (LINKS.format(gb=gpu.link_gb_per_s, us=gpu.link_us),)
     if most := config.num_speculative_tokens:
-        time = SpeculativeTimeModel(time, draft_choices(most, options.accepted()))
+        time = SpeculativeTimeModel(time, draft_choices(most, options.acceptance_probability()))
         facts |= {"num_speculative_tokens": most, "acceptance": options.acceptance}
         assumptions += (DRAFTS,)
     return PlannedEngine(place, time, facts, assumptions)
 
 
 def _calibrated(config: EngineConfig, model: ModelConfig) -> PlannedEngine:
-    """This machine's CPU. Raises RequestError for what is not measured."""
+    """This machine's CPU. Raises RequestError for options that calibration does not cover."""
     for name, most in (("tensor_parallel_size", 1), ("num_speculative_tokens", 0)):
         if getattr(config, name) > most:
-            raise RequestError(
-                f"{name}: a CPU is planned as it is calibrated, without it", param=name
-            )
+            raise RequestError(f"{name}: calibration of a CPU does not cover it", param=name)
     from s1engine.plan.calibration import (
         PASSES,
-        calibrate,
         calibration_engine,
         fit_calibration,
+        measure_steps,
         warm_up,
     )
 
@@ -182,7 +180,7 @@ def _calibrated(config: EngineConfig, model: ModelConfig) -> PlannedEngine:
     dtype = resolve_dtype(config.dtype, "cpu", model.torch_dtype)
     measuring = calibration_engine(config, model)
     warm_up(measuring)
-    step_time, error = fit_calibration([calibrate(measuring) for _ in range(PASSES)])
+    step_time, error = fit_calibration([measure_steps(measuring) for _ in range(PASSES)])
     weights = config.quantization or "auto"
     foot = footprint(model, dtype, weights=weights, kv_cache_dtype=config.kv_cache_dtype)
     place = placement_of(config, model, foot)
@@ -193,15 +191,15 @@ def _calibrated(config: EngineConfig, model: ModelConfig) -> PlannedEngine:
         "time_model": step_time.to_json(),
         "fit_error": error,
     }
-    fit = f"steps as measured here, sizes met before; the fit is off by {error:.0%} at most"
+    fit = f"steps as measured here, kernels compiled; the largest error of the fit is {error:.0%}"
     return PlannedEngine(
-        place, step_time, facts, (fit, "several CPUs are several machines like this")
+        place, step_time, facts, (fit, "several CPUs are several machines like this one")
     )
 
 
 def _placement_facts(engine: PlannedEngine, mean: float) -> dict[str, Any]:
     place, foot = engine.placement, engine.placement.footprint
-    alone = engine.time.seconds(decoding(1, mean / 2))
+    alone = engine.time.seconds(decode_step(1, mean / 2))
     return {
         "tensor_parallel_size": foot.ranks,
         "kv_cache_dtype": str(foot.cache_dtype).removeprefix("torch."),

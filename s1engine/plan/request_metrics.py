@@ -1,4 +1,4 @@
-"""What became of requests: times and tokens of each, and figures over all of them."""
+"""Times and token counts of served requests, and their summary."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """One request; times in seconds since the start."""
+    """One served request; times in seconds since the start."""
 
     number: int
     request: PlannedRequest
-    first: float = 0.0  # its first token
+    first: float = 0.0  # time of the first token
     end: float = 0.0
     output_tokens: int = 0
     thinking_tokens: int = 0
@@ -33,7 +33,7 @@ class RequestMetrics:
 
     @property
     def tpot(self) -> float:
-        """Seconds a token after the first; 0 if there is one only."""
+        """Seconds per token after the first; 0 if there is only one token."""
         return (self.end - self.first) / max(self.output_tokens - 1, 1)
 
 
@@ -41,7 +41,7 @@ def summarize_requests(served: Sequence[RequestMetrics]) -> dict[str, Any]:
     """Rates, and mean and percentiles of latencies in seconds."""
     begin, end = min(one.request.at for one in served), max(one.end for one in served)
     tokens = sum(one.output_tokens for one in served)
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "requests": len(served),
         "duration_s": end - begin,
         "output_tokens": tokens,
@@ -51,7 +51,7 @@ def summarize_requests(served: Sequence[RequestMetrics]) -> dict[str, Any]:
     }
     for name in ("ttft", "tpot", "e2e"):
         values = [getattr(one, name) for one in served]
-        found[f"{name}_s"] = {"mean": float(np.mean(values))} | {
+        summary[f"{name}_s"] = {"mean": float(np.mean(values))} | {
             f"p{p}": float(np.percentile(values, p)) for p in PERCENTILES
         }
-    return found
+    return summary

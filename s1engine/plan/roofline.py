@@ -1,8 +1,8 @@
-"""Throughput and latency in closed form: a steady batch, no scheduler.
+"""Throughput and latency in closed form: a batch in its steady state, no scheduler.
 
-In a batch of B sequences each emits a token a step, and B of every ``output`` steps have a prompt
-computed among them, so a token takes step(B) + prefill * B / output. The batch is the one at which
-requests leave as fast as they come; where even the largest does not suffice, requests queue.
+In a batch of B sequences every step emits B tokens, and each sequence needs one prefill per
+``output`` tokens, so a token takes step(B) + prefill * B / output. The steady batch is the one that
+finishes requests as fast as they arrive; if even the largest batch is too slow, requests queue.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import Any
 from s1engine.plan import workload
 from s1engine.plan.placement import Placement
 from s1engine.plan.request_metrics import RequestMetrics, summarize_requests
-from s1engine.plan.step_time import StepTimeModel, decoding, prefill_steps
+from s1engine.plan.step_time import StepTimeModel, decode_step, prefill_steps
 from s1engine.plan.workload import PlannedBudget, PlannedRequest
 
 BISECTIONS = 60
@@ -21,7 +21,7 @@ BISECTIONS = 60
 
 @dataclass(frozen=True, slots=True)
 class SteadyState:
-    """One replica under requests of mean lengths."""
+    """One replica serving requests of mean lengths."""
 
     placement: Placement
     time: StepTimeModel
@@ -29,28 +29,29 @@ class SteadyState:
     output: float
 
     def prefill(self, prompt: float) -> float:
-        """Seconds to the first token of a prompt that is alone."""
+        """Seconds to the first token of a prompt that runs alone."""
         chunk = self.placement.max_num_batched_tokens
         return sum(map(self.time.seconds, prefill_steps(max(round(prompt), 1), chunk)))
 
     def decode(self, rows: float) -> float:
-        """Seconds of a step of ``rows`` sequences in the middle of their output."""
-        return self.time.seconds(decoding(max(rows, 1), self.prompt + self.output / 2))
+        """Seconds of a decode step of ``rows`` sequences, each at half of its output."""
+        return self.time.seconds(decode_step(max(rows, 1), self.prompt + self.output / 2))
 
     def tpot(self, rows: float) -> float:
+        """Seconds per token, prefills of other requests included."""
         return self.decode(rows) + self.prefill(self.prompt) * rows / self.output
 
     @property
-    def largest(self) -> int:
+    def largest_batch(self) -> int:
         return max(self.placement.largest_batch(self.prompt + self.output), 1)
 
     def requests_per_s(self, rows: float) -> float:
-        """How fast a batch of that many finishes requests."""
+        """Requests that a batch of ``rows`` finishes per second."""
         return rows / (self.tpot(rows) * self.output)
 
     def batch(self, rate: float) -> float:
-        """The batch that keeps up with ``rate`` requests a second; the largest if none does."""
-        low, high = 0.0, float(self.largest)
+        """The batch that serves ``rate`` requests a second; the largest batch if none does."""
+        low, high = 0.0, float(self.largest_batch)
         if self.requests_per_s(high) <= rate:
             return high
         for _ in range(BISECTIONS):
@@ -67,31 +68,31 @@ def roofline(
     budget: PlannedBudget,
     replicas: int = 1,
 ) -> dict[str, Any]:
-    """The figures of ``served.figures``, with the batch that they stand for."""
+    """The figures of ``summarize_requests``, with the steady batch and its capacity."""
     outputs = [workload.output_len(request, budget) for request in requests]
     prompts = [workload.prompt_len(request, budget) for request in requests]
     steady = SteadyState(placement, time, fmean(prompts), fmean(outputs))
     span, share = requests[-1].at - requests[0].at, len(requests) / replicas
     rate = (len(requests) - 1) / span / replicas if span > 0 else float("inf")
-    once = span == 0 and share <= steady.largest  # one batch, and no more to come
+    one_batch = span == 0 and share <= steady.largest_batch  # all start together
     batch = min(steady.batch(rate), share)
-    tpot = steady.decode(batch) if once else steady.tpot(batch)
+    tpot = steady.decode(batch) if one_batch else steady.tpot(batch)
     capacity = steady.requests_per_s(batch) * replicas
-    queues = not once and capacity <= rate * replicas
+    queues = not one_batch and capacity <= rate * replicas
     mean_prefill = steady.prefill(steady.prompt)
     served = []
     for number, request in enumerate(requests):
-        if once:
-            waits = number // replicas * mean_prefill
-        elif queues:  # until all but a batch of those before it have left
-            waits = max((number - batch * replicas) / capacity - (request.at - requests[0].at), 0.0)
+        if one_batch:
+            wait = number // replicas * mean_prefill
+        elif queues:  # until all requests before it, except one batch, have finished
+            wait = max((number - batch * replicas) / capacity - (request.at - requests[0].at), 0.0)
         else:
-            waits = min(batch, 1.0) * steady.decode(batch) / 2  # the step under way
-        first = request.at + waits + steady.prefill(prompts[number])
+            wait = min(batch, 1.0) * steady.decode(batch) / 2  # half of the current step
+        first = request.at + wait + steady.prefill(prompts[number])
         end = first + tpot * (outputs[number] - 1)
         served.append(RequestMetrics(number, request, first, end, outputs[number]))
-    most = steady.requests_per_s(steady.largest) * replicas
+    largest = steady.requests_per_s(steady.largest_batch) * replicas
     return summarize_requests(served) | {
         "batch": batch,
-        "capacity_tokens_per_s": most * steady.output,
+        "capacity_tokens_per_s": largest * steady.output,
     }

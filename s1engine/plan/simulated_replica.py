@@ -1,7 +1,7 @@
-"""One engine in virtual time: the real scheduler on a device that only takes time.
+"""One engine in virtual time: the real scheduler over a device that only takes time.
 
-The device samples what each request's script says; what becomes of it (waits, forced ends, blocks,
-preemption) is the scheduler's business. The clock moves by what ``StepTime`` says of a step.
+The device samples the tokens of each request's script. The scheduler decides everything else:
+waits, forced ends, blocks, preemption. The clock advances by the ``StepTimeModel``.
 """
 
 from dataclasses import dataclass, field
@@ -18,83 +18,78 @@ from s1engine.plan.workload import PlannedBudget, PlannedRequest
 from s1engine.runner.input_batch import InputBatch
 
 OTHER, TRIGGER, EOS, NEWLINE, PHRASE = 0, 1, 2, 3, 4  # token ids; prompts have none of them
+NEVER = 2**40  # a position that no sequence reaches
 
 
 @dataclass(slots=True)
 class RequestScript:
-    """One request's script, and how far it has come."""
+    """What the simulated model samples for one request, and how far the request is."""
 
-    served: RequestMetrics
+    metrics: RequestMetrics
     budget: PlannedBudget
     _prompt_len: int = field(init=False)
-    _tries_at: int = field(init=False)  # thinking tokens before the next try to end
-    _answer_end: int = field(init=False)  # position of the answer's last token, once it is known
+    _tries_at: int = field(init=False)  # thinking tokens at which the model next tries to end
+    _answer_end: int = 0  # position of the answer's last token, once it is known
     _thinking: int = 0
     _max_thinking: int = 0
     _waits: int = 0
     _phase: _core.Phase | None = None
 
     def __post_init__(self) -> None:
-        request = self.served.request
+        request = self.metrics.request
         self._prompt_len = workload.prompt_len(request, self.budget)
         self._tries_at = request.thinking or 0
-        self._answer_end = 0
 
-    def read(self, progress: "_core.CoreOutputDict") -> None:
-        """Takes note of what the scheduler made of the tokens so far."""
-        served = self.served
-        served.output_tokens += len(progress["token_ids"])
-        served.forced_tokens += sum(m & _core.MARK_FORCED > 0 for m in progress["marks"])
-        served.thinking_tokens = self._thinking = max(progress["thinking_tokens"], 0)
-        self._max_thinking = progress["max_thinking"]
-        if progress["waits_used"] > self._waits:
-            self._waits = progress["waits_used"]
+    def update(self, output: "_core.CoreOutputDict") -> None:
+        """Follows the tokens that the scheduler appended."""
+        metrics = self.metrics
+        metrics.output_tokens += len(output["token_ids"])
+        metrics.forced_tokens += sum(m & _core.MARK_FORCED > 0 for m in output["marks"])
+        metrics.thinking_tokens = self._thinking = max(output["thinking_tokens"], 0)
+        self._max_thinking = output["max_thinking"]
+        if output["waits_used"] > self._waits:
+            self._waits = output["waits_used"]
             self._tries_at = self._thinking + self.budget.wait_thinking
-        if progress["phase"] != self._phase and progress["phase"] != _core.Phase.THINKING:
-            self._answer_end = self._here + served.request.answer - 1
-        self._phase = progress["phase"]
+        if output["phase"] != self._phase and output["phase"] != _core.Phase.THINKING:
+            self._answer_end = self._position + metrics.request.answer - 1
+        self._phase = output["phase"]
 
     @property
-    def _here(self) -> int:
+    def _position(self) -> int:
         """Position of the next token."""
-        return self._prompt_len + self.served.output_tokens
+        return self._prompt_len + self.metrics.output_tokens
 
     def next_event(self) -> tuple[int, int]:
-        """The position at which something besides OTHER is sampled or the budget cuts, and what is
-        sampled there."""
+        """The next position at which the model samples a token besides OTHER or the budget cuts,
+        and the token sampled there."""
         if self._phase != _core.Phase.THINKING:
             return self._answer_end, EOS
-        tries = self._here + self._tries_at - self._thinking
-        cut = self._here + self._max_thinking - self._thinking - 1
+        tries = self._position + self._tries_at - self._thinking
+        cut = self._position + self._max_thinking - self._thinking - 1
         return (tries, TRIGGER) if tries <= cut else (cut, OTHER)
-
-
-NEVER = 2**40  # a position that no sequence reaches
 
 
 @dataclass(slots=True)
 class SimulatedReplica:
-    """An engine that is asked over time. ``submit`` and ``advance`` must come in order of time."""
+    """An engine that serves requests. Calls of ``submit`` and ``advance`` are in order of time."""
 
     placement: Placement
     time: StepTimeModel
     budget: PlannedBudget
     busy_s: float = 0.0
     finished: list[RequestMetrics] = field(default_factory=list)
-    _live: dict[int, RequestScript] = field(
-        default_factory=dict
-    )  # by number, the sequence's id too
-    _inbox: list[RequestMetrics] = field(default_factory=list)
-    _due: float | None = None  # when the step under way ends
-    _run_steps: int = 0  # decode steps since the last that was none
-    _quiet: int = 0  # steps for which the plan is as it was, and nothing but OTHER is sampled
-    _last: StepShape = field(default_factory=lambda: StepShape(0, 0))
+    _live: dict[int, RequestScript] = field(default_factory=dict)  # by number, also sequence id
+    _waiting: list[RequestMetrics] = field(default_factory=list)  # until the next step boundary
+    _step_end: float | None = None  # end of the current step
+    _decode_steps: int = 0  # consecutive decode steps
+    _quiet_steps: int = 0  # coming steps with an unchanged schedule that sample nothing but OTHER
+    _last_step: StepShape = field(default_factory=lambda: StepShape(0, 0))
     _sampled: np.ndarray = field(init=False)
-    _eventful: list[int] = field(default_factory=list)  # sequences whose script goes on
-    _others: np.ndarray = field(init=False)
-    _events: np.ndarray = field(init=False)  # [max_num_seqs] position at which a script goes on
-    _tokens: np.ndarray = field(init=False)  # [max_num_seqs] what is sampled there
-    _owners: np.ndarray = field(init=False)  # [max_num_seqs] sequence
+    _with_event: list[int] = field(default_factory=list)  # sequences with an event in this step
+    _others: np.ndarray = field(init=False)  # [max_num_seqs] OTHER
+    _events: np.ndarray = field(init=False)  # [max_num_seqs] position of the next event
+    _tokens: np.ndarray = field(init=False)  # [max_num_seqs] token sampled there
+    _sequences: np.ndarray = field(init=False)  # [max_num_seqs] sequence of the row
     _batch: InputBatch = field(init=False)
     _scheduler: _core.Scheduler = field(init=False)
     _format: _core.BudgetFormat = field(init=False)
@@ -126,78 +121,80 @@ class SimulatedReplica:
         self._sampled = self._others[:0]
         self._events = np.full(rows, NEVER, np.int64)
         self._tokens = np.full(rows, OTHER, np.int64)
-        self._owners = np.zeros(rows, np.int64)
+        self._sequences = np.zeros(rows, np.int64)
 
     @property
     def outstanding(self) -> int:
-        """Requests that have not ended."""
-        return len(self._live) + len(self._inbox)
+        """Number of unfinished requests."""
+        return len(self._live) + len(self._waiting)
 
     def stats(self) -> _core.SchedulerStats:
-        """What the scheduler has counted."""
+        """The scheduler's counters."""
         return self._scheduler.stats()
 
     def submit(self, number: int, request: PlannedRequest) -> None:
-        """At ``ask.at``, to which the replica has been advanced."""
-        self._inbox.append(RequestMetrics(number, request))
-        if self._due is None:
-            self._run_steps = 0
-            self._begin(request.at)
+        """Adds a request at time ``request.at``, to which the replica has advanced."""
+        self._waiting.append(RequestMetrics(number, request))
+        if self._step_end is None:
+            self._decode_steps = 0
+            self._begin_step(request.at)
 
     def advance(self, until: float) -> None:
-        """All steps that end by then."""
-        while self._due is not None and self._due <= until:
-            now = self._due
-            self._complete(now)
-            self._begin(now)
+        """Runs all steps that end by ``until``."""
+        while self._step_end is not None and self._step_end <= until:
+            now = self._step_end
+            self._end_step(now)
+            self._begin_step(now)
 
-    def check(self) -> None:
+    def check_integrity(self) -> None:
         """Raises unless every sequence and block is accounted for."""
         self._scheduler.check_integrity()
 
     # --- a step begins ---
 
-    def _begin(self, now: float) -> None:
-        boundary = self._run_steps % self.placement.run_ahead == 0  # of what the device decides
+    def _begin_step(self, now: float) -> None:
+        boundary = self._decode_steps % self.placement.run_ahead == 0  # of a multi-step decode
         if boundary or not self._scheduler.has_unfinished():
-            for served in self._inbox:
-                self._add(served)
-            self._inbox.clear()
+            for metrics in self._waiting:
+                self._add(metrics)
+            self._waiting.clear()
         core = self._batch.core
         admitted = self._scheduler.schedule(core)
         if core.num_rows == 0:
-            self._due = None
+            self._step_end = None
             return
         rows = core.num_rows
         decodes = rows == core.num_tokens == core.num_samples
-        if self._quiet and not admitted and decodes and rows == self._last.tokens:
-            self._quiet -= 1
-            step = StepShape(rows, rows, self._last.decode_context + rows)
+        if self._quiet_steps and not admitted and decodes and rows == self._last_step.tokens:
+            self._quiet_steps -= 1
+            step = StepShape(rows, rows, self._last_step.decode_context + rows)
             self._sampled = self._others[:rows]
         else:
-            step = self._look(admitted)
-            self._quiet *= decodes
-        self._last = step
-        self._run_steps = self._run_steps + 1 if decodes else 0
+            step = self._read_batch(admitted)
+            self._quiet_steps *= decodes
+        self._last_step = step
+        self._decode_steps = self._decode_steps + 1 if decodes else 0
         seconds = self.time.seconds(step)
         self.busy_s += seconds
-        self._due = now + seconds
+        self._step_end = now + seconds
 
-    def _look(self, admitted: list[int]) -> StepShape:
-        """What the plan is, and what its rows will sample."""
+    def _read_batch(self, admitted: list[int]) -> StepShape:
+        """The shape of the scheduled batch; prepares what its rows sample."""
         for sequence in admitted:
-            self._admit(sequence)
+            req_index = self._scheduler.req_index(sequence)
+            self._sequences[req_index] = sequence
+            self._update_event(sequence, req_index)
         rows = self._batch.inputs().rows
         left = self._events[rows.req_indices] - rows.positions.numpy()
         now = left == 0
         self._sampled = np.where(now, self._tokens[rows.req_indices], OTHER)
-        self._eventful = self._owners[rows.req_indices[now]].tolist()
-        self._quiet = 0 if self._eventful or not len(left) else int(left.min()) - 1
-        return StepShape.of(self._batch, len(admitted))
+        self._with_event = self._sequences[rows.req_indices[now]].tolist()
+        self._quiet_steps = 0 if self._with_event or not len(left) else int(left.min()) - 1
+        return StepShape.from_batch(self._batch, len(admitted))
 
-    def _add(self, served: RequestMetrics) -> None:
-        request, budget = served.request, self.budget
-        prompt = request.prompt(served.number)
+    def _add(self, metrics: RequestMetrics) -> None:
+        request, budget = metrics.request, self.budget
+        prompt = request.prompt(metrics.number)
         options: dict[str, Any] = {}
         if request.thinking is not None:
             prompt = np.append(prompt, np.full(budget.start_len, PHRASE, np.int32))
@@ -211,48 +208,42 @@ class SimulatedReplica:
             )
             maximum = workload.max_thinking(request, budget)
             options = {"budget": params, "thinking_tokens": 0, "max_thinking": maximum}
-        self._live[served.number] = RequestScript(served, budget)
+        self._live[metrics.number] = RequestScript(metrics, budget)
         self._scheduler.add(
-            served.number,
+            metrics.number,
             prompt,
             max_len=workload.max_len(request, budget),
             stop_tokens=[EOS],
             stream_output=True,
             **options,
         )
-        self._quiet = 0
+        self._quiet_steps = 0
 
-    def _admit(self, sequence: int) -> None:
-        req_index = self._scheduler.req_index(sequence)
-        self._owners[req_index] = sequence
-        self._read(sequence, req_index)
-
-    def _read(self, sequence: int, req_index: int) -> None:
-        """Finds where the script of a sequence goes on from here."""
+    def _update_event(self, sequence: int, req_index: int) -> None:
         script = self._live[sequence]
-        script.read(self._scheduler.collect_output_dict(sequence))
+        script.update(self._scheduler.collect_output_dict(sequence))
         self._events[req_index], self._tokens[req_index] = script.next_event()
 
     # --- a step ends ---
 
-    def _complete(self, now: float) -> None:
+    def _end_step(self, now: float) -> None:
         scheduler = self._scheduler
         scheduler.update(self._sampled)
         for sequence, _ in scheduler.outputs:
-            served = self._live[sequence].served
-            if not served.first:
-                served.first = now
+            metrics = self._live[sequence].metrics
+            if not metrics.first:
+                metrics.first = now
                 scheduler.stop_streaming(sequence)
         for sequence in scheduler.finished:
             self._finish(sequence, now)
-        for sequence in self._eventful:
+        for sequence in self._with_event:
             if sequence in self._live:
-                self._read(sequence, scheduler.req_index(sequence))
-        self._eventful = []
+                self._update_event(sequence, scheduler.req_index(sequence))
+        self._with_event = []
 
     def _finish(self, sequence: int, now: float) -> None:
         script = self._live.pop(sequence)
-        script.read(self._scheduler.collect_output_dict(sequence))
-        script.served.end = now
-        self.finished.append(script.served)
+        script.update(self._scheduler.collect_output_dict(sequence))
+        script.metrics.end = now
+        self.finished.append(script.metrics)
         self._scheduler.remove(sequence)

@@ -1,4 +1,4 @@
-"""Requests against replicas in virtual time: each is routed as it arrives, none is lost."""
+"""Requests routed to replicas in virtual time. Every request is served."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ ROUTINGS: dict[str, Route] = {
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What a simulation came to; ``served`` in the order of arrival."""
+    """The outcome of a simulation; ``served`` is in the order of arrival."""
 
     served: list[RequestMetrics]
     replicas: list[SimulatedReplica]
 
     def summary(self) -> dict[str, Any]:
-        """Of all requests, and how busy the replicas were."""
-        found = summarize_requests(self.served)
+        """The summary of all requests, the busy share of the replicas, and preemptions."""
+        summary = summarize_requests(self.served)
         busy = sum(replica.busy_s for replica in self.replicas)
-        return found | {
-            "busy": busy / (len(self.replicas) * found["duration_s"]),
+        return summary | {
+            "busy": busy / (len(self.replicas) * summary["duration_s"]),
             "preemptions": sum(replica.stats().num_preemptions for replica in self.replicas),
         }
 
@@ -43,7 +43,7 @@ def simulate(
     replicas: int = 1,
     routing: str = "least-loaded",
 ) -> Simulation:
-    """``asks`` by time of arrival, the first at 0 or later."""
+    """Serves ``requests``, which are sorted by arrival time, the first at 0 or later."""
     engines = [SimulatedReplica(placement, time, budget) for _ in range(replicas)]
     route = ROUTINGS[routing]
     for number, request in enumerate(requests):

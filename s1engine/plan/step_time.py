@@ -1,6 +1,14 @@
-"""What a step is made of, as far as it decides how long the step takes.
+"""The shape of a step, and models of the seconds it takes on GPUs, without and with drafts.
 
-The same figures are read from a batch that is simulated and from one that is measured.
+A shape is read from a simulated batch and from a measured one alike. Time on GPUs, with the shares
+of peak that ``hardware`` assumes:
+
+    step      = layers + head + attention + gaps between kernels + all-reduces
+    layers    = max(weights / bandwidth, 2 * weights * tokens / peak); head: the same over samples
+    attention = KV bytes of decoding rows / bandwidth, and for extending rows the larger of that and
+                4 * heads * head_dim * pairs / peak
+
+Quantized weights are dequantized before the product: they save bytes, not operations.
 """
 
 from collections.abc import Sequence
@@ -15,19 +23,19 @@ from s1engine.runner.input_batch import InputBatch
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """Sizes of one step. A row with one pending token decodes, one with more extends."""
+    """Sizes of one step. A row with one pending token decodes, a row with more extends."""
 
     tokens: float
     samples: float
-    """Rows whose logits are wanted."""
+    """Rows that sample."""
     decode_context: float = 0
-    """Cached tokens that decoding rows read, in all."""
+    """Sum over decoding rows of the cached tokens they read."""
     extend_context: float = 0
-    """Cached tokens that extending rows read, in all."""
+    """Sum over extending rows of the cached tokens they read."""
     extend_pairs: float = 0
-    """Pairs of a query and a key that it sees, over the extending rows."""
+    """Sum over extending rows of the pairs of a query and a key that it sees."""
     admitted: float = 0
-    """Sequences that the step is the first for."""
+    """Sequences whose first step this is."""
 
     @property
     def extends(self) -> bool:
@@ -38,8 +46,8 @@ class StepShape:
         return self.extend_context > 0 and self.decode_context > 0
 
     @classmethod
-    def of(cls, batch: InputBatch, admitted: int = 0) -> "StepShape":
-        """The step that stands in ``batch``, on the CPU."""
+    def from_batch(cls, batch: InputBatch, admitted: int = 0) -> "StepShape":
+        """The step scheduled in ``batch``, which is on the CPU."""
         inputs, core = batch.inputs(), batch.core
         context = inputs.attention.context_lens.numpy().astype(int)
         if core.max_seqlen_q == 1:
@@ -58,21 +66,20 @@ class StepShape:
         )
 
 
-def decoding(rows: float, context: float) -> StepShape:
-    """``rows`` sequences with ``context`` tokens each, one token more for each."""
+def decode_step(rows: float, context: float) -> StepShape:
+    """A step of ``rows`` decoding sequences with ``context`` tokens each."""
     return StepShape(rows, rows, rows * context)
 
 
 class StepTimeModel(Protocol):
-    """How long steps take."""
+    """Predicts the time of a step."""
 
     def seconds(self, step: StepShape) -> float:
-        """Of one step."""
+        """Seconds of one step."""
 
 
 def prefill_steps(prompt: int, chunk: int) -> list[StepShape]:
-    """The steps that a prompt of ``prompt`` tokens takes alone, ``chunk`` tokens at a time; the
-    last samples."""
+    """The steps of a prompt that runs alone, ``chunk`` tokens at a time; the last step samples."""
     steps = []
     for begin in range(0, prompt, chunk):
         tokens = min(chunk, prompt - begin)
@@ -88,13 +95,12 @@ def prefill_steps(prompt: int, chunk: int) -> list[StepShape]:
 
 @dataclass(frozen=True, slots=True)
 class GpuTimeModel:
-    """The model on ``footprint.ranks`` GPUs."""
+    """Time on the ``footprint.ranks`` GPUs of one engine; see the module's docstring."""
 
     gpu: Gpu
     footprint: Footprint
 
     def seconds(self, step: StepShape) -> float:
-        """Of one step."""
         foot = self.footprint
         bandwidth = self.gpu.read_gb_per_s * 1e9 * hardware.READ_SHARE * foot.ranks
         peak = self.gpu.bf16_tflops * 1e12 * foot.ranks
@@ -119,20 +125,22 @@ class GpuTimeModel:
         return kernels * hardware.KERNEL_GAP_US * 1e-6
 
     def _all_reduces(self, tokens: float) -> float:
-        """Two a layer over the hidden states, in a ring; and one of next to nothing for the head's
-        winners."""
+        """Two ring all-reduces of the hidden states per layer, and one of a few bytes for the
+        best tokens of the head's shards."""
         foot, ranks = self.footprint, self.footprint.ranks
         if ranks == 1:
             return 0.0
-        passed = 2 * (ranks - 1) / ranks * tokens * foot.hidden_bytes
+        sent = 2 * (ranks - 1) / ranks * tokens * foot.hidden_bytes
         link = self.gpu.link_gb_per_s * 1e9 * hardware.LINK_SHARE
-        return 2 * foot.layers * (passed / link + self.gpu.link_us * 1e-6) + self.gpu.link_us * 1e-6
+        latency = self.gpu.link_us * 1e-6
+        return 2 * foot.layers * (sent / link + latency) + latency
 
 
-# Drafted and kept tokens a row and step, by the longest draft, from cautious to bold: the engine's
-# drafter along every eighth trace of QwQ-32B in misguided_qwq32b.json (118,845 tokens), guesses
-# with a chance of at least 0.6, 0.4, 0.3, 0.2, 0.1 (``bench.speculation.Own``).
-MEASURED: dict[int, tuple[tuple[float, float], ...]] = {
+# Draft tokens and accepted tokens per row and step, by the maximum draft length, from cautious to
+# bold: the engine's drafter on every eighth trace of QwQ-32B in misguided_qwq32b.json (118,845
+# tokens), with acceptance probabilities of at least 0.6, 0.4, 0.3, 0.2, 0.1
+# (bench/studies/draft_acceptance.py).
+MEASURED_DRAFTS: dict[int, tuple[tuple[float, float], ...]] = {
     1: ((0.260, 1.195), (0.506, 1.321), (0.560, 1.340), (0.665, 1.366), (0.686, 1.371)),
     2: ((0.310, 1.227), (0.668, 1.403), (0.812, 1.452), (1.062, 1.510), (1.236, 1.538)),
     4: ((0.331, 1.240), (0.747, 1.439), (0.960, 1.505), (1.341, 1.588), (1.843, 1.654)),
@@ -140,34 +148,38 @@ MEASURED: dict[int, tuple[tuple[float, float], ...]] = {
 }
 
 
-def draft_choices(most: int, acceptance: float | None) -> tuple[tuple[float, float], ...]:
-    """Pairs of drafted and kept tokens for drafts of up to ``most``. None: as on the traces; else
-    every guess is right with that chance if those before it were."""
+def draft_choices(max_len: int, acceptance: float | None) -> tuple[tuple[float, float], ...]:
+    """Pairs of draft and emitted tokens per row and step, for drafts of up to ``max_len`` tokens.
+
+    ``acceptance``: probability of a draft token after accepted ones; None: as measured on traces.
+    """
     if acceptance is None:
-        return MEASURED[max(length for length in MEASURED if length <= most)]
-    kept = 1.0
-    found = []
-    for drafted in range(1, most + 1):
-        kept += acceptance**drafted
-        found.append((float(drafted), kept))
-    return tuple(found)
+        return MEASURED_DRAFTS[max(n for n in MEASURED_DRAFTS if n <= max_len)]
+    emitted = 1.0
+    choices = []
+    for drafted in range(1, max_len + 1):
+        emitted += acceptance**drafted
+        choices.append((float(drafted), emitted))
+    return tuple(choices)
 
 
 @dataclass(frozen=True, slots=True)
 class SpeculativeTimeModel:
-    """Seconds of a step that gives each decoding row one token, its share of a step with drafts."""
+    """Seconds of a step for one token per decoding row, as its share of a step with drafts.
+
+    Like the engine, it drafts only where drafts pay. Steps that compute prompts have no drafts.
+    """
 
     plain: StepTimeModel
     choices: Sequence[tuple[float, float]]
 
     def seconds(self, step: StepShape) -> float:
-        """Of one step."""
-        alone = self.plain.seconds(step)
+        plain = self.plain.seconds(step)
         if step.extends or step.samples != step.tokens:
-            return alone
-        return min([alone, *(self._drafting(step, *choice) for choice in self.choices)])
+            return plain
+        return min([plain, *(self._with_drafts(step, *choice) for choice in self.choices)])
 
-    def _drafting(self, step: StepShape, drafted: float, kept: float) -> float:
-        """Cached tokens are read once for all that is drafted behind them."""
-        rows = step.tokens * (1 + drafted)
-        return self.plain.seconds(replace(step, tokens=rows, samples=rows)) / kept
+    def _with_drafts(self, step: StepShape, drafted: float, emitted: float) -> float:
+        """All draft tokens of a row share one read of its cached tokens."""
+        tokens = step.tokens * (1 + drafted)
+        return self.plain.seconds(replace(step, tokens=tokens, samples=tokens)) / emitted

@@ -1,4 +1,4 @@
-"""A sweep with plausible figures, for looking at reports without running a model."""
+"""A sweep with plausible figures, to view reports without a model."""
 
 import random
 from typing import Any

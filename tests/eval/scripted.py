@@ -1,29 +1,29 @@
-"""A backend whose answers a test writes: no model, no network, every ask on record."""
+"""A backend with scripted answers, without model and network, that records all requests."""
 
 from collections.abc import Callable, Iterator
 
-from s1engine.eval.backend import EvalRequest, EvalResponse, Sample
+from s1engine.eval.backend import EvalRequest, EvalResponse, EvalSample
 from s1engine.eval.tasks import Question
 
 
-def sample(text: str, thinking: int = 4, output: int = 6, **fields: object) -> Sample:
-    return Sample(text, thinking, output, **fields)  # type: ignore[arg-type]
+def sample(text: str, thinking: int = 4, output: int = 6, **fields: object) -> EvalSample:
+    return EvalSample(text, thinking, output, **fields)  # type: ignore[arg-type]
 
 
 def questions(count: int) -> list[Question]:
-    """Question i asks i and wants i."""
+    """Question i asks for i; its answer is i."""
     return [Question(f"q{i}", f"what is {i}?", str(i)) for i in range(count)]
 
 
 class ScriptedBackend:
-    """Answers each ask by ``script``, the last submitted first; an exception becomes the reply's
-    error."""
+    """Answers each request by ``script``, the last submitted first; an exception becomes the
+    response's error."""
 
     name = "scripted"
     max_thinking = None
     can_think = True
 
-    def __init__(self, script: Callable[[EvalRequest], list[Sample]]) -> None:
+    def __init__(self, script: Callable[[EvalRequest], list[EvalSample]]) -> None:
         self._script = script
         self._waiting: list[EvalRequest] = []
         self.asked: list[EvalRequest] = []

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server of a few lines: it answers, fails or dawdles as a test says."""
+"""A small OpenAI-compatible server that answers, fails or delays as a test defines."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ Answerer = Callable[[dict[str, Any]], Any]
 
 
 class StubServer:
-    """Its address, and what it was asked."""
+    """A server with its address, and the requests it received."""
 
     def __init__(self, answer: Answerer, models: bool) -> None:
         self.bodies: list[dict[str, Any]] = []
@@ -81,7 +81,7 @@ def serving(answer: Answerer, *, models: bool = True) -> Iterator[StubServer]:
 
 
 def completion(*texts: str, tokens: int = 20, thinking: int | None = None) -> dict[str, Any]:
-    """A chat completion as OpenAI shapes it."""
+    """A chat completion in OpenAI's format."""
     usage: dict[str, Any] = {"completion_tokens": tokens}
     if thinking is not None:
         usage["completion_tokens_details"] = {"reasoning_tokens": thinking}

@@ -12,7 +12,7 @@ from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError
 from s1engine.eval import command
 from s1engine.eval.engine_backend import EngineBackend
-from s1engine.eval.method_registry import SweepOptions, plan
+from s1engine.eval.method_registry import SweepOptions, build_methods
 from s1engine.eval.methods import RunSettings
 from s1engine.eval.metrics import Point, exact_accuracy, method_metrics
 from s1engine.eval.results import Results
@@ -118,7 +118,7 @@ def test_a_question_that_cannot_be_asked_is_a_failed_row(llm: LLM, tmp_path: Pat
 
 def sweep_with(llm: LLM, folder: Path, found: list[Question], **options: Any) -> list[Any]:
     opened = Results.open(folder, {}, overwrite=True)
-    methods = plan(["budget-forcing"], SweepOptions(**options))
+    methods = build_methods(["budget-forcing"], SweepOptions(**options))
     runs = run_sweep(
         methods, found, EngineBackend(llm), opened, traces=1, finished=lambda run: None
     )
@@ -126,7 +126,7 @@ def sweep_with(llm: LLM, folder: Path, found: list[Question], **options: Any) ->
     return runs
 
 
-def test_a_sweeps_answers_are_the_engines_own(llm: LLM, tmp_path: Path) -> None:
+def test_a_sweep_has_the_same_answers_as_the_engine(llm: LLM, tmp_path: Path) -> None:
     found = arithmetic_questions(1, 12)
     (run,) = sweep_with(llm, tmp_path, found, budgets=(24,), num_waits=(1,))
     params = SamplingParams(temperature=0, thinking=ThinkingBudget(max_tokens=24, num_waits=1))
@@ -156,7 +156,7 @@ def test_every_method_runs_on_the_engine(llm: LLM) -> None:
     }
     backend = EngineBackend(llm)
     for name, options in names.items():
-        for method in plan([name], SweepOptions(**options)):  # type: ignore[arg-type]
+        for method in build_methods([name], SweepOptions(**options)):  # type: ignore[arg-type]
             answers = list(method.answer(arithmetic_questions(2, 3), backend, frozenset()))
             assert len(answers) == 3 and not any(answer.error for answer in answers)
             (run,) = method.settings
@@ -167,7 +167,9 @@ def test_every_method_runs_on_the_engine(llm: LLM) -> None:
 
 
 def test_parallel_samples_share_their_prompt(llm: LLM) -> None:
-    (method,) = plan(["majority-voting"], SweepOptions(budgets=(8,), samples=(6,), max_tokens=40))
+    (method,) = build_methods(
+        ["majority-voting"], SweepOptions(budgets=(8,), samples=(6,), max_tokens=40)
+    )
     ask = [Question("shared", "share this " * 40 + "a=3 a?", "3")]
     before = llm.engine.scheduler.stats().num_computed_tokens
     (answer,) = method.answer(ask, EngineBackend(llm), frozenset())
@@ -176,8 +178,8 @@ def test_parallel_samples_share_their_prompt(llm: LLM) -> None:
     assert len(answer.samples) == 6 and computed < 2.5 * prompt
 
 
-def test_stopping_early_leaves_nothing_behind(llm: LLM) -> None:
-    (method,) = plan(["budget-forcing"], SweepOptions(budgets=(8,)))
+def test_stopping_early_leaves_no_sequences(llm: LLM) -> None:
+    (method,) = build_methods(["budget-forcing"], SweepOptions(budgets=(8,)))
     stream = method.answer(arithmetic_questions(3, 6), EngineBackend(llm), frozenset())
     assert isinstance(stream, Iterator)
     next(stream)
@@ -186,7 +188,7 @@ def test_stopping_early_leaves_nothing_behind(llm: LLM) -> None:
 
 
 def test_a_run_is_one_continuous_batch(llm: LLM, tmp_path: Path) -> None:
-    """The harness asks all questions at once: as many steps as the engine alone needs."""
+    """A sweep submits all questions at once and needs as many steps as the engine alone."""
     engine, found = llm.engine, arithmetic_questions(4, 48)
     params = SamplingParams(temperature=0, thinking=ThinkingBudget(max_tokens=32))
     chats = [[{"role": "user", "content": question.prompt}] for question in found]

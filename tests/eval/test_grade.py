@@ -1,4 +1,4 @@
-"""Reading answers out of text, and marking them."""
+"""Extraction and grading of answers."""
 
 import json
 import threading
@@ -32,7 +32,7 @@ def test_extraction(text: str, answer: str | None) -> None:
 
 
 @given(st.text(), st.text(alphabet="abc123+ ", min_size=1))
-def test_a_last_boxed_is_always_found(before: str, answer: str) -> None:
+def test_a_last_boxed_is_always_extracted(before: str, answer: str) -> None:
     assert extract_answer(f"{before}\\boxed{{{answer}}}") == answer.strip()
 
 
@@ -60,7 +60,7 @@ def test_a_last_boxed_is_always_found(before: str, answer: str) -> None:
         ("{" * 5000, "8", False),
     ],
 )
-def test_marking(given_: str | None, wanted: str, right: bool) -> None:
+def test_grading(given_: str | None, wanted: str, right: bool) -> None:
     assert is_correct(given_, wanted) is right
 
 
@@ -82,7 +82,7 @@ def test_letters(text: str, letter: str | None) -> None:
         assert is_correct(text, letter, "choice") and not is_correct(text, "E", "choice")
 
 
-def test_marking_works_outside_the_main_thread() -> None:
+def test_grading_works_outside_the_main_thread() -> None:
     found: list[bool] = []
     worker = threading.Thread(target=lambda: found.append(is_correct("3/6", r"\frac{4}{8}")))
     worker.start()
@@ -97,8 +97,8 @@ def test_every_gold_answer_is_right_by_itself() -> None:
         assert is_correct(extract_answer(f"so \\boxed{{{answer}}}."), answer)
 
 
-def test_marks_agree_with_those_of_another_harness() -> None:
-    """100 MATH problems with 8 answers each that a harness of its own extracted and marked."""
+def test_grades_agree_with_those_of_another_harness() -> None:
+    """100 MATH problems with 8 answers each, extracted and graded by another harness."""
     rows = shared_file("model_outputs/qwen_math_cot_100x8.jsonl").read_text().splitlines()[:40]
     agreed = total = 0
     for row in map(json.loads, rows):

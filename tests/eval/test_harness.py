@@ -1,4 +1,4 @@
-"""The model for lm-evaluation-harness: its kwargs, and the class itself where lm_eval is there."""
+"""The model for lm-evaluation-harness, over lm_eval or a stand-in: kwargs and the class."""
 
 import sys
 import types
@@ -10,11 +10,53 @@ import pytest
 
 from s1engine.errors import RequestError
 from s1engine.eval import harness
-from s1engine.eval.harness import sampling_params
 from s1engine.sampling_params import ThinkingBudget
 
 
-def test_the_harness_own_kwargs() -> None:
+class Instance:
+    """The part of a harness request that a model uses."""
+
+    def __init__(self, context: str, **kwargs: Any) -> None:
+        self.args = (context, kwargs)
+
+
+class StandIn:
+    """The part of the harness's base class that a model uses."""
+
+    def __init__(self) -> None:
+        self.cached: list[tuple[str, Any, str]] = []
+        self.cache_hook = self
+
+    def add_partial(self, kind: str, args: Any, answer: str) -> None:
+        self.cached.append((kind, args, answer))
+
+
+@pytest.fixture
+def harness_model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module over the real package if it is installed, else over a stand-in."""
+    try:
+        import_module("lm_eval.api.registry")
+    except ImportError:
+        registered: dict[str, type] = {}
+        for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model", "lm_eval.api.registry"):
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        sys.modules["lm_eval.api.model"].LM = StandIn  # type: ignore[attr-defined]
+        registry = sys.modules["lm_eval.api.registry"]
+        registry.register_model = lambda name: lambda cls: registered.setdefault(name, cls)  # type: ignore[attr-defined]
+        registry.get_model = registered.__getitem__  # type: ignore[attr-defined]
+        monkeypatch.delitem(sys.modules, "s1engine.eval.harness_model", raising=False)
+    module = import_module("s1engine.eval.harness_model")
+    assert import_module("lm_eval.api.registry").get_model("s1engine") is module.S1EngineLM
+    return module
+
+
+@pytest.fixture
+def model_class(harness_model: Any) -> Any:
+    return harness_model.S1EngineLM
+
+
+def test_the_harness_own_kwargs(harness_model: Any) -> None:
+    sampling_params = harness_model.sampling_params
     kwargs = {
         "until": ["\n\n", ""],
         "max_gen_toks": 64,
@@ -28,7 +70,7 @@ def test_the_harness_own_kwargs() -> None:
     assert sampling_params({"until": "x"}).stop == ("x",)
     assert sampling_params({}).temperature == 0 and sampling_params({}).max_tokens == 256
     assert sampling_params({"do_sample": False, "temperature": 1.0}).temperature == 0
-    assert "until" in kwargs  # a request's kwargs are not used up
+    assert "until" in kwargs  # a request's kwargs are not changed
 
 
 @pytest.mark.parametrize(
@@ -44,8 +86,10 @@ def test_the_harness_own_kwargs() -> None:
         ({"num_waits": 2, "thinking_n_ignore": 2}, ThinkingBudget(num_waits=2)),
     ],
 )
-def test_thinking_kwargs_in_both_spellings(kwargs: dict[str, Any], budget: ThinkingBudget) -> None:
-    params = sampling_params({**kwargs, "max_gen_toks": 32})
+def test_thinking_kwargs_in_both_spellings(
+    harness_model: Any, kwargs: dict[str, Any], budget: ThinkingBudget
+) -> None:
+    params = harness_model.sampling_params({**kwargs, "max_gen_toks": 32})
     assert params.thinking == budget
     assert params.max_tokens == 32 + (budget.max_tokens or 0)
 
@@ -60,50 +104,15 @@ def test_thinking_kwargs_in_both_spellings(kwargs: dict[str, Any], budget: Think
         ({"thinking_token_budget": -1}, "thinking_token_budget"),
     ],
 )
-def test_what_is_not_understood_is_refused(kwargs: dict[str, Any], param: str) -> None:
+def test_unknown_kwargs_and_bad_values_are_refused(
+    harness_model: Any, kwargs: dict[str, Any], param: str
+) -> None:
     with pytest.raises(RequestError) as error:
-        sampling_params(kwargs)
+        harness_model.sampling_params(kwargs)
     assert error.value.param == param
 
 
-class Instance:
-    """A request of the harness, as far as a model sees it."""
-
-    def __init__(self, context: str, **kwargs: Any) -> None:
-        self.args = (context, kwargs)
-
-
-class StandIn:
-    """The harness's base class, as far as a model uses it."""
-
-    def __init__(self) -> None:
-        self.cached: list[tuple[str, Any, str]] = []
-        self.cache_hook = self
-
-    def add_partial(self, kind: str, args: Any, answer: str) -> None:
-        self.cached.append((kind, args, answer))
-
-
-@pytest.fixture
-def model_class(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The class over the real package if it is installed, else over a stand-in."""
-    try:
-        import_module("lm_eval.api.registry")
-    except ImportError:
-        registered: dict[str, type] = {}
-        for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model", "lm_eval.api.registry"):
-            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-        sys.modules["lm_eval.api.model"].LM = StandIn  # type: ignore[attr-defined]
-        registry = sys.modules["lm_eval.api.registry"]
-        registry.register_model = lambda name: lambda cls: registered.setdefault(name, cls)  # type: ignore[attr-defined]
-        registry.get_model = registered.__getitem__  # type: ignore[attr-defined]
-        monkeypatch.delitem(sys.modules, "s1engine.eval.harness_model", raising=False)
-    module = import_module("s1engine.eval.harness_model")
-    assert import_module("lm_eval.api.registry").get_model("s1engine") is module.S1EngineLM
-    return module.S1EngineLM
-
-
-def test_chats_think_and_raw_prompts_do_not(model_class: Any) -> None:
+def test_chats_think_and_raw_prompts_do_not(harness_model: Any, model_class: Any) -> None:
     model = model_class(device="cpu", max_num_seqs=8)
     raw = Instance("a=3 b=a+1 b?", until=["?"], max_gen_toks=8)
     (plain,) = model.generate_until([raw], disable_tqdm=True)
@@ -113,7 +122,10 @@ def test_chats_think_and_raw_prompts_do_not(model_class: Any) -> None:
     assert chat.count("<|im_start|>") >= 2 and "a=3 b=a+1 b?" in chat
     budgets = [{"thinking_token_budget": n, "max_gen_toks": 24} for n in (0, 12)]
     texts = model.generate_until([Instance(chat, **kw) for kw in budgets], disable_tqdm=True)
-    expected = [model._llm.chat(messages, sampling_params(kw), progress=False) for kw in budgets]
+    expected = [
+        model._llm.chat(messages, harness_model.sampling_params(kw), progress=False)
+        for kw in budgets
+    ]
     assert texts == [outputs[0].outputs[0].text for outputs in expected]
     assert all(text.startswith("Final Answer:") for text in texts[:1])
     with pytest.raises(NotImplementedError):

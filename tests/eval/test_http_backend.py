@@ -1,4 +1,4 @@
-"""The backend over HTTP, against a real server on this machine that misbehaves on purpose."""
+"""The backend over HTTP, against a local server that fails on purpose."""
 
 import threading
 from typing import Any
@@ -13,11 +13,13 @@ from tests.eval.stub_server import Answerer, StubServer, completion, serving
 PLAIN = SamplingParams(temperature=0, seed=3)
 
 
-def responses(server: StubServer, asks: list[EvalRequest], **options: Any) -> list[EvalResponse]:
+def responses(
+    server: StubServer, requests: list[EvalRequest], **options: Any
+) -> list[EvalResponse]:
     options = {"first_pause_s": 0.01, "retries": 2, "timeout_s": 60.0} | options
     backend = HttpBackend(HttpOptions(base_url=server.url, **options))
     try:
-        for request in asks:
+        for request in requests:
             backend.submit(request)
         return sorted(backend.responses(), key=lambda response: response.request.key)
     finally:
@@ -30,7 +32,7 @@ def one(answer: Answerer, **options: Any) -> tuple[EvalResponse, StubServer]:
         return response, server
 
 
-def test_an_answer_comes_back_with_its_figures() -> None:
+def test_a_response_has_its_figures() -> None:
     response, server = one(
         lambda body: completion("Answer: 4", tokens=20, thinking=12), api_key="k"
     )
@@ -48,14 +50,14 @@ def test_an_answer_comes_back_with_its_figures() -> None:
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_passing_failures_are_tried_again(status: int) -> None:
+def test_temporary_failures_are_tried_again(status: int) -> None:
     script = [(status, {}, {"error": {"message": "busy"}})] * 2 + [completion("Answer: 4")]
     response, server = one(lambda body: script.pop(0))
     assert response.error is None and response.samples[0].text == "Answer: 4"
     assert len(server.bodies) == 3
 
 
-def test_what_keeps_failing_is_recorded() -> None:
+def test_a_repeated_failure_is_recorded() -> None:
     response, server = one(lambda body: (500, {}, {"error": {"message": "out of\nmemory"}}))
     assert response.error == "HTTP 500: out of (after 3 tries)" and response.samples == ()
     assert len(server.bodies) == 3
@@ -72,7 +74,7 @@ def test_nonsense_is_recorded(body: Any) -> None:
     assert response.error is not None and "no chat completion" in response.error
 
 
-def test_a_server_that_dawdles_times_out() -> None:
+def test_a_slow_server_times_out() -> None:
     over = threading.Event()
 
     def answer(body: Any) -> None:
@@ -87,21 +89,21 @@ def test_a_server_that_dawdles_times_out() -> None:
     assert response.error.endswith("(after 2 tries)")
 
 
-def test_a_server_that_is_not_there_is_recorded() -> None:
+def test_a_missing_server_is_recorded() -> None:
     with serving(lambda body: completion("Answer: 1")) as server:
         pass
     (response,) = responses(server, [EvalRequest(0, "why?", PLAIN)])
     assert response.error is not None and "ConnectError" in response.error
 
 
-def test_a_server_may_say_when_to_come_back() -> None:
+def test_retry_after_is_respected() -> None:
     script = [(503, {"retry-after": "1"}, {}), completion("x")]
     response, _ = one(lambda body: script.pop(0))
     assert response.error is None and response.seconds >= 1
 
 
 def test_requests_are_concurrent_up_to_the_bound() -> None:
-    together = threading.Barrier(4)  # nobody is answered before four have asked
+    together = threading.Barrier(4)  # answers only after four requests
 
     def answer(body: Any) -> dict[str, Any]:
         together.wait(60)
@@ -114,7 +116,7 @@ def test_requests_are_concurrent_up_to_the_bound() -> None:
     assert {body["model"] for body in server.bodies} == {"default"}
 
 
-def test_an_ask_may_follow_a_reply() -> None:
+def test_a_request_may_follow_a_response() -> None:
     with serving(lambda body: completion("Answer: 1")) as server:
         backend = HttpBackend(HttpOptions(base_url=server.url))
         backend.submit(EvalRequest(0, "first", PLAIN))
@@ -127,7 +129,7 @@ def test_an_ask_may_follow_a_reply() -> None:
     assert seen == [0, 1, 2, 3]
 
 
-def test_thinking_fields_go_along_where_they_say_something() -> None:
+def test_only_thinking_fields_without_their_default_are_sent() -> None:
     thinking = ThinkingBudget(max_tokens=0, num_waits=2, wait_text="Hmm")
     params = SamplingParams(n=3, max_tokens=50, seed=1, logprobs=0, thinking=thinking)
     body = request_body(EvalRequest(0, "?", params), "m")
@@ -152,7 +154,7 @@ def test_figures_of_this_engine_are_preferred_to_shared_counts() -> None:
     assert [s.output_tokens for s in read_samples(two)] == [15, 15]
 
 
-def test_uncounted_thinking_is_estimated_and_said_to_be() -> None:
+def test_uncounted_thinking_is_estimated_and_marked() -> None:
     answer = completion("aa", tokens=40)
     answer["choices"][0]["message"]["reasoning_content"] = "a" * 6
     (sample,) = read_samples(answer)
@@ -160,7 +162,7 @@ def test_uncounted_thinking_is_estimated_and_said_to_be() -> None:
     assert [s.estimated for s in read_samples(completion("aa"))] == [False]
 
 
-def test_log_probabilities_are_averaged_over_what_was_sampled() -> None:
+def test_log_probabilities_are_averaged_over_sampled_tokens() -> None:
     answer = completion("a")
     tokens = [{"logprob": -1.0}, {"logprob": 0.0, "forced": True}, {"logprob": -3.0}]
     answer["choices"][0]["logprobs"] = {"content": tokens}

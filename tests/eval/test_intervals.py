@@ -10,7 +10,7 @@ SECOND = [i % 2 == 0 for i in range(60)]
 
 
 def resampled(values: list[int]) -> tuple[float, float]:
-    """The textbook way: draw questions, average, take the middle 95 %."""
+    """The textbook way: sample questions, average, return the middle 95 %."""
     rng = np.random.default_rng(7)
     draws = 100 * rng.choice(np.array(values), size=(20_000, len(values))).mean(axis=1)
     low, high = np.percentile(draws, [2.5, 97.5])

@@ -1,4 +1,4 @@
-"""Methods on a scripted backend: what they ask, how often, and what they make of the answers."""
+"""Methods on a scripted backend: their requests, tries, and chosen answers."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s1engine.errors import RequestError
-from s1engine.eval.backend import EvalRequest, Sample
-from s1engine.eval.method_registry import METHODS, SweepOptions, plan
-from s1engine.eval.methods import Answer, Method, first, majority_vote, most_confident
+from s1engine.eval.backend import EvalRequest, EvalSample
+from s1engine.eval.method_registry import METHODS, SweepOptions, build_methods
+from s1engine.eval.methods import Method, RunAnswer, first_sample, majority_vote, most_confident
 from s1engine.eval.tasks import Question
 from tests.eval.scripted import ScriptedBackend, questions, sample
 from tests.shared_data import shared_file
@@ -17,50 +17,51 @@ from tests.shared_data import shared_file
 NO_TRACES: frozenset[str] = frozenset()
 
 
-def answers(method: Method, backend: ScriptedBackend, count: int = 3) -> list[Answer]:
+def answers(method: Method, backend: ScriptedBackend, count: int = 3) -> list[RunAnswer]:
     found = list(method.answer(questions(count), backend, NO_TRACES))
     return sorted(found, key=lambda answer: answer.question.id)
 
 
-def right(request: EvalRequest) -> list[Sample]:
+def right(request: EvalRequest) -> list[EvalSample]:
     return [sample(f"Answer: {request.key}")] * request.params.n
 
 
 def one(name: str, **options: object) -> Method:
-    (method,) = plan([name], SweepOptions(**options))  # type: ignore[arg-type]
+    (method,) = build_methods([name], SweepOptions(**options))  # type: ignore[arg-type]
     return method
 
 
-# --- what is asked ---
+# --- requests ---
 
 
 def asked(name: str, **options: object) -> list[EvalRequest]:
-    """The first ask of every run."""
+    """The first request of every run."""
     found = []
-    for method in plan([name], SweepOptions(**options)):  # type: ignore[arg-type]
+    for method in build_methods([name], SweepOptions(**options)):  # type: ignore[arg-type]
         backend = ScriptedBackend(right)
         answers(method, backend, 1)
         found.append(backend.asked[0])
     return found
 
 
-def limits(asks: Sequence[EvalRequest]) -> list[int | None]:
+def limits(requests: Sequence[EvalRequest]) -> list[int | None]:
     return [
-        request.params.thinking.max_tokens if request.params.thinking else None for request in asks
+        request.params.thinking.max_tokens if request.params.thinking else None
+        for request in requests
     ]
 
 
 def test_budget_forcing_runs_budgets_within_waits() -> None:
-    asks = asked("budget-forcing", budgets=(0, None), num_waits=(0, 2), wait_text="Hmm")
-    assert limits(asks) == [0, None, 0, None]
-    assert asks[1].params.thinking is None
-    budget = asks[3].params.thinking
+    requests = asked("budget-forcing", budgets=(0, None), num_waits=(0, 2), wait_text="Hmm")
+    assert limits(requests) == [0, None, 0, None]
+    assert requests[1].params.thinking is None
+    budget = requests[3].params.thinking
     assert budget is not None and (budget.num_waits, budget.wait_text) == (2, "Hmm")
-    assert {request.params.temperature for request in asks} == {0}
-    assert {request.prompt for request in asks} == {"what is 0?"}
+    assert {request.params.temperature for request in requests} == {0}
+    assert {request.prompt for request in requests} == {"what is 0?"}
 
 
-def test_conditional_control_only_asks_and_its_forced_form_also_cuts() -> None:
+def test_conditional_methods_only_ask_and_their_forced_forms_also_cut() -> None:
     for suffix, forced in (("", False), ("-forced", True)):
         tokens = asked(f"token-conditional{suffix}", budgets=(64,))
         assert tokens[0].prompt == "what is 0?\n\nThink for up to 64 tokens."
@@ -85,16 +86,16 @@ def test_prompts_are_those_of_s1() -> None:
     assert steps.prompt.endswith(facts["step_conditional_suffix"].format(n=8))
 
 
-def test_all_questions_are_under_way_at_once() -> None:
+def test_all_questions_are_in_flight_at_once() -> None:
     for name in METHODS:
-        options = {"budgets": (64,)} if "budgets" in METHODS[name].takes else {}
-        for method in plan([name], SweepOptions(**options)):  # type: ignore[arg-type]
+        options = {"budgets": (64,)} if "budgets" in METHODS[name].options else {}
+        for method in build_methods([name], SweepOptions(**options)):  # type: ignore[arg-type]
             backend = ScriptedBackend(right)
             assert all(a.choice and a.choice.extracted for a in answers(method, backend, 9))
             assert backend.most_waiting == 9
 
 
-def test_seeds_depend_on_the_question_not_on_its_place() -> None:
+def test_seeds_depend_on_the_question_not_on_its_order() -> None:
     method = one("majority-voting", samples=(2,))
     whole, part = ScriptedBackend(right), ScriptedBackend(right)
     list(method.answer(questions(4), whole, NO_TRACES))
@@ -109,7 +110,7 @@ def test_seeds_depend_on_the_question_not_on_its_place() -> None:
 def test_rejection_tries_until_the_thinking_is_short_enough() -> None:
     lengths = {0: [3], 1: [20, 16, 15], 2: [20] * 9}
 
-    def script(request: EvalRequest) -> list[Sample]:
+    def script(request: EvalRequest) -> list[EvalSample]:
         thinking = lengths[request.key].pop(0)
         return [sample(f"Answer: {request.key}", thinking, thinking + 2, end_reason="natural")]
 
@@ -126,7 +127,7 @@ def test_rejection_tries_until_the_thinking_is_short_enough() -> None:
 
 
 def test_thinking_that_was_cut_is_rejected_and_a_failure_ends_the_tries() -> None:
-    def script(request: EvalRequest) -> list[Sample]:
+    def script(request: EvalRequest) -> list[EvalSample]:
         if request.key == 1:
             raise RuntimeError("server is down")
         return [sample("Answer: 0", 3, end_reason="length")]
@@ -171,10 +172,10 @@ def test_the_most_confident_answer_wins_over_silence() -> None:
     ]
     assert most_confident(question, samples).extracted == "2"
     assert most_confident(question, samples[1:2]).extracted is None
-    assert first(question, samples).extracted == "1"
+    assert first_sample(question, samples).extracted == "1"
 
 
-# --- plans ---
+# --- options ---
 
 
 @pytest.mark.parametrize(
@@ -198,14 +199,14 @@ def test_the_most_confident_answer_wins_over_silence() -> None:
         (["budget-forcing"], {"max_tokens": 0}, "max_tokens"),
     ],
 )
-def test_bad_plans_are_refused(names: list[str], options: dict[str, object], param: str) -> None:
+def test_bad_options_are_refused(names: list[str], options: dict[str, object], param: str) -> None:
     with pytest.raises(RequestError) as error:
-        plan(names, SweepOptions(**options))  # type: ignore[arg-type]
+        build_methods(names, SweepOptions(**options))  # type: ignore[arg-type]
     assert error.value.param == param
 
 
 def test_an_option_may_apply_to_one_of_several_methods() -> None:
-    methods = plan(
+    methods = build_methods(
         ["budget-forcing", "majority-voting"],
         SweepOptions(budgets=(8,), num_waits=(1,), samples=(2, 4)),
     )

@@ -78,7 +78,7 @@ def test_edge_cases_of_scaling() -> None:
     assert scaling([point(0, 10), point(1000, 30)], linear=True) == 20
 
 
-def test_limits_are_inclusive_and_a_missing_one_binds_nobody() -> None:
+def test_limits_are_inclusive_and_a_missing_limit_is_never_broken() -> None:
     runs = [point(100, limit=100), point(101, limit=100), point(5), point(9, limit_min=9)]
     assert control(runs) == 75
     assert control([point(8, limit_min=9, limit=100)]) == 0
@@ -89,7 +89,7 @@ def test_limits_are_inclusive_and_a_missing_one_binds_nobody() -> None:
 def test_a_rounded_accuracy_finds_its_fraction() -> None:
     assert exact_accuracy(56.7, 30) == Fraction(170, 3)
     assert exact_accuracy(50, 30) == 50
-    assert exact_accuracy(51.7, 30) == Fraction(51.7)  # no k of 30 is meant
+    assert exact_accuracy(51.7, 30) == Fraction(51.7)  # no k of 30 is near
     assert exact_accuracy(12.5) == Fraction(25, 2)
 
 

@@ -1,4 +1,4 @@
-"""Ray Data gives the answers of the engine in this process, whichever actor an ask went to."""
+"""Ray Data returns the answers of the engine in this process, from any actor."""
 
 from dataclasses import replace
 
@@ -17,8 +17,8 @@ pytest.importorskip("ray.data", reason="the backend needs Ray: pip install 's1en
 ENGINE = {"dtype": "float32", "kv_cache_memory_gb": 0.1}
 
 
-def asks() -> list[EvalRequest]:
-    """Greedy and seeded, with budgets and traces; the last one cannot be answered."""
+def requests() -> list[EvalRequest]:
+    """Greedy and seeded, with budgets and traces; the last one is too long."""
     made = [
         EvalRequest(
             key=1000 + i,
@@ -39,8 +39,8 @@ def asks() -> list[EvalRequest]:
 
 
 def answered(backend: Backend) -> dict[int, tuple[EvalRequest, object]]:
-    """Replies by key, without the time they took."""
-    for request in asks():
+    """Responses by key, without their times."""
+    for request in requests():
         backend.submit(request)
     responses: list[EvalResponse] = list(backend.responses())
     return {r.request.key: (r.request, (r.samples, r.error, r.checkpoints)) for r in responses}

@@ -1,4 +1,4 @@
-"""The report: what it draws, what it escapes, and how it stands in a real browser."""
+"""The report: its figures, its escaping, and its look in a real browser."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s1engine.charts.axes import log_axis, percent_axis, short_number
-from s1engine.eval.figures import figures, pareto_front
+from s1engine.eval.figures import pareto_front, sweep_figures
 from s1engine.eval.report import shortened, write_report
 from tests.eval.demo import IDENTITY, TRACE, demo_sweep
 
@@ -67,12 +67,12 @@ def test_the_page_is_whole_and_needs_nothing_else(page: str) -> None:
     assert not re.search(r"https?://|@import|url\(", page)
 
 
-def test_what_others_wrote_is_escaped(page: str) -> None:
+def test_text_of_questions_and_models_is_escaped(page: str) -> None:
     assert "hacked&#x27;&lt;/script&gt;&lt;img" in page
     assert page.count("<script>") == 1 and "<img" not in page
 
 
-def test_every_run_stands_in_every_figure_and_the_table(page: str) -> None:
+def test_every_run_is_in_every_figure_and_the_table(page: str) -> None:
     runs = demo_sweep()[0]["runs"]
     charts = dict(re.findall(r'id="(\w+)"><h2>.*?(<svg.*?</svg>)', page, re.DOTALL))
     asked = sum(run["limit"] not in (None, 0) for run in runs)
@@ -92,7 +92,7 @@ def test_injected_text_is_highlighted_and_nothing_is_lost(page: str) -> None:
     assert html.unescape(re.sub(r"</?mark>", "", pre)) == "".join(text for text, _ in TRACE)  # type: ignore[misc]
 
 
-def test_pngs_lie_beside_it(folder: Path) -> None:
+def test_the_figures_are_png_files_too(folder: Path) -> None:
     names = {path.name for path in folder.glob("*.png")}
     assert names == {"accuracy.png", "seconds.png", "throughput.png", "control.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in folder.glob("*.png"))
@@ -113,7 +113,7 @@ def test_a_sweep_of_one_run_without_limits_or_traces_has_a_page(tmp_path: Path) 
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=12))
-def test_the_front_is_what_none_beats(found: list[tuple[int, int]]) -> None:
+def test_no_run_dominates_the_front(found: list[tuple[int, int]]) -> None:
     runs = [{"x": float(x), "accuracy": float(y)} for x, y in found]
     front = set(pareto_front(runs, lambda run: -run["x"], "x"))  # less x is better
     for x, y in found:
@@ -129,9 +129,9 @@ positive = st.floats(1e-4, 1e7)
 def test_axes_hold_their_values_and_few_ticks(values: list[float], decimal: bool) -> None:
     values = [value for value in values if value or not decimal] or [1.0]
     axis = log_axis(values, decimal=decimal)
-    places = [axis.place(value) for value in sorted(values)]
+    places = [axis.position(value) for value in sorted(values)]
     assert all(0 <= place <= 1 for place in places) and places == sorted(places)
-    ticks = [axis.place(tick) for tick in axis.ticks]
+    ticks = [axis.position(tick) for tick in axis.ticks]
     assert all(0 <= tick <= 1.0001 for tick in ticks) and len(ticks) <= 13
     assert all(a < b for a, b in pairwise(ticks))
 
@@ -151,7 +151,7 @@ def test_short_numbers() -> None:
 
 
 def test_a_series_has_one_color_in_all_figures() -> None:
-    drawn = figures(demo_sweep()[0]["runs"])
+    drawn = sweep_figures(demo_sweep()[0]["runs"])
     colors = {(series.name, series.color) for figure in drawn for series in figure.series}
     assert len(colors) == len({name for name, _ in colors}) == 5
 
@@ -216,7 +216,7 @@ document.body.dataset.probe = JSON.stringify({
 
 
 def browse(page: str, folder: Path, *flags: str, width: int = 1200) -> Any:
-    """Opens the page with a probe at its end, offline; what the probe found."""
+    """Opens the page offline with a probe at its end; returns the probe's result."""
     path = folder / "probed.html"
     path.write_text(page.replace("</body>", f"<script>{PROBE}</script></body>"), encoding="utf-8")
     assert CHROMIUM is not None
@@ -236,11 +236,11 @@ def browse(page: str, folder: Path, *flags: str, width: int = 1200) -> Any:
 def test_a_browser_shows_it(page: str, tmp_path: Path, scheme: str, width: int) -> None:
     flag = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
     found = browse(page, tmp_path, flag, width=width)
-    assert found["ready"] == "yes" and found["title"] == "aime24, s1-demo"  # nobody hacked it
+    assert found["ready"] == "yes" and found["title"] == "aime24, s1-demo"  # no script ran
     assert found["shown"] and "thinking: " in found["tip"] and found["inside"]
     assert found["dimmed"] == 1
     assert found["overflow"] <= 0 and found["strays"] == 0
-    assert found["cut"] == 0 or width < 1200  # tables fit where there is room
+    assert found["cut"] == 0 or width < 1200  # tables fit a wide window
     assert found["dark"] is (scheme == "dark")
     assert all(contrast >= 4.5 for contrast in found["contrasts"]), found["contrasts"]
     assert all(math.isfinite(contrast) for contrast in found["contrasts"])

@@ -1,4 +1,4 @@
-"""Sweeps on a scripted backend: resumed, failed, counted, and summed up."""
+"""Sweeps on a scripted backend: resuming, failures, rows and summaries."""
 
 import json
 from collections.abc import Callable
@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s1engine.errors import RequestError
-from s1engine.eval.backend import EvalRequest, Sample
-from s1engine.eval.method_registry import SweepOptions, plan
+from s1engine.eval.backend import EvalRequest, EvalSample
+from s1engine.eval.method_registry import SweepOptions, build_methods
 from s1engine.eval.methods import Method
 from s1engine.eval.results import Results, run_key
 from s1engine.eval.summary import Prices, RunRows, summarize
@@ -18,11 +18,11 @@ from s1engine.eval.sweep import run_sweep
 from tests.eval.scripted import ScriptedBackend, questions, sample
 
 IDENTITY = {"task": "t", "seed": 0}
-Script = Callable[[EvalRequest], list[Sample]]
+Script = Callable[[EvalRequest], list[EvalSample]]
 
 
 def methods(*names: str, **options: object) -> list[Method]:
-    return plan(names or ["budget-forcing"], SweepOptions(**options))  # type: ignore[arg-type]
+    return build_methods(names or ["budget-forcing"], SweepOptions(**options))  # type: ignore[arg-type]
 
 
 def sweep(
@@ -41,7 +41,7 @@ def sweep(
     return runs, backend
 
 
-def right(request: EvalRequest) -> list[Sample]:
+def right(request: EvalRequest) -> list[EvalSample]:
     return [
         sample(f"Answer: {request.prompt[8:-1]}", request.key, 10) for _ in range(request.params.n)
     ]
@@ -51,7 +51,7 @@ def lines(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
-def test_rows_stand_in_order_whatever_the_order_of_answers(tmp_path: Path) -> None:
+def test_rows_are_in_order_for_any_order_of_answers(tmp_path: Path) -> None:
     asked = methods(budgets=(8, None), num_waits=(0, 1))
     runs, backend = sweep(tmp_path, right, asked)
     assert len(backend.asked) == 16
@@ -61,19 +61,19 @@ def test_rows_stand_in_order_whatever_the_order_of_answers(tmp_path: Path) -> No
 
 
 class Killed(BaseException):
-    """What ends a process from outside."""
+    """Stands for a signal that kills the process."""
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(st.integers(0, 12), st.integers(0, 40))
-def test_a_killed_sweep_goes_on_where_it_was(
+def test_a_killed_sweep_continues(
     tmp_path_factory: pytest.TempPathFactory, after: int, torn: int
 ) -> None:
     folder = tmp_path_factory.mktemp("sweep")
     asked = methods(budgets=(2, 4, 8))
     calls = 0
 
-    def dying(request: EvalRequest) -> list[Sample]:
+    def dying(request: EvalRequest) -> list[EvalSample]:
         nonlocal calls
         calls += 1
         if calls > after:
@@ -96,7 +96,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
 
 
 def test_a_failed_question_is_recorded_and_asked_again(tmp_path: Path) -> None:
-    def failing(request: EvalRequest) -> list[Sample]:
+    def failing(request: EvalRequest) -> list[EvalSample]:
         if request.key % 2:
             raise RuntimeError("HTTP 500: no")
         return right(request)
@@ -137,8 +137,8 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
         Results.open(tmp_path, IDENTITY, overwrite=False)
 
 
-def test_several_samples_are_summed_and_judged_together(tmp_path: Path) -> None:
-    def voting(request: EvalRequest) -> list[Sample]:
+def test_several_samples_are_summed_and_graded_together(tmp_path: Path) -> None:
+    def voting(request: EvalRequest) -> list[EvalSample]:
         texts = ["Answer: 7", "Answer: 7", f"Answer: {request.key}"]
         return [sample(text, 5, 8) for text in texts[: request.params.n]]
 
@@ -150,8 +150,8 @@ def test_several_samples_are_summed_and_judged_together(tmp_path: Path) -> None:
     assert "coverage" not in entries[0] and entries[1]["coverage"] == 100
 
 
-def test_rejected_samples_cost_time_but_are_no_answer(tmp_path: Path) -> None:
-    def long(request: EvalRequest) -> list[Sample]:
+def test_rejected_samples_cost_time_but_are_not_answers(tmp_path: Path) -> None:
+    def long(request: EvalRequest) -> list[EvalSample]:
         return [sample("Answer: 0", 9, 12, end_reason="budget")]
 
     asked = methods("rejection-sampling", budgets=(9,), max_tries=3)
@@ -177,7 +177,7 @@ def test_figures_of_a_run_follow_from_its_rows(tmp_path: Path) -> None:
     assert second["difference_to_first"] == {"accuracy": 0, "interval": (0, 0)}
 
 
-def test_time_is_added_up_over_the_times_a_run_was_started() -> None:
+def test_time_is_summed_over_the_starts_of_a_run() -> None:
     run = methods()[0].settings[0]
     rows = [
         {"session": session, "finished_s": at} for session, at in ((0, 2.0), (0, 3.0), (2, 1.5))
@@ -186,7 +186,7 @@ def test_time_is_added_up_over_the_times_a_run_was_started() -> None:
 
 
 def test_each_method_has_its_figures_and_a_class_its_baseline(tmp_path: Path) -> None:
-    def by_length(request: EvalRequest) -> list[Sample]:
+    def by_length(request: EvalRequest) -> list[EvalSample]:
         tokens = 20 if "short" in request.prompt else 40 if "long" in request.prompt else 10
         return [sample("Answer: 0", tokens, 50)]
 
@@ -202,7 +202,7 @@ def test_each_method_has_its_figures_and_a_class_its_baseline(tmp_path: Path) ->
 
 
 def test_traces_are_kept_of_the_first_questions_only(tmp_path: Path) -> None:
-    def traced(request: EvalRequest) -> list[Sample]:
+    def traced(request: EvalRequest) -> list[EvalSample]:
         segments = (("two ", False), ("Wait", True)) if request.trace else ()
         return [sample("Answer: 1", segments=segments)]
 

@@ -1,4 +1,4 @@
-"""Tasks and their rows: real files read, bad rows named, options shuffled but never lost."""
+"""Tasks and their rows: real files, bad rows, shuffled options."""
 
 import builtins
 import json
@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s1engine.errors import RequestError
-from s1engine.eval.tasks import TASKS, Dataset, arithmetic_questions, load_questions
+from s1engine.eval.tasks import TASKS, QuestionSet, arithmetic_questions, load_questions
 from tests.shared_data import shared_file
 
 
-def load(name: str, data: Path | None, **options: object) -> Dataset:
+def load(name: str, data: Path | None, **options: object) -> QuestionSet:
     return load_questions(TASKS[name], data, **({"seed": 0, "skip_bad": False} | options))  # type: ignore[arg-type]
 
 
@@ -41,7 +41,7 @@ def test_the_shared_sets_are_read_whole() -> None:
     assert len(older) == 975
 
 
-def test_own_rows_keep_their_extra_keys_and_whole_numbers_their_look(tmp_path: Path) -> None:
+def test_rows_keep_their_extra_keys_and_whole_numbers_have_no_point(tmp_path: Path) -> None:
     rows = [
         {"id": "a", "question": "1+1?", "answer": 2.0, "level": "easy"},
         {"id": 7, "question": " 1+2? ", "answer": "3"},
@@ -76,7 +76,7 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, row: object, reason: str
     assert [str(bad).partition(":")[0] for bad in found.skipped] == ["line 3"]
 
 
-def test_bytes_that_are_no_text_are_a_bad_row(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_a_bad_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"id": "a", "question": "\xff", "answer": "1"}\n')
     with pytest.raises(RequestError, match="line 1: is not UTF-8"):

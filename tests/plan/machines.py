@@ -12,7 +12,7 @@ from s1engine.plan.workload import PlannedBudget, PlannedRequest
 
 
 def placed(**bounds: Any) -> Placement:
-    """The bundled model with plenty of room, unless ``bounds`` say otherwise."""
+    """The bundled model with ample bounds, except those in ``bounds``."""
     nano = shape("nano")
     usual: dict[str, Any] = {
         "footprint": footprint(nano, nano.torch_dtype),
@@ -29,7 +29,7 @@ def placed(**bounds: Any) -> Placement:
 
 @dataclass(frozen=True)
 class LinearTimeModel:
-    """So many seconds a step, a token and a cached token that is read."""
+    """Seconds for each step, token, and cached token read."""
 
     fixed: float = 1.0
     token: float = 0.1
@@ -41,7 +41,7 @@ class LinearTimeModel:
 
 @st.composite
 def request_lists(draw: st.DrawFn, thinking: bool = True, most: int = 12) -> list[PlannedRequest]:
-    """By time of arrival, the first at 0."""
+    """Requests by arrival time, the first at 0."""
     at, found = 0.0, []
     for _ in range(draw(st.integers(1, most))):
         found.append(

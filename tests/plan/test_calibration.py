@@ -1,4 +1,4 @@
-"""Least squares against their conditions, the time model against what it is fitted to."""
+"""Least squares against its optimality conditions, the time model against its samples."""
 
 from dataclasses import astuple, fields, replace
 
@@ -10,16 +10,22 @@ from hypothesis import strategies as st
 from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
 from s1engine.plan import calibration
-from s1engine.plan.calibration import KNOTS, OTHERS, FittedTimeModel, fit, non_negative
+from s1engine.plan.calibration import (
+    KNOTS,
+    LINEAR_TERMS,
+    FittedTimeModel,
+    fit_steps,
+    non_negative_least_squares,
+)
 from s1engine.plan.step_time import StepShape, prefill_steps
 
 
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 6))
-def test_least_squares_meet_their_conditions(seed: int, rows: int, columns: int) -> None:
-    """x >= 0; the residual pulls at no free coefficient, and only downwards at the others."""
+def test_least_squares_meets_its_optimality_conditions(seed: int, rows: int, columns: int) -> None:
+    """x >= 0; the gradient is 0 at free coefficients and not positive at the others."""
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(rows, columns)), rng.normal(size=rows)
-    x = non_negative(a, b)
+    x = non_negative_least_squares(a, b)
     pull = a.T @ (b - a @ x)
     assert (x >= 0).all()
     assert np.abs(pull[x > 0]).max(initial=0) < 1e-7
@@ -27,7 +33,7 @@ def test_least_squares_meet_their_conditions(seed: int, rows: int, columns: int)
 
 
 def steps(rng: np.random.Generator, count: int) -> list[StepShape]:
-    found = []
+    shapes = []
     for _ in range(count):
         decodes, extend = rng.integers(0, 65), rng.choice([0, 3, 20, 90, 300, 1000])
         if decodes + extend == 0:
@@ -35,24 +41,24 @@ def steps(rng: np.random.Generator, count: int) -> list[StepShape]:
         context = extend + rng.integers(0, 200) * (extend > 0)
         pairs = extend * context - extend * (extend - 1) // 2
         read = decodes * rng.integers(1, 500)
-        found.append(StepShape(decodes + extend, decodes + (extend > 0), read, context, pairs,
+        shapes.append(StepShape(decodes + extend, decodes + (extend > 0), read, context, pairs,
                           rng.integers(0, 3)))  # fmt: skip
-    return found
+    return shapes
 
 
-costs = st.lists(st.floats(0, 1e-3), min_size=len(OTHERS), max_size=len(OTHERS))
+costs = st.lists(st.floats(0, 1e-3), min_size=len(LINEAR_TERMS), max_size=len(LINEAR_TERMS))
 slopes = st.lists(st.floats(0, 1e-4), min_size=len(KNOTS) - 1, max_size=len(KNOTS) - 1)
 
 
 @settings(max_examples=30)
 @given(st.integers(0, 2**32), costs, slopes, st.floats(1e-4, 1e-2))
-def test_a_machine_of_this_kind_is_found(
+def test_a_machine_of_this_form_is_recovered(
     seed: int, each: list[float], slopes: list[float], fixed: float
 ) -> None:
     rises = np.concatenate([[0.0], np.cumsum(np.array(slopes) * np.diff(KNOTS))])
     machine = FittedTimeModel(tuple((fixed + rises).tolist()), tuple(each))
     seen = steps(np.random.default_rng(seed), 60)
-    found = fit(seen, [machine.seconds(step) for step in seen])
+    found = fit_steps(seen, [machine.seconds(step) for step in seen])
     for step in seen:
         assert found.seconds(step) == pytest.approx(machine.seconds(step), rel=1e-3)
 
@@ -62,7 +68,7 @@ def test_more_work_is_never_quicker(seed: int, noise: float) -> None:
     rng = np.random.default_rng(seed)
     seen = steps(rng, 30)
     times = [1e-3 + 1e-5 * s.tokens + 1e-7 * s.extend_pairs for s in seen]
-    found = fit(seen, [t * (1 + noise * rng.uniform(-1, 1)) for t in times])
+    found = fit_steps(seen, [t * (1 + noise * rng.uniform(-1, 1)) for t in times])
     for step in seen:
         for field in fields(StepShape):
             more = replace(step, **{field.name: getattr(step, field.name) + 7})
@@ -78,14 +84,14 @@ def test_chunks_make_up_the_prompt(prompt: int, chunk: int) -> None:
     assert [s.samples for s in found] == [0] * (len(found) - 1) + [1]
 
 
-def test_calibration_measures_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_measures_its_points(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "DECODES", ((1, 8), (3, 8), (9, 8), (1, 5000)))
     monkeypatch.setattr(calibration, "EXTENDS", ((2, 16), (1, 5000)))
     monkeypatch.setattr(calibration, "BESIDE", (0, 3))
     monkeypatch.setattr(calibration, "DECODE_STEPS", 5)
     engine = calibration.calibration_engine(EngineConfig(max_num_seqs=8), shape("nano"))
-    points = calibration.calibrate(engine)
-    context = 8 + 2.5  # four steps: the prompt's own gave the first token
+    points = calibration.measure_steps(engine)
+    context = 8 + 2.5  # four steps: the prefill sampled the first token
     assert [astuple(point.step) for point in points] == [
         (1, 1, context, 0, 0, 0),
         (3, 3, 3 * context, 0, 0, 0),

@@ -1,4 +1,4 @@
-"""The plan of known models on known GPUs, its options, its traces, its command."""
+"""Plans of known models on known GPUs; options, traces, the command."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ from s1engine.plan.step_time import (
     GpuTimeModel,
     SpeculativeTimeModel,
     StepShape,
-    decoding,
+    decode_step,
     draft_choices,
 )
 from s1engine.plan.workload import (
@@ -50,7 +50,7 @@ def on(gpu: str, name: str, ranks: int = 1, weights: str = "auto", kv: str = "au
     return place_on_gpus(config, model, model.torch_dtype, GPUS[gpu], weights=weights)
 
 
-def test_what_seven_billion_weights_take() -> None:
+def test_the_memory_of_seven_billion_weights() -> None:
     place = on("H100", "7B")
     foot = place.footprint
     assert foot.weight_bytes == 2 * shape("7B").num_parameters
@@ -61,11 +61,11 @@ def test_what_seven_billion_weights_take() -> None:
     assert place.largest_batch(1) == 256
 
 
-def test_formats_save_what_they_say() -> None:
+def test_weight_formats_save_memory() -> None:
     model, plain = shape("32B"), on("H200", "32B").footprint
     for weights in ("int8", "int4", "fp8"):
         foot = on("H200", "32B", weights=weights).footprint
-        wanted = weight_bytes(model, model.torch_dtype, weights)  # what the engine counts
+        wanted = weight_bytes(model, model.torch_dtype, weights)  # as the engine counts
         assert foot.weight_bytes == pytest.approx(wanted, rel=1e-6)
     fp8 = on("H200", "32B", weights="fp8").footprint
     assert plain.layer_bytes == pytest.approx(2 * fp8.layer_bytes, rel=1e-3)
@@ -75,23 +75,23 @@ def test_formats_save_what_they_say() -> None:
     with pytest.raises(RequestError, match="int8 is not covered on GPUs"):
         on("H200", "32B", kv="int8")
     two = on("H200", "32B", ranks=2).footprint
-    assert two.weight_bytes == plain.weight_bytes + plain.rest_bytes  # the embedding stands twice
+    assert two.weight_bytes == plain.weight_bytes + plain.rest_bytes  # each rank has the embedding
 
 
 @pytest.mark.parametrize(("name", "rate"), [("0.5B", 2240), ("7B", 253), ("32B", 58)])
-def test_a_sequence_alone_is_as_fast_as_predicted_by_hand(name: str, rate: float) -> None:
+def test_one_sequence_is_as_fast_as_predicted_by_hand(name: str, rate: float) -> None:
     """bench/results/gpu_predictions.md."""
     time = GpuTimeModel(GPUS["H200"], on("H200", name).footprint)
-    assert 1 / time.seconds(decoding(1, 0)) == pytest.approx(rate, rel=0.02)
+    assert 1 / time.seconds(decode_step(1, 0)) == pytest.approx(rate, rel=0.02)
 
 
 def test_ranks_share_the_work_but_not_the_gaps() -> None:
-    alone = GpuTimeModel(GPUS["H200"], on("H200", "32B").footprint).seconds(decoding(8, 1000))
+    alone = GpuTimeModel(GPUS["H200"], on("H200", "32B").footprint).seconds(decode_step(8, 1000))
     two = GpuTimeModel(GPUS["H200"], on("H200", "32B", ranks=2).footprint).seconds(
-        decoding(8, 1000)
+        decode_step(8, 1000)
     )
     eight = GpuTimeModel(GPUS["H200"], on("H200", "32B", ranks=8).footprint).seconds(
-        decoding(8, 1000)
+        decode_step(8, 1000)
     )
     assert alone / 2 < two < alone and alone / 8 < eight < two
 
@@ -128,13 +128,13 @@ def test_drafts_are_planned_as_measured_or_as_accepted() -> None:
     st.floats(0, 30_000),
     st.sampled_from(["A100", "L4", "H200"]),
 )
-def test_drafts_never_cost_and_bolder_ones_keep_more(
+def test_drafts_never_cost_time_and_bolder_ones_emit_more(
     most: int, acceptance: float | None, rows: float, context: float, gpu: str
 ) -> None:
     plain = GpuTimeModel(GPUS[gpu], placed().footprint)
     found = draft_choices(most, acceptance)
     time = SpeculativeTimeModel(plain, found)
-    step = decoding(rows, context)
+    step = decode_step(rows, context)
     assert time.seconds(step) <= plain.seconds(step)
     for drafted, kept in found:
         assert 0 < drafted <= most and 1 <= kept <= 1 + drafted
@@ -151,9 +151,7 @@ def test_drafts_never_cost_and_bolder_ones_keep_more(
         ("L4", "fp8", ["2 GPUs (--tensor-parallel-size 2)", "on 1 GPU: A100"]),
     ],
 )
-def test_a_model_that_does_not_fit_is_told_what_would(
-    gpu: str, weights: str, ways: list[str]
-) -> None:
+def test_an_error_of_memory_names_what_would_fit(gpu: str, weights: str, ways: list[str]) -> None:
     with pytest.raises(RequestError) as error:
         on(gpu, "32B", weights=weights)
     assert error.value.param == "gpu"
@@ -215,7 +213,7 @@ def test_the_engines_own_quantization_counts() -> None:
         build_plan(config, shape("7B"), PlanOptions(weights="fp8", **options))
 
 
-def test_a_checkpoint_in_fp8_is_planned_so() -> None:
+def test_a_checkpoint_in_fp8_is_planned_in_fp8() -> None:
     options = PlanOptions(requests=2, output_len=8, gpus="1")
     stored = replace(shape("7B"), fp8=Fp8Layout("weight_scale", "row"))
     assert build_plan(EngineConfig(), stored, options)["engine"]["weights"] == "fp8"
@@ -276,7 +274,7 @@ def test_a_file_of_another_kind_is_named(tmp_path: Path) -> None:
 
 
 def test_shared_blocks_are_computed_once() -> None:
-    """The second prompt begins as the first does, for 512 of its tokens."""
+    """The first 512 tokens of both prompts are equal."""
     arrivals = [Arrival(0, 600, 5, (1, 2)), Arrival(9, 600, 5, (1, 3)), Arrival(9, 600, 5, (4, 3))]
     place = placed(enable_prefix_caching=True, max_num_batched_tokens=64, max_model_len=700)
     (engine,) = simulate(
@@ -285,7 +283,7 @@ def test_shared_blocks_are_computed_once() -> None:
     assert engine.stats().prefix_hits == 512
 
 
-def test_a_lone_prompt_is_nobody_elses() -> None:
+def test_a_prompt_without_blocks_shares_nothing() -> None:
     first, second = PlannedRequest(0, 40, 1), PlannedRequest(0, 40, 1, blocks=(0,))
     assert set(first.prompt(3)) != set(first.prompt(4))
     assert not set(first.prompt(3)) & set(second.prompt(3))

@@ -25,7 +25,7 @@ NO_BUDGET = PlannedBudget()
 
 
 def test_two_requests_by_hand() -> None:
-    """A step takes 1 s and 0.1 s a token. The second comes while the first prompt is computed."""
+    """A step takes 1 s and 0.1 s a token. The second request arrives during the first prefill."""
     found = simulate(
         [PlannedRequest(0, 8, 3), PlannedRequest(0.5, 16, 2)],
         placed(),
@@ -40,16 +40,16 @@ def test_two_requests_by_hand() -> None:
 
 
 @given(st.integers(1, 4), st.integers(1, 30))
-def test_a_run_of_the_device_lets_nobody_in(run_ahead: int, step: int) -> None:
-    """One request decodes in steps of 1 s; another, between two steps, waits for the run to end."""
+def test_requests_wait_for_the_end_of_a_multi_step_decode(run_ahead: int, step: int) -> None:
+    """A request decodes in steps of 1 s; another one arrives between two steps."""
     at = 1.0 + step + 0.5
     found = simulate(
         [PlannedRequest(0, 8, 60), PlannedRequest(at, 8, 1)], placed(run_ahead=run_ahead),
         LinearTimeModel(1, 0, 0),
         budget=NO_BUDGET,
     )  # fmt: skip
-    runs_end = 1 + run_ahead * -(-(step + 1) // run_ahead)
-    assert found.served[1].first == runs_end + 1
+    decode_end = 1 + run_ahead * -(-(step + 1) // run_ahead)
+    assert found.served[1].first == decode_end + 1
 
 
 @given(
@@ -81,34 +81,34 @@ def test_every_request_finishes_and_every_token_counts(
         thinking = 0 if request.thinking is None else workload.thinking_len(request, budget)[0]
         assert one.thinking_tokens == thinking
     for engine in found.replicas:
-        engine.check()
+        engine.check_integrity()
         assert engine.outstanding == 0
     figures = found.summary()
     assert 0 < figures["busy"] <= 1 + 1e-9
     assert figures["output_tokens"] == sum(one.output_tokens for one in found.served)
 
 
-class Attentive(simulated_replica.SimulatedReplica):
-    """Looks at every plan, even where nothing can have changed."""
+class UncachedReplica(simulated_replica.SimulatedReplica):
+    """Reads every batch, even if the schedule is unchanged."""
 
-    def _begin(self, now: float) -> None:
-        self._quiet = 0
-        super()._begin(now)
+    def _begin_step(self, now: float) -> None:
+        self._quiet_steps = 0
+        super()._begin_step(now)
 
 
 @given(request_lists(), budgets, st.integers(20, 40))
-def test_quiet_steps_are_as_if_looked_at(
+def test_quiet_steps_equal_steps_that_read_the_batch(
     requests: list[PlannedRequest], budget: PlannedBudget, num_blocks: int
 ) -> None:
     longest = max(workload.max_len(request, budget) for request in requests)
     place = placed(num_blocks=max(num_blocks, -(-longest // 4)))
     usual = simulate(requests, place, LinearTimeModel(), budget=budget)
-    attentive = Attentive(place, LinearTimeModel(), budget)
+    uncached = UncachedReplica(place, LinearTimeModel(), budget)
     for number, request in enumerate(requests):
-        attentive.advance(request.at)
-        attentive.submit(number, request)
-    attentive.advance(float("inf"))
-    again = sorted(attentive.finished, key=lambda one: one.number)
+        uncached.advance(request.at)
+        uncached.submit(number, request)
+    uncached.advance(float("inf"))
+    again = sorted(uncached.finished, key=lambda one: one.number)
     assert [(one.first, one.end) for one in usual.served] == [(o.first, o.end) for o in again]
 
 
@@ -116,8 +116,8 @@ def test_quiet_steps_are_as_if_looked_at(
 def test_twice_the_gpus_are_not_slower(
     requests: list[PlannedRequest], replicas: int, at_once: bool
 ) -> None:
-    """All are done as early, where all come at once. Where they come over time, one may just miss
-    a step that it would have shared with others: that costs a step at most."""
+    """Requests that arrive at once are finished as early. Requests that arrive over time may miss a
+    step with other requests, which costs at most one step."""
     if at_once:
         requests = [replace(request, at=0.0) for request in requests]
     slack = (
@@ -135,7 +135,7 @@ def test_twice_the_gpus_are_not_slower(
 
 
 @given(request_lists(most=1), st.integers(0, 40), st.integers(0, 40), st.integers(0, 2))
-def test_a_larger_budget_is_never_quicker(
+def test_a_larger_budget_is_never_faster(
     requests: list[PlannedRequest], budget: int, more: int, waits: int
 ) -> None:
     ends = []
@@ -153,7 +153,7 @@ def test_a_larger_budget_is_never_quicker(
     st.integers(1, 5000),
     st.integers(1, 300),
 )
-def test_alone_it_is_the_roofline(
+def test_one_request_meets_the_roofline(
     name: str, gpu: str, ranks: int, prompt: int, answer: int
 ) -> None:
     model = shape(name)
@@ -167,7 +167,7 @@ def test_alone_it_is_the_roofline(
     assert found["tokens_per_s"] == pytest.approx(bound["tokens_per_s"], rel=1e-9)
 
 
-def test_under_load_it_is_near_the_roofline() -> None:
+def test_load_is_near_the_roofline() -> None:
     model = shape("7B")
     place = place_on_gpus(EngineConfig(), model, model.torch_dtype, GPUS["H100"], weights="auto")
     time = GpuTimeModel(GPUS["H100"], place.footprint)
@@ -190,7 +190,7 @@ def llm() -> LLM:
 
 
 def replayed(llm: LLM, outputs: list[RequestOutput], bounds: ThinkingBudget) -> Simulation:
-    """A simulation whose scripts are what the model did."""
+    """A simulation whose scripts are the model's outputs."""
     fmt, engine = llm.engine.format, llm.engine
     assert fmt is not None
     budget = PlannedBudget(

@@ -1,10 +1,10 @@
-"""The harness against this server over HTTP gives what it gives in-process."""
+"""A sweep over HTTP against this server equals one in this process."""
 
 from s1engine.engine.llm import LLM
 from s1engine.eval.backend import Backend
 from s1engine.eval.engine_backend import EngineBackend
 from s1engine.eval.http_backend import HttpBackend, HttpOptions
-from s1engine.eval.method_registry import SweepOptions, plan
+from s1engine.eval.method_registry import SweepOptions, build_methods
 from s1engine.eval.tasks import arithmetic_questions
 from tests.server.conftest import KEY, Served
 
@@ -15,7 +15,7 @@ def answers(backend: Backend) -> dict[object, object]:
     options = SweepOptions(budgets=(4, 40), num_waits=(1,), samples=(2,), max_tokens=200)
     asked = arithmetic_questions(5, 4)
     found: dict[object, object] = {}
-    for method in plan(METHODS, options):
+    for method in build_methods(METHODS, options):
         for answer in method.answer(asked, backend, frozenset()):
             assert answer.error is None
             figures = [

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from s1engine.eval.backend import Backend, EvalRequest, Sample
+from s1engine.eval.backend import Backend, EvalRequest, EvalSample
 from s1engine.sampling_params import SamplingParams
 from s1engine.training import rows
 
@@ -54,7 +54,7 @@ def ask_all(
     return {name: answers[name] for name in prompts if name in answers}, failures
 
 
-def split(sample: Sample, answer_start: str = "<|im_start|>answer") -> rows.Trace:
+def split(sample: EvalSample, answer_start: str = "<|im_start|>answer") -> rows.Trace:
     """Thinking and answer of a sample. A server gives them apart; a trace of our engine, or of a
     model that spells its delimiters out, is cut at them."""
     told = sample.segments[0][0] if len(sample.segments) > 1 else ""
