@@ -11,10 +11,10 @@ from s1engine.flags import add_flags, given_values
 
 if TYPE_CHECKING:
     from s1engine.server.admission import Admission
-    from s1engine.server.router.replica_pool import ReplicaPoolOptions
-    from s1engine.server.serving import Watched
+    from s1engine.server.router.deployment import ReplicaPoolOptions
+    from s1engine.server.serving import MonitoredBackend
 
-    Service = tuple[Any, Watched, Admission]  # ASGI application, its engine or replica pool
+    Service = tuple[Any, MonitoredBackend, Admission]  # application, engine or pool
 
 API_KEY_VARIABLE = "S1ENGINE_API_KEY"
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
@@ -172,7 +172,7 @@ def _create_router(
     from s1engine.server.admission import Admission
     from s1engine.server.router.replica import ReplicaOptions
     from s1engine.server.router.replica_pool import RayReplicaPool
-    from s1engine.server.router.router import MAX_INSIDE, create_router
+    from s1engine.server.router.router import MAX_REQUESTS, create_router
     from s1engine.server.tracing import tracing_to
 
     options = ReplicaOptions(
@@ -189,18 +189,18 @@ def _create_router(
         check(ModelConfig.from_dir(resolve_model(config.model)), config.tensor_parallel_size)
         resolve_config(config)
     pool = RayReplicaPool(replicas, options)
-    admission = Admission(MAX_INSIDE)
+    admission = Admission(MAX_REQUESTS)
     return create_router(pool, admission, keys), pool, admission
 
 
 def _run_server(
-    args: argparse.Namespace, app: Any, engine: "Watched", admission: "Admission"
+    args: argparse.Namespace, app: Any, backend: "MonitoredBackend", admission: "Admission"
 ) -> int:
     import uvicorn
 
-    from s1engine.server.serving import BoundedProtocol, Server
+    from s1engine.server.serving import BoundedProtocol, DrainingServer
 
-    server = Server(
+    server = DrainingServer(
         uvicorn.Config(
             app,
             host=args.host,
@@ -209,12 +209,12 @@ def _run_server(
             log_level=args.uvicorn_log_level,
             timeout_graceful_shutdown=CLOSE_S,
         ),
-        engine,
+        backend,
         admission,
         args.shutdown_timeout,
     )
     server.run()
-    return 0 if server.started and engine.failure is None else 1
+    return 0 if server.started and backend.failure is None else 1
 
 
 def _speculative_tokens(text: str, options: dict[str, Any]) -> int:
@@ -242,7 +242,7 @@ def _replica_options(args: argparse.Namespace) -> "ReplicaPoolOptions | None":
     if not autoscaled:
         check_int("replicas", args.replicas, 1, 4096)
 
-    from s1engine.server.router.replica_pool import ReplicaPoolOptions
+    from s1engine.server.router.deployment import ReplicaPoolOptions
 
     minimum = args.replicas or (1 if args.min_replicas is None else args.min_replicas)
     return ReplicaPoolOptions(

@@ -1,1 +1,1 @@
-"""The engine over HTTP: schemas and bounds in, OpenAI's answers out."""
+"""The engine over HTTP: OpenAI's and Anthropic's APIs, admission, streaming, and a router."""

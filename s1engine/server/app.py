@@ -1,4 +1,4 @@
-"""The routes: which body each takes, and how errors look, whoever raised them."""
+"""The HTTP application: routes, their bodies, and one shape for all errors."""
 
 import asyncio
 import contextlib
@@ -22,10 +22,9 @@ from s1engine.engine.client import EngineClient
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.server.admission import MAX_QUEUED, Admission, NotAdmitted
 from s1engine.server.api.anthropic import MessagesFormatter, MessagesRequest
-from s1engine.server.api.openai import ChatFormatter, CompletionFormatter
+from s1engine.server.api.chat_completions import ChatFormatter, ChatRequest
+from s1engine.server.api.completions import CompletionFormatter, CompletionRequest
 from s1engine.server.api.request_fields import (
-    ChatRequest,
-    CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
     first_error,
@@ -34,12 +33,12 @@ from s1engine.server.api.response_formatter import Json, error_object
 from s1engine.server.api.responses import ResponsesFormatter, ResponsesRequest
 from s1engine.server.api.thinking_fields import EFFORTS
 from s1engine.server.api.tools import ToolFields
-from s1engine.server.generation import Generation, TimedOut, unknown_model
+from s1engine.server.generation import Generation, RequestTimeoutError, unknown_model
 from s1engine.server.metrics import Metrics
 from s1engine.server.middleware import ApiKey, BodyLimit, RequestId
 from s1engine.server.tracing import Tracing
 
-CLIENT_CLOSED_REQUEST = 499  # nobody is there to read it; it is for the log
+CLIENT_CLOSED_REQUEST = 499  # for the log: no client reads it
 PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
 
 
@@ -52,14 +51,14 @@ def create_app(
     timeout: float | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The ASGI application; it starts and shuts down ``engine``.
+    """Return the ASGI application, which starts and shuts down ``engine``.
 
     Args:
-        admission: who may come in; None: as many as run at once, and MAX_QUEUED.
-        api_keys: one of them must be brought as a bearer token; none: nothing is asked for.
+        admission: None: as many samples as run at once, and MAX_QUEUED waiting ones.
+        api_keys: requests must bring one of them as a bearer token; empty: none is needed.
         efforts: thinking tokens of each ``reasoning_effort``.
-        timeout: seconds that a request may take if it does not say so itself; None: for ever.
-        tracing: where spans of requests go; None: nowhere.
+        timeout: default for requests without one, in seconds; None: no limit.
+        tracing: records requests; None: no traces.
     """
     traces = tracing or Tracing()
     admission = admission or Admission(engine.config.max_num_seqs + MAX_QUEUED)
@@ -72,20 +71,20 @@ def create_app(
         await asyncio.to_thread(traces.shutdown)
 
     app = FastAPI(title="s1engine", version=__version__, lifespan=lifespan)
-    server = Server(engine, admission, efforts, timeout, traces)
-    app.add_api_route("/v1/chat/completions", server.chat, methods=["POST"])
-    app.add_api_route("/v1/completions", server.complete, methods=["POST"])
-    app.add_api_route("/v1/messages", server.message, methods=["POST"])
-    app.add_api_route("/v1/responses", server.respond, methods=["POST"])
-    app.add_api_route("/v1/models", server.models, methods=["GET"])
-    app.add_api_route("/v1/models/{name:path}", server.model, methods=["GET"])
-    app.add_api_route("/v1/requests/{name}/end_thinking", server.end_thinking, methods=["POST"])
-    app.add_api_route("/tokenize", server.tokenize, methods=["POST"])
-    app.add_api_route("/detokenize", server.detokenize, methods=["POST"])
-    app.add_api_route("/health", server.health, methods=["GET"])
-    app.add_api_route("/", server.playground, methods=["GET"], include_in_schema=False)
-    app.add_api_route("/version", server.version, methods=["GET"])
-    app.add_api_route("/metrics", server.metrics, methods=["GET"])
+    handlers = Handlers(engine, admission, efforts, timeout, traces)
+    app.add_api_route("/v1/chat/completions", handlers.chat, methods=["POST"])
+    app.add_api_route("/v1/completions", handlers.complete, methods=["POST"])
+    app.add_api_route("/v1/messages", handlers.message, methods=["POST"])
+    app.add_api_route("/v1/responses", handlers.respond, methods=["POST"])
+    app.add_api_route("/v1/models", handlers.models, methods=["GET"])
+    app.add_api_route("/v1/models/{name:path}", handlers.model, methods=["GET"])
+    app.add_api_route("/v1/requests/{name}/end_thinking", handlers.end_thinking, methods=["POST"])
+    app.add_api_route("/tokenize", handlers.tokenize, methods=["POST"])
+    app.add_api_route("/detokenize", handlers.detokenize, methods=["POST"])
+    app.add_api_route("/health", handlers.health, methods=["GET"])
+    app.add_api_route("/", handlers.playground, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/version", handlers.version, methods=["GET"])
+    app.add_api_route("/metrics", handlers.metrics, methods=["GET"])
     _add_error_handlers(app)
     app.add_middleware(BodyLimit)
     if api_keys:
@@ -94,7 +93,7 @@ def create_app(
     return app
 
 
-class Server:
+class Handlers:
     """The handlers, over one engine."""
 
     def __init__(
@@ -119,29 +118,29 @@ class Server:
     # --- answering ---
 
     async def chat(self, body: ChatRequest, http: Request) -> Response:
-        """Answers a conversation."""
-        shape = functools.partial(ChatFormatter, tokenizer=self._tokenizer, body=body)
-        return await self._generation.answer(body, http, "chatcmpl-", shape)
+        """Answer a conversation."""
+        formatter = functools.partial(ChatFormatter, tokenizer=self._tokenizer, body=body)
+        return await self._generation.generate_response(body, http, "chatcmpl-", formatter)
 
     async def complete(self, body: CompletionRequest, http: Request) -> Response:
-        """Continues one prompt or several."""
-        shape = functools.partial(CompletionFormatter, tokenizer=self._tokenizer, body=body)
-        return await self._generation.answer(body, http, "cmpl-", shape)
+        """Continue one or several prompts."""
+        formatter = functools.partial(CompletionFormatter, tokenizer=self._tokenizer, body=body)
+        return await self._generation.generate_response(body, http, "cmpl-", formatter)
 
     async def message(self, body: MessagesRequest, http: Request) -> Response:
-        """Answers a conversation in Anthropic's shape."""
-        chat = body.chat()
-        shape = functools.partial(MessagesFormatter, calls=bool(chat.offered))
-        return await self._generation.answer(chat, http, "msg_", shape)
+        """Answer a conversation in Anthropic's format."""
+        chat = body.to_chat()
+        formatter = functools.partial(MessagesFormatter, calls=bool(chat.offered))
+        return await self._generation.generate_response(chat, http, "msg_", formatter)
 
     async def respond(self, body: ResponsesRequest, http: Request) -> Response:
-        """Answers in the shape of OpenAI's responses."""
-        chat = body.chat()
-        shape = functools.partial(ResponsesFormatter, body=body, calls=bool(chat.offered))
-        return await self._generation.answer(chat, http, "resp_", shape)
+        """Answer in the format of OpenAI's Responses API."""
+        chat = body.to_chat()
+        formatter = functools.partial(ResponsesFormatter, body=body, calls=bool(chat.offered))
+        return await self._generation.generate_response(chat, http, "resp_", formatter)
 
     async def end_thinking(self, name: str) -> Response:
-        """Tells a live request, by the id in its answer, to stop thinking and answer now."""
+        """Make a live request, named by the id in its response, stop thinking and answer now."""
         if not self._engine.end_thinking(name):
             return _error(404, f"there is no live request {name!r}", "not_found_error", "name")
         return JSONResponse({"id": name, "object": "request", "ending": True})
@@ -153,11 +152,11 @@ class Server:
             raise unknown_model(model, self._name)
 
     async def models(self) -> Response:
-        """The one model that is served."""
+        """List the one served model."""
         return JSONResponse({"object": "list", "data": [self._model()]})
 
     async def model(self, name: str) -> Response:
-        """The same by its name."""
+        """Describe the served model by its name."""
         self._check_model(name)
         return JSONResponse(self._model())
 
@@ -173,7 +172,7 @@ class Server:
         }
 
     async def tokenize(self, body: TokenizeRequest) -> Response:
-        """Ids of a text, or of a chat as it would be answered, thinking opened."""
+        """Tokenize a text, or a chat as the engine would get it, with the thinking opened."""
         self._check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("give either prompt or messages", param="prompt")
@@ -189,7 +188,7 @@ class Server:
         return self._compiler.chat_token_ids(body.messages, body.enable_thinking, tools)
 
     async def detokenize(self, body: DetokenizeRequest) -> Response:
-        """Text of ids, special tokens spelled out."""
+        """Return the text of token ids, special tokens included."""
         self._check_model(body.model)
         limit = self._tokenizer.num_tokens
         if any(not 0 <= token < limit for token in body.tokens):
@@ -198,20 +197,20 @@ class Server:
         return JSONResponse({"prompt": text})
 
     async def health(self) -> Response:
-        """200 while the engine can step and the server takes requests, else 503."""
+        """200 while the engine can step and the server accepts requests, else 503."""
         ready = self._engine.healthy and not self._admission.draining
         return Response(status_code=200 if ready else 503)
 
     async def metrics(self) -> Response:
-        """Counters and gauges for Prometheus."""
+        """Return counters and gauges for Prometheus."""
         return Response(self._metrics.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def playground(self) -> Response:
-        """The page to play with."""
+        """Return the playground page."""
         return FileResponse(PLAYGROUND)
 
     async def version(self) -> Response:
-        """The version of the engine."""
+        """Return the engine's version."""
         return JSONResponse({"version": __version__})
 
 
@@ -222,7 +221,7 @@ def _error(
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    """Every error as OpenAI's object, whoever raised it."""
+    """Return every error as OpenAI's error object."""
     kind = "invalid_request_error"
 
     async def refused(_: Request, error: Any) -> Response:
@@ -230,8 +229,8 @@ def _add_error_handlers(app: FastAPI) -> None:
         return _error(status, str(error), kind, error.param, error.code)
 
     async def malformed(_: Request, error: Any) -> Response:
-        found = first_error(error.errors())
-        return _error(400, str(found), kind, found.param, found.code)
+        first = first_error(error.errors())
+        return _error(400, str(first), kind, first.param, first.code)
 
     async def by_status(_: Request, error: Any) -> Response:
         return _error(error.status_code, str(error.detail), kind)
@@ -261,7 +260,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ValidationError, malformed)
     app.add_exception_handler(HTTPException, by_status)
     app.add_exception_handler(NotAdmitted, later)
-    app.add_exception_handler(TimedOut, late)
+    app.add_exception_handler(RequestTimeoutError, late)
     app.add_exception_handler(EngineDeadError, dead)
     app.add_exception_handler(RequestFailedError, failed)
     app.add_exception_handler(ClientDisconnect, left)

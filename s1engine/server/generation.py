@@ -1,12 +1,13 @@
-"""From a checked body to the engine, and back as one object or as a stream of events.
+"""From a parsed body to the engine, and back as one object or as a stream of events.
 
-A request is compiled and admitted before its answer begins, so whatever is wrong with it is an HTTP
-status; what goes wrong later is an event in the stream. Compiling (tokenising above all) happens in
-a thread: nothing here may hold up the loop on which everybody's tokens travel.
+A request is compiled and admitted before its response begins, so its mistakes become an HTTP
+status; later errors become an event in the stream. Compiling, mostly tokenisation, runs in a
+thread: the event loop carries every request's tokens and must not block.
 """
 
 import asyncio
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -22,29 +23,32 @@ from s1engine.engine.request import Request
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.outputs import RequestOutput
 from s1engine.server.admission import Admission, NotAdmitted, Ticket
-from s1engine.server.api.request_fields import ChatRequest, CompletionRequest
-from s1engine.server.api.response_formatter import Head, ResponseFormatter
+from s1engine.server.api.chat_completions import ChatRequest
+from s1engine.server.api.completions import CompletionRequest
+from s1engine.server.api.response_formatter import ResponseFormatter, ResponseHead
 from s1engine.server.metrics import Metrics
 from s1engine.server.streaming import EventStream, merge, unless_disconnected
-from s1engine.server.tracing import Trace, Tracing
+from s1engine.server.tracing import RequestTrace, Tracing
 
-Run = AsyncGenerator[tuple[int, Any], None]  # events, each with the index of its prompt
+IndexedEvents = AsyncGenerator[tuple[int, Any], None]  # each with the index of its prompt
 
-MAX_GRAMMARS = 2  # that are checked at once
-NO_CLIENT = ""  # where no API key tells clients apart
+MAX_GRAMMARS = 2  # checked at once
+NO_CLIENT = ""  # if there are no API keys
+
+logger = logging.getLogger(__name__)
 
 
-class TimedOut(Exception):
-    """A request took longer than it may."""
+class RequestTimeoutError(Exception):
+    """A request took longer than its timeout."""
 
 
 class Generation:
-    """Answers bodies, over one engine.
+    """Generates the responses to HTTP requests, over one engine.
 
     Args:
         efforts: thinking tokens of each ``reasoning_effort``.
-        timeout: seconds that a request may take if it does not say so itself; None: for ever.
-        tracing: told of each request that was let in.
+        timeout: default for requests without one, in seconds; None: no limit.
+        tracing: records each admitted request.
     """
 
     def __init__(
@@ -64,46 +68,61 @@ class Generation:
         self._timeout = timeout
         self._tracing = tracing
         self._defaults = engine.compiler.text.default_sampling()
-        # Grammars may take a second to check: those who ask for them wait for each other alone.
-        self._slow = ThreadPoolExecutor(MAX_GRAMMARS, "s1engine-compile")
+        # Checking a grammar may take a second, so these requests have threads of their own.
+        self._grammar_pool = ThreadPoolExecutor(MAX_GRAMMARS, "s1engine-compile")
 
-    async def answer(
+    async def generate_response(
         self,
         body: ChatRequest | CompletionRequest,
         http: HttpRequest,
         prefix: str,
-        shape: Callable[[Head, int], ResponseFormatter],
+        create_formatter: Callable[[ResponseHead, int], ResponseFormatter],
     ) -> Response:
-        """Answers one HTTP request. Raises what becomes its status."""
+        """Return the response to one HTTP request. Raises errors that become its status.
+
+        Args:
+            prefix: of the response's id.
+            create_formatter: of the response's head and the number of samples.
+        """
         if not self._engine.healthy:
             raise EngineDeadError("the engine is not running")
         name = f"{prefix}{uuid.uuid4().hex}"
-        pool = self._slow if body.has_grammar else None
+        pool = self._grammar_pool if body.has_grammar else None
         loop = asyncio.get_running_loop()
         requests = await loop.run_in_executor(pool, self._compile, body, name)
         samples = requests[0].params.n
-        head = Head(name, int(time.time()), self._engine.config.model_name)
-        answers = shape(head, samples)
-        ticket = self._enter(http, requests)
+        head = ResponseHead(name, int(time.time()), self._engine.config.model_name)
+        formatter = create_formatter(head, samples)
+        ticket = self._admit(http, requests)
+        logger.debug(
+            "request %s: model %s, prompts of %s tokens, %d samples, at most %s tokens",
+            name,
+            head.model,
+            [len(request.prompt) for request in requests],
+            samples,
+            requests[0].params.max_tokens,
+        )
         operation = "chat" if isinstance(body, ChatRequest) else "text_completion"
         trace = self._tracing.begin(operation, http.headers, head, requests)
         seconds = body.timeout if body.timeout is not None else self._timeout
-        run = self._run(requests, ticket, trace, seconds)
+        events = self._generate(requests, ticket, trace, seconds)
 
-        def done() -> None:
-            self._admission.leave(ticket)
+        def on_end() -> None:
+            self._admission.release(ticket)
             trace.end()
+            logger.debug("request %s: ended, %s tokens used", name, ticket.used)
 
         if body.stream:
-            return EventStream(self._events(run, answers), done)
+            return EventStream(self._stream(events, formatter), on_end)
         try:
-            outputs = await unless_disconnected(http.receive, self._finish(run, len(requests)))
+            collecting = self._collect_outputs(events, len(requests))
+            outputs = await unless_disconnected(http.receive, collecting)
         finally:
-            done()
-        return json_response(answers.whole(outputs))
+            on_end()
+        return json_response(formatter.format_response(outputs))
 
     def _compile(self, body: ChatRequest | CompletionRequest, name: str) -> list[Request]:
-        """One engine request a prompt; ``name-i`` for all but a single one."""
+        """Compile one engine request for each prompt, named ``name`` or, if several, ``name-i``."""
         model = self._engine.config.model_name
         if body.model is not None and body.model != model:
             raise unknown_model(body.model, model)
@@ -118,80 +137,90 @@ class Generation:
                 for prompt, own in zip(prompts, names, strict=True)
             ]
         except RequestError as error:
-            raise body.blame(error) from error
+            raise body.renamed_error(error) from error
 
-    def _enter(self, http: HttpRequest, requests: Sequence[Request]) -> Ticket:
+    def _admit(self, http: HttpRequest, requests: Sequence[Request]) -> Ticket:
         client = http.scope.get("state", {}).get("client", NO_CLIENT)
         samples = sum(request.params.n for request in requests)
         tokens = sum(len(request.prompt) for request in requests)
         try:
-            ticket = self._admission.enter(client, samples, tokens)
+            ticket = self._admission.admit(client, samples, tokens)
         except NotAdmitted as refused:
-            self._metrics.refuse(refused.code)
+            self._metrics.count_refused(refused.code)
             raise
         for request in requests:
             request.order = ticket.start
         return ticket
 
-    async def _run(
-        self, requests: Sequence[Request], ticket: Ticket, trace: Trace, seconds: float | None
-    ) -> Run:
-        """Events of all requests with their index. Raises TimedOut, EngineDeadError and
-        RequestFailedError."""
+    async def _generate(
+        self,
+        requests: Sequence[Request],
+        ticket: Ticket,
+        trace: RequestTrace,
+        seconds: float | None,
+    ) -> IndexedEvents:
+        """Yield the events of all requests with their index.
+
+        Raises RequestTimeoutError, EngineDeadError and RequestFailedError.
+        """
         used = 0
-        events: Run = merge([self._engine.generate_request(request) for request in requests])
+        events: IndexedEvents = merge(
+            [self._engine.generate_request(request) for request in requests]
+        )
         if seconds is not None:
-            events = _in_time(events, seconds)
+            events = _with_timeout(events, seconds)
         try:
             async with contextlib.aclosing(events):
                 async for i, event in events:
-                    self._admission.began(ticket)
+                    self._admission.record_start(ticket)
                     if isinstance(event, RequestOutput):
                         self._metrics.observe(event)
                         trace.observe(event)
                         used += event.usage.prompt_tokens + event.usage.completion_tokens
                     yield i, event
-        except BaseException as error:  # leaving is one too
+        except BaseException as error:  # a disconnect is one too
             if isinstance(error, RequestFailedError):
-                self._metrics.refuse("request_failed")
+                self._metrics.count_refused("request_failed")
             trace.fail(error)
             raise
         ticket.used = used
 
-    async def _finish(self, run: Run, count: int) -> list[RequestOutput]:
+    async def _collect_outputs(self, events: IndexedEvents, count: int) -> list[RequestOutput]:
         outputs: dict[int, RequestOutput] = {}
-        async with contextlib.aclosing(run) as events:
+        async with contextlib.aclosing(events):
             async for i, event in events:
                 if isinstance(event, RequestOutput):
                     outputs[i] = event
         return [outputs[i] for i in range(count)]
 
-    async def _events(self, run: Run, answers: ResponseFormatter) -> AsyncGenerator[bytes, None]:
-        """What a stream sends: events for each step of each sample, in the end usage."""
+    async def _stream(
+        self, events: IndexedEvents, formatter: ResponseFormatter
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield server-sent events: for each chunk, then for the end or an error."""
         finished: list[RequestOutput] = []
-        for event in answers.begin():
-            yield event
+        for line in formatter.begin_events():
+            yield line
         try:
-            async with contextlib.aclosing(run) as events:
-                async for i, new in events:
-                    if isinstance(new, RequestOutput):
-                        finished.append(new)
+            async with contextlib.aclosing(events):
+                async for i, event in events:
+                    if isinstance(event, RequestOutput):
+                        finished.append(event)
                     else:
-                        for event in answers.event(i, new):
-                            yield event
-            last = answers.end(finished)
+                        for line in formatter.chunk_events(i, event):
+                            yield line
+            last = formatter.end_events(finished)
         except EngineDeadError as error:
-            last = answers.failed(str(error), "engine_dead")
+            last = formatter.error_events(str(error), "engine_dead")
         except RequestFailedError as error:
-            last = answers.failed(str(error), "request_failed")
-        except TimedOut as error:
-            last = answers.failed(str(error), "request_timeout")
-        for event in last:
-            yield event
+            last = formatter.error_events(str(error), "request_failed")
+        except RequestTimeoutError as error:
+            last = formatter.error_events(str(error), "request_timeout")
+        for line in last:
+            yield line
 
 
-async def _in_time(events: Run, seconds: float) -> Run:
-    """The same, or TimedOut."""
+async def _with_timeout(events: IndexedEvents, seconds: float) -> IndexedEvents:
+    """Yield the same events. Raises RequestTimeoutError."""
     deadline = asyncio.get_running_loop().time() + seconds
     async with contextlib.aclosing(events):
         while True:
@@ -201,12 +230,12 @@ async def _in_time(events: Run, seconds: float) -> Run:
             except StopAsyncIteration:
                 return
             except TimeoutError as error:
-                raise TimedOut(f"the request took longer than {seconds:g} s") from error
+                raise RequestTimeoutError(f"the request took longer than {seconds:g} s") from error
             yield event
 
 
 def unknown_model(asked: str, served: str) -> RequestError:
-    """The error for a name that is not the served model's."""
+    """Return the error for a name that is not the served model's."""
     return RequestError(
         f"the model {asked!r} does not exist; this server has {served!r}",
         param="model",
@@ -215,6 +244,6 @@ def unknown_model(asked: str, served: str) -> RequestError:
 
 
 def json_response(value: Any) -> Response:
-    """A response of one JSON value."""
+    """Return a response of one JSON value."""
     body = msgspec.json.encode(value)
     return Response(body, media_type="application/json")

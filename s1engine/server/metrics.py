@@ -1,8 +1,7 @@
-"""What an operator watches, in Prometheus' text format: vLLM's names where it has them, under our
-prefix, and what the thinking took.
+"""Metrics in Prometheus' text format, with vLLM's names where it has them, under our prefix.
 
-Counters grow with each finished request; gauges are read from the scheduler when they are asked
-for. Knows neither HTTP nor who asks.
+Counters grow with each finished request; gauges are read from the scheduler when metrics are
+rendered. Knows nothing of HTTP.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ SHARES = tuple(i / 10 for i in range(1, 11))
 
 
 class Metrics:
-    """Metrics of one engine; ``stats`` says where it stands."""
+    """Metrics of one engine; ``stats`` returns its current figures."""
 
     def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
         self._registry = CollectorRegistry()
@@ -53,7 +52,7 @@ class Metrics:
         self._checkpoints = self._counter("checkpoint_answers", "Answers at checkpoints.")
 
     def observe(self, output: RequestOutput) -> None:
-        """Takes a finished request into account."""
+        """Count a finished request."""
         labels, timing = self._labels, output.timing
         self._prompt_tokens.labels(**labels).inc(output.usage.prompt_tokens)
         self._generated.labels(**labels).inc(output.usage.completion_tokens)
@@ -75,8 +74,8 @@ class Metrics:
             self._success.labels(**labels, finished_reason=sample.finish_reason).inc()
             self._observe_thinking(sample)
 
-    def refuse(self, code: str) -> None:
-        """Takes a request into account that was not let in, or that the engine failed."""
+    def count_refused(self, code: str) -> None:
+        """Count a request that was not admitted, or that failed in the engine."""
         self._refused.labels(**self._labels, code=code).inc()
 
     def _observe_thinking(self, sample: CompletionOutput) -> None:
@@ -91,7 +90,7 @@ class Metrics:
         self._forced.labels(**labels).inc(used.forced_tokens)
 
     def render(self) -> bytes:
-        """All metrics in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -104,7 +103,7 @@ class Metrics:
 
 
 class _Engine(Collector):
-    """The engine's state and its own counters."""
+    """The engine's gauges and its own counters."""
 
     def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
         self._model_name = model_name

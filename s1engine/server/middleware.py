@@ -1,4 +1,4 @@
-"""What stands before every route: the API key and the size of bodies. Plain ASGI, no buffering."""
+"""ASGI middleware before every route: API key, request id, body limit. Nothing is buffered."""
 
 import hmac
 import json
@@ -13,12 +13,14 @@ from s1engine.server.api.response_formatter import error_object
 REQUEST_ID = b"x-request-id"
 REQUEST_ID_FORM = re.compile(rb"[!-~]{1,128}")
 MAX_BODY_BYTES = 32 * 2**20
-OPEN_PATHS = ("/health", "/")  # the page holds no secrets, and asks for the key itself
+OPEN_PATHS = ("/health", "/")  # the page holds no secrets and asks for the key itself
 
 
 class ApiKey:
-    """Lets a request pass only with ``Authorization: Bearer KEY`` or ``X-Api-Key: KEY``, OPEN_PATHS
-    always. Which key it was stands in the scope's state as ``client``."""
+    """Demands ``Authorization: Bearer KEY`` or ``X-Api-Key: KEY``, except on OPEN_PATHS.
+
+    Stores the number of the key in the scope's state as ``client``.
+    """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
@@ -35,18 +37,18 @@ class ApiKey:
         await self._app(scope, receive, send)
 
     def _client(self, headers: dict[bytes, bytes]) -> str | None:
-        """Number of the key that was brought, in a time that does not depend on it."""
+        """Return the number of the request's key; the time does not depend on the key."""
         given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         given = given or headers.get(b"x-api-key", b"")
-        found = None
+        client = None
         for number, key in enumerate(self._keys):
             if hmac.compare_digest(given, key):
-                found = str(number)
-        return found
+                client = str(number)
+        return client
 
 
 class RequestId:
-    """Echoes ``X-Request-Id``, or makes one."""
+    """Echoes ``X-Request-Id``, or generates one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -60,16 +62,16 @@ class RequestId:
             name = uuid.uuid4().hex.encode()
         scope.setdefault("state", {})["request_id"] = name.decode()
 
-        async def named(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), (REQUEST_ID, name)]
             await send(message)
 
-        await self._app(scope, receive, named)
+        await self._app(scope, receive, send_with_id)
 
 
 class BodyLimit:
-    """Refuses bodies that announce more than ``max_bytes`` and cuts off those that grow beyond."""
+    """Rejects bodies of more than ``max_bytes``: by Content-Length, else when they exceed it."""
 
     def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
         self._app = app
@@ -86,7 +88,7 @@ class BodyLimit:
         size = 0
         too_large = False
 
-        async def counted() -> Message:
+        async def count_bytes() -> Message:
             nonlocal size, too_large
             message = await receive()
             size += len(message.get("body", b""))
@@ -95,11 +97,11 @@ class BodyLimit:
                 return {"type": "http.disconnect"}
             return message
 
-        async def watched(message: Message) -> None:
+        async def send_unless_refused(message: Message) -> None:
             if not too_large:
                 await send(message)
 
-        await self._app(scope, counted, watched)
+        await self._app(scope, count_bytes, send_unless_refused)
         if too_large:
             await self._refuse(send)
 
@@ -108,9 +110,17 @@ class BodyLimit:
         await refuse(send, 413, message, "invalid_request_error", "body_too_large")
 
 
-async def refuse(send: Send, status: int, message: str, kind: str, code: str) -> None:
-    """Answers with an error object."""
+async def refuse(
+    send: Send,
+    status: int,
+    message: str,
+    kind: str,
+    code: str,
+    more_headers: Sequence[tuple[bytes, bytes]] = (),
+) -> None:
+    """Send an error object as the response."""
     body = json.dumps(error_object(message, kind, code=code)).encode()
-    headers = [(b"content-type", b"application/json")]
+    length = (b"content-length", str(len(body)).encode())
+    headers = [(b"content-type", b"application/json"), length, *more_headers]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,12 +1,14 @@
-"""The server's life: when it listens, how it ends, and with which status.
+"""The server process: its HTTP protocol, and how it drains and shuts down.
 
-SIGTERM and SIGINT let nobody in any more and give those inside ``--shutdown-timeout`` seconds; a
-second one does not wait. A dead engine ends the server too, a few seconds later, in which /health
-says so.
+After SIGTERM or SIGINT the server rejects new requests and gives running ones
+``--shutdown-timeout`` seconds; a second signal ends it at once. A dead engine ends the server after
+a few seconds, during which /health reports it.
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import resource
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, Protocol
 
@@ -19,18 +21,18 @@ MAX_HEADER_BYTES = 64 * 2**10
 LINGER_S = 3.0  # between the engine's death and the server's
 
 
-class Watched(Protocol):
-    """What answers: an engine, or replicas of one."""
+class MonitoredBackend(Protocol):
+    """What answers the requests: an engine, or replicas of one."""
 
     on_failure: Callable[[], None]
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended it, if nobody wanted it to end."""
+        """What ended it, unless it was shut down."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Hangs up on heads of more than MAX_HEADER_BYTES, which the parser would keep in memory."""
+    """Closes connections with heads above MAX_HEADER_BYTES, which the parser would buffer."""
 
     _head_bytes = 0
     _in_head = True
@@ -57,40 +59,40 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
 
-class Server(uvicorn.Server):
-    """A uvicorn server that drains.
+class DrainingServer(uvicorn.Server):
+    """A uvicorn server that drains before it exits.
 
     Args:
-        shutdown_timeout: seconds that open requests get at the end.
+        shutdown_timeout: seconds for running requests to finish.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
-        engine: Watched,
+        backend: MonitoredBackend,
         admission: Admission,
         shutdown_timeout: float,
     ) -> None:
         super().__init__(config)
-        self._engine = engine
+        self._backend = backend
         self._admission = admission
         self._shutdown_timeout = shutdown_timeout
         self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: Any = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._engine.on_failure = lambda: self._end(self._linger())
+        self._backend.on_failure = lambda: self._end_by(self._linger())
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal, wherever it interrupted."""
+        """Handle a signal."""
         if self._ending is None and hasattr(self, "_loop"):
-            self._loop.call_soon_threadsafe(lambda: self._end(self._drain()))
+            self._loop.call_soon_threadsafe(lambda: self._end_by(self._drain()))
         else:
             self.should_exit = True
 
-    def _end(self, how: Any) -> None:
-        self._ending = asyncio.ensure_future(how)
+    def _end_by(self, ending: Coroutine[Any, Any, None]) -> None:
+        self._ending = asyncio.ensure_future(ending)
 
     async def _drain(self) -> None:
         await self._admission.drain(self._shutdown_timeout)
@@ -99,3 +101,11 @@ class Server(uvicorn.Server):
     async def _linger(self) -> None:
         await asyncio.sleep(LINGER_S)
         self.should_exit = True
+
+
+def raise_open_file_limit() -> None:
+    """Raise the limit of open files, and so of connections, to the system's maximum."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,7 +1,7 @@
-"""Work for a client that may leave: server-sent events, merged streams, and cancelling in time.
+"""Server-sent events, merged streams, and cancellation when the client disconnects.
 
-Knows HTTP and asyncio, nothing of engines or schemas. Work is cancelled as soon as the connection
-is closed, whether or not anything was sent yet.
+Knows HTTP and asyncio, not engines or schemas. Work is cancelled as soon as the connection is
+closed, whether or not anything was sent.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
 
-SEND_TIMEOUT_S = 60.0  # for a client to take anything at all
+SEND_TIMEOUT_S = 60.0  # for a client to read anything
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -24,40 +24,40 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Result of ``work``; cancels it and raises ClientDisconnect if the client leaves before."""
+    """Return the result of ``work``; cancel it and raise ClientDisconnect if the client leaves."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(receive))
+    disconnect = asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
-        for future in (task, gone):
+        for future in (task, disconnect):
             future.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
 class EventStream(StreamingResponse):
     """A response of server-sent events.
 
     Args:
-        events: what is sent; closed when the client leaves, or takes nothing for SEND_TIMEOUT_S.
-        done: called in the end, whatever happened.
+        events: closed when the client leaves, or reads nothing for SEND_TIMEOUT_S.
+        on_end: called once at the end, after an error too.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], done: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None]) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._events = events
-        self._done = done
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             with contextlib.suppress(ClientDisconnect, OSError):  # TimeoutError is an OSError
                 await unless_disconnected(receive, self._send_all(send))
         finally:
-            self._done()
+            self._on_end()
 
     async def _send_all(self, send: Send) -> None:
         begin = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
@@ -70,9 +70,11 @@ class EventStream(StreamingResponse):
 
 
 async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
-    """Items of several streams as they come, each with the index of its stream; taken from the
-    streams no faster than they are wanted. The first error ends them all; so does closing the
-    generator."""
+    """Yield items of several streams as they come, each with the index of its stream.
+
+    Items are read no faster than they are consumed. The first error closes all streams; so does
+    closing the generator.
+    """
     if len(streams) == 1:
         async with contextlib.aclosing(streams[0]):
             async for item in streams[0]:
@@ -90,16 +92,16 @@ async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tu
             await items.put(error)
 
     tasks = [asyncio.ensure_future(pump(i, stream)) for i, stream in enumerate(streams)]
-    left = len(tasks)
+    num_open = len(tasks)
     try:
-        while left:
-            found = await items.get()
-            if isinstance(found, BaseException):
-                raise found
-            if found is None:
-                left -= 1
+        while num_open:
+            item = await items.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                num_open -= 1
             else:
-                yield found
+                yield item
     finally:
         for task in tasks:
             task.cancel()

@@ -1,8 +1,8 @@
-"""A span of OpenTelemetry for each request, for whoever asks for traces.
+"""An OpenTelemetry span for each request, if traces are on.
 
-Attributes carry the names of the gen_ai conventions where there are such, vLLM's for the queue, and
-``s1engine.thinking.*`` for what no one else has. A request that brings a W3C ``traceparent`` is a
-child of it. Nothing of prompts or answers is recorded. Without a collector nothing here is loaded.
+Attributes have the names of the gen_ai conventions where these exist, vLLM's for the queue, and
+``s1engine.thinking.*`` for thinking. A request with a W3C ``traceparent`` becomes its child.
+Prompts and answers are not recorded. OpenTelemetry is imported only if a collector is configured.
 """
 
 import time
@@ -14,7 +14,7 @@ from s1engine import __version__
 from s1engine.engine.request import Request
 from s1engine.errors import RequestError
 from s1engine.outputs import RequestOutput
-from s1engine.server.api.response_formatter import Head, thinking_total
+from s1engine.server.api.response_formatter import ResponseHead, thinking_total
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -24,37 +24,41 @@ TRACES_PATH = "/v1/traces"
 NS = 1_000_000_000
 
 
-class Trace:
-    """What is to be told of one request while it is answered; this one tells nobody."""
+class RequestTrace:
+    """Records one request while it is answered; this base class records nothing."""
 
     def observe(self, output: RequestOutput) -> None:
-        """One of its prompts is answered."""
+        """Record the output of one of its prompts."""
 
     def fail(self, error: BaseException) -> None:
-        """It cannot be answered."""
+        """Record why it cannot be answered."""
 
     def end(self) -> None:
-        """It is over; once, after everything else."""
+        """End the record. Called once, after everything else."""
 
 
 class Tracing:
-    """Makes no traces."""
+    """Starts traces that record nothing."""
 
     def begin(
-        self, operation: str, headers: Mapping[str, str], head: Head, requests: Sequence[Request]
-    ) -> Trace:
-        """A request was let in. ``operation`` as gen_ai names it."""
-        return Trace()
+        self,
+        operation: str,
+        headers: Mapping[str, str],
+        head: ResponseHead,
+        requests: Sequence[Request],
+    ) -> RequestTrace:
+        """Start the trace of an admitted request; ``operation`` is gen_ai's name."""
+        return RequestTrace()
 
     def shutdown(self) -> None:
-        """Sends what was not sent yet. May take seconds."""
+        """Send what is pending. May take seconds."""
 
 
 class OtelTracing(Tracing):
-    """Makes spans.
+    """Starts a span for each request.
 
     Args:
-        provider: where they go.
+        provider: receives the spans.
     """
 
     def __init__(self, provider: "TracerProvider") -> None:
@@ -65,8 +69,12 @@ class OtelTracing(Tracing):
         self._propagator = TraceContextTextMapPropagator()
 
     def begin(
-        self, operation: str, headers: Mapping[str, str], head: Head, requests: Sequence[Request]
-    ) -> Trace:
+        self,
+        operation: str,
+        headers: Mapping[str, str],
+        head: ResponseHead,
+        requests: Sequence[Request],
+    ) -> RequestTrace:
         from opentelemetry.trace import SpanKind
 
         age = time.monotonic() - requests[0].arrival
@@ -74,17 +82,17 @@ class OtelTracing(Tracing):
             f"{operation} {head.model}",
             self._propagator.extract(dict(headers)),
             SpanKind.SERVER,
-            attributes=_asked(operation, head, requests),
+            attributes=_request_attributes(operation, head, requests),
             start_time=time.time_ns() - int(age * NS),
         )
-        return OtelTrace(span)
+        return OtelRequestTrace(span)
 
     def shutdown(self) -> None:
         self._provider.shutdown()
 
 
-class OtelTrace(Trace):
-    """A span that grows."""
+class OtelRequestTrace(RequestTrace):
+    """A span of one request."""
 
     def __init__(self, span: "Span") -> None:
         self._span = span
@@ -101,13 +109,15 @@ class OtelTrace(Trace):
 
     def end(self) -> None:
         if self._outputs:
-            self._span.set_attributes(_answered(self._outputs))
+            self._span.set_attributes(_output_attributes(self._outputs))
         self._span.end()
 
 
-def _asked(operation: str, head: Head, requests: Sequence[Request]) -> dict[str, Any]:
+def _request_attributes(
+    operation: str, head: ResponseHead, requests: Sequence[Request]
+) -> dict[str, Any]:
     params = requests[0].params
-    asked = {
+    attributes = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "s1engine",
         "gen_ai.request.model": head.model,
@@ -123,13 +133,13 @@ def _asked(operation: str, head: Head, requests: Sequence[Request]) -> dict[str,
         "gen_ai.request.stop_sequences": params.stop or None,
         "gen_ai.usage.input_tokens": sum(len(request.prompt) for request in requests),
     }
-    return {name: value for name, value in asked.items() if value is not None}
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
-def _answered(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+def _output_attributes(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
     samples = [sample for output in outputs for sample in output.outputs]
     usages = [output.usage for output in outputs]
-    answered: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "gen_ai.usage.output_tokens": sum(usage.completion_tokens for usage in usages),
         "gen_ai.usage.reasoning.output_tokens": sum(usage.reasoning_tokens for usage in usages),
         "gen_ai.usage.cache_read.input_tokens": sum(usage.cached_tokens for usage in usages),
@@ -138,21 +148,23 @@ def _answered(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         "gen_ai.latency.time_in_queue": max(output.timing.queue_s for output in outputs),
         "gen_ai.latency.e2e": max(output.timing.total_s for output in outputs),
     }
-    thought = [sample.thinking for sample in samples if sample.thinking is not None]
-    if thought:
-        total = thinking_total(thought)
+    thinking = [sample.thinking for sample in samples if sample.thinking is not None]
+    if thinking:
+        total = thinking_total(thinking)
         for name in ("tokens", "forced_tokens", "waits_used"):
-            answered[f"s1engine.thinking.{name}"] = total[name]
-        answered["s1engine.thinking.end_reasons"] = [used.end_reason or "" for used in thought]
-        answered["s1engine.thinking.budgets"] = [used.budget for used in thought]
-    return answered
+            attributes[f"s1engine.thinking.{name}"] = total[name]
+        attributes["s1engine.thinking.end_reasons"] = [used.end_reason or "" for used in thinking]
+        attributes["s1engine.thinking.budgets"] = [used.budget for used in thinking]
+    return attributes
 
 
 def tracing_to(endpoint: str) -> Tracing:
-    """Spans to a collector that speaks OTLP over HTTP; a URL without a path gets the usual one.
-    Raises RequestError."""
-    place = urlsplit(endpoint)
-    if place.scheme not in ("http", "https") or not place.netloc:
+    """Return tracing to a collector by OTLP over HTTP; a URL without a path gets TRACES_PATH.
+
+    Raises RequestError.
+    """
+    url = urlsplit(endpoint)
+    if url.scheme not in ("http", "https") or not url.netloc:
         raise RequestError(
             f"otlp_traces_endpoint must be an http URL; got {endpoint!r}",
             param="otlp_traces_endpoint",
@@ -167,9 +179,9 @@ def tracing_to(endpoint: str) -> Tracing:
             "otlp_traces_endpoint needs OpenTelemetry: pip install 's1engine[otel]'",
             param="otlp_traces_endpoint",
         ) from error
-    if place.path in ("", "/"):
-        place = place._replace(path=TRACES_PATH)
+    if url.path in ("", "/"):
+        url = url._replace(path=TRACES_PATH)
     resource = Resource.create({"service.name": "s1engine", "service.version": __version__})
     provider = TracerProvider(resource=resource)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(urlunsplit(place))))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(urlunsplit(url))))
     return OtelTracing(provider)

@@ -1,4 +1,4 @@
-"""A real server process for all tests of this folder, and the same model in this process."""
+"""A server process for all tests of this folder, and the same model in this process."""
 
 import os
 import re
@@ -21,7 +21,7 @@ START_S = 120
 
 @dataclass(frozen=True)
 class Served:
-    """Where the server is, and clients that know its key."""
+    """The server's address, and clients with its key."""
 
     url: str
     http: httpx.Client
@@ -29,7 +29,7 @@ class Served:
 
 
 def start_server(*flags: str, **env: str) -> tuple[subprocess.Popen[str], str, list[str]]:
-    """The process, its address once it listens, and its growing log."""
+    """Start a server; return the process, its address, and its growing log."""
     command = [str(Path(sys.executable).parent / "s1engine"), "serve", "--port", "0", *flags]
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **env}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)

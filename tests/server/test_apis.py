@@ -1,4 +1,4 @@
-"""The other shapes: responses and messages say what a chat says, whole and streamed."""
+"""Responses and messages return what a chat returns, whole and streamed."""
 
 import json
 from typing import Any

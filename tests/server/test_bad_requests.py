@@ -1,4 +1,4 @@
-"""Bad input: an OpenAI error object with the field's name, and no harm to the request beside it."""
+"""Bad input gets an OpenAI error object with the field's name and harms no other request."""
 
 import json
 import threading
@@ -97,7 +97,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def canary(served: Served) -> Iterator[None]:
-    """Asks the same again and again beside all the bad requests; its answer must never change."""
+    """Repeats one request beside all bad ones; its answer must never change."""
     answers: list[str] = []
     stop = threading.Event()
 
@@ -137,7 +137,7 @@ def test_a_bad_field_is_named(
     [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"messages":' * 50_000],
     ids=["empty", "cut", "list", "null", "text", "bytes", "deep list", "deep object"],
 )
-def test_a_body_that_is_no_object_is_refused(served: Served, body: bytes) -> None:
+def test_a_body_that_is_not_an_object_is_refused(served: Served, body: bytes) -> None:
     answer = post(served, CHAT, body)
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"

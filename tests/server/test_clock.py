@@ -1,5 +1,5 @@
-"""A wall clock that jumps by hours at each reading changes nothing but the dates in answers: limits
-of seconds neither strike early nor fail to strike, and the server drains in order."""
+"""A wall clock that jumps by hours at each reading changes only the dates in responses: timeouts
+fire on time, and the server drains in order."""
 
 import shutil
 import signal

@@ -1,4 +1,4 @@
-"""A client that leaves, streaming or not, frees everything; a failed engine says so."""
+"""A client that disconnects, streaming or not, frees everything; a failed engine is reported."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ LONG = {
 
 @contextlib.asynccontextmanager
 async def server() -> AsyncIterator[tuple[AsyncLLMEngine, httpx.AsyncClient]]:
-    """A server on this loop, so that the engine behind it can be looked at."""
+    """A server on this loop, whose engine the test can inspect."""
     engine = AsyncLLMEngine(EngineConfig(dtype="float32"))
     config = uvicorn.Config(create_app(engine), port=0, log_level="warning")
     running = uvicorn.Server(config)
@@ -41,7 +41,7 @@ async def until(condition: Any) -> None:
         if condition():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("it did not come to pass")
+    raise AssertionError("the condition never became true")
 
 
 @pytest.mark.parametrize("stream", [True, False])

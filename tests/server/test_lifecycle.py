@@ -1,4 +1,4 @@
-"""How a served process ends: in order when told to, and loudly when its engine is killed."""
+"""How a server process ends: in order after SIGTERM, with an error if its engine is killed."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ def engine_of(process: subprocess.Popen[str]) -> int:
 
 
 class Stream:
-    """A stream that is read by a thread of its own; ``begun`` once it has its first event."""
+    """A stream read by a thread of its own; ``begun`` is set at its first event."""
 
     def __init__(self, client: httpx.Client, body: dict[str, Any]) -> None:
         self.events: list[Any] = []
@@ -85,7 +85,7 @@ def test_a_killed_engine_is_unhealthy_at_once_and_ends_the_server() -> None:
         assert process.wait(60) == 1
 
 
-def test_sigterm_lets_the_open_request_end_and_nobody_in() -> None:
+def test_sigterm_finishes_the_open_request_and_rejects_new_ones() -> None:
     with serving("--shutdown-timeout", "120") as (process, client):
         engine = engine_of(process)
         stream = Stream(client, LONG)

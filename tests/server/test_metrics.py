@@ -1,4 +1,4 @@
-"""Metrics: counters follow what requests took, and the text is what Prometheus reads."""
+"""Metrics: counters match the requests, and Prometheus can parse the text."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def test_the_server_shows_them(served: Served) -> None:
 def test_the_dashboard_asks_only_for_what_there_is(llm: LLM) -> None:
     board = json.loads((Path(server.__file__).parent / "grafana.json").read_text())
     metrics = Metrics("s1-nano", llm.engine.stats)
-    metrics.refuse("queue_full")
+    metrics.count_refused("queue_full")
     metrics.observe(llm.chat([{"role": "user", "content": "a=1 a?"}], progress=False)[0])
     families = text_string_to_metric_families(metrics.render().decode())
     known = {sample.name for family in families for sample in family.samples}

@@ -1,4 +1,4 @@
-"""The server as the official client sees it; what it answers is what the engine answers offline."""
+"""The server through the official client; its answers equal the engine's offline ones."""
 
 from typing import Any
 
@@ -167,11 +167,11 @@ def test_checkpoints_come_with_the_answer_and_along_a_stream(served: Served, llm
 
 
 @pytest.mark.parametrize("name", ["cmpl-none", "x" * 300])
-def test_ending_the_thinking_of_nobody_is_404(served: Served, name: str) -> None:
+def test_ending_the_thinking_of_an_unknown_request_is_404(served: Served, name: str) -> None:
     assert served.http.post(f"/v1/requests/{name}/end_thinking").status_code == 404
 
 
-def test_thinking_ends_when_the_client_says_so(served: Served) -> None:
+def test_a_client_can_end_the_thinking(served: Served) -> None:
     stream = served.client.chat.completions.create(
         model="s1-nano",
         messages=CHAT,

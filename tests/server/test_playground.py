@@ -1,4 +1,4 @@
-"""The page in a real browser: it asks, streams, marks what was injected, and ends the thinking."""
+"""The playground in a real browser: it sends, streams, marks injected text, ends the thinking."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What the flags of replicas mean, and which do not go together; Ray is not started."""
+"""The flags for replicas, and which of them exclude each other; Ray is not started."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import pytest
 from s1engine.cli import WRONG_USAGE, main
 from s1engine.engine.ray_cluster import PROBE_CALL, check_cluster, connect
 from s1engine.errors import RequestError
-from s1engine.server.router.replica_pool import ReplicaPoolOptions
+from s1engine.server.router.deployment import ReplicaPoolOptions
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_wrong_flags_are_one_line(
     assert param in line
 
 
-def test_without_ray_it_is_said_what_to_install(
+def test_without_ray_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # an import of it fails
@@ -59,7 +59,7 @@ def test_replicas_are_as_many_as_asked_or_between() -> None:
 
 @pytest.fixture
 def cluster() -> Iterator[str]:
-    """Address of what lets in those with the token "right"."""
+    """Address of a server that accepts the token "right"."""
     grpc = pytest.importorskip("grpc", reason="replicas need Ray: pip install 's1engine[ray]'")
     pytest.importorskip("ray")
 
@@ -83,13 +83,13 @@ def cluster() -> Iterator[str]:
 
 @pytest.fixture
 def token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Sets what Ray's token comes from: its variables, none of them by default."""
+    """Set the variables that Ray reads its token from; none of them by default."""
     ray = pytest.importorskip("ray._raylet")
     monkeypatch.setenv("HOME", str(tmp_path))
 
     def use(**variables: str) -> None:
         for name in ("MODE", "TOKEN", "TOKEN_PATH"):
-            monkeypatch.setenv(f"RAY_AUTH_{name}", "")  # so that it is restored, whoever sets it
+            monkeypatch.setenv(f"RAY_AUTH_{name}", "")  # so that monkeypatch restores it
             monkeypatch.delenv(f"RAY_AUTH_{name}")
         for name, value in variables.items():
             monkeypatch.setenv(f"RAY_AUTH_{name}", value)

@@ -1,4 +1,4 @@
-"""Two replicas on a local Ray, started once: the single server's answers, and what a death costs.
+"""Two replicas on a local Ray, started once: the single server's answers, and the cost of a death.
 
 The tests run in the order of this file: the first brings the second replica up, the last ones kill
 replicas, then end the server.
@@ -66,7 +66,7 @@ def ask(i: int, path: str = CHAT, **fields: Any) -> dict[str, Any]:
 
 
 def long_ask(i: int, **fields: Any) -> dict[str, Any]:
-    """Thinks for LONG tokens, whatever the model would like."""
+    """A request that thinks for LONG tokens at least."""
     lasting = {"min_thinking_tokens": LONG, "wait_text": "", "max_tokens": LONG + 200}
     return ask(i, **lasting, **fields)
 
@@ -77,7 +77,7 @@ def together(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
 
 
 def steady(value: Any) -> Any:
-    """Without what differs from one answer to the next."""
+    """The value without the fields that differ between two answers."""
     if isinstance(value, dict):
         return {key: steady(one) for key, one in value.items() if key not in VOLATILE}
     return [steady(one) for one in value] if isinstance(value, list) else value
@@ -91,12 +91,12 @@ def home(answer: httpx.Response) -> str:
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + SETTLE_S
     while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.05)
 
 
 class Reading:
-    """A stream that a thread of its own reads to its end."""
+    """A stream read to its end by a thread of its own."""
 
     def __init__(self, client: httpx.Client, body: dict[str, Any]) -> None:
         self.events: list[dict[str, Any]] = []
@@ -131,12 +131,12 @@ def whole_text(answer: Any) -> str:
 def test_a_queue_brings_another_replica(
     server: tuple[subprocess.Popen[str], httpx.Client],
 ) -> None:
-    """More are asked than one engine runs, until another is wanted, and again when it is there."""
+    """Overload one engine until another replica is wanted, and again when that runs."""
     _, client = server
     assert client.get("/health").json() == {"replicas": 1, "wanted": 1}
 
     def load(enough: Callable[[], bool]) -> set[str]:
-        """Homes of what was asked until then."""
+        """Send requests until ``enough``; return the replicas that answered."""
         homes: set[str] = set()
         end = time.monotonic() + SETTLE_S
 
@@ -166,7 +166,7 @@ def listening(pid: int) -> list[str]:
     return [sockets[inode] for inode in inodes if inode in sockets]
 
 
-def test_of_rays_ports_only_the_replicas_own_is_reached_from_elsewhere(
+def test_only_one_port_of_each_replica_listens_beyond_this_machine(
     server: tuple[subprocess.Popen[str], httpx.Client],
 ) -> None:
     here = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
@@ -190,7 +190,7 @@ def test_answers_are_the_single_servers(path: str, client: httpx.Client, served:
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
 def test_streams_are_the_single_servers(path: str, client: httpx.Client, served: Served) -> None:
-    """Their text is compared whole: it is joined where it is taken more slowly."""
+    """The joined text is compared: chunks are joined where the client reads slowly."""
 
     def text(http: httpx.Client) -> str:
         return http.post(path, json=ask(3, path, stream=True)).text
@@ -229,19 +229,20 @@ def test_the_key_is_asked_for(client: httpx.Client) -> None:
 
 
 def test_a_prefix_stays_with_its_replica_until_too_many_are_there(client: httpx.Client) -> None:
-    homes = {i: home(client.post(CHAT, json=ask(i))) for i in range(12)}
+    new = range(300, 312)  # questions that no earlier test has placed
+    homes = {i: home(client.post(CHAT, json=ask(i))) for i in new}
     assert len(set(homes.values())) == 2
-    for i in range(12):
+    for i in new:
         turns = [*ask(i)["messages"], {"role": "assistant", "content": "3"}]
         again = {**ask(i), "messages": [*turns, {"role": "user", "content": "b?"}]}
         assert home(client.post(CHAT, json=again)) == homes[i]
-    few = together(lambda _: home(client.post(CHAT, json=ask(1))), range(8))
-    assert set(few) == {homes[1]}
-    many = together(lambda _: home(client.post(CHAT, json=ask(1, max_tokens=200))), range(60))
+    few = together(lambda _: home(client.post(CHAT, json=ask(new[0]))), range(8))
+    assert set(few) == {homes[new[0]]}
+    many = together(lambda _: home(client.post(CHAT, json=ask(new[0], max_tokens=200))), range(60))
     assert set(many) == set(homes.values())
 
 
-def test_end_now_reaches_the_replica(client: httpx.Client) -> None:
+def test_ending_the_thinking_reaches_the_replica(client: httpx.Client) -> None:
     reading = Reading(client, long_ask(2, stream_options={"include_usage": True}))
     until(lambda: len(reading.events) > 3)
     name = reading.events[0]["id"]
@@ -281,7 +282,7 @@ def test_a_client_that_leaves_ends_its_request(client: httpx.Client, stream: boo
 
 
 def descendants(pid: int) -> list[int]:
-    """Of all its threads."""
+    """Processes that any of its threads started, and theirs."""
     texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     children = [int(child) for text in texts for child in text.split()]
     return children + [further for child in children for further in descendants(child)]
@@ -301,7 +302,7 @@ def replica_processes(process: subprocess.Popen[str]) -> list[int]:
 def test_a_killed_replica_costs_only_its_own_requests(
     server: tuple[subprocess.Popen[str], httpx.Client], served: Served
 ) -> None:
-    """Under load: streams and whole answers that have begun, and more that come meanwhile."""
+    """Under load: begun streams, whole answers, and requests that arrive after the death."""
     process, client = server
     victims = replica_processes(process)
     assert len(victims) == 2 and client.get("/health").json() == {"replicas": 2, "wanted": 2}
@@ -330,7 +331,7 @@ def test_a_killed_replica_costs_only_its_own_requests(
     assert {home(answer.result()) for answer in later}.isdisjoint(lost)
 
 
-def test_a_dead_engine_is_as_a_dead_replica_and_both_are_replaced(
+def test_a_dead_engine_counts_as_a_dead_replica_and_both_are_replaced(
     server: tuple[subprocess.Popen[str], httpx.Client],
 ) -> None:
     process, client = server
@@ -348,7 +349,7 @@ def test_a_dead_engine_is_as_a_dead_replica_and_both_are_replaced(
     assert all("error" not in r.events[-1] for r in readings if r.home not in lost)
 
 
-def test_sigterm_lets_the_open_request_end_and_nobody_in(
+def test_sigterm_finishes_the_open_request_and_rejects_new_ones(
     server: tuple[subprocess.Popen[str], httpx.Client],
 ) -> None:
     process, client = server

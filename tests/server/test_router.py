@@ -1,4 +1,4 @@
-"""The front over a fleet that is only played: what goes on, what goes elsewhere, what is said."""
+"""The router over a fake pool: what passes on, what goes elsewhere, which errors clients get."""
 
 import asyncio
 import json
@@ -8,16 +8,17 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import Message
 
 from s1engine.server.admission import Admission
-from s1engine.server.line import ReplicaLostError
 from s1engine.server.router.affinity import PrefixHashes
-from s1engine.server.router.router import MAX_INSIDE, TRIES, create_router
-from s1engine.server.wire import Message
+from s1engine.server.router.proxy import ForwardedRequest, ReplicaLostError
+from s1engine.server.router.replica_gate import CLIENT
+from s1engine.server.router.router import MAX_REQUESTS, TRIES, create_router
 
-Play = Callable[[list[str]], AsyncGenerator[list[Message], None]]
+Play = Callable[[list[str]], AsyncGenerator[Message, None]]
 
-STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-request-id", b"theirs")]
+STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
 PLAIN = [(b"content-type", b"application/json")]
 METRICS = b"""# HELP s1engine:x_total How many.
 # TYPE s1engine:x_total counter
@@ -34,11 +35,11 @@ def body(text: bytes, more: bool = False) -> Message:
 
 
 class FakeReplicaPool:
-    """Two replicas; each call is played by the next of ``plays``, and kept."""
+    """Two replicas; the next of ``plays`` answers each request; ``calls`` records them."""
 
     def __init__(self, *plays: Play) -> None:
         self.up = self.wanted = 2
-        self.calls: list[tuple[Message, bytes, list[str]]] = []
+        self.calls: list[tuple[ForwardedRequest, list[str]]] = []
         self.closed = 0
         self._plays = list(plays)
 
@@ -46,13 +47,13 @@ class FakeReplicaPool:
 
     async def shutdown(self) -> None: ...
 
-    async def answer(
-        self, scope: Message, body: bytes, way: PrefixHashes, avoid: Sequence[str]
-    ) -> AsyncGenerator[list[Message], None]:
-        self.calls.append((scope, body, list(avoid)))
+    async def forward(
+        self, request: ForwardedRequest, hashes: PrefixHashes, avoid: Sequence[str]
+    ) -> AsyncGenerator[Message, None]:
+        self.calls.append((request, list(avoid)))
         try:
-            async for messages in self._plays.pop(0)(list(avoid)):
-                yield messages
+            async for message in self._plays.pop(0)(list(avoid)):
+                yield message
         finally:
             self.closed += 1
 
@@ -63,82 +64,84 @@ class FakeReplicaPool:
         return name == "live"
 
 
-async def whole(_: list[str]) -> AsyncGenerator[list[Message], None]:
-    yield []
-    yield [start(PLAIN), body(b'{"fine":true}')]
+async def whole(_: list[str]) -> AsyncGenerator[Message, None]:
+    yield start(PLAIN)
+    yield body(b'{"fine":true}')
 
 
-async def lost(_: list[str]) -> AsyncGenerator[list[Message], None]:
+async def lost(_: list[str]) -> AsyncGenerator[Message, None]:
     raise ReplicaLostError("a")
-    yield []
+    yield start(PLAIN)
 
 
-async def lost_begun(_: list[str]) -> AsyncGenerator[list[Message], None]:
-    yield []
+async def lost_begun(_: list[str]) -> AsyncGenerator[Message, None]:
+    yield start(PLAIN)
     raise ReplicaLostError
 
 
-async def lost_in_a_stream(_: list[str]) -> AsyncGenerator[list[Message], None]:
-    yield [start(STREAM), body(b"data: 1\n\ndata: 2\n\n", more=True)]
+async def lost_in_a_stream(_: list[str]) -> AsyncGenerator[Message, None]:
+    yield start(STREAM)
+    yield body(b"data: 1\n\ndata: 2\n\n", more=True)
     raise ReplicaLostError
 
 
-async def lost_in_a_file(_: list[str]) -> AsyncGenerator[list[Message], None]:
-    yield [start(PLAIN), body(b"{", more=True)]
+async def lost_in_a_file(_: list[str]) -> AsyncGenerator[Message, None]:
+    yield start(PLAIN)
+    yield body(b"{", more=True)
     raise ReplicaLostError
 
 
 def ask(
-    fleet: FakeReplicaPool, path: str = "/v1/completions", method: str = "POST", **options: Any
+    pool: FakeReplicaPool, path: str = "/v1/completions", method: str = "POST", **options: Any
 ) -> httpx.Response:
-    """One request to a front over the fleet."""
-    admission = options.pop("admission", Admission(MAX_INSIDE))
-    front = create_router(fleet, admission, options.pop("keys", ()))
+    """One request to a router over the pool."""
+    admission = options.pop("admission", Admission(MAX_REQUESTS))
+    router = create_router(pool, admission, options.pop("keys", ()))
 
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(front)
-        async with httpx.AsyncClient(transport=transport, base_url="http://front") as client:
+        transport = httpx.ASGITransport(router)
+        async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
             return await client.request(method, path, **options)
 
     answer = asyncio.run(send())
-    assert admission.inside == 0 and fleet.closed == len(fleet.calls)
+    assert admission.num_samples == 0 and pool.closed == len(pool.calls)
     return answer
 
 
 def test_a_request_reaches_a_replica_whole() -> None:
-    fleet = FakeReplicaPool(whole)
+    pool = FakeReplicaPool(whole)
     answer = ask(
-        fleet, "/v1/models?x=1", json={"a": 1}, headers={"x-request-id": "mine"}, keys=["k", "l"]
+        pool, "/v1/models?x=1", json={"a": 1}, headers={"x-request-id": "mine"}, keys=["k", "l"]
     )
-    assert answer.status_code == 401 and not fleet.calls
+    assert answer.status_code == 401 and not pool.calls
     headers = {"x-request-id": "mine", "authorization": "Bearer l"}
-    answer = ask(fleet, "/v1/models?x=1", json={"a": 1}, headers=headers, keys=["k", "l"])
+    answer = ask(pool, "/v1/models?x=1", json={"a": 1}, headers=headers, keys=["k", "l"])
     assert answer.json() == {"fine": True} and answer.headers["x-request-id"] == "mine"
-    ((scope, sent, _),) = fleet.calls
-    assert json.loads(sent) == {"a": 1}
-    assert (scope["method"], scope["path"], scope["query_string"]) == ("POST", "/v1/models", b"x=1")
-    assert scope["state"] == {"client": "1"}
-    assert [v for k, v in scope["headers"] if k == b"x-request-id"] == [b"mine"]
+    ((request, _),) = pool.calls
+    assert json.loads(request.body) == {"a": 1}
+    assert (request.method, request.target) == ("POST", "/v1/models?x=1")
+    assert [v for k, v in request.headers if k == CLIENT] == [b"1"]
+    assert [v for k, v in request.headers if k == b"x-request-id"] == [b"mine"]
 
 
-def test_what_was_not_begun_goes_elsewhere() -> None:
-    fleet = FakeReplicaPool(lost, whole)
-    assert ask(fleet).json() == {"fine": True}
-    assert [avoid for _, _, avoid in fleet.calls] == [[], ["a"]]
+def test_a_request_that_has_not_begun_goes_to_another_replica() -> None:
+    pool = FakeReplicaPool(lost, whole)
+    assert ask(pool).json() == {"fine": True}
+    assert [avoid for _, avoid in pool.calls] == [[], ["a"]]
 
 
-def test_a_request_that_loses_every_replica_is_not_offered_for_ever() -> None:
-    fleet = FakeReplicaPool(*[lost] * 9)
-    answer = ask(fleet)
+def test_a_request_that_loses_every_replica_is_tried_a_few_times() -> None:
+    pool = FakeReplicaPool(*[lost] * 9)
+    answer = ask(pool)
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "no_replica"
-    assert int(answer.headers["retry-after"]) > 0 and len(fleet.calls) == TRIES
+    assert int(answer.headers["retry-after"]) > 0 and len(pool.calls) == TRIES
 
 
-def test_what_was_begun_is_not_asked_twice() -> None:
-    fleet = FakeReplicaPool(lost_begun, whole)
-    answer = ask(fleet)
+def test_a_begun_request_is_not_sent_twice() -> None:
+    pool = FakeReplicaPool(lost_begun, whole)
+    answer = ask(pool)
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "replica_lost"
-    assert len(fleet.calls) == 1
+    assert len(pool.calls) == 1
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,7 @@ def test_a_broken_stream_ends_as_its_api_says(path: str, end: list[Any]) -> None
 
 
 def _like(found: Any, wanted: Any) -> bool:
-    """Has it all that is wanted of it?"""
+    """Does ``found`` contain everything in ``wanted``?"""
     if isinstance(wanted, dict):
         return all(_like(found[key], value) for key, value in wanted.items())
     return bool(found == wanted)
@@ -171,13 +174,14 @@ def test_a_body_that_was_cut_off_does_not_look_whole() -> None:
 
 
 def test_a_client_that_leaves_ends_the_call() -> None:
-    async def waiting(_: list[str]) -> AsyncGenerator[list[Message], None]:
-        yield [start(STREAM), body(b"data: 1\n\n", more=True)]
+    async def waiting(_: list[str]) -> AsyncGenerator[Message, None]:
+        yield start(STREAM)
+        yield body(b"data: 1\n\n", more=True)
         await asyncio.Event().wait()
 
-    fleet = FakeReplicaPool(waiting)
-    admission = Admission(MAX_INSIDE)
-    front = create_router(fleet, admission)
+    pool = FakeReplicaPool(waiting)
+    admission = Admission(MAX_REQUESTS)
+    router = create_router(pool, admission)
     sent: list[Message] = []
 
     async def leave_after_one() -> None:
@@ -196,14 +200,14 @@ def test_a_client_that_leaves_ends_the_call() -> None:
                 left.set()
 
         scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
-        await front({**scope, "query_string": b""}, receive, send)
+        await router({**scope, "query_string": b""}, receive, send)
 
     asyncio.run(asyncio.wait_for(leave_after_one(), 10))
-    assert fleet.closed == 1 and admission.inside == 0 and len(sent) == 2
+    assert pool.closed == 1 and admission.num_samples == 0 and len(sent) == 2
 
 
-def test_nobody_comes_in_on_the_way_out() -> None:
-    admission = Admission(MAX_INSIDE)
+def test_a_draining_router_rejects_requests() -> None:
+    admission = Admission(MAX_REQUESTS)
     admission.draining = True
     answer = ask(FakeReplicaPool(whole), admission=admission)
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "shutting_down"
@@ -211,17 +215,17 @@ def test_nobody_comes_in_on_the_way_out() -> None:
 
 
 def test_health_says_how_many_are_up() -> None:
-    fleet = FakeReplicaPool()
-    fleet.up = 1
-    answer = ask(fleet, "/health", "GET")
+    pool = FakeReplicaPool()
+    pool.up = 1
+    answer = ask(pool, "/health", "GET")
     assert answer.status_code == 200 and answer.json() == {"replicas": 1, "wanted": 2}
-    fleet.up = 0
-    assert ask(fleet, "/health", "GET").status_code == 503
-    answer = ask(fleet)
+    pool.up = 0
+    assert ask(pool, "/health", "GET").status_code == 503
+    answer = ask(pool)
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "no_replica"
 
 
-def test_end_now_asks_the_replicas() -> None:
+def test_ending_the_thinking_asks_the_replicas() -> None:
     assert ask(FakeReplicaPool(), "/v1/requests/live/end_thinking").json()["ending"]
     gone = ask(FakeReplicaPool(), "/v1/requests/gone/end_thinking")
     assert gone.status_code == 404 and gone.json()["error"]["param"] == "name"

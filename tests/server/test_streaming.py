@@ -1,4 +1,4 @@
-"""Work for a client that leaves: it is cancelled at once, whatever it is waiting for."""
+"""Work for a client that disconnects is cancelled at once."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from s1engine.server.streaming import EventStream, merge, unless_disconnected
 
 
 class Client:
-    """Receives what an ASGI application sends, and leaves when told to."""
+    """Receives what an ASGI application sends, and disconnects on request."""
 
     def __init__(self, leave_after: int | None = None) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -37,7 +37,7 @@ class Client:
 
 
 class Source:
-    """Yields, then waits for ever; remembers whether it was closed."""
+    """Yields, then waits forever; records whether it was closed."""
 
     def __init__(self, *payloads: bytes, endless: bool) -> None:
         self._payloads = payloads

@@ -1,5 +1,5 @@
-"""Structured answers: thinking is free, the answer keeps to its grammar, and a bad grammar is
-refused without harm."""
+"""Structured answers: thinking is free, the answer follows its grammar, and a bad grammar is
+rejected without side effects."""
 
 import json
 import re
@@ -101,7 +101,7 @@ def test_a_grammar_that_explodes_ends_its_own_answer_alone(served: Served) -> No
         ({"response_format": {"type": "xml"}}, "response_format"),
     ],
 )
-def test_a_bad_grammar_is_named_and_harms_nobody(
+def test_a_bad_grammar_is_named_and_harms_no_other_request(
     served: Served, fields: dict[str, Any], param: str
 ) -> None:
     answer = served.http.post(PATH, json={**CHAT, **fields})

@@ -1,4 +1,4 @@
-"""Spellings of thinking fields: any one does, two that agree do, two that differ are refused."""
+"""Spellings of thinking fields: one is enough, two may agree, two that differ are an error."""
 
 import pytest
 from hypothesis import given

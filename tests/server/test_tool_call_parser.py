@@ -1,4 +1,4 @@
-"""Calls in an answer's text: the same however it is cut, and nothing is lost."""
+"""The tool call parser: the result does not depend on the pieces, and no text is lost."""
 
 import itertools
 import json
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from s1engine.server.api.tool_call_parser import (
     CallBegin,
+    ParsedAnswer,
     Piece,
-    Said,
     ToolCall,
     ToolCallParser,
     parse_tool_calls,
@@ -41,8 +41,8 @@ def calls(draw: st.DrawFn) -> tuple[str, ToolCall]:
     return f"<tool_call>{b[0]}{head}{text}{b[5]}}}\n</tool_call>", ToolCall(name, text)
 
 
-def by_pieces(text: str, cuts: list[int]) -> tuple[Said, list[Piece]]:
-    parser, said, pieces = ToolCallParser(), Said(), []
+def by_pieces(text: str, cuts: list[int]) -> tuple[ParsedAnswer, list[Piece]]:
+    parser, said, pieces = ToolCallParser(), ParsedAnswer(), []
     edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
     for begin, end in itertools.pairwise(edges):
         pieces += parser.push(text[begin:end])
@@ -52,7 +52,7 @@ def by_pieces(text: str, cuts: list[int]) -> tuple[Said, list[Piece]]:
 
 
 @given(st.lists(calls() | TEXTS.map(lambda t: (t, None)), max_size=5), st.lists(st.integers(0)))
-def test_what_was_called_is_found_however_it_is_cut(
+def test_calls_are_parsed_however_the_text_is_cut(
     parts: list[tuple[str, ToolCall | None]], cuts: list[int]
 ) -> None:
     text = "".join(written for written, _ in parts)
@@ -69,14 +69,14 @@ def test_what_was_called_is_found_however_it_is_cut(
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join), st.lists(st.integers(0)))
-def test_nonsense_reads_the_same_however_it_is_cut(text: str, cuts: list[int]) -> None:
+def test_nonsense_parses_the_same_however_it_is_cut(text: str, cuts: list[int]) -> None:
     assert by_pieces(text, cuts)[0] == parse_tool_calls(text)
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join))
 def test_text_without_an_opening_tag_is_left_alone(text: str) -> None:
     if "<tool_call>" not in text:
-        assert parse_tool_calls(text) == Said(text)
+        assert parse_tool_calls(text) == ParsedAnswer(text)
 
 
 def test_the_name_comes_first_and_arguments_as_they_are_written() -> None:
@@ -91,34 +91,37 @@ def test_the_name_comes_first_and_arguments_as_they_are_written() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (f"a\n{CALL}\n\n{CALL}\n", Said("a", [ToolCall("f", '{"a": 1}')] * 2)),
+        (f"a\n{CALL}\n\n{CALL}\n", ParsedAnswer("a", [ToolCall("f", '{"a": 1}')] * 2)),
         # closing braces too many, no closing tag, and none of either
-        (CALL.replace("}}", "}}}"), Said("", [ToolCall("f", '{"a": 1}')])),
-        (CALL.removesuffix("</tool_call>"), Said("", [ToolCall("f", '{"a": 1}')])),
-        (CALL.partition("1")[0], Said("", [ToolCall("f", '{"a": ')])),
+        (CALL.replace("}}", "}}}"), ParsedAnswer("", [ToolCall("f", '{"a": 1}')])),
+        (CALL.removesuffix("</tool_call>"), ParsedAnswer("", [ToolCall("f", '{"a": 1}')])),
+        (CALL.partition("1")[0], ParsedAnswer("", [ToolCall("f", '{"a": ')])),
         # the other order, and arguments as a string of JSON
         (
             '<tool_call>{"arguments": {"a": 1}, "name": "f"}</tool_call>',
-            Said("", [ToolCall("f", '{"a": 1}')]),
+            ParsedAnswer("", [ToolCall("f", '{"a": 1}')]),
         ),
         (
             '<tool_call>{"name": "f", "arguments": "{\\"a\\":1}"}</tool_call>',
-            Said("", [ToolCall("f", '{"a":1}')]),
+            ParsedAnswer("", [ToolCall("f", '{"a":1}')]),
         ),
         # no calls
-        ("b \n<tool_call>{f(1)}</tool_call>", Said("b \n<tool_call>{f(1)}</tool_call>")),
-        ('<tool_call>{"name": "f"}</tool_call> x', Said('<tool_call>{"name": "f"}</tool_call> x')),
+        ("b \n<tool_call>{f(1)}</tool_call>", ParsedAnswer("b \n<tool_call>{f(1)}</tool_call>")),
+        (
+            '<tool_call>{"name": "f"}</tool_call> x',
+            ParsedAnswer('<tool_call>{"name": "f"}</tool_call> x'),
+        ),
         (
             '<tool_call>{"name": "", "arguments": {}}',
-            Said('<tool_call>{"name": "", "arguments": {}}'),
+            ParsedAnswer('<tool_call>{"name": "", "arguments": {}}'),
         ),
-        ('a <tool_call>{"name": "f', Said('a <tool_call>{"name": "f')),
-        ("a <tool_ca", Said("a <tool_ca")),
+        ('a <tool_call>{"name": "f', ParsedAnswer('a <tool_call>{"name": "f')),
+        ("a <tool_ca", ParsedAnswer("a <tool_ca")),
         # more than a call
-        (f"{CALL.removesuffix('</tool_call>')}b", Said("b", [ToolCall("f", '{"a": 1}')])),
-        (f"{CALL} b ", Said("b ", [ToolCall("f", '{"a": 1}')])),
+        (f"{CALL.removesuffix('</tool_call>')}b", ParsedAnswer("b", [ToolCall("f", '{"a": 1}')])),
+        (f"{CALL} b ", ParsedAnswer("b ", [ToolCall("f", '{"a": 1}')])),
     ],
 )
-def test_what_becomes_of_text_that_is_not_quite_a_call(text: str, said: Said) -> None:
+def test_what_becomes_of_text_that_is_not_quite_a_call(text: str, said: ParsedAnswer) -> None:
     assert parse_tool_calls(text) == said
     assert by_pieces(text, list(range(len(text))))[0] == said

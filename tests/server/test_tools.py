@@ -1,5 +1,5 @@
-"""Tools over HTTP: what the model is shown, what its calls become in each API, streamed and whole,
-and that a call which must come does come, after the thinking."""
+"""Tools over HTTP: the prompt, calls in each API, streamed and whole, and calls that are required,
+which come after the thinking."""
 
 import asyncio
 import json

@@ -1,5 +1,4 @@
-"""A span for each request: what it says, whose child it is, and how it ends where the answer does
-not."""
+"""The span of each request: its attributes, its parent, and its end after an error."""
 
 import asyncio
 import builtins
@@ -106,7 +105,7 @@ def _of_one(body: dict[str, Any], **headers: str) -> list[ReadableSpan]:
 @pytest.mark.parametrize(
     ("body", "error"),
     [
-        ({"max_tokens": 1900, "ignore_eos": True, "timeout": 0.01}, "TimedOut"),
+        ({"max_tokens": 1900, "ignore_eos": True, "timeout": 0.01}, "RequestTimeoutError"),
         ({"max_tokens": 5, "priority": faults.ADD}, "RequestFailedError"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tools, what a model says about them, and an engine that says it."""
+"""Tools, scripted answers that call them, and an engine that gives these answers."""
 
 from collections.abc import AsyncGenerator
 from typing import Any

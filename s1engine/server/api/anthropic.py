@@ -1,8 +1,8 @@
-"""``POST /v1/messages`` in Anthropic's shape: its body as a chat, and its answer as blocks.
+"""``POST /v1/messages``, Anthropic's API: its body becomes a chat, its response is blocks.
 
-Thinking is a block of its own before the text. ``thinking.budget_tokens`` is exact here, as every
-budget is; our own thinking fields may stand beside it. Calls of tools are blocks behind the text; a
-call whose arguments are no JSON object stays text where the answer comes whole.
+Thinking is a block before the text. ``thinking.budget_tokens`` is exact, like every budget; our own
+thinking fields are accepted too. Tool calls are blocks after the text; without a stream, a call
+whose arguments are not a JSON object stays text.
 """
 
 import json
@@ -14,13 +14,13 @@ from pydantic import BaseModel, Field
 from s1engine.errors import RequestError
 from s1engine.outputs import CompletionOutput, RequestOutput
 from s1engine.server.api.block_formatter import BlockResponseFormatter
-from s1engine.server.api.request_fields import ChatRequest
-from s1engine.server.api.response_formatter import Head, Json, call_id, sse, thinking_total
+from s1engine.server.api.chat_completions import ChatRequest
+from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_total
 from s1engine.server.api.thinking_fields import STRICT, ThinkingFields
-from s1engine.server.api.tool_call_parser import CallBegin, Said
+from s1engine.server.api.tool_call_parser import CallBegin, ParsedAnswer
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "abort": "end_turn"}
-SILENT_BLOCKS = ("thinking", "redacted_thinking")  # of earlier turns: not shown to the model again
+SILENT_BLOCKS = ("thinking", "redacted_thinking")  # of earlier turns: the model does not see them
 
 
 class Message(BaseModel):
@@ -32,8 +32,10 @@ class Message(BaseModel):
     content: str | list[dict[str, Any]]
 
     def turns(self) -> list[Json]:
-        """The same as messages of a chat: results of tools are messages of their own, before the
-        text. Raises RequestError on a block that is not known."""
+        """Convert to messages of a chat; each tool result becomes a message before the text.
+
+        Raises RequestError for an unknown block.
+        """
         if isinstance(self.content, str):
             return [{"role": self.role, "content": self.content}]
         kind = "tool_use" if self.role == "assistant" else "tool_result"
@@ -45,8 +47,8 @@ class Message(BaseModel):
             calls = [_call(block) for block in tools]
             content = _text("messages", others)
             return [{"role": "assistant", "content": content, "tool_calls": calls}]
-        said = [{"role": "user", "content": _text("messages", others)}] if others else []
-        return [*map(_result, tools), *said]
+        texts = [{"role": "user", "content": _text("messages", others)}] if others else []
+        return [*map(_result, tools), *texts]
 
 
 def _call(block: Json) -> Json:
@@ -71,10 +73,10 @@ class MessagesTool(BaseModel):
     name: str
     description: str | None = None
     input_schema: dict[str, Any]
-    cache_control: dict[str, Any] | None = None  # the prefix cache needs no hint
+    cache_control: dict[str, Any] | None = None  # ignored: the prefix cache needs no hint
 
-    def of_chat(self) -> Json:
-        """The same as a chat has it."""
+    def to_chat(self) -> Json:
+        """Convert to a tool of a chat."""
         function: Json = {"name": self.name, "parameters": self.input_schema}
         if self.description is not None:
             function["description"] = self.description
@@ -90,8 +92,8 @@ class ToolChoice(BaseModel):
     name: str | None = None
     disable_parallel_tool_use: bool | None = None
 
-    def of_chat(self) -> Json:
-        """The same as fields of a chat."""
+    def to_chat(self) -> Json:
+        """Convert to fields of a chat."""
         choice: Any = {"any": "required"}.get(self.type, self.type)
         if self.type == "tool":
             choice = {"type": "function", "function": {"name": self.name}}
@@ -119,8 +121,8 @@ class MessagesRequest(ThinkingFields):
     seed: int | None = None
     timeout: Annotated[float | None, Field(gt=0)] = None
 
-    def chat(self) -> ChatRequest:
-        """The same as a chat. Raises RequestError."""
+    def to_chat(self) -> ChatRequest:
+        """Convert to a chat. Raises RequestError."""
         system = self.system
         turns = [chat for turn in self.messages for chat in turn.turns()]
         if system is not None:
@@ -129,8 +131,8 @@ class MessagesRequest(ThinkingFields):
         same = {*ThinkingFields.model_fields, "model", "max_tokens", "stream", "temperature"}
         same |= {"top_p", "top_k", "seed", "timeout"}
         fields = self.model_dump(include=same, exclude_none=True)
-        fields |= self.tool_choice.of_chat() if self.tool_choice else {}
-        fields["tools"] = [tool.of_chat() for tool in self.tools or ()]
+        fields |= self.tool_choice.to_chat() if self.tool_choice else {}
+        fields["tools"] = [tool.to_chat() for tool in self.tools or ()]
         return ChatRequest.model_validate(
             {**fields, "messages": turns, "stop": self.stop_sequences}
         )
@@ -148,29 +150,29 @@ def _text(param: str, blocks: Sequence[dict[str, Any]]) -> str:
 
 
 class MessagesFormatter(BlockResponseFormatter):
-    """A message, or the events of one."""
+    """Formats a message, or its events."""
 
-    def __init__(self, head: Head, samples: int, calls: bool) -> None:
+    def __init__(self, head: ResponseHead, samples: int, calls: bool) -> None:
         super().__init__(head, samples, calls)
         self._called = False
-        self._open: str | None = None  # kind of the block that grows
+        self._open: str | None = None  # kind of the current block
         self._blocks = 0
 
-    def whole(self, outputs: Sequence[RequestOutput]) -> Json:
+    def format_response(self, outputs: Sequence[RequestOutput]) -> Json:
         (output,) = outputs
         (sample,) = output.outputs
         content: list[Json] = []
         if sample.reasoning:
             content.append({"type": "thinking", "thinking": sample.reasoning, "signature": ""})
-        said = self.said(sample.text)
-        inputs = [_object(call.arguments) for call in said.calls]
+        answer = self.parse_answer(sample.text)
+        inputs = [_object(call.arguments) for call in answer.calls]
         if None in inputs:
-            said, inputs = Said(sample.text), []
-        if said.text or not said.calls:
-            content.append({"type": "text", "text": said.text})
-        for i, call in enumerate(said.calls):
+            answer, inputs = ParsedAnswer(sample.text), []
+        if answer.text or not answer.calls:
+            content.append({"type": "text", "text": answer.text})
+        for i, call in enumerate(answer.calls):
             content.append(self._tool_use(i, call.name) | {"input": inputs[i]})
-        self._called = bool(said.calls)
+        self._called = bool(answer.calls)
         return self._message(content, self._reason(sample)) | {"usage": _usage(output)}
 
     def _tool_use(self, index: int, name: str) -> Json:
@@ -182,23 +184,23 @@ class MessagesFormatter(BlockResponseFormatter):
         kind = {"id": head.id, "type": "message", "role": "assistant", "model": head.model}
         return {**kind, "content": content, **reason}
 
-    def begin(self) -> Iterable[bytes]:
+    def begin_events(self) -> Iterable[bytes]:
         reason = {"stop_reason": None, "stop_sequence": None}
         usage = {"usage": {"input_tokens": 0, "output_tokens": 0}}
         yield _event("message_start", message=self._message([], reason) | usage)
 
-    def think(self, text: str) -> Iterable[bytes]:
+    def reasoning_events(self, text: str) -> Iterable[bytes]:
         return self._grow("thinking", {"type": "thinking_delta"}, text)
 
-    def say(self, text: str) -> Iterable[bytes]:
+    def text_events(self, text: str) -> Iterable[bytes]:
         return self._grow("text", {"type": "text_delta"}, text)
 
-    def call(self, begin: CallBegin) -> Iterable[bytes]:
+    def tool_call_events(self, begin: CallBegin) -> Iterable[bytes]:
         yield from self._close()
         yield self._start("tool_use", self._tool_use(begin.index, begin.name))
         self._called = True
 
-    def argue(self, text: str) -> Iterable[bytes]:
+    def argument_events(self, text: str) -> Iterable[bytes]:
         delta = {"type": "input_json_delta", "partial_json": text}
         yield _event("content_block_delta", index=self._blocks, delta=delta)
 
@@ -220,7 +222,7 @@ class MessagesFormatter(BlockResponseFormatter):
             self._blocks += 1
             self._open = None
 
-    def end(self, outputs: Sequence[RequestOutput]) -> Iterable[bytes]:
+    def end_events(self, outputs: Sequence[RequestOutput]) -> Iterable[bytes]:
         yield from self._close()
         (output,) = outputs
         yield _event("message_delta", delta=self._reason(output.outputs[0]), usage=_usage(output))
@@ -233,7 +235,7 @@ class MessagesFormatter(BlockResponseFormatter):
         reason = "tool_use" if called else STOP_REASONS[sample.finish_reason]
         return {"stop_reason": reason, "stop_sequence": None}
 
-    def failed(self, message: str, code: str) -> Iterable[bytes]:
+    def error_events(self, message: str, code: str) -> Iterable[bytes]:
         yield _event("error", error={"type": "api_error", "message": message, "code": code})
 
 

@@ -1,67 +1,67 @@
-"""Answers whose stream is one block after another: thinking, then text and calls of tools.
+"""Formatter of streams that are a sequence of blocks: thinking, then text and tool calls.
 
-Owns what becomes of a chunk in such a stream; how a block looks is each API's own.
+Splits each chunk into parts of blocks; each API formats a block in its own way.
 """
 
 from abc import abstractmethod
 from collections.abc import Iterable
 
 from s1engine.outputs import CheckpointOutput, Chunk
-from s1engine.server.api.response_formatter import Head, ResponseFormatter
+from s1engine.server.api.response_formatter import ResponseFormatter, ResponseHead
 from s1engine.server.api.tool_call_parser import (
     CallArguments,
     CallBegin,
-    Said,
+    ParsedAnswer,
     ToolCallParser,
     parse_tool_calls,
 )
 
 
 class BlockResponseFormatter(ResponseFormatter):
-    """One sample of one prompt.
+    """Formats one sample of one prompt.
 
     Args:
-        calls: tools may be called; else what looks like a call is text.
+        calls: tools may be called; otherwise text that looks like a call stays text.
     """
 
-    def __init__(self, head: Head, samples: int, calls: bool) -> None:
+    def __init__(self, head: ResponseHead, samples: int, calls: bool) -> None:
         super().__init__(head, samples)
         self._parser = ToolCallParser() if calls else None
 
-    def said(self, text: str) -> Said:
-        """Text and calls of a whole answer."""
-        return parse_tool_calls(text) if self._parser else Said(text)
+    def parse_answer(self, text: str) -> ParsedAnswer:
+        """Split a complete answer into text and tool calls."""
+        return parse_tool_calls(text) if self._parser else ParsedAnswer(text)
 
-    def event(self, prompt: int, event: Chunk | CheckpointOutput) -> Iterable[bytes]:
-        """Checkpoints, for which these shapes have no place, come with the usage."""
+    def chunk_events(self, prompt: int, event: Chunk | CheckpointOutput) -> Iterable[bytes]:
+        """Format a chunk; checkpoints are reported with the usage instead."""
         if not isinstance(event, Chunk):
             return
         if event.reasoning:
-            yield from self.think(event.reasoning)
+            yield from self.reasoning_events(event.reasoning)
         if self._parser is None:
             pieces: Iterable[str | CallBegin | CallArguments] = [event.text]
         else:
             pieces = self._parser.push(event.text, last=event.finish_reason is not None)
         for piece in pieces:
             if isinstance(piece, str):
-                yield from self.say(piece) if piece else ()
+                yield from self.text_events(piece) if piece else ()
             elif isinstance(piece, CallBegin):
-                yield from self.call(piece)
+                yield from self.tool_call_events(piece)
             else:
-                yield from self.argue(piece.text)
+                yield from self.argument_events(piece.text)
 
     @abstractmethod
-    def think(self, text: str) -> Iterable[bytes]:
-        """Events for more thinking."""
+    def reasoning_events(self, text: str) -> Iterable[bytes]:
+        """Return the events for more thinking."""
 
     @abstractmethod
-    def say(self, text: str) -> Iterable[bytes]:
-        """Events for more text."""
+    def text_events(self, text: str) -> Iterable[bytes]:
+        """Return the events for more text."""
 
     @abstractmethod
-    def call(self, begin: CallBegin) -> Iterable[bytes]:
-        """Events for a call that begins."""
+    def tool_call_events(self, begin: CallBegin) -> Iterable[bytes]:
+        """Return the events for the begin of a tool call."""
 
     @abstractmethod
-    def argue(self, text: str) -> Iterable[bytes]:
-        """Events for more of the arguments of the call that began last."""
+    def argument_events(self, text: str) -> Iterable[bytes]:
+        """Return the events for more arguments of the current tool call."""

@@ -1,8 +1,8 @@
-"""What a request body may hold, and what it becomes: a prompt, SamplingParams, and options.
+"""Fields that several APIs share, and their conversion to SamplingParams and options.
 
-Fields carry OpenAI's names where OpenAI has them, vLLM's else. Types are checked here, bounds by
-SamplingParams, fit by the engine's compiler; each failure is a RequestError that names the field.
-A field that is not known, or asks for what the engine does not do, is refused, never ignored.
+Fields have OpenAI's names where OpenAI has them, else vLLM's. This module checks types,
+SamplingParams checks bounds, and the engine's compiler checks that the request fits; each failure
+is a RequestError that names the field. Unknown and unsupported fields are errors, never ignored.
 """
 
 from collections.abc import Mapping
@@ -10,18 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from s1engine.config import check_int
-from s1engine.engine.request import Prompt
 from s1engine.errors import RequestError
-from s1engine.sampling_params import MAX_LOGPROBS, SamplingParams
+from s1engine.sampling_params import SamplingParams
 from s1engine.server.api.structured_outputs import ResponseFormat, StructuredOutputs, build_grammar
-from s1engine.server.api.thinking_fields import EFFORTS, STRICT, ThinkingFields, resolve_spellings
-from s1engine.server.api.tools import Tool, ToolFields
+from s1engine.server.api.thinking_fields import EFFORTS, STRICT, ThinkingFields
+from s1engine.server.api.tools import Tool
 
-MAX_PROMPTS = 256
-MAX_TEMPLATE_KWARGS = 32
-
-# Fields of OpenAI's that change nothing here at these values, and are refused at any other.
+# OpenAI's fields that have no effect here at these values, and are errors at any other value.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (None, 1),
     "echo": (None, False),
@@ -42,7 +37,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class StreamOptions(BaseModel):
-    """What a stream carries besides the answer."""
+    """What a stream contains besides the answer."""
 
     model_config = STRICT
 
@@ -50,7 +45,7 @@ class StreamOptions(BaseModel):
 
 
 class GenerationFields(ThinkingFields):
-    """Fields of chats and completions alike, and of a row of ``s1engine generate --input``."""
+    """Fields of chats, completions and the rows of ``s1engine generate --input``."""
 
     max_tokens: int | None = None
     temperature: float | None = None
@@ -88,29 +83,29 @@ class GenerationFields(ThinkingFields):
 
     @property
     def has_grammar(self) -> bool:
-        """Must the answer keep to one?"""
+        """Does a grammar constrain the answer?"""
         return self.response_format is not None or self.structured_outputs is not None
 
     def grammar(self) -> str | None:
-        """It, if so. Raises RequestError."""
+        """Return the grammar of the answer, if there is one. Raises RequestError."""
         return build_grammar(self.response_format, self.structured_outputs)
 
-    def blame(self, error: RequestError) -> RequestError:
-        """The same error, of the field that the grammar was made of."""
+    def renamed_error(self, error: RequestError) -> RequestError:
+        """Return the error with the field that the grammar came from."""
         return error
 
     def requested_logprobs(self) -> int | None:
-        """How many log-probabilities of each token, as SamplingParams counts them."""
+        """Return how many log-probabilities of each token to return, as in SamplingParams."""
         return None
 
     def requested_max_tokens(self) -> int | None:
-        """The bound on generated tokens, whichever field gave it."""
+        """Return the limit of generated tokens, from whichever field has it."""
         return self.max_tokens
 
     def sampling_params(
         self, defaults: Mapping[str, Any], efforts: Mapping[str, int | None] = EFFORTS
     ) -> SamplingParams:
-        """Raises RequestError. ``defaults`` fill in what the request leaves open."""
+        """Return the parameters; ``defaults`` replace missing fields. Raises RequestError."""
         fields: dict[str, Any] = dict(defaults)
         same_name = SamplingParams.__slots__
         fields |= {
@@ -128,7 +123,7 @@ class GenerationFields(ThinkingFields):
         return SamplingParams(**fields)
 
     def options(self, efforts: Mapping[str, int | None] = EFFORTS) -> dict[str, Any]:
-        """Keyword arguments of ``LLMEngine.make_request`` beside prompt and params."""
+        """Return the keyword arguments of ``RequestCompiler.compile`` besides prompt and params."""
         _, enabled = self.requested_thinking(efforts)
         return {
             "enable_thinking": enabled,
@@ -138,7 +133,7 @@ class GenerationFields(ThinkingFields):
 
 
 class HttpFields(GenerationFields):
-    """Fields that only a request over HTTP has."""
+    """Fields of a request over HTTP only."""
 
     model: str | None = None
     stream: bool = False
@@ -157,77 +152,6 @@ class HttpFields(GenerationFields):
     def includes_usage(self) -> bool:
         """Does a stream end in a chunk with the usage?"""
         return self.stream_options is not None and self.stream_options.include_usage
-
-
-class ChatRequest(ToolFields, HttpFields):
-    """Body of ``POST /v1/chat/completions``."""
-
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-
-    def prompts(self) -> list[Prompt]:
-        """The chat, as the only prompt."""
-        return [self.messages]
-
-    def requested_logprobs(self) -> int | None:
-        if self.top_logprobs is not None:
-            check_int("top_logprobs", self.top_logprobs, 0, MAX_LOGPROBS)
-            if not self.logprobs:
-                raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-        return (self.top_logprobs or 0) if self.logprobs else None
-
-    @property
-    def has_grammar(self) -> bool:
-        return super().has_grammar or self.must_call
-
-    def grammar(self) -> str | None:
-        structure, calls = super().grammar(), self.calls_grammar()
-        if structure is not None and self.offered:
-            raise RequestError(
-                "an answer that has a structure cannot call tools; say tool_choice: none",
-                param="tool_choice",
-            )
-        return structure or calls
-
-    def blame(self, error: RequestError) -> RequestError:
-        if error.param == "response_format" and self.must_call:
-            return RequestError(str(error), param="tools")
-        return error
-
-    def requested_max_tokens(self) -> int | None:
-        return resolve_spellings(
-            max_tokens=self.max_tokens, max_completion_tokens=self.max_completion_tokens
-        )
-
-    def options(self, efforts: Mapping[str, int | None] = EFFORTS) -> dict[str, Any]:
-        options = super().options(efforts)
-        kwargs = _template_kwargs(self.chat_template_kwargs or {})
-        options["enable_thinking"] = resolve_spellings(
-            enable_thinking=options["enable_thinking"],
-            chat_template_kwargs=kwargs.pop("enable_thinking", None),
-        )
-        return options | {"template_kwargs": kwargs, "tools": self.offered}
-
-
-class CompletionRequest(HttpFields):
-    """Body of ``POST /v1/completions``; the prompt is continued as it is."""
-
-    prompt: str | list[str] | list[int] | list[list[int]]
-    logprobs: int | None = None
-
-    def prompts(self) -> list[Prompt]:
-        """One prompt or several, each text or token ids."""
-        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
-            return [self.prompt]
-        if not 0 < len(self.prompt) <= MAX_PROMPTS:
-            raise RequestError(f"prompt must be 1 to {MAX_PROMPTS} prompts", param="prompt")
-        return [*self.prompt]
-
-    def requested_logprobs(self) -> int | None:
-        return self.logprobs
 
 
 class TokenizeRequest(BaseModel):
@@ -252,18 +176,18 @@ class DetokenizeRequest(BaseModel):
 
 
 def request_error(error: ValidationError) -> RequestError:
-    """The first thing that is wrong, in one line, with the field's name."""
+    """Return the first error in one line, with the field's name."""
     return first_error(error.errors())
 
 
 def first_error(errors: Any) -> RequestError:
-    """The same for the entries of a ValidationError."""
+    """Return the first error of a ValidationError's entries."""
     entry = errors[0]
     own = entry.get("ctx", {}).get("error")
     if isinstance(own, RequestError):
         return own
     names = [str(part) for part in entry["loc"] if part != "body"]
-    param = names[0] if names else "body"  # further ones may name alternatives of a type
+    param = names[0] if names else "body"  # later parts may name members of a union
     if entry["type"] == "json_invalid":
         return RequestError(f"the body is not JSON: {entry['ctx']['error']}", param="body")
     if entry["type"] == "extra_forbidden":
@@ -272,7 +196,7 @@ def first_error(errors: Any) -> RequestError:
 
 
 def _same(value: object, allowed: object) -> bool:
-    """Equal and of one type: 1 is not True."""
+    """True if equal and of one type: 1 is not True."""
     return type(value) is type(allowed) and value == allowed
 
 
@@ -281,20 +205,3 @@ def _token_bias(bias: Mapping[str, float]) -> dict[int, float]:
         if not token.isdecimal():
             raise RequestError(f"logit_bias: {token!r} is no token id", param="logit_bias")
     return {int(token): value for token, value in bias.items()}
-
-
-def _template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Plain values under plain names: a template must get nothing that it could be made to run."""
-    if len(kwargs) > MAX_TEMPLATE_KWARGS:
-        raise RequestError(
-            f"chat_template_kwargs takes at most {MAX_TEMPLATE_KWARGS} entries",
-            param="chat_template_kwargs",
-        )
-    for name, value in kwargs.items():
-        plain = value is None or isinstance(value, str | int | float)
-        if not name.isidentifier() or name.startswith("_") or not plain:
-            raise RequestError(
-                f"chat_template_kwargs: {name!r} must be a plain name with a plain value",
-                param="chat_template_kwargs",
-            )
-    return dict(kwargs)

@@ -1,6 +1,6 @@
-"""What an answer over HTTP is, whichever API was asked: an object, or a stream of events.
+"""Base of the response formatters: a response is one JSON object, or a stream of events.
 
-Plain data in, plain data out; each API's shape has a file of its own.
+Plain data in, plain data out; each API has a file of its own.
 """
 
 from abc import ABC, abstractmethod
@@ -10,19 +10,13 @@ from typing import Any
 
 import msgspec
 
-from s1engine.outputs import (
-    CheckpointOutput,
-    Chunk,
-    RequestOutput,
-    ThinkingUsage,
-    Usage,
-)
+from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput, ThinkingUsage, Usage
 
 Json = dict[str, Any]
 
 
 def usage(outputs: Sequence[RequestOutput]) -> Json:
-    """Token counts over all prompts and samples of one HTTP request."""
+    """Return token counts over all prompts and samples of one HTTP request."""
     total = _total([output.usage for output in outputs])
     checkpoint_tokens = sum(output.usage.checkpoint_tokens for output in outputs)
     samples = [sample for output in outputs for sample in output.outputs]
@@ -49,7 +43,7 @@ def _total(usages: Iterable[Usage]) -> Usage:
 
 
 def thinking_total(samples: Sequence[ThinkingUsage | None]) -> Json:
-    """Sums over samples; end reason and budget only where all samples agree."""
+    """Sum over samples; end reason and budget are None unless all samples agree."""
     used = [sample for sample in samples if sample is not None]
     reasons = {sample.end_reason for sample in used}
     budgets = {sample.budget for sample in used}
@@ -63,55 +57,54 @@ def thinking_total(samples: Sequence[ThinkingUsage | None]) -> Json:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What names an answer."""
+class ResponseHead:
+    """Fields that identify a response in each of its objects."""
 
     id: str
     created: int
     model: str
 
 
-def call_id(head: Head, choice: int, index: int) -> str:
-    """Name of a tool call, by which its result is told from others."""
+def call_id(head: ResponseHead, choice: int, index: int) -> str:
+    """Return the id of a tool call, which its result will refer to."""
     own = head.id.replace("-", "_").partition("_")[2]
     return f"call_{own}_{choice}_{index}"
 
 
 class ResponseFormatter(ABC):
-    """How the answer to one HTTP request looks, whole or as events of a stream.
+    """Formats the response to one HTTP request, as one object or as events of a stream.
 
     Args:
-        head: id, time and model, as they stand in every object.
         samples: choices of each prompt.
     """
 
-    def __init__(self, head: Head, samples: int) -> None:
+    def __init__(self, head: ResponseHead, samples: int) -> None:
         self.head = head
         self._samples = samples
 
     @abstractmethod
-    def whole(self, outputs: Sequence[RequestOutput]) -> Json:
-        """The object that answers a request without a stream; an output for each prompt."""
+    def format_response(self, outputs: Sequence[RequestOutput]) -> Json:
+        """Return the object of a response without a stream; one output for each prompt."""
 
-    def begin(self) -> Iterable[bytes]:
-        """Events before anything was generated."""
+    def begin_events(self) -> Iterable[bytes]:
+        """Return the events before any output."""
         return ()
 
     @abstractmethod
-    def event(self, prompt: int, event: Chunk | CheckpointOutput) -> Iterable[bytes]:
-        """Events for what is new of the prompt at this index."""
+    def chunk_events(self, prompt: int, event: Chunk | CheckpointOutput) -> Iterable[bytes]:
+        """Return the events for new output of the prompt with this index."""
 
     @abstractmethod
-    def end(self, outputs: Sequence[RequestOutput]) -> Iterable[bytes]:
-        """Events after everything was generated; ``outputs`` in any order."""
+    def end_events(self, outputs: Sequence[RequestOutput]) -> Iterable[bytes]:
+        """Return the last events; ``outputs`` come in any order."""
 
-    def failed(self, message: str, code: str) -> Iterable[bytes]:
-        """Events that end a stream which cannot go on."""
+    def error_events(self, message: str, code: str) -> Iterable[bytes]:
+        """Return the events that end a stream after an error."""
         return (sse(error_object(message, "server_error", code=code)), DONE)
 
 
 def sse(value: Json, name: str | None = None) -> bytes:
-    """A server-sent event."""
+    """Encode a server-sent event."""
     start = b"data: " if name is None else f"event: {name}\ndata: ".encode()
     return b"".join((start, msgspec.json.encode(value), b"\n\n"))
 
@@ -122,5 +115,5 @@ DONE = b"data: [DONE]\n\n"
 def error_object(
     message: str, kind: str, param: str | None = None, code: str | None = None
 ) -> Json:
-    """OpenAI's error object."""
+    """Return OpenAI's error object."""
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

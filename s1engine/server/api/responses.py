@@ -1,8 +1,8 @@
-"""``POST /v1/responses``: OpenAI's newer body as a chat, and its answer as output items.
+"""``POST /v1/responses``, OpenAI's newer API: its body becomes a chat, its response output items.
 
-Nothing is stored, so ``previous_response_id`` is refused. Thinking is an item ``reasoning`` with
-its full text; our own thinking fields may stand beside ``reasoning.effort``. Calls of tools are
-items ``function_call``, their results items ``function_call_output``.
+Nothing is stored, so ``previous_response_id`` is an error. Thinking is an item ``reasoning`` with
+its full text; our own thinking fields are accepted beside ``reasoning.effort``. Tool calls are
+items ``function_call``, and their results items ``function_call_output``.
 """
 
 import time
@@ -14,8 +14,8 @@ from pydantic import Field
 from s1engine.errors import RequestError
 from s1engine.outputs import RequestOutput
 from s1engine.server.api.block_formatter import BlockResponseFormatter
-from s1engine.server.api.request_fields import ChatRequest
-from s1engine.server.api.response_formatter import Head, Json, call_id, sse, thinking_total
+from s1engine.server.api.chat_completions import ChatRequest
+from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_total
 from s1engine.server.api.thinking_fields import ThinkingFields
 from s1engine.server.api.tool_call_parser import CallBegin
 from s1engine.server.api.tools import Function, FunctionName
@@ -28,8 +28,8 @@ class FunctionTool(Function):
 
     type: Literal["function"]
 
-    def of_chat(self) -> Json:
-        """The same as a chat has it."""
+    def to_chat(self) -> Json:
+        """Convert to a tool of a chat."""
         function = self.model_dump(exclude={"type"}, exclude_none=True)
         return {"type": "function", "function": function}
 
@@ -64,8 +64,8 @@ class ResponsesRequest(ThinkingFields):
     user: str | None = None
     metadata: dict[str, str] | None = None
 
-    def chat(self) -> ChatRequest:
-        """The same as a chat. Raises RequestError."""
+    def to_chat(self) -> ChatRequest:
+        """Convert to a chat. Raises RequestError."""
         items: list[Json] = [{"role": "user", "content": self.input}]
         if not isinstance(self.input, str):
             items = _turns(item for item in self.input if item.get("type") != "reasoning")
@@ -74,7 +74,7 @@ class ResponsesRequest(ThinkingFields):
         same = {*ThinkingFields.model_fields, "model", "stream", "temperature", "top_p", "seed"}
         fields = self.model_dump(include={*same, "timeout", "metadata"}, exclude_none=True)
         fields |= {"messages": items, "max_tokens": self.max_output_tokens}
-        fields["tools"] = [tool.of_chat() for tool in self.tools or ()]
+        fields["tools"] = [tool.to_chat() for tool in self.tools or ()]
         fields["parallel_tool_calls"] = self.parallel_tool_calls
         choice = self.tool_choice
         if isinstance(choice, FunctionChoice):
@@ -85,7 +85,7 @@ class ResponsesRequest(ThinkingFields):
 
 
 def _response_format(text: dict[str, Any] | None) -> Json:
-    """``text.format`` is what a chat calls ``response_format``, one level flatter."""
+    """Convert ``text.format`` to a chat's ``response_format``, which is one level deeper."""
     form = (text or {}).get("format")
     if form is None:
         return {}
@@ -96,7 +96,7 @@ def _response_format(text: dict[str, Any] | None) -> Json:
 
 
 def _turns(items: Iterable[Json]) -> list[Json]:
-    """Items as messages; calls belong to the assistant's message before them."""
+    """Convert items to messages; a call joins the assistant's message before it."""
     turns: list[Json] = []
     for item in items:
         if item.get("type") == "function_call":
@@ -134,29 +134,31 @@ def _part(part: Any) -> str:
 
 
 class ResponsesFormatter(BlockResponseFormatter):
-    """A response, or the events of one.
+    """Formats a response, or its events.
 
     Args:
-        body: the request, of which the answer repeats some fields.
+        body: the request; the response repeats some of its fields.
     """
 
-    def __init__(self, head: Head, samples: int, body: ResponsesRequest, calls: bool) -> None:
+    def __init__(
+        self, head: ResponseHead, samples: int, body: ResponsesRequest, calls: bool
+    ) -> None:
         super().__init__(head, samples, calls)
         self._body = body
-        self._number = 0
+        self._sequence_number = 0
         self._items: list[Json] = []
-        self._grown = ""  # text of the last item, while it is open
+        self._text = ""  # of the last item, while it is open
         self._last_call = CallBegin(0, "")
         self._is_open = False
 
-    def whole(self, outputs: Sequence[RequestOutput]) -> Json:
+    def format_response(self, outputs: Sequence[RequestOutput]) -> Json:
         (output,) = outputs
         (sample,) = output.outputs
         items = [self._item(0, "reasoning", sample.reasoning)] if sample.reasoning else []
-        said = self.said(sample.text)
-        if said.text or not said.calls:
-            items.append(self._item(len(items), "message", said.text))
-        for i, call in enumerate(said.calls):
+        answer = self.parse_answer(sample.text)
+        if answer.text or not answer.calls:
+            items.append(self._item(len(items), "message", answer.text))
+        for i, call in enumerate(answer.calls):
             items.append(self._call(len(items), i, call.name, call.arguments))
         return self._response(items, output)
 
@@ -196,7 +198,7 @@ class ResponsesFormatter(BlockResponseFormatter):
         return item | {"role": "assistant", "content": [_part_of(kind, text)] if text else []}
 
     def _call(self, index: int, number: int, name: str, arguments: str, status: str = "") -> Json:
-        """The item of call ``number``."""
+        """Return the item of call ``number``."""
         call = call_id(self.head, 0, number)
         own = {"id": f"fc_{self.head.id}_{index}", "call_id": call, "name": name}
         done = {"arguments": arguments, "status": status or "completed"}
@@ -204,58 +206,60 @@ class ResponsesFormatter(BlockResponseFormatter):
 
     # --- events ---
 
-    def begin(self) -> Iterable[bytes]:
+    def begin_events(self) -> Iterable[bytes]:
         yield self._event("response.created", response=self._response([], None))
         yield self._event("response.in_progress", response=self._response([], None))
 
-    def think(self, text: str) -> Iterable[bytes]:
+    def reasoning_events(self, text: str) -> Iterable[bytes]:
         return self._grow("reasoning", "response.reasoning_text.delta", text)
 
-    def say(self, text: str) -> Iterable[bytes]:
+    def text_events(self, text: str) -> Iterable[bytes]:
         return self._grow("message", "response.output_text.delta", text)
 
-    def call(self, begin: CallBegin) -> Iterable[bytes]:
+    def tool_call_events(self, begin: CallBegin) -> Iterable[bytes]:
         yield from self._close()
         index = len(self._items)
         self._items.append(self._call(index, begin.index, begin.name, "", "in_progress"))
-        self._is_open, self._grown, self._last_call = True, "", begin
+        self._is_open, self._text, self._last_call = True, "", begin
         added = self._items[-1]
         yield self._event("response.output_item.added", output_index=index, item=added)
 
-    def argue(self, text: str) -> Iterable[bytes]:
-        self._grown += text
-        yield self._event("response.function_call_arguments.delta", **self._place(), delta=text)
+    def argument_events(self, text: str) -> Iterable[bytes]:
+        self._text += text
+        yield self._event(
+            "response.function_call_arguments.delta", **self._item_position(), delta=text
+        )
 
     def _grow(self, kind: str, name: str, text: str) -> Iterable[bytes]:
         if not self._is_open or self._items[-1]["type"] != kind:
             yield from self._close()
             yield from self._begin_item(kind)
-        self._grown += text
-        yield self._event(name, **self._place(), delta=text, **_logprobs(kind))
+        self._text += text
+        yield self._event(name, **self._item_position(), delta=text, **_logprobs(kind))
 
-    def _place(self) -> Json:
+    def _item_position(self) -> Json:
         item = self._items[-1]
-        place = {"item_id": item["id"], "output_index": len(self._items) - 1}
-        return place if item["type"] == "function_call" else place | {"content_index": 0}
+        position = {"item_id": item["id"], "output_index": len(self._items) - 1}
+        return position if item["type"] == "function_call" else position | {"content_index": 0}
 
     def _begin_item(self, kind: str) -> Iterable[bytes]:
         index = len(self._items)
         self._items.append(self._item(index, kind, "", "in_progress"))
-        self._is_open, self._grown = True, ""
+        self._is_open, self._text = True, ""
         added = self._items[-1]
         yield self._event("response.output_item.added", output_index=index, item=added)
         part = _part_of(kind, "")
-        yield self._event("response.content_part.added", **self._place(), part=part)
+        yield self._event("response.content_part.added", **self._item_position(), part=part)
 
     def _close(self) -> Iterable[bytes]:
         if not self._is_open:
             return
-        kind, index, text = self._items[-1]["type"], len(self._items) - 1, self._grown
+        kind, index, text = self._items[-1]["type"], len(self._items) - 1, self._text
         if kind == "function_call":
             call = self._last_call
             self._items[-1] = self._call(index, call.index, call.name, text)
             event = "response.function_call_arguments.done"
-            yield self._event(event, **self._place(), name=call.name, arguments=text)
+            yield self._event(event, **self._item_position(), name=call.name, arguments=text)
         else:
             yield from self._close_text(kind, index, text)
         done = self._items[-1]
@@ -264,23 +268,23 @@ class ResponsesFormatter(BlockResponseFormatter):
 
     def _close_text(self, kind: str, index: int, text: str) -> Iterable[bytes]:
         name = "reasoning_text" if kind == "reasoning" else "output_text"
-        place = self._place()
-        yield self._event(f"response.{name}.done", **place, text=text, **_logprobs(kind))
+        position = self._item_position()
+        yield self._event(f"response.{name}.done", **position, text=text, **_logprobs(kind))
         part = _part_of(kind, text)
-        yield self._event("response.content_part.done", **place, part=part)
+        yield self._event("response.content_part.done", **position, part=part)
         self._items[-1] = self._item(index, kind, text)
 
-    def end(self, outputs: Sequence[RequestOutput]) -> Iterable[bytes]:
+    def end_events(self, outputs: Sequence[RequestOutput]) -> Iterable[bytes]:
         yield from self._close()
         response = self._response(self._items, outputs[0])
         yield self._event(f"response.{response['status']}", response=response)
 
-    def failed(self, message: str, code: str) -> Iterable[bytes]:
+    def error_events(self, message: str, code: str) -> Iterable[bytes]:
         yield self._event("error", message=message, code=code, param=None)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        self._number += 1
-        return sse({"type": kind, "sequence_number": self._number - 1, **fields}, kind)
+        self._sequence_number += 1
+        return sse({"type": kind, "sequence_number": self._sequence_number - 1, **fields}, kind)
 
 
 def _choice(body: ResponsesRequest) -> Any:

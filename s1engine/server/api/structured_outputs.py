@@ -1,6 +1,6 @@
-"""What shape an answer must have, as requests say it, made into one grammar.
+"""The structure of an answer as request fields, converted to a grammar.
 
-OpenAI's ``response_format``, and vLLM's ``structured_outputs`` for what that cannot say.
+OpenAI's ``response_format``, and vLLM's ``structured_outputs`` for regular expressions and choices.
 """
 
 import json
@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from s1engine.errors import RequestError
 from s1engine.server.api.thinking_fields import STRICT
 
-# A model that may write blanks anywhere can write nothing else for ever.
+# A model that may write blanks anywhere might never stop writing blanks.
 COMPACT: Any = {"whitespace_flexible": False}
 
 
@@ -47,34 +47,34 @@ class StructuredOutputs(BaseModel):
 
 
 def build_grammar(form: ResponseFormat | None, outputs: StructuredOutputs | None) -> str | None:
-    """The grammar that a request asks for, None if it asks for none. Raises RequestError."""
-    found: list[str] = []
+    """Return the grammar of a request, None if it has none. Raises RequestError."""
+    grammars: list[str] = []
     if form is not None and form.type == "json_object":
-        found.append(_from_schema({"type": "object"}, "response_format"))
+        grammars.append(_from_schema({"type": "object"}, "response_format"))
     elif form is not None and form.type == "json_schema":
         if form.json_schema is None or form.json_schema.schema_ is None:
             raise RequestError(
                 "response_format: json_schema.schema is missing", param="json_schema"
             )
-        found.append(_from_schema(form.json_schema.schema_, "response_format"))
+        grammars.append(_from_schema(form.json_schema.schema_, "response_format"))
     if outputs is not None:
         if outputs.json_ is not None:
-            found.append(_from_schema(outputs.json_, "structured_outputs"))
+            grammars.append(_from_schema(outputs.json_, "structured_outputs"))
         if outputs.regex is not None:
-            found.append(LLMatcher.grammar_from_regex(outputs.regex))
+            grammars.append(LLMatcher.grammar_from_regex(outputs.regex))
         if outputs.choice is not None:
             choices = " | ".join(json.dumps(choice) for choice in outputs.choice)
-            found.append(LLMatcher.grammar_from_lark(f"start: {choices}"))
-        if not found:
+            grammars.append(LLMatcher.grammar_from_lark(f"start: {choices}"))
+        if not grammars:
             raise RequestError("structured_outputs is empty", param="structured_outputs")
-    if len(found) > 1:
+    if len(grammars) > 1:
         raise RequestError("ask for one structure only", param="structured_outputs")
-    return found[0] if found else None
+    return grammars[0] if grammars else None
 
 
 def _from_schema(schema: dict[str, Any] | str, param: str) -> str:
     text = schema if isinstance(schema, str) else json.dumps(schema)
     try:
         return LLMatcher.grammar_from_json_schema(text, overrides=COMPACT)
-    except Exception as error:  # llguidance has no types of its own
+    except Exception as error:  # llguidance has no error types
         raise RequestError(f"{param}: the schema is not usable: {error}", param=param) from error

@@ -1,7 +1,7 @@
-"""How a request says how long to think: our fields, and the spellings of others.
+"""The thinking fields of a request: our own, and other engines' and APIs' spellings.
 
-Our own names are the canonical ones; a request may use any spelling, and two that disagree are an
-error, never a choice of ours. Owns the map from effort to budget. Knows nothing of sampling.
+Our names are canonical. A request may use any spelling; two that disagree are an error. Owns the
+map from effort to budget. Knows nothing of sampling.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class ReasoningSwitch(BaseModel):
 
 
 class ThinkingFields(BaseModel):
-    """The thinking fields of a request, flat, and their other spellings."""
+    """The thinking fields of a request, and their other spellings."""
 
     model_config = STRICT
 
@@ -96,8 +96,10 @@ class ThinkingFields(BaseModel):
     def requested_thinking(
         self, efforts: Mapping[str, int | None] = EFFORTS
     ) -> tuple[ThinkingBudget | None, bool | None]:
-        """The budget, None if no thinking field was given; and ``enable_thinking``. Raises
-        RequestError naming the field."""
+        """Return the budget, None if no thinking field was given, and ``enable_thinking``.
+
+        Raises RequestError naming the field.
+        """
         effort = self._effort(efforts)
         fields: dict[str, Any] = {
             "max_tokens": self._maximum(effort, efforts),
@@ -158,20 +160,22 @@ class ThinkingFields(BaseModel):
 
 
 def resolve_spellings(**spellings: T | None) -> T | None:
-    """The one value that the spellings given have; None if none is given. A trailing underscore of
-    a name is not part of it. Raises RequestError naming two that differ."""
-    found = [(name.rstrip("_"), value) for name, value in spellings.items() if value is not None]
-    for name, value in found[1:]:
-        if value != found[0][1]:
+    """Return the common value of the given spellings, None if none is given.
+
+    A trailing underscore is not part of a name. Raises RequestError naming two that differ.
+    """
+    given = [(name.rstrip("_"), value) for name, value in spellings.items() if value is not None]
+    for name, value in given[1:]:
+        if value != given[0][1]:
             raise RequestError(
-                f"{found[0][0]} ({found[0][1]}) and {name} ({value}) say different things",
+                f"{given[0][0]} ({given[0][1]}) and {name} ({value}) say different things",
                 param=name,
             )
-    return found[0][1] if found else None
+    return given[0][1] if given else None
 
 
 def parse_efforts(text: str) -> dict[str, int | None]:
-    """``low=512,high=none`` as a map from effort to budget. Raises RequestError."""
+    """Parse ``low=512,high=none`` as a map from effort to budget. Raises RequestError."""
     efforts: dict[str, int | None] = {}
     for pair in text.split(","):
         name, _, budget = (part.strip() for part in pair.partition("="))

@@ -1,7 +1,7 @@
-"""Tools that a request offers, and whether they may, must or must not be called.
+"""The tools of a request, and whether the model may, must or must not call them.
 
 ``required`` and a named function are enforced by a grammar of the answer, so thinking stays free;
-``auto`` leaves it to the model. What the model wrote is read by ``tool_calls``.
+``auto`` leaves it to the model. ``tool_call_parser`` parses what the model wrote.
 """
 
 import json
@@ -17,12 +17,12 @@ from s1engine.server.api.thinking_fields import STRICT
 from s1engine.server.api.tool_call_parser import CLOSE, OPEN
 
 MAX_TOOLS = 128
-MAX_CALLS = 64  # of one answer that must call
-SPACED = COMPACT | {"item_separator": ", ", "key_separator": ": "}  # as models are taught to
+MAX_CALLS = 64  # of one answer that must call a tool
+SPACED = COMPACT | {"item_separator": ", ", "key_separator": ": "}  # as models are trained
 
 
 class Function(BaseModel):
-    """What can be called."""
+    """A function that a model may call."""
 
     model_config = STRICT
 
@@ -42,7 +42,7 @@ class Tool(BaseModel):
 
 
 class FunctionName(BaseModel):
-    """A function that must be called."""
+    """The function that the model must call."""
 
     model_config = STRICT
 
@@ -59,7 +59,7 @@ class NamedTool(BaseModel):
 
 
 class ToolFields(BaseModel):
-    """The fields of a chat that concern tools."""
+    """The fields of a chat about tools."""
 
     model_config = STRICT
 
@@ -69,7 +69,7 @@ class ToolFields(BaseModel):
 
     @property
     def offered(self) -> list[dict[str, Any]]:
-        """Tools as the chat template gets them; none if none may be called."""
+        """Return the tools for the chat template; none if none may be called."""
         if self.tool_choice == "none":
             return []
         return [
@@ -79,11 +79,11 @@ class ToolFields(BaseModel):
 
     @property
     def must_call(self) -> bool:
-        """Is the answer one call at least?"""
+        """Must the answer contain a tool call?"""
         return self.tool_choice not in (None, "none", "auto")
 
     def calls_grammar(self) -> str | None:
-        """The grammar of an answer that must call; None if it need not. Raises RequestError."""
+        """Return the grammar of an answer that must call a tool, else None. Raises RequestError."""
         if not self.must_call:
             return None
         functions = [tool.function for tool in self.tools or ()]
@@ -95,11 +95,11 @@ class ToolFields(BaseModel):
                 raise RequestError(f"tool_choice: no tool is named {name!r}", param="tool_choice")
         if not functions:
             raise RequestError("tool_choice: there are no tools", param="tool_choice")
-        return LLMatcher.grammar_from_lark(_lark(functions, 1 if once else MAX_CALLS))
+        return LLMatcher.grammar_from_lark(_calls_grammar(functions, 1 if once else MAX_CALLS))
 
 
-def _lark(functions: Sequence[Function], most: int) -> str:
-    """Up to ``most`` calls, spelled as Qwen's template asks for them."""
+def _calls_grammar(functions: Sequence[Function], most: int) -> str:
+    """Return a grammar of up to ``most`` calls in the format of Qwen's template."""
     choices = " | ".join(f"call{i}" for i in range(len(functions)))
     more = f' ("\\n" call){{0,{most - 1}}}' if most > 1 else ""
     rules = [f"start: call{more}", f"call: {choices}"]

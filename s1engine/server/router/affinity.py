@@ -1,49 +1,52 @@
-"""Which replica a request should go to: where its beginning was computed already, unless too many
-are there.
+"""Which replica a request should go to: where its prefix was computed, unless that one is too busy.
 
-A request's trail is a hash of each of its prefixes: at the end of every message, and every STEP
-bytes within a long one. So the next turn of a conversation, or the same examples with another
-question, share the beginning of a trail. ``PrefixMap`` remembers who was last sent each prefix, as
-a replica keeps computed blocks of it. Knows neither HTTP nor Ray nor tokens.
+A request has a hash for each of its prefixes: one at the end of every message, and one every STEP
+bytes of a long message. So the next turn of a conversation, or the same examples with another
+question, share their first hashes. ``PrefixMap`` remembers which replica each prefix was last sent
+to, because that replica holds its KV blocks. Knows neither HTTP nor Ray nor tokens.
 """
 
 import hashlib
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
 
-PrefixHashes = list[tuple[int, bytes]]  # bytes so far, hash of them
+PrefixHashes = list[tuple[int, bytes]]  # length of each prefix in bytes, and its hash
 
 STEP = 512
 MAX_STEPS = 128
-MAX_PREFIXES = 2**16  # that are remembered, the latest used
-SLACK = 16  # requests that a replica may have more than the idlest and still be sent its prefixes
-SHARE = 0.25  # of a request that must be known for it to go where it is known
-FIELDS = ("system", "instructions", "messages", "input", "prompt")  # that hold text, as read
+MAX_PREFIXES = 2**16  # remembered, the most recently used
+SLACK = 16  # requests that the owner of a prefix may have in flight beyond the idlest replica
+SHARE = 0.25  # least part of a request that must be known for it to go to the owner
+FIELDS = ("system", "instructions", "messages", "input", "prompt")  # of text, in reading order
+
+logger = logging.getLogger(__name__)
 
 
-def trail(body: bytes) -> PrefixHashes:
-    """Prefixes of a request, shortest first; none of what is no JSON object with text in it."""
+def prefix_hashes(body: bytes) -> PrefixHashes:
+    """Hash the prefixes of a request, shortest first; none unless it is a JSON object with text."""
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return []
     if not isinstance(fields, dict):
         return []
-    hashed, length, found = hashlib.blake2b(digest_size=8), 0, []
+    hasher, length = hashlib.blake2b(digest_size=8), 0
+    hashes: PrefixHashes = []
     for piece in _pieces(fields):
-        hashed.update(piece)
+        hasher.update(piece)
         length += len(piece)
-        found.append((length, hashed.digest()))
-        if len(found) == MAX_STEPS:
+        hashes.append((length, hasher.digest()))
+        if len(hashes) == MAX_STEPS:
             break
-    return found
+    return hashes
 
 
-def _pieces(fields: dict[str, Any]) -> Any:
-    """The text of a request in parts whose ends are worth remembering."""
+def _pieces(fields: dict[str, Any]) -> Iterator[bytes]:
+    """Yield the text of a request, cut where a prefix may end."""
     for name in FIELDS:
         value = fields.get(name)
         parts = value if isinstance(value, list) and name in ("messages", "input") else [value]
@@ -54,45 +57,47 @@ def _pieces(fields: dict[str, Any]) -> Any:
 
 
 class PrefixMap:
-    """Who was sent what. Replicas are names."""
+    """Remembers which replica, by name, owns each prefix."""
 
     def __init__(self, *, slack: int = SLACK) -> None:
         self._slack = slack
         self._owners: OrderedDict[bytes, str] = OrderedDict()
 
-    def place(self, way: PrefixHashes, loads: Mapping[str, int]) -> list[str]:
-        """Replicas for a request of trail ``way``, best first; the best will be remembered.
+    def rank(self, hashes: PrefixHashes, loads: Mapping[str, int]) -> list[str]:
+        """Return replicas for a request, best first, and remember the best as the owner.
 
         Args:
-            loads: requests under way at each replica that may be chosen; at least one.
+            loads: requests in flight at each replica that may be chosen; at least one.
         """
-        idle = sorted(loads, key=lambda name: (loads[name], _weight(way, name)))
-        owner = self._owner(way, loads)
-        if owner is not None and loads[owner] <= loads[idle[0]] + self._slack:
-            idle.remove(owner)
-            idle.insert(0, owner)
-        self._remember(way, idle[0])
-        return idle
+        ranked = sorted(loads, key=lambda name: (loads[name], _tie_break(hashes, name)))
+        owner = self._owner(hashes, loads)
+        if owner is not None and loads[owner] <= loads[ranked[0]] + self._slack:
+            ranked.remove(owner)
+            ranked.insert(0, owner)
+        reason = "owner of the prefix" if ranked[0] == owner else "least loaded"
+        logger.debug("chose %s (%s) by loads %s", ranked[0], reason, loads)
+        self._remember(hashes, ranked[0])
+        return ranked
 
-    def _owner(self, way: PrefixHashes, loads: Mapping[str, int]) -> str | None:
-        """Who knows most of it, if that is enough."""
-        for length, prefix in reversed(way):
-            if length < SHARE * way[-1][0]:
+    def _owner(self, hashes: PrefixHashes, loads: Mapping[str, int]) -> str | None:
+        """Return the replica that knows the longest prefix, if that is long enough."""
+        for length, prefix in reversed(hashes):
+            if length < SHARE * hashes[-1][0]:
                 return None
             owner = self._owners.get(prefix)
             if owner in loads:
                 return owner
         return None
 
-    def _remember(self, way: PrefixHashes, owner: str) -> None:
-        for _, prefix in way:
+    def _remember(self, hashes: PrefixHashes, owner: str) -> None:
+        for _, prefix in hashes:
             self._owners[prefix] = owner
             self._owners.move_to_end(prefix)
         while len(self._owners) > MAX_PREFIXES:
             self._owners.popitem(last=False)
 
 
-def _weight(way: Sequence[tuple[int, bytes]], name: str) -> bytes:
-    """Rendezvous hashing: breaks ties the same way for what begins the same."""
-    start = way[0][1] if way else b""
+def _tie_break(hashes: PrefixHashes, name: str) -> bytes:
+    """Rendezvous hashing: equal beginnings break ties in the same way in every router."""
+    start = hashes[0][1] if hashes else b""
     return hashlib.blake2b(start + name.encode(), digest_size=8).digest()

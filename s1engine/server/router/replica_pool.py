@@ -1,85 +1,64 @@
-"""Replicas of the engine on Ray Serve.
+"""The replicas that the router can choose from.
 
 Ray Serve places the replicas, watches and replaces them and scales their number. Requests do not
-pass through it: each replica has a door, Ray says where, and a line leads there from the front's
-process. A call of Ray takes milliseconds, an item of its streams as long as several tokens; its
-HTTP proxies could not see a request's body, hence no affinity by prefix, and SIGTERM, keys, health
-and errors would not be the single server's.
+pass through it: the router asks Ray where each replica's HTTP server listens and connects to it. A
+call of Ray takes milliseconds, and an item of its streams takes as long as several tokens. Ray's
+own HTTP proxies cannot route by the prefix in a request's body, and with them SIGTERM, keys, health
+and errors would differ from the single server's.
 
-Where Ray is started here, all that listens does so on this machine's own address, but for a port of
-Serve in each replica, which answers only those who have the cluster's token. In a cluster, Ray's
-ports are as its nodes were started, and a replica's door listens on the address of its node: what
-is said there is not secret unless RAY_USE_TLS is set, but nobody is let in without the door's key.
+If Ray is started here, everything listens on this machine's loopback address, except for a port of
+Ray Serve in each replica, which demands the cluster's token. In a cluster, Ray's ports are as its
+nodes were started, and a replica listens on its node's address. A replica refuses requests without
+the token of its pool; traffic is encrypted only with RAY_USE_TLS.
 """
 
 import asyncio
 import contextlib
 import logging
 import re
+import secrets
 import uuid
-import warnings
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from urllib.parse import quote
 
-from s1engine.config import check_int
-from s1engine.engine.ray_cluster import check_syntax, connect, resources
-from s1engine.errors import EngineDeadError, RequestError
-from s1engine.server.line import Line, Place, ReplicaLostError
+from starlette.types import Message
+
+from s1engine.engine.ray_cluster import connect, resources
+from s1engine.errors import EngineDeadError
 from s1engine.server.router.affinity import PrefixHashes, PrefixMap
-from s1engine.server.router.replica import Replica, ReplicaOptions
-from s1engine.server.wire import Message
+from s1engine.server.router.deployment import NAME, QUIET, ReplicaPoolOptions, create_deployment
+from s1engine.server.router.proxy import (
+    ForwardedRequest,
+    ReplicaAddress,
+    ReplicaClient,
+    ReplicaLostError,
+    open_session,
+)
+from s1engine.server.router.replica import ReplicaOptions
+from s1engine.server.router.tls import tls_files
+from s1engine.server.serving import raise_open_file_limit
 
 POLL_S = 1.0
-FIND_S = 30.0  # for the first of replicas that run
-GONE_POLLS = 10  # without an answer from Ray, after which it is taken to be gone
-STARTS = 2  # tries of a replica to load the model
-HEALTH_PERIOD_S = 2.0
-HEALTH_TIMEOUT_S = 30.0
-ASK_ALL_S = 10.0  # for all replicas to say something
-DRAIN_S = 3600.0  # for a replica that is scaled away to finish its requests
-# When their number follows the load: Ray's own figures are 10, 30 and 30 s, so that a queue had to
-# last for most of a minute.
-METRICS_S = 1.0  # between two reports of a replica on what is under way
-LOOK_BACK_S = 4.0  # over which reports are averaged
-UPSCALE_S = 2.0  # that more replicas must be wanted without a break
-DOWNSCALE_S = 300.0  # the same for fewer: loading a model anew costs more than keeping it
-NAME = "Replica"
+FIND_S = 30.0  # for the first running replica
+GONE_POLLS = 10  # unanswered by Ray, after which Ray counts as gone
+FETCH_S = 10.0  # for each replica to answer a request of the pool's own
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReplicaPoolOptions:
-    """How many replicas, and where."""
-
-    min_replicas: int = 1
-    max_replicas: int = 1
-    """Above ``min_replicas``, their number follows the requests under way."""
-    target: int | None = None
-    """Requests under way for each replica; None: as many as one runs at once."""
-    address: str | None = None
-    """Of a Ray cluster that runs; None: one is started here, and ended with the fleet."""
-
-    def __post_init__(self) -> None:
-        check_int("min_replicas", self.min_replicas, 1, 4096)
-        check_int("max_replicas", self.max_replicas, 1, 4096)
-        if self.max_replicas < self.min_replicas:
-            raise RequestError("max_replicas is below min_replicas", param="max_replicas")
-        if self.target is not None:
-            check_int("target_ongoing_requests", self.target, 1, 2**20)
-        check_syntax(self.address)
-
-
 class RayReplicaPool:
-    """A fleet (see ``front``). The constructor starts the replicas and waits until the first
-    ``min_replicas`` have loaded the model; ``on_failure`` is called when Ray itself is gone.
+    """A ``ReplicaPool`` (see ``router``) on Ray Serve.
 
-    Raises RequestError if Ray is missing, EngineDeadError if the replicas cannot start.
+    The constructor starts the replicas and waits until the first ``min_replicas`` have loaded the
+    model. ``on_failure`` is called when Ray itself is gone.
+
+    Raises RequestError if Ray or a variable of TLS is missing, EngineDeadError if the replicas
+    cannot start.
     """
 
     def __init__(self, options: ReplicaPoolOptions, replica: ReplicaOptions) -> None:
+        self._tls = tls_files()
         ray = connect(options.address, options.max_replicas)
         from ray import serve
 
@@ -88,40 +67,47 @@ class RayReplicaPool:
         self.wanted = options.min_replicas
         self._local = options.address is None
         self._name = f"s1engine-{uuid.uuid4().hex[:8]}"
+        self._token = secrets.token_hex(32)
         try:
-            serve.start(proxy_location="Disabled", logging_config=_quiet())
+            serve.start(proxy_location="Disabled", logging_config=QUIET)
             needs = resources(ray, options.address, options.max_replicas, replica.config)
-            deployment = _deployment(options, replica, needs)
-            handle = serve.run(deployment.bind(replica), name=self._name, route_prefix=None)
+            deployment = create_deployment(options, replica, needs)
+            application = deployment.bind(replica, self._token)
+            self._handle = serve.run(application, name=self._name, route_prefix=None)
         except BaseException as error:
-            why = self._why(error) if isinstance(error, RuntimeError) else None
+            reason = self._start_failure(error) if isinstance(error, RuntimeError) else None
             ray.shutdown()
-            if why is not None:
-                raise EngineDeadError(f"the replicas could not start: {why}") from error
+            if reason is not None:
+                raise EngineDeadError(f"the replicas could not start: {reason}") from error
             raise
-        self._handle = handle
-        self._lines: dict[str, Line] = {}  # by name of the replica
+        self._replicas: dict[str, ReplicaClient] = {}  # by name
         self._prefixes = PrefixMap()
 
-    def _why(self, error: RuntimeError) -> str:
-        """What a replica said when it could not start, if it was an error of ours."""
+    def _start_failure(self, error: RuntimeError) -> str:
+        """Return the error of ours that kept a replica from starting, or else Ray's."""
         from ray import serve
 
         application = serve.status().applications.get(self._name)
         deployment = application and application.deployments.get(NAME)
-        said = re.findall(r"s1engine\.errors\.\w+: (.+)", deployment.message if deployment else "")
-        return str(said[-1] if said else error)
+        message = deployment.message if deployment else ""
+        own = re.findall(r"s1engine\.errors\.\w+: (.+)", message)
+        return str(own[-1] if own else error)
 
     @property
     def up(self) -> int:
         """Replicas that take requests."""
-        return sum(not line.closing for line in self._lines.values())
+        return len(self._open())
+
+    def _open(self) -> list[ReplicaClient]:
+        return [replica for replica in self._replicas.values() if not replica.closed]
 
     async def start(self) -> None:
-        """Finds the replicas, and begins to watch. Raises EngineDeadError if none is found."""
+        """Find the replicas and start to watch them. Raises EngineDeadError if there is none."""
+        raise_open_file_limit()
+        self._session = open_session(self._tls)
         try:
             async with asyncio.timeout(FIND_S):
-                while not self._lines:  # Ray's handle hears of them a moment after they run
+                while not self.up:  # Ray's handle learns of them a moment after they run
                     await asyncio.sleep(0.1)
                     await self._refresh()
         except TimeoutError as error:
@@ -129,19 +115,20 @@ class RayReplicaPool:
         self._watcher = asyncio.ensure_future(self._watch())
 
     async def shutdown(self) -> None:
-        """Ends the replicas, and Ray if it was started for them."""
+        """End the replicas, and Ray if it was started for them."""
         self._watcher.cancel()
-        for line in list(self._lines.values()):
-            line.close()
-        self._end()  # Ray wants its signals back, so in the main thread
+        await self._session.close()
+        self._end_ray()  # in the main thread, where Ray restores its signal handlers
 
-    def _end(self) -> None:
+    def _end_ray(self) -> None:
         import ray
         from ray import serve
 
         if not self._local:
             serve.delete(self._name)
         ray.shutdown()
+
+    # --- the list of replicas ---
 
     async def _watch(self) -> None:
         failures = 0
@@ -151,21 +138,27 @@ class RayReplicaPool:
                 await self._refresh()
                 failures = 0
             except Exception as error:
-                logger.warning("Ray does not say how the replicas are: %s", error)
+                logger.warning("Ray does not report on the replicas: %s", error)
                 failures += 1
         self.failure = EngineDeadError("Ray is gone")
         self.on_failure()
 
     async def _refresh(self) -> None:
-        """Asks Ray how many replicas there should be, and those that run where they are."""
+        """Ask Ray how many replicas there should be, and each running one for its address."""
         self.wanted = await asyncio.to_thread(self._count)
-        places = await self._handle.broadcast("place").results_async(
-            timeout_s=ASK_ALL_S, return_exceptions=True
+        results = await self._handle.broadcast("address").results_async(
+            timeout_s=FETCH_S, return_exceptions=True
         )
-        new = [
-            place for place in places if isinstance(place, Place) and place.name not in self._lines
-        ]
-        await asyncio.gather(*map(self._connect, new))
+        found = {result.name: result for result in results if isinstance(result, ReplicaAddress)}
+        for name, address in found.items():
+            if name not in self._replicas:
+                logger.debug("replica %s listens on %s:%d", name, address.host, address.port)
+                self._replicas[name] = ReplicaClient(
+                    address, self._session, self._token, https=self._tls is not None
+                )
+            self._replicas[name].closed = False
+        silent = [replica for replica in self._replicas.values() if replica.name not in found]
+        await asyncio.gather(*map(self._check, silent))
 
     def _count(self) -> int:
         from ray import serve
@@ -173,97 +166,59 @@ class RayReplicaPool:
         application = serve.status().applications[self._name]
         return sum(application.deployments[NAME].replica_states.values())
 
-    async def _connect(self, place: Place) -> None:
-        line = Line(place, lambda: self._lines.pop(place.name, None))
-        try:
-            await line.connect()
-        except OSError as error:
-            logger.warning("a replica cannot be reached: %s", error)
-        else:
-            self._lines[place.name] = line
+    async def _check(self, replica: ReplicaClient) -> None:
+        """Close a replica unless it is healthy; Ray may only be slow. Drop it once it is idle."""
+        status, _ = await _fetch(replica, "GET", "/health")
+        replica.closed = status != HTTPStatus.OK
+        if replica.closed and not replica.num_in_flight:
+            logger.debug("replica %s is gone", replica.name)
+            self._replicas.pop(replica.name, None)
 
-    # --- what the front asks ---
+    # --- requests ---
 
-    async def answer(
-        self, scope: Message, body: bytes, way: PrefixHashes, avoid: Sequence[str]
-    ) -> AsyncGenerator[list[Message], None]:
-        """Messages of the answer, from the replica that the prefix map chooses; one to avoid only
-        if there is no other. Raises ReplicaLostError."""
-        lines = [line for line in self._lines.values() if not line.closing]
-        wanted = [line for line in lines if line.name not in avoid] or lines
-        if not wanted:
+    async def forward(
+        self, request: ForwardedRequest, hashes: PrefixHashes, avoid: Sequence[str]
+    ) -> AsyncGenerator[Message, None]:
+        """Yield the response of the replica that the prefix map ranks first.
+
+        A replica to avoid is chosen only if there is no other. Raises ReplicaLostError.
+        """
+        replicas = self._open()
+        candidates = [replica for replica in replicas if replica.name not in avoid] or replicas
+        if not candidates:
             raise ReplicaLostError
-        loads = {line.name: line.under_way for line in wanted}
-        line = self._lines[self._prefixes.place(way, loads)[0]]
-        async with contextlib.aclosing(line.answer(scope, body)) as answer:
-            async for messages in answer:
-                yield messages
+        loads = {replica.name: replica.num_in_flight for replica in candidates}
+        replica = self._replicas[self._prefixes.rank(hashes, loads)[0]]
+        logger.debug("request %s goes to replica %s", request.request_id, replica.name)
+        async with contextlib.aclosing(replica.forward(request)) as messages:
+            async for message in messages:
+                yield message
 
     async def metrics(self) -> list[tuple[str, bytes]]:
-        """Name and metrics of each replica that answers."""
-        lines = list(self._lines.values())
-        found = await self._ask_all(lines, "GET", "/metrics")
-        return [(line.name, body) for line, (_, body) in zip(lines, found, strict=True) if body]
+        """Return name and metrics of each replica that answers."""
+        replicas = list(self._replicas.values())
+        results = await self._fetch_all(replicas, "GET", "/metrics")
+        return [
+            (replica.name, body)
+            for replica, (_, body) in zip(replicas, results, strict=True)
+            if body
+        ]
 
-    async def end_thinking(self, name: str) -> bool:
-        """Asks all of them."""
-        path = f"/v1/requests/{name}/end_thinking"
-        found = await self._ask_all(list(self._lines.values()), "POST", path)
-        return any(status == HTTPStatus.OK for status, _ in found)
+    async def end_thinking(self, request_id: str) -> bool:
+        """Ask every replica to end a request's thinking; True if one of them runs it."""
+        target = f"/v1/requests/{quote(request_id, safe='')}/end_thinking"
+        results = await self._fetch_all(list(self._replicas.values()), "POST", target)
+        return any(status == HTTPStatus.OK for status, _ in results)
 
-    async def _ask_all(
-        self, lines: Sequence[Line], method: str, path: str
+    async def _fetch_all(
+        self, replicas: Sequence[ReplicaClient], method: str, target: str
     ) -> list[tuple[int, bytes]]:
-        """Status and body from each line, (0, nothing) where none came."""
-
-        async def one(line: Line) -> tuple[int, bytes]:
-            with contextlib.suppress(ReplicaLostError, TimeoutError):
-                async with asyncio.timeout(ASK_ALL_S):
-                    return await line.ask(method, path)
-            return 0, b""
-
-        return await asyncio.gather(*map(one, lines))
+        return await asyncio.gather(*(_fetch(replica, method, target) for replica in replicas))
 
 
-def _quiet() -> dict[str, Any]:
-    return {"log_level": "WARNING", "enable_access_log": False}
-
-
-def _deployment(options: ReplicaPoolOptions, replica: ReplicaOptions, needs: dict[str, int]) -> Any:
-    from ray import serve
-
-    scale: dict[str, Any] = {"num_replicas": options.min_replicas}
-    if options.max_replicas > options.min_replicas:
-        scale = {"autoscaling_config": _autoscaling(options, replica.config.max_num_seqs)}
-    return serve.deployment(
-        Replica,
-        name=NAME,
-        ray_actor_options=needs,
-        health_check_period_s=HEALTH_PERIOD_S,
-        health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=DRAIN_S,
-        logging_config=_quiet(),
-        max_constructor_retry_count=STARTS,
-        **scale,
-    )
-
-
-def _autoscaling(options: ReplicaPoolOptions, target: int) -> Any:
-    """Ray's configuration of ``scaling``."""
-    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
-
-    policy: Any = AutoscalingPolicy
-    with warnings.catch_warnings():
-        # The variables that it is to give way to are not read for handles yet.
-        warnings.filterwarnings("ignore", "The `metrics_interval_s` field", DeprecationWarning)
-        return AutoscalingConfig(
-            min_replicas=options.min_replicas,
-            max_replicas=options.max_replicas,
-            target_ongoing_requests=options.target or target,
-            metrics_interval_s=METRICS_S,
-            look_back_period_s=LOOK_BACK_S,
-            upscale_delay_s=UPSCALE_S,
-            downscale_delay_s=DOWNSCALE_S,
-            policy=policy(policy_function="s1engine.server.router.autoscaling:scale_by_queue"),
-        )
+async def _fetch(replica: ReplicaClient, method: str, target: str) -> tuple[int, bytes]:
+    """Return status and body, (0, nothing) if the replica does not answer in time."""
+    with contextlib.suppress(ReplicaLostError, TimeoutError):
+        async with asyncio.timeout(FETCH_S):
+            return await replica.fetch(method, target)
+    return 0, b""

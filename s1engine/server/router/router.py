@@ -1,13 +1,14 @@
-"""What clients reach where there are replicas: checks the key, chooses nothing, knows no model.
+"""The router: what clients reach where there are replicas. A streaming reverse proxy.
 
-A request is read whole and handed to the fleet with its trail; what the replica's application
-answers is passed on as it comes. A replica that is lost costs its own requests an error, those that
-it had not begun go elsewhere. Health, metrics and end-now concern all replicas and are answered
-here. Knows nothing of Ray.
+It checks the API key, reads a request whole and sends it to the replica that the pool chooses by
+the hashes of its prefixes. The response passes on as it comes. A lost replica costs the requests it
+had begun an error; the others go to another replica. Health, metrics and end-thinking concern all
+replicas and are answered here. Knows neither models nor Ray.
 """
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
@@ -20,22 +21,22 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from s1engine.server.admission import Admission, NotAdmitted
 from s1engine.server.api.response_formatter import DONE, error_object, sse
-from s1engine.server.line import ReplicaLostError
 from s1engine.server.metrics import PREFIX
-from s1engine.server.middleware import REQUEST_ID, ApiKey, BodyLimit, RequestId
-from s1engine.server.router.affinity import PrefixHashes, trail
+from s1engine.server.middleware import ApiKey, BodyLimit, RequestId
+from s1engine.server.router.affinity import PrefixHashes, prefix_hashes
+from s1engine.server.router.proxy import ForwardedRequest, ReplicaLostError, forwarded_request
 from s1engine.server.streaming import SEND_TIMEOUT_S, unless_disconnected
-from s1engine.server.wire import Message
 
-MAX_INSIDE = 2**30  # requests; the replicas refuse what is too much
-TRIES = 3  # replicas that a request is offered to: one that kills them must not kill all
+MAX_REQUESTS = 2**30  # requests; the replicas refuse what is too much
+TRIES = 3  # replicas that a request is sent to: one that kills them must not kill all
 LOST = "the replica that answered was lost"
-RETRY_AFTER_S = 5  # of a fleet without a replica, seconds
-SCOPE = ("method", "path", "raw_path", "query_string", "scheme", "http_version", "server", "client")
+RETRY_AFTER_S = 5  # seconds, while there is no replica
+
+logger = logging.getLogger(__name__)
 
 
 class ReplicaPool(Protocol):
@@ -43,7 +44,7 @@ class ReplicaPool(Protocol):
 
     @property
     def up(self) -> int:
-        """How many answer."""
+        """How many take requests."""
 
     @property
     def wanted(self) -> int:
@@ -53,75 +54,75 @@ class ReplicaPool(Protocol):
 
     async def shutdown(self) -> None: ...
 
-    def answer(
-        self, scope: Message, body: bytes, way: PrefixHashes, avoid: Sequence[str]
-    ) -> AsyncGenerator[list[Message], None]:
-        """``Line.answer`` of one of them. Raises ReplicaLostError."""
+    def forward(
+        self, request: ForwardedRequest, hashes: PrefixHashes, avoid: Sequence[str]
+    ) -> AsyncGenerator[Message, None]:
+        """Yield the ASGI messages of one replica's response. Raises ReplicaLostError."""
 
     async def metrics(self) -> list[tuple[str, bytes]]:
-        """Name and metrics of each, in Prometheus' text format."""
+        """Return name and metrics of each replica, in Prometheus' text format."""
 
-    async def end_thinking(self, name: str) -> bool:
-        """Has a replica with this request been told?"""
+    async def end_thinking(self, request_id: str) -> bool:
+        """End the thinking of a request; False if no replica runs it."""
 
 
 def create_router(
-    fleet: ReplicaPool, admission: Admission, api_keys: Sequence[str] = ()
+    pool: ReplicaPool, admission: Admission, api_keys: Sequence[str] = ()
 ) -> Starlette:
-    """The ASGI application in front of a fleet, which it starts and shuts down."""
+    """Return the ASGI application in front of a pool, which it starts and shuts down."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> Any:
-        await fleet.start()
+        await pool.start()
         yield
-        await fleet.shutdown()
+        await pool.shutdown()
 
-    front = Router(fleet, admission)
+    router = Router(pool, admission)
     keys = [Middleware(ApiKey, keys=api_keys)] if api_keys else []
     return Starlette(
         lifespan=lifespan,
         routes=[
-            Route("/health", front.health),
-            Route("/metrics", front.metrics),
-            Route("/v1/requests/{name}/end_thinking", front.end_thinking, methods=["POST"]),
-            Mount("/", front.forward),
+            Route("/health", router.health),
+            Route("/metrics", router.metrics),
+            Route("/v1/requests/{name}/end_thinking", router.end_thinking, methods=["POST"]),
+            Mount("/", router.forward),
         ],
         middleware=[Middleware(RequestId), *keys, Middleware(BodyLimit)],
     )
 
 
 class Router:
-    """The handlers, over one fleet."""
+    """The handlers, over one pool."""
 
-    def __init__(self, fleet: ReplicaPool, admission: Admission) -> None:
-        self._fleet = fleet
+    def __init__(self, pool: ReplicaPool, admission: Admission) -> None:
+        self._pool = pool
         self._admission = admission
 
     async def health(self, _: Request) -> Response:
-        """200 while a replica answers and requests are taken, else 503; how many answer."""
-        ready = self._fleet.up > 0 and not self._admission.draining
-        body = {"replicas": self._fleet.up, "wanted": self._fleet.wanted}
+        """200 while a replica takes requests and the server does not drain, else 503."""
+        ready = self._pool.up > 0 and not self._admission.draining
+        body = {"replicas": self._pool.up, "wanted": self._pool.wanted}
         return JSONResponse(body, status_code=200 if ready else 503)
 
     async def metrics(self, _: Request) -> Response:
-        """Every replica's metrics, told apart by the label ``replica``."""
+        """Every replica's metrics, with the label ``replica``."""
         registry = CollectorRegistry()
-        registry.register(_Replicas(await self._fleet.metrics(), self._fleet))
+        registry.register(_MergedMetrics(await self._pool.metrics(), self._pool.up))
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def end_thinking(self, http: Request) -> Response:
-        """Tells a live request, by the id in its answer, to stop thinking and answer now."""
+        """Make a live request, named by the id in its response, stop thinking and answer now."""
         name = http.path_params["name"]
-        if not await self._fleet.end_thinking(name):
+        if not await self._pool.end_thinking(name):
             message = f"there is no live request {name!r}"
             return JSONResponse(error_object(message, "not_found_error", "name"), status_code=404)
         return JSONResponse({"id": name, "object": "request", "ending": True})
 
     async def forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Any other request: a replica answers it."""
+        """Send any other request to a replica."""
         try:
             body = await Request(scope, receive).body()
-            ticket = self._admission.enter("", int(scope["method"] == "POST"), 0)
+            ticket = self._admission.admit("", int(scope["method"] == "POST"), 0)
         except ClientDisconnect:
             return
         except NotAdmitted as refused:
@@ -131,90 +132,84 @@ class Router:
             with contextlib.suppress(ClientDisconnect, OSError):  # TimeoutError is an OSError
                 await unless_disconnected(receive, self._relay(scope, body, send))
         finally:
-            self._admission.leave(ticket)
+            self._admission.release(ticket)
 
     async def _relay(self, scope: Scope, body: bytes, send: Send) -> None:
-        passed = _Passed(scope, send)
-        call = _call(scope)
-        way = trail(body)
+        response = _RelayedResponse(scope, send)
+        request = forwarded_request(scope, body)
+        hashes = prefix_hashes(body)
         avoid: list[str] = []
         for _ in range(TRIES):
-            if not self._fleet.up:
+            if not self._pool.up:
                 break
             try:
                 async with contextlib.aclosing(
-                    self._fleet.answer(call, body, way, avoid)
-                ) as answer:
-                    async for messages in answer:
-                        await passed.on(messages)
+                    self._pool.forward(request, hashes, avoid)
+                ) as messages:
+                    async for message in messages:
+                        await response.relay(message)
                 break
             except ReplicaLostError as lost:
-                if passed.begun:
+                logger.debug("request %s: %s", request.request_id, lost)
+                if response.begun:
                     break
                 if lost.name is not None:
                     avoid.append(lost.name)
-        await passed.finish()
+        await response.finish()
 
 
-def _call(scope: Scope) -> Message:
-    """What a replica is told of a request: its id as a header, its client by number."""
-    call = {name: scope[name] for name in SCOPE if name in scope}
-    state = scope["state"]
-    call["headers"] = [(name, value) for name, value in scope["headers"] if name != REQUEST_ID]
-    call["headers"].append((REQUEST_ID, state["request_id"].encode()))
-    call["state"] = {name: state[name] for name in ("client",) if name in state}
-    return call
-
-
-class _Passed:
-    """What has been passed on to one client."""
+class _RelayedResponse:
+    """The response to one client, as far as it has come."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        self.begun = False
+        self.begun = False  # a replica has begun to answer
         self._scope = scope
         self._send = send
+        self._start: Message | None = None  # held until the body begins
         self._started = self._ended = self._streams = False
         self._events = 0
 
-    async def on(self, messages: list[Message]) -> None:
-        """Passes on what has come from a replica, which has begun if it is the first."""
+    async def relay(self, message: Message) -> None:
+        """Send what came from a replica."""
         self.begun = True
-        for message in messages:
-            if message["type"] == "http.response.start":
-                self._started = True
-                headers = message["headers"]
-                self._streams = any(value.startswith(b"text/event-stream") for _, value in headers)
-                message["headers"] = [header for header in headers if header[0] != REQUEST_ID]
-            else:
-                self._ended = not message.get("more_body", False)
-                self._events += message.get("body", b"").count(b"\n\n") if self._streams else 0
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                await self._send(message)
+        if message["type"] == "http.response.start":
+            headers = message["headers"]
+            self._streams = any(value.startswith(b"text/event-stream") for _, value in headers)
+            self._start = message
+            return
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            if self._start is not None:
+                await self._send(self._start)
+                self._start, self._started = None, True
+            await self._send(message)
+        self._ended = not message["more_body"]
+        if self._streams:
+            self._events += message["body"].count(b"\n\n")
 
     async def finish(self) -> None:
-        """Says what is the matter if the answer has no end."""
+        """Send an error if the response has not ended."""
         if self._ended:
             return
-        if not self._started:
-            if self.begun:
-                await _refuse(self._scope, self._send, LOST, "replica_lost", None)
-            else:
-                message = "no replica could take the request"
-                await _refuse(self._scope, self._send, message, "no_replica", RETRY_AFTER_S)
-            return
-        if not self._streams:
-            raise ReplicaLostError  # a body that was cut off must not look whole
-        body = _failed(self._scope["path"], self._events)
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        if self._started:
+            if not self._streams:
+                raise ReplicaLostError  # closes the connection: a cut body must not look complete
+            body = _error_events(self._scope["path"], self._events)
+            await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        elif self.begun:
+            await _refuse(self._scope, self._send, LOST, "replica_lost", None)
+        else:
+            message = "no replica could take the request"
+            await _refuse(self._scope, self._send, message, "no_replica", RETRY_AFTER_S)
 
 
-def _failed(path: str, events: int) -> bytes:
-    """The end of a stream that cannot go on, in the shape of its API, after so many events."""
+def _error_events(path: str, num_events: int) -> bytes:
+    """The end of a stream that was cut after ``num_events``, in the shape of its API."""
     fields = {"message": LOST, "code": "replica_lost"}
     if path == "/v1/messages":
         return sse({"type": "error", "error": {"type": "api_error", **fields}}, "error")
     if path == "/v1/responses":
-        return sse({"type": "error", "sequence_number": events, **fields, "param": None}, "error")
+        event = {"type": "error", "sequence_number": num_events, **fields, "param": None}
+        return sse(event, "error")
     return sse(error_object(LOST, "server_error", code="replica_lost")) + DONE
 
 
@@ -223,20 +218,20 @@ async def _refuse(
 ) -> None:
     headers = {} if retry_after is None else {"retry-after": str(retry_after)}
     kind = "server_error" if retry_after is None else "overloaded_error"
-    answer = JSONResponse(error_object(message, kind, code=code), 503, headers)
-    await answer(scope, _never, send)
+    response = JSONResponse(error_object(message, kind, code=code), 503, headers)
+    await response(scope, _receive_nothing, send)
 
 
-async def _never() -> Message:
+async def _receive_nothing() -> Message:
     raise AssertionError("the request has been read")
 
 
-class _Replicas(Collector):
+class _MergedMetrics(Collector):
     """Metrics of all replicas as one collection."""
 
-    def __init__(self, texts: Sequence[tuple[str, bytes]], fleet: ReplicaPool) -> None:
+    def __init__(self, texts: Sequence[tuple[str, bytes]], num_replicas: int) -> None:
         self._texts = texts
-        self._fleet = fleet
+        self._num_replicas = num_replicas
 
     def collect(self) -> Sequence[Metric]:
         families: dict[str, Metric] = {}
@@ -248,5 +243,5 @@ class _Replicas(Collector):
                 for sample in family.samples:
                     labels = {**sample.labels, "replica": replica}
                     merged.add_sample(sample.name, labels, sample.value)
-        up = GaugeMetricFamily(f"{PREFIX}:replicas", "Replicas that answer.", self._fleet.up)
+        up = GaugeMetricFamily(f"{PREFIX}:replicas", "Replicas that answer.", self._num_replicas)
         return [*families.values(), up]

@@ -1,0 +1,192 @@
+"""``POST /v1/chat/completions``: its body, and its responses."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from s1engine.config import check_int
+from s1engine.engine.request import Prompt
+from s1engine.errors import RequestError
+from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
+from s1engine.sampling_params import MAX_LOGPROBS
+from s1engine.server.api.openai import OpenAIFormatter, token_fields
+from s1engine.server.api.request_fields import HttpFields
+from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, thinking_total
+from s1engine.server.api.thinking_fields import EFFORTS, resolve_spellings
+from s1engine.server.api.tool_call_parser import (
+    CallBegin,
+    ParsedAnswer,
+    ToolCallParser,
+    parse_tool_calls,
+)
+from s1engine.server.api.tools import ToolFields
+from s1engine.tokenizer import Tokenizer
+
+MAX_TEMPLATE_KWARGS = 32
+
+
+class ChatRequest(ToolFields, HttpFields):
+    """Body of ``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def prompts(self) -> list[Prompt]:
+        """Return the chat as the only prompt."""
+        return [self.messages]
+
+    def requested_logprobs(self) -> int | None:
+        if self.top_logprobs is not None:
+            check_int("top_logprobs", self.top_logprobs, 0, MAX_LOGPROBS)
+            if not self.logprobs:
+                raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def has_grammar(self) -> bool:
+        return super().has_grammar or self.must_call
+
+    def grammar(self) -> str | None:
+        structure, calls = super().grammar(), self.calls_grammar()
+        if structure is not None and self.offered:
+            raise RequestError(
+                "an answer that has a structure cannot call tools; say tool_choice: none",
+                param="tool_choice",
+            )
+        return structure or calls
+
+    def renamed_error(self, error: RequestError) -> RequestError:
+        if error.param == "response_format" and self.must_call:
+            return RequestError(str(error), param="tools")
+        return error
+
+    def requested_max_tokens(self) -> int | None:
+        return resolve_spellings(
+            max_tokens=self.max_tokens, max_completion_tokens=self.max_completion_tokens
+        )
+
+    def options(self, efforts: Mapping[str, int | None] = EFFORTS) -> dict[str, Any]:
+        options = super().options(efforts)
+        kwargs = _template_kwargs(self.chat_template_kwargs or {})
+        options["enable_thinking"] = resolve_spellings(
+            enable_thinking=options["enable_thinking"],
+            chat_template_kwargs=kwargs.pop("enable_thinking", None),
+        )
+        return options | {"template_kwargs": kwargs, "tools": self.offered}
+
+
+class ChatFormatter(OpenAIFormatter):
+    """Formats the response to one chat."""
+
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+
+    def __init__(
+        self, head: ResponseHead, samples: int, tokenizer: Tokenizer, body: ChatRequest
+    ) -> None:
+        super().__init__(head, samples, tokenizer, body)
+        self._begun: set[int] = set()  # choices whose first chunk was sent
+        self._calls = bool(body.offered)
+        self._parsers: dict[int, ToolCallParser] = {}  # of streamed choices
+        self._called: set[int] = set()  # choices that have called a tool
+
+    def choice(self, index: int, sample: CompletionOutput) -> Json:
+        answer = parse_tool_calls(sample.text) if self._calls else ParsedAnswer(sample.text)
+        message: Json = {
+            "role": "assistant",
+            "content": answer.text if answer.text or not answer.calls else None,
+            "reasoning": sample.reasoning,
+            "reasoning_content": sample.reasoning,
+        }
+        if answer.calls:
+            message["tool_calls"] = [
+                self._call(index, i, call.name, call.arguments)
+                for i, call in enumerate(answer.calls)
+            ]
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self._logprobs(sample.logprobs),
+            "finish_reason": _reason(sample.finish_reason, bool(answer.calls)),
+            "stop_reason": sample.stop_reason,
+            "thinking": thinking_total([sample.thinking]) if sample.thinking else None,
+            **(token_fields(sample) if self._token_ids else {}),
+        }
+
+    def delta(self, index: int, chunk: Chunk) -> Json:
+        delta: Json = {} if index in self._begun else {"role": "assistant"}
+        self._begun.add(index)
+        if chunk.reasoning:
+            delta |= {"reasoning": chunk.reasoning, "reasoning_content": chunk.reasoning}
+        text = self._parse_chunk(index, chunk, delta) if self._calls else chunk.text
+        if text or "role" in delta:
+            delta["content"] = text
+        return {
+            "index": index,
+            "delta": delta,
+            "logprobs": self._logprobs(chunk.logprobs),
+            "finish_reason": _reason(chunk.finish_reason, index in self._called),
+            **(token_fields(chunk) if self._token_ids else {}),
+        }
+
+    def _parse_chunk(self, index: int, chunk: Chunk, delta: Json) -> str:
+        """Return the text of a chunk and add its tool calls to the delta."""
+        parser = self._parsers.setdefault(index, ToolCallParser())
+        text, calls = "", []
+        for piece in parser.push(chunk.text, last=chunk.finish_reason is not None):
+            if isinstance(piece, str):
+                text += piece
+            elif isinstance(piece, CallBegin):
+                call = self._call(index, piece.index, piece.name, "")
+                calls.append({"index": piece.index, **call})
+            elif calls and calls[-1]["index"] == piece.index:
+                calls[-1]["function"]["arguments"] += piece.text
+            else:
+                calls.append({"index": piece.index, "function": {"arguments": piece.text}})
+        if calls:
+            self._called.add(index)
+            delta["tool_calls"] = calls
+        return text
+
+    def _call(self, choice: int, index: int, name: str, arguments: str) -> Json:
+        function = {"name": name, "arguments": arguments}
+        return {"id": call_id(self.head, choice, index), "type": "function", "function": function}
+
+    def _logprobs(self, entries: list[TokenLogprob] | None) -> Json | None:
+        if entries is None:
+            return None
+        return {"content": [self._entry(entry) for entry in entries]}
+
+    def _entry(self, entry: TokenLogprob) -> Json:
+        top = [self._token(token, logprob) for token, logprob in entry.top]
+        own = self._token(entry.token_id, entry.logprob)
+        return {**own, "top_logprobs": top, "forced": entry.forced}
+
+    def _token(self, token: int, logprob: float) -> Json:
+        data = self._tokenizer.token_bytes(token)
+        return {"token": data.decode(errors="replace"), "bytes": list(data), "logprob": logprob}
+
+
+def _reason(finish_reason: str | None, called: bool) -> str | None:
+    return "tool_calls" if called and finish_reason == "stop" else finish_reason
+
+
+def _template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Check that names and values are plain: a template must get nothing that it could execute."""
+    if len(kwargs) > MAX_TEMPLATE_KWARGS:
+        raise RequestError(
+            f"chat_template_kwargs takes at most {MAX_TEMPLATE_KWARGS} entries",
+            param="chat_template_kwargs",
+        )
+    for name, value in kwargs.items():
+        plain = value is None or isinstance(value, str | int | float)
+        if not name.isidentifier() or name.startswith("_") or not plain:
+            raise RequestError(
+                f"chat_template_kwargs: {name!r} must be a plain name with a plain value",
+                param="chat_template_kwargs",
+            )
+    return dict(kwargs)

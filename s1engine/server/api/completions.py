@@ -1,0 +1,86 @@
+"""``POST /v1/completions``: its body, and its responses."""
+
+from s1engine.engine.request import Prompt
+from s1engine.errors import RequestError
+from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
+from s1engine.server.api.openai import OpenAIFormatter, token_fields
+from s1engine.server.api.request_fields import HttpFields
+from s1engine.server.api.response_formatter import Json, ResponseHead, thinking_total
+from s1engine.tokenizer import Tokenizer
+
+MAX_PROMPTS = 256
+
+
+class CompletionRequest(HttpFields):
+    """Body of ``POST /v1/completions``; no chat template is applied."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None
+
+    def prompts(self) -> list[Prompt]:
+        """Return one or several prompts, each a text or token ids."""
+        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
+            return [self.prompt]
+        if not 0 < len(self.prompt) <= MAX_PROMPTS:
+            raise RequestError(f"prompt must be 1 to {MAX_PROMPTS} prompts", param="prompt")
+        return [*self.prompt]
+
+    def requested_logprobs(self) -> int | None:
+        return self.logprobs
+
+
+class CompletionFormatter(OpenAIFormatter):
+    """Formats the response to one completion request."""
+
+    kind = chunk_kind = "text_completion"
+
+    def __init__(
+        self, head: ResponseHead, samples: int, tokenizer: Tokenizer, body: HttpFields
+    ) -> None:
+        super().__init__(head, samples, tokenizer, body)
+        self._offsets: dict[int, int] = {}  # characters of each choice's tokens so far
+
+    def choice(self, index: int, sample: CompletionOutput) -> Json:
+        return {
+            "index": index,
+            "text": sample.text,
+            "reasoning": sample.reasoning,
+            "logprobs": self._logprobs(index, sample.logprobs),
+            "finish_reason": sample.finish_reason,
+            "stop_reason": sample.stop_reason,
+            "thinking": thinking_total([sample.thinking]) if sample.thinking else None,
+            **(token_fields(sample) if self._token_ids else {}),
+        }
+
+    def delta(self, index: int, chunk: Chunk) -> Json:
+        return {
+            "index": index,
+            "text": chunk.text,
+            **({"reasoning": chunk.reasoning} if chunk.reasoning else {}),
+            "logprobs": self._logprobs(index, chunk.logprobs),
+            "finish_reason": chunk.finish_reason,
+            **(token_fields(chunk) if self._token_ids else {}),
+        }
+
+    def _logprobs(self, index: int, entries: list[TokenLogprob] | None) -> Json | None:
+        if entries is None:
+            return None
+        texts = [self._text(entry.token_id) for entry in entries]
+        offset = self._offsets.get(index, 0)
+        offsets = []
+        for text in texts:
+            offsets.append(offset)
+            offset += len(text)
+        self._offsets[index] = offset
+        return {
+            "tokens": texts,
+            "token_logprobs": [entry.logprob for entry in entries],
+            "top_logprobs": [
+                {self._text(token): logprob for token, logprob in entry.top} for entry in entries
+            ],
+            "text_offset": offsets,
+            "forced": [int(entry.forced) for entry in entries],
+        }
+
+    def _text(self, token: int) -> str:
+        return self._tokenizer.token_bytes(token).decode(errors="replace")
