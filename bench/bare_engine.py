@@ -11,14 +11,15 @@ import numpy as np
 
 from s1engine import _core
 from s1engine.config import EngineConfig
-from s1engine.engine.multi_step import begin_run, follow
+from s1engine.engine.llm_engine import make_scheduler
+from s1engine.engine.multi_step import MultiStepDecoder
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import random_decoder
 from s1engine.models.model_config import ModelConfig
 from s1engine.ops import Ops, select_ops
+from s1engine.runner.interface import ModelRunnerOutput, NewRequest, SchedulerOutput
 from s1engine.runner.model_runner import ModelRunner
 from s1engine.runner.resolved_config import resolve_cache_dtype, resolve_config, resolve_dtype
-from s1engine.runner.sampler import SamplerOutput
 from s1engine.sampling_params import SamplingParams
 
 TRIGGERS = (2,)
@@ -50,11 +51,11 @@ class BareEngine:
     decoder: Decoder
     runner: ModelRunner = field(init=False)
     scheduler: _core.Scheduler = field(init=False)
+    _multi_step: MultiStepDecoder = field(init=False)
     _jobs: dict[int, Job] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         config = resolve_config(self.config)
-        assert config.block_size is not None
         self._newlines = np.zeros(self.model.vocab_size, np.uint8)
         self.runner = ModelRunner(
             config,
@@ -65,16 +66,8 @@ class BareEngine:
             newlines=self._newlines,
             progress=False,
         )
-        self.scheduler = _core.Scheduler(
-            num_blocks=self.runner.num_blocks,
-            block_size=config.block_size,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            enable_prefix_caching=config.enable_prefix_caching,
-            max_draft=config.num_speculative_tokens,
-            max_samples=config.max_samples,
-            step_costs=self.runner.profile_step_costs() if config.num_speculative_tokens else [],
-        )
+        self.scheduler = make_scheduler(config, self.runner)
+        self._multi_step = MultiStepDecoder(self.scheduler, self.runner, config.max_num_seqs)
         self._format = _core.BudgetFormat(
             triggers=list(TRIGGERS), newline_always=False, ends_in_newline=self._newlines,
             **FORMAT_IDS,
@@ -103,36 +96,40 @@ class BareEngine:
 
     def step(self) -> int:
         """Run one step, or apply those that the device ran; returns their number."""
-        multi_step, core = self.runner.multi_step, self.runner.batch.core
-        if multi_step is not None and multi_step.in_flight:
-            return follow(self.scheduler, self.runner)
+        if self._multi_step.in_flight:
+            return self._multi_step.advance()
+        core = self.runner.batch.core
         begin = time.monotonic()
-        for job_id in self.scheduler.schedule(core):
-            self._admit(job_id)
+        step = SchedulerOutput([self._admit(job_id) for job_id in self.scheduler.schedule(core)])
         if core.num_rows == 0:
             return 0
-        if begin_run(self.scheduler, self.runner):
-            return follow(self.scheduler, self.runner)
-        self.scheduler.update(self._execute().token_ids)
-        if not self.runner.recorded_now:
+        if self._multi_step.begin(step):
+            return self._multi_step.advance()
+        output = self._execute(step)
+        self.scheduler.update(output.token_ids)
+        if not output.recorded_now:
             self.scheduler.record_step_time(time.monotonic() - begin)
         return 1
 
-    def _execute(self) -> SamplerOutput:
-        return self.runner.execute()
+    def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        return self.runner.execute(step)
 
-    def _admit(self, job_id: int) -> None:
+    def _admit(self, job_id: int) -> NewRequest:
         job = self._jobs[job_id]
-        params = SamplingParams(temperature=job.temperature)
-        req_index, tokens = self.scheduler.req_index(job_id), self.scheduler.tokens(job_id)
-        self.runner.sampler.add_request(req_index, params, job.seed, tokens, len(job.prompt))
+        return NewRequest(
+            self.scheduler.req_index(job_id),
+            SamplingParams(temperature=job.temperature),
+            job.seed,
+            self.scheduler.tokens(job_id),
+            len(job.prompt),
+        )
 
     def run_jobs(self) -> int:
         """Step until every job is done; returns the number of steps."""
         steps = 0
         while self.scheduler.has_unfinished():
             steps += self.step()
-        while self.runner.multi_step is not None and self.runner.multi_step.in_flight:
+        while self._multi_step.in_flight:
             self.step()
         return steps
 
@@ -144,7 +141,6 @@ class BareEngine:
 def make_decoder(model: ModelConfig, config: EngineConfig, ops: Ops | None = None) -> Decoder:
     """A decoder with random weights for an engine of that configuration."""
     resolved = resolve_config(config)
-    assert resolved.block_size is not None
     dtype = resolve_dtype(config.dtype, resolved.device, model.torch_dtype)
     ops = ops or select_ops(resolved.device)
     ops.check_model(

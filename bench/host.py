@@ -18,9 +18,10 @@ from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.ops import SamplingMetadata
 from s1engine.ops.torch_ops import TorchOps
-from s1engine.runner.cuda_graph import CudaGraphRunner
+from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import InputBatch
-from s1engine.runner.sampler import Sampler, SamplerOutput
+from s1engine.runner.interface import ModelRunnerOutput, SchedulerOutput
+from s1engine.runner.sampler import Sampler
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 BLOCK_SIZE = 16
@@ -53,22 +54,41 @@ class HostRunner:
             ops=ConstantOps(num_seqs, token),
             device="cpu",
         )
-        self.multi_step: CudaGraphRunner | None = None
-        self.recorded_now = False
+        self.max_steps = 1
         self._logits = torch.zeros(num_seqs, 8)
 
     def profile_step_costs(self) -> list[tuple[int, float]]:
         """None: drafts are not measured here."""
         return []
 
-    def execute(self) -> SamplerOutput:
+    def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """ModelRunner.execute without the model."""
+        self.sampler.update_states(step)
         rows = self.batch.inputs().rows
-        logits = self._logits[: len(rows.req_indices)]
-        return self.sampler.sample(logits, rows, self.batch.core.num_banned > 0)
+        token_ids, logprobs = self.sampler.sample(
+            self._logits[: len(rows.req_indices)],
+            rows,
+            any_banned=self.batch.core.num_banned > 0,
+            allowed_tokens=step.allowed_tokens,
+        )
+        return ModelRunnerOutput(token_ids, logprobs)
 
-    def check(self) -> None:
-        """No worker can fail."""
+    def device_batch(self, num_rows: int) -> DeviceBatchBuffer | None:
+        """None: there is no device to decode several steps."""
+        return None
+
+    def begin_multi_step(self, step: SchedulerOutput) -> None:
+        """Never called, as are the two that follow."""
+        raise NotImplementedError
+
+    def extend_multi_step(self, num_steps: int) -> None:
+        raise NotImplementedError
+
+    def collect(self) -> ModelRunnerOutput:
+        raise NotImplementedError
+
+    def check_health(self) -> None:
+        """It cannot die."""
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -11,7 +11,7 @@ import torch
 
 from s1engine.config import BUNDLED_MODEL
 from s1engine.models.model_config import ModelConfig
-from s1engine.runner.memory import weight_bytes
+from s1engine.models.weight_bytes import weight_bytes
 
 # hidden size, inner size, layers, query heads, KV heads, head size, vocabulary, tied embeddings
 _SIZES: dict[str, tuple[int, int, int, int, int, int, int, bool]] = {
@@ -73,4 +73,4 @@ def step_bytes(
     if quantization is None:
         return itemsize * (model.num_parameters - embedding + kv)
     dtype = {2: torch.bfloat16, 4: torch.float32}[itemsize]
-    return weight_bytes(model, dtype, quantization) + itemsize * (kv - embedding)
+    return weight_bytes(model, dtype, quantization).total + itemsize * (kv - embedding)

@@ -19,6 +19,7 @@ MAX_GRAMMAR_CHARS = 2**16
 MAX_WAITS = 1024
 MAX_CHECKPOINTS = 64
 MAX_TOKENS = 2**24
+NO_PENALTIES = (1.0, 0.0, 0.0)  # neutral values of ``SamplingParams.penalties``
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,6 +146,11 @@ class SamplingParams:
             )
         self._check_stops()
         self._check_logit_bias()
+
+    @property
+    def penalties(self) -> tuple[float, float, float]:
+        """The repetition, presence and frequency penalty."""
+        return self.repetition_penalty, self.presence_penalty, self.frequency_penalty
 
     def _check_stops(self) -> None:
         if len(self.stop) > MAX_STOP:

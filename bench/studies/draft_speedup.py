@@ -26,7 +26,7 @@ from s1engine.errors import RequestError
 from s1engine.eval.tasks import arithmetic_questions
 from s1engine.models.model_config import ModelConfig
 from s1engine.outputs import RequestOutput
-from s1engine.runner.sampler import SamplerOutput
+from s1engine.runner.interface import ModelRunnerOutput, NewRequest, SchedulerOutput
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from s1engine.tokenizer import Tokenizer
 
@@ -47,12 +47,13 @@ class TraceEngine(BareEngine):
     traces: list[np.ndarray] = field(default_factory=list)
     _by_req_index: dict[int, int] = field(default_factory=dict)
 
-    def _admit(self, name: int) -> None:
-        BareEngine._admit(self, name)
-        self._by_req_index[self.scheduler.req_index(name)] = name
+    def _admit(self, name: int) -> NewRequest:
+        request = BareEngine._admit(self, name)
+        self._by_req_index[request.req_index] = name
+        return request
 
-    def _execute(self) -> SamplerOutput:
-        output, rows = self.runner.execute(), self.runner.batch.inputs().rows
+    def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        output, rows = self.runner.execute(step), self.runner.batch.inputs().rows
         places = zip(rows.req_indices.tolist(), rows.positions.tolist(), strict=True)
         tokens = [self.traces[self._by_req_index[req_index]][at] for req_index, at in places]
         return replace(output, token_ids=np.array(tokens, np.int64))

@@ -19,12 +19,12 @@ from s1engine.config import BUNDLED_MODEL
 from s1engine.engine.llm import LLM
 from s1engine.models.loader import load_decoder, resolve_model
 from s1engine.models.model_config import ModelConfig
+from s1engine.models.weight_bytes import weight_bytes
 from s1engine.ops import Matrix, Ops
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.ops.fp8_linear import fp8_linear
 from s1engine.ops.quantization import FP8, QuantizedMatrix
 from s1engine.ops.torch_ops import TorchOps
-from s1engine.runner.memory import weight_bytes
 
 FORMATS = ("int8", "int4")
 
@@ -61,7 +61,7 @@ def errors(model: str, count: int) -> dict[str, Any]:
         "tokens": sum(len(out) for _, out in traces),
         "rows": rows,
         "weight_bytes": {
-            str(fmt or "bfloat16"): weight_bytes(config, torch.bfloat16, fmt)
+            str(fmt or "bfloat16"): weight_bytes(config, torch.bfloat16, fmt).total
             for fmt in (None, *FORMATS, FP8)
         },
     }

@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given_values
 from s1engine.plan.options import PlanOptions
+
+if TYPE_CHECKING:
+    from s1engine.runner.resolved_config import ResolvedConfig
 
 CACHED_BYTES = 2**28  # smaller weights may stay in a CPU's caches: memory is no bound
 
@@ -146,13 +149,14 @@ def _seconds(call: Callable[[], object], device: str, rounds: int = 5) -> float:
 
 
 def model_needs(
-    config: EngineConfig, device: str, ceilings: dict[str, Any] | None
+    config: "ResolvedConfig", device: str, ceilings: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Sizes of a model, or of one rank's shard of it, and of its KV cache. Reads no weights."""
     from s1engine.models.loader import resolve_model
     from s1engine.models.model_config import ModelConfig
     from s1engine.models.shard import Shard
-    from s1engine.runner.memory import plan_memory, weight_bytes
+    from s1engine.models.weight_bytes import weight_bytes
+    from s1engine.runner.memory import plan_memory
     from s1engine.runner.resolved_config import resolve_cache_dtype, resolve_dtype
 
     path = resolve_model(config.model)
@@ -162,7 +166,6 @@ def model_needs(
     weights = weight_bytes(facts, dtype, quantization)
     cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, dtype)
     max_len, blocks = plan_memory(config, facts, cache_dtype)
-    assert config.block_size is not None
     per_token = facts.kv_bytes_per_token(cache_dtype)
     needs: dict[str, Any] = {
         "path": str(path),
@@ -171,24 +174,18 @@ def model_needs(
         "parameters": facts.num_parameters,
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantization,
-        "weight_bytes": weights,
+        "weight_bytes": weights.total,
         "kv_cache_dtype": str(cache_dtype).removeprefix("torch."),
         "kv_bytes_per_token": per_token,
         "max_model_len": max_len,
         "kv_cache_tokens": blocks * config.block_size,
         "kv_cache_bytes": blocks * config.block_size * per_token,
     }
-    if ceilings is not None and weights > CACHED_BYTES:
-        streamed = weights - (0 if facts.tie_word_embeddings else embedding_bytes(facts, dtype))
+    if ceilings is not None and weights.total > CACHED_BYTES:
+        streamed = weights.total - weights.embedding
         bound = ceilings["read_gb_per_s"] * 1e9 / streamed
         needs["decode_bound_tokens_per_s"] = round(bound, 1)
     return needs
-
-
-def embedding_bytes(facts: Any, dtype: Any) -> int:
-    """Bytes of an input embedding, of which a step reads only a few rows."""
-    size: int = facts.vocab_size * facts.hidden_size * dtype.itemsize
-    return size
 
 
 def _format(value: object) -> str:

@@ -167,7 +167,7 @@ def _create_router(
     """A pool of replicas behind a router."""
     from s1engine.models.loader import resolve_model
     from s1engine.models.model_config import ModelConfig
-    from s1engine.models.shard import check
+    from s1engine.models.shard import check_tensor_parallel
     from s1engine.runner.resolved_config import resolve_config
     from s1engine.server.admission import Admission
     from s1engine.server.router.replica import ReplicaOptions
@@ -186,7 +186,8 @@ def _create_router(
         tracing_to(options.traces_endpoint)  # a wrong endpoint is reported before Ray starts
     if replicas.address is None:
         # Wrong options are reported before Ray starts.
-        check(ModelConfig.from_dir(resolve_model(config.model)), config.tensor_parallel_size)
+        model = ModelConfig.from_dir(resolve_model(config.model))
+        check_tensor_parallel(model, config.tensor_parallel_size)
         resolve_config(config)
     pool = RayReplicaPool(replicas, options)
     admission = Admission(MAX_REQUESTS)

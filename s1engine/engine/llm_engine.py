@@ -1,8 +1,8 @@
-"""The engine: requests in, one step at a time, chunks and finished outputs out.
+"""The engine: requests in, chunks and finished outputs out, one step at a time.
 
-Composes tokenizer, scheduler and runner; each knows nothing of the others. Not thread-safe: one
-thread adds, steps and aborts (AsyncLLMEngine gives it one); only ``make_request`` may be called
-from anywhere.
+Owns the live requests. Connects tokenizer, scheduler and runner, which do not know each other. Not
+thread-safe: one thread adds, steps and aborts (AsyncLLMEngine starts it); only ``make_request`` may
+be called from any thread.
 """
 
 import heapq
@@ -10,6 +10,8 @@ import random
 import time
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from s1engine import _core
 from s1engine.config import EngineConfig
@@ -26,27 +28,27 @@ from s1engine.engine.live_request import (
     PendingGrammars,
     sample_seed,
 )
-from s1engine.engine.multi_step import begin_run, follow
+from s1engine.engine.multi_step import MultiStepDecoder
 from s1engine.engine.output_processor import OutputProcessor, RequestEvent
 from s1engine.engine.request import Prompt, Request, drafting_mode
 from s1engine.engine.request_compiler import ModelText, RequestCompiler
 from s1engine.errors import RequestFailedError
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
-from s1engine.runner.model_runner import ModelRunner, Runner
-from s1engine.runner.resolved_config import resolve_config
+from s1engine.runner.interface import NewRequest, Runner, SchedulerOutput
+from s1engine.runner.model_runner import ModelRunner
+from s1engine.runner.resolved_config import ResolvedConfig, resolve_config
 from s1engine.sampling_params import SamplingParams
 
 THINKING_NOW = 0  # a maximum that ends thinking at the next token
 
 
 class LLMEngine:
-    """A model that answers requests, stepped from outside.
+    """A model that answers requests. The caller calls ``step``.
 
     Args:
-        config: what to load and how much of it to run at once.
         progress: show a bar while weights load.
-        runner: what computes the steps; None: a ModelRunner with the model's weights.
+        runner: computes the steps; None: a ModelRunner with the model's weights.
         detokenize: build the output of every request here, so that ``step`` returns events. If
             false, only of requests whose output affects scheduling; ``step_core`` has all tokens.
 
@@ -66,12 +68,12 @@ class LLMEngine:
     ) -> None:
         path = resolve_model(config.model)
         text = ModelText.load(config, path)
-        self.config = config = resolve_config(config)
+        self.config = resolved = resolve_config(config)
         self.model_config = text.config
         self.tokenizer = text.tokenizer
         self.format = text.format
         self.runner: Runner = runner or ModelRunner(
-            config,
+            resolved,
             self.model_config,
             path,
             vocab_limit=text.vocab_limit,
@@ -80,24 +82,16 @@ class LLMEngine:
             progress=progress,
         )
         self.max_model_len = self.runner.max_model_len
-        assert config.block_size is not None
-        self.scheduler = _core.Scheduler(
-            num_blocks=self.runner.num_blocks,
-            block_size=config.block_size,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            enable_prefix_caching=config.enable_prefix_caching,
-            max_draft=config.num_speculative_tokens,
-            max_samples=config.max_samples,
-            step_costs=self.runner.profile_step_costs() if config.num_speculative_tokens else [],
-        )
+        self.scheduler = make_scheduler(resolved, self.runner)
+        self._multi_step = MultiStepDecoder(self.scheduler, self.runner, config.max_num_seqs)
+        self._appended: tuple[np.ndarray, np.ndarray] | None = None  # of the last single step
         self.compiler = RequestCompiler(text, self.max_model_len)
         self._budget_format = text.core_format()
         self._random = random.Random(config.seed)
         self._live_requests: dict[str, LiveRequest] = {}
-        self._sequences: dict[int, LiveSequence] = {}  # by sequence
+        self._sequences: dict[int, LiveSequence] = {}  # by id
         self._deadlines: list[tuple[float, str]] = []  # heap
-        self._forked: list[int] = []  # children that no step has told of
+        self._new_branches: list[int] = []  # not in any EngineCoreOutputs yet
         self._failures = FailedRequests()
         self._pending_grammars = PendingGrammars(self.compiler.grammars)
         self._output_processor = OutputProcessor(
@@ -116,11 +110,12 @@ class LLMEngine:
         """Validates a request (see RequestCompiler.compile). Raises RequestError."""
         return self.compiler.compile(prompt, params, **options)
 
-    # --- requests come and go ---
+    # --- adding and removing requests ---
 
     def add_request(self, request: Request) -> None:
-        """Queues a request; its first sample now (once its grammar is compiled, if it has one), the
-        others when they can share its prompt. A failure ends it alone: ``collect_failures``."""
+        """Queues a request: its first sample as soon as its grammar is compiled, the others once
+        they can share its cached prompt. A failure ends this request only (``collect_failures``).
+        """
         if request.request_id in self._live_requests:
             self._failures.report(request, ValueError("request id is taken"))
             return
@@ -135,21 +130,22 @@ class LLMEngine:
                 self._pending_grammars.add(live, request.params.grammar)
             else:
                 self._add_sample(live)
-        self._drop_failing()
+        self._remove_failing()
 
     def _add_sample(self, live: LiveRequest) -> None:
+        """Hands the request's next sample to the scheduler."""
         request, index = live.request, len(live.samples)
-        plan = request.budget
-        sequence = sequence_id(request.number, index)
-        sample = LiveSequence(live, sequence, sample_seed(live.seed, index))
-        sample.answering = plan is None or plan.max_thinking <= plan.tokens_thought
+        budget = request.budget
+        seq_id = sequence_id(request.number, index)
+        sample = LiveSequence(live, seq_id, sample_seed(live.seed, index))
+        sample.answering = budget is None or budget.max_thinking <= budget.tokens_thought
         live.samples.append(sample)
-        self._enter(sample)
-        maximum = plan.max_thinking if plan else 0
-        checkpoints = enumerate(plan.checkpoints if plan else (), start=1)
+        self._add_sequence(sample)
+        max_thinking = budget.max_thinking if budget else 0
+        checkpoints = enumerate(budget.checkpoints if budget else (), start=1)
         try:
             self.scheduler.add(
-                sequence,
+                seq_id,
                 request.prompt,
                 max_len=request.max_len,
                 priority=request.priority,
@@ -157,36 +153,37 @@ class LLMEngine:
                 stop_tokens=request.stop_tokens,
                 stream_output=True,
                 salt=request.salt,
-                budget=plan.core_params(self._budget_format) if plan else None,
-                thinking_tokens=plan.tokens_thought if plan else -1,
-                max_thinking=maximum,
-                checkpoints=[(b, sequence + child) for child, b in checkpoints if b < maximum],
-                loop_repeats=plan.loop_repeats if plan else 0,
+                budget=budget.core_params(self._budget_format) if budget else None,
+                thinking_tokens=budget.tokens_thought if budget else -1,
+                max_thinking=max_thinking,
+                checkpoints=[(at, seq_id + i) for i, at in checkpoints if at < max_thinking],
+                loop_repeats=budget.loop_repeats if budget else 0,
                 drafting=drafting_mode(request.params),
             )
-        finally:  # a child may have come off before it failed
-            self._adopt()
+        finally:  # the scheduler may have forked a branch before it failed
+            self._add_branches()
         if live.thinking_limit is not None:
-            self._limit_samples(live, *live.thinking_limit)
+            self._limit_sequences(live, *live.thinking_limit)
 
-    def _enter(self, sample: LiveSequence) -> None:
-        self._sequences[sample.seq_id] = sample
-        self._output_processor.add_sequence(sample)
+    def _add_sequence(self, sequence: LiveSequence) -> None:
+        self._sequences[sequence.seq_id] = sequence
+        self._output_processor.add_sequence(sequence)
 
-    def _adopt(self) -> None:
-        """Children that the scheduler forked off become samples of their own."""
-        for child, parent in self.scheduler.forked:
-            sample = self._sequences.get(parent)
-            if sample is None or child in self._sequences:
+    def _add_branches(self) -> None:
+        """Registers the checkpoint branches that the scheduler has forked."""
+        for branch_id, parent_id in self.scheduler.forked:
+            parent = self._sequences.get(parent_id)
+            if parent is None or branch_id in self._sequences:
                 continue  # of an earlier call
-            forked = LiveSequence(sample.live_request, child, sample.seed, answering=True)
-            sample.live_request.branches.append(forked)
-            self._enter(forked)
-            self._forked.append(child)
+            live = parent.live_request
+            branch = LiveSequence(live, branch_id, parent.seed, answering=True)
+            live.branches.append(branch)
+            self._add_sequence(branch)
+            self._new_branches.append(branch_id)
 
     def abort(self, request_id: str) -> RequestOutput | None:
-        """Ends a request at once and frees its blocks. Returns what it has so far; None if there
-        is no such request, or its text is not made here."""
+        """Ends a request at once and frees its blocks. Returns its output so far; None if there is
+        no such request, or its output is not built here."""
         live = self._live_requests.get(request_id)
         if live is None:
             return None
@@ -202,12 +199,19 @@ class LLMEngine:
         return output
 
     def _finish(self, live: LiveRequest) -> None:
-        for sample in live.all_sequences():
-            if not sample.finished:
-                self.scheduler.finish(sample.seq_id, _core.FinishReason.ABORT)
+        for sequence in live.all_sequences():
+            if not sequence.finished:
+                self.scheduler.finish(sequence.seq_id, _core.FinishReason.ABORT)
 
-    def _drop_failing(self) -> None:
-        """Requests that failed are gone. Between steps, or at the end of one."""
+    def _remove(self, live: LiveRequest) -> None:
+        for sequence in live.all_sequences():
+            self.scheduler.remove(sequence.seq_id)
+            self._sequences.pop(sequence.seq_id, None)
+        del self._live_requests[live.request.request_id]
+        self._output_processor.remove_request(live)
+
+    def _remove_failing(self) -> None:
+        """Removes requests that failed. Only between steps."""
         for live in self._failures.pop_failing():
             if self._live_requests.get(live.request.request_id) is live:
                 self._pending_grammars.remove(live)
@@ -215,39 +219,53 @@ class LLMEngine:
                 self._remove(live)
 
     def collect_failures(self) -> list[tuple[Request, RequestFailedError]]:
-        """Requests that failed alone since the last call; ``step`` tells of them too."""
+        """Requests that failed alone since the last call; ``step`` returns them too."""
         return self._failures.pop_errors()
 
-    def _remove(self, live: LiveRequest) -> None:
-        for sample in live.all_sequences():
-            self.scheduler.remove(sample.seq_id)
-            self._sequences.pop(sample.seq_id, None)
-        del self._live_requests[live.request.request_id]
-        self._output_processor.remove_request(live)
+    # --- limiting thinking ---
 
     def end_thinking(self, request_id: str) -> bool:
-        """Tells a live request to answer now. False if there is no such request."""
-        return self._limit(request_id, THINKING_NOW, _core.EndReason.CLIENT)
+        """Makes a live request answer now. False if there is no such request."""
+        return self._limit_thinking(request_id, THINKING_NOW, _core.EndReason.CLIENT)
 
-    def _limit(self, request_id: str, maximum: int, reason: _core.EndReason) -> bool:
+    def _limit_thinking(self, request_id: str, maximum: int, reason: _core.EndReason) -> bool:
         live = self._live_requests.get(request_id)
         if live is None:
             return False
         live.thinking_limit = (maximum, reason)
-        self._limit_samples(live, maximum, reason)
+        self._limit_sequences(live, maximum, reason)
         return True
 
-    def _limit_samples(self, live: LiveRequest, maximum: int, reason: _core.EndReason) -> None:
-        for sample in live.all_sequences():
-            self.scheduler.limit_thinking(sample.seq_id, maximum, reason)
+    def _limit_sequences(self, live: LiveRequest, maximum: int, reason: _core.EndReason) -> None:
+        for sequence in live.all_sequences():
+            self.scheduler.limit_thinking(sequence.seq_id, maximum, reason)
+
+    def _enforce_deadlines(self) -> None:
+        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
+            request_id = heapq.heappop(self._deadlines)[1]
+            self._limit_thinking(request_id, THINKING_NOW, _core.EndReason.DEADLINE)
+
+    def _shed_load(self, floor: int) -> None:
+        """Lowers budgets towards ``floor``, the further the more requests wait after this step."""
+        pressure = min(self.scheduler.stats().num_waiting / self.config.max_num_seqs, 1.0)
+        if pressure == 0:
+            return
+        for request_id, live in self._live_requests.items():
+            budget = live.request.budget
+            if budget is None:
+                continue
+            excess = budget.max_thinking - max(floor, budget.min_thinking)
+            maximum = budget.max_thinking - int(pressure * max(excess, 0))
+            if maximum < (live.thinking_limit[0] if live.thinking_limit else budget.max_thinking):
+                self._limit_thinking(request_id, maximum, _core.EndReason.OVERLOAD)
 
     @property
     def has_unfinished(self) -> bool:
-        """Is there anything to step for?"""
+        """Is there a live request, or a failure to collect?"""
         return bool(self._live_requests or self._failures)
 
     def stats(self) -> EngineStats:
-        """Where the engine stands."""
+        """Counters and gauges of now."""
         stats = self.scheduler.stats()
         return EngineStats(
             num_blocks=self.runner.num_blocks,
@@ -266,125 +284,135 @@ class LLMEngine:
         )
 
     def close(self) -> None:
-        """Ends the processes of other ranks, if there are any. No step may follow."""
+        """Ends the worker processes, if there are any. No step may follow."""
         self.runner.close()
 
     # --- stepping ---
 
     def step(self) -> list[RequestEvent]:
-        """Computes one step, or follows the device through several. Returns chunks and checkpoints
-        of streaming requests, outputs of finished ones, and errors of those that failed alone."""
+        """Computes one step, or applies several of a multi-step decode. Returns chunks and
+        checkpoints of streaming requests, outputs of finished ones, and errors of failed ones."""
         self.step_core()
         failures = [(request.request_id, error) for request, error in self.collect_failures()]
         return [*self._output_processor.collect_events(), *failures]
 
     def step_core(self) -> EngineCoreOutputs | None:
-        """The same, but returns its tokens; None if there was nothing to compute."""
-        self.runner.check()
+        """The same, but returns the tokens; None if there was nothing to compute."""
+        self.runner.check_health()
         self._enforce_deadlines()
-        self._admit_prepared()
+        self._add_pending()
         step = self._step()
-        self._drop_failing()
+        self._remove_failing()
         return step
 
-    def _admit_prepared(self) -> None:
-        """Requests whose grammar is compiled begin."""
+    def _add_pending(self) -> None:
+        """Starts requests whose grammar has been compiled."""
         idle = len(self._pending_grammars) == len(self._live_requests)
         for live in self._pending_grammars.pop_ready(wait=idle):
             with self._failures.isolate(live):
                 self._add_sample(live)
 
     def _step(self) -> EngineCoreOutputs | None:
-        ahead = self.runner.multi_step
         began = time.monotonic()
-        if ahead is not None and ahead.in_flight:
-            return self._follow(began, [])
+        if self._multi_step.in_flight:
+            return self._advance(began, [])
         batch = self.runner.batch
         admitted = self.scheduler.schedule(batch.core)
-        for sequence in admitted:
-            sample = self._sequences[sequence]
-            with self._failures.isolate(sample.live_request):
-                self._admit(sample, began)
+        new_requests = self._admit(admitted, began)
         if batch.core.num_rows == 0:
             return None
         if self.config.overload_thinking_floor is not None:
-            self._relieve(self.config.overload_thinking_floor)
-        self.runner.sampler.masks = self._output_processor.grammar_masks()
-        if not self._output_processor.has_grammar and begin_run(self.scheduler, self.runner):
-            return self._follow(began, admitted)
-        sampled = self.runner.execute()
-        self.scheduler.update(sampled.token_ids)
-        self.runner.sampler.count_tokens(*self.scheduler.appended)
-        self._adopt()
-        if not self.runner.recorded_now:
+            self._shed_load(self.config.overload_thinking_floor)
+        step = SchedulerOutput(
+            new_requests,
+            self._appended,
+            self._output_processor.grammar_masks(),
+            self._output_processor.has_grammar,
+        )
+        self._appended = None
+        if self._multi_step.begin(step):
+            return self._advance(began, admitted)
+        output = self.runner.execute(step)
+        self.scheduler.update(output.token_ids)
+        self._appended = self.scheduler.appended
+        self._add_branches()
+        if not output.recorded_now:
             self.scheduler.record_step_time(time.monotonic() - began)
-        return self._collect(began, admitted, sampled.logprobs)
+        return self._collect(began, admitted, output.logprobs)
 
-    def _follow(self, began: float, admitted: list[int]) -> EngineCoreOutputs:
-        follow(self.scheduler, self.runner)
-        self._adopt()
+    def _advance(self, began: float, admitted: list[int]) -> EngineCoreOutputs:
+        self._multi_step.advance()
+        self._add_branches()
         return self._collect(began, admitted, {})
 
-    def _enforce_deadlines(self) -> None:
-        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
-            name = heapq.heappop(self._deadlines)[1]
-            self._limit(name, THINKING_NOW, _core.EndReason.DEADLINE)
+    def _admit(self, admitted: list[int], now: float) -> list[NewRequest]:
+        """The sequences that have entered the persistent batch, as the runner samples them."""
+        new_requests = []
+        for seq_id in admitted:
+            sequence = self._sequences[seq_id]
+            with self._failures.isolate(sequence.live_request):
+                new_requests.append(self._new_request(sequence, now))
+        return new_requests
 
-    def _relieve(self, floor: int) -> None:
-        """Cuts budgets as far as requests wait that this step had no room for."""
-        pressure = min(self.scheduler.stats().num_waiting / self.config.max_num_seqs, 1.0)
-        if pressure == 0:
-            return
-        for name, live in self._live_requests.items():
-            plan = live.request.budget
-            if plan is not None:
-                excess = plan.max_thinking - max(floor, plan.min_thinking)
-                maximum = plan.max_thinking - int(pressure * max(excess, 0))
-                if maximum < (live.thinking_limit[0] if live.thinking_limit else plan.max_thinking):
-                    self._limit(name, maximum, _core.EndReason.OVERLOAD)
-
-    def _admit(self, sample: LiveSequence, now: float) -> None:
-        request = sample.live_request.request
+    def _new_request(self, sequence: LiveSequence, now: float) -> NewRequest:
+        request = sequence.live_request.request
         self._output_processor.record_scheduled(request, now)
-        child = branch_number(sample.seq_id) != 0
-        self.runner.sampler.add_request(
-            self.scheduler.req_index(sample.seq_id),
-            replace(request.params, logprobs=None) if child else request.params,
-            sample.seed,
-            self.scheduler.tokens(sample.seq_id),
+        params = request.params
+        if branch_number(sequence.seq_id) != 0:
+            params = replace(params, logprobs=None)
+        return NewRequest(
+            self.scheduler.req_index(sequence.seq_id),
+            params,
+            sequence.seed,
+            self.scheduler.tokens(sequence.seq_id),
             len(request.prompt),
         )
 
     def _collect(
         self, began: float, admitted: list[int], logprobs: dict[int, RowLogprobs]
     ) -> EngineCoreOutputs:
-        """Takes the tokens of the step, and gives up the sequences that are done."""
+        """The outputs of the step. Removes requests that it has finished."""
         now = time.monotonic()
         records = self.scheduler.collect_outputs()
-        step = EngineCoreOutputs(began, now, admitted, self._forked, records, logprobs)
-        self._forked = []
-        if not records:  # nobody ended, and nobody watches
-            return step
-        for sequence in self.scheduler.finished:
-            self._sequences[sequence].finished = True
-        for sequence, _ in self.scheduler.outputs:
-            sample = self._sequences[sequence]
-            if not sample.has_output:
-                with self._failures.isolate(sample.live_request):
-                    self._begin(sample)
-        ended = [*self.scheduler.finished, *self._output_processor.process(step)]
-        for live in {self._sequences[sequence].live_request for sequence in ended}:
+        outputs = EngineCoreOutputs(began, now, admitted, self._new_branches, records, logprobs)
+        self._new_branches = []
+        if not records:  # no sequence has finished or streams its output
+            return outputs
+        for seq_id in self.scheduler.finished:
+            self._sequences[seq_id].finished = True
+        for seq_id, _ in self.scheduler.outputs:
+            sequence = self._sequences[seq_id]
+            if not sequence.has_output:
+                with self._failures.isolate(sequence.live_request):
+                    self._on_first_output(sequence)
+        finished = [*self.scheduler.finished, *self._output_processor.process(outputs)]
+        for live in {self._sequences[seq_id].live_request for seq_id in finished}:
             if live.finished:
                 self._remove(live)
-        return step
+        return outputs
 
-    def _begin(self, sample: LiveSequence) -> None:
-        """Now the prompt is cached, so further samples find it; and few need watching on."""
-        sample.has_output = True
-        live, request = sample.live_request, sample.live_request.request
+    def _on_first_output(self, sequence: LiveSequence) -> None:
+        """The prompt is cached now, so the request's other samples start. The scheduler reports
+        further tokens of this sequence only if they are needed before it finishes."""
+        sequence.has_output = True
+        live, request = sequence.live_request, sequence.live_request.request
         while not live.complete:
             self._add_sample(live)
-        child = branch_number(sample.seq_id) != 0
-        shown = not child and (request.stream or request.params.logprobs is not None)
-        if not (shown or request.params.stop or sample.matcher):
-            self.scheduler.stop_streaming(sample.seq_id)
+        is_branch = branch_number(sequence.seq_id) != 0
+        streams = not is_branch and (request.stream or request.params.logprobs is not None)
+        if not (streams or request.params.stop or sequence.matcher):
+            self.scheduler.stop_streaming(sequence.seq_id)
+
+
+def make_scheduler(config: ResolvedConfig, runner: Runner) -> _core.Scheduler:
+    """The scheduler of an engine whose steps ``runner`` computes."""
+    return _core.Scheduler(
+        num_blocks=runner.num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        enable_prefix_caching=config.enable_prefix_caching,
+        max_draft=config.num_speculative_tokens,
+        max_samples=config.max_samples,
+        step_costs=runner.profile_step_costs() if config.num_speculative_tokens else [],
+    )

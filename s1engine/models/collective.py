@@ -13,7 +13,7 @@ from torch import Tensor
 
 from s1engine._core import cpu
 from s1engine.models.shard import Shard
-from s1engine.ops.cpu_ops import DTYPES
+from s1engine.ops.layouts import DTYPES
 from s1engine.ops.workspace import Workspace
 
 dist: Any = torch.distributed  # whose types leave out what process groups can

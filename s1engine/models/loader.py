@@ -19,14 +19,13 @@ from s1engine.errors import ModelError
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.collective import Collective
 from s1engine.models.decoder import Decoder, DecoderWeights, LayerWeights
-from s1engine.models.model_config import ModelConfig
+from s1engine.models.model_config import EMBED, LM_HEAD, ModelConfig
 from s1engine.models.shard import UNSHARDED, Shard
 from s1engine.ops import Matrix, Ops
 from s1engine.ops.quantization import FP8, HEAD_FORMATS, QuantizedMatrix, quantize
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["*.json", "*.jinja", "merges.txt", "model*.safetensors"]
-EMBED, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def resolve_model(name_or_path: str) -> Path:

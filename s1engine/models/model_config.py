@@ -18,6 +18,7 @@ from s1engine.ops.kv_quant import row_size
 from s1engine.ops.quantization import FP8
 
 MAX_POSITIONS = 2**24
+EMBED, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _DTYPES = {
     "float32": torch.float32,
@@ -135,11 +136,11 @@ class ModelConfig:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of this model's checkpoint by its Hugging Face name."""
         shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocab_size, self.hidden_size),
+            EMBED: (self.vocab_size, self.hidden_size),
             "model.norm.weight": (self.hidden_size,),
         }
         if not self.tie_word_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
+            shapes[LM_HEAD] = (self.vocab_size, self.hidden_size)
         layer = self._layer_shapes()
         for index in range(self.num_layers):
             shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}

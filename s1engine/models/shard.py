@@ -1,9 +1,9 @@
-"""Which part of a model a rank holds, if several share one: the only place that knows.
+"""Tensor parallelism: which part of a model each rank holds, and how many ranks can share it.
 
 Query and KV heads, the inner size of the MLP and the vocabulary are cut into as many parts as there
-are ranks, in order. So q, k, v, gate, up, embeddings and head lose rows, o and down lose columns,
-and what a rank computes with its part is a summand of what the whole would give. Norms are whole
-everywhere. Knows nothing of how ranks speak to each other.
+are ranks, in order. So q, k, v, gate, up, embedding and head lose rows, o and down lose columns,
+and the ranks' results add up to the whole model's. Every rank holds all norms. Knows nothing of how
+ranks communicate (collective.py).
 """
 
 from dataclasses import dataclass, replace
@@ -24,12 +24,12 @@ class Shard:
     size: int
 
     def config(self, model: ModelConfig) -> ModelConfig:
-        """The part as a model of its own, so that its shapes and bytes follow as ever. KV heads of
-        which there are fewer than ranks are held by several; the vocabulary is padded.
+        """The part as a model of its own, so shapes and bytes follow from it as usual. Where there
+        are fewer KV heads than ranks, several ranks hold the same one. The vocabulary is padded.
 
-        Raises RequestError if the model cannot be cut so.
+        Raises RequestError if so many ranks cannot share the model.
         """
-        check(model, self.size)
+        check_tensor_parallel(model, self.size)
         return replace(
             model,
             num_heads=model.num_heads // self.size,
@@ -39,9 +39,9 @@ class Shard:
         )
 
     def cut(self, name: str, whole: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """A view of what this rank holds of tensor ``name``, whose part has that ``shape`` but for
-        rows that do not exist and count as zeros: the padding of the vocabulary, and a bias that
-        follows a sum over ranks, which is the first rank's alone."""
+        """A view of this rank's part of tensor ``name``. It has ``shape`` less rows that count as
+        zeros: the padding of the vocabulary, and on all ranks but 0 a bias that is added after an
+        all-reduce."""
         if name.endswith("o_proj.bias") and self.rank > 0:
             return whole[:0]
         for dim, (size, own) in enumerate(zip(whole.shape, shape, strict=True)):
@@ -51,27 +51,34 @@ class Shard:
         return whole
 
     def _part(self, name: str, parts: int) -> int:
-        """Number of the part; only of k and v may there be fewer parts than ranks."""
-        shared = ".k_proj." in name or ".v_proj." in name
-        return self.rank * parts // self.size if shared else self.rank
+        """Index of this rank's part. Only k and v can have fewer parts than there are ranks."""
+        replicated = ".k_proj." in name or ".v_proj." in name
+        return self.rank * parts // self.size if replicated else self.rank
 
 
 UNSHARDED = Shard(0, 1)
 
 
-def check(model: ModelConfig, size: int) -> None:
-    """Raise RequestError, with the sizes that do, unless ``size`` ranks can share the model."""
-    if not _divides(model, size):
-        fitting = [n for n in range(1, model.num_heads + 1) if _divides(model, n)]
+def check_tensor_parallel(model: ModelConfig, size: int) -> None:
+    """Raises RequestError, with the sizes that would do, unless ``size`` ranks can share the
+    model."""
+    if not _can_share(model, size):
+        sizes = ", ".join(map(str, tensor_parallel_sizes(model)))
         raise RequestError(
             f"{PARAM} {size} does not divide {model.num_heads} query heads, {model.num_kv_heads} "
-            f"KV heads and inner size {model.intermediate_size} of the model; use one of "
-            f"{', '.join(map(str, fitting))}",
+            f"KV heads and inner size {model.intermediate_size} of the model; use one of {sizes}",
             param=PARAM,
         )
 
 
-def _divides(model: ModelConfig, size: int) -> bool:
+def tensor_parallel_sizes(model: ModelConfig, largest: int | None = None) -> list[int]:
+    """Numbers of ranks that can share the model, ascending, up to ``largest``."""
+    sizes = range(1, min(model.num_heads, largest or model.num_heads) + 1)
+    return [size for size in sizes if _can_share(model, size)]
+
+
+def _can_share(model: ModelConfig, size: int) -> bool:
+    """KV heads are cut, or each is replicated on as many ranks."""
     kv = model.num_kv_heads
     return (
         model.num_heads % size == 0

@@ -18,6 +18,7 @@ from s1engine._core import cpu
 from s1engine.errors import RequestError
 from s1engine.ops import AttentionMetadata, Matrix, SamplingMetadata, kv_quant, torch_sampling
 from s1engine.ops.layouts import (
+    DTYPES,
     cache_sizes,
     check_index,
     check_sampling,
@@ -30,8 +31,6 @@ from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.unfused import Unfused, add_norm
 from s1engine.ops.workspace import Workspace
 
-# The numbers of csrc/cpu/kernels.hpp.
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _CACHE_DTYPES = {**DTYPES, torch.int8: 3}
 _STORE, _STORE_FLOAT, _ADD, _GATE = range(4)
 

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from s1engine.ops import SamplingMetadata, kv_quant
 
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Numbers of the dtypes in csrc/cpu/kernels.hpp."""
+
 
 def row_stride(x: Tensor) -> int:
     """Stride of the rows of a matrix; each row must be contiguous."""

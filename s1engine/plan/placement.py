@@ -12,14 +12,14 @@ import torch
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.model_config import ModelConfig
+from s1engine.models.shard import Shard, tensor_parallel_sizes
+from s1engine.models.weight_bytes import weight_bytes
 from s1engine.ops.kv_quant import check_covered
-from s1engine.ops.quantization import FORMATS, FP8, HEAD_FORMATS, bytes_per_weight
 from s1engine.plan.hardware import GPUS, WEIGHTS, Gpu
 from s1engine.runner.memory import GIB, plan_memory
-from s1engine.runner.resolved_config import BLOCK_SIZES, RUN_AHEAD, resolve_cache_dtype
+from s1engine.runner.resolved_config import ResolvedConfig, resolve_cache_dtype, resolve_for
 
-HEADS = {fmt: head or "auto" for fmt, head in HEAD_FORMATS.items()}
-"""A head's format, where it is not the layers'."""
+MAX_RANKS = 8  # GPUs of one machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,51 +66,43 @@ def footprint(
     max_samples: int = 256,
     max_num_batched_tokens: int = 2048,
 ) -> Footprint:
-    """Raises RequestError if the ranks cannot share the heads."""
-    check_ranks(model, ranks)
+    """Raises RequestError if the ranks cannot share the model."""
+    if ranks > MAX_RANKS:
+        raise RequestError(
+            f"tensor_parallel_size {ranks}: ranks are planned within a machine of {MAX_RANKS} GPUs",
+            param="tensor_parallel_size",
+        )
     size, cache_dtype = dtype.itemsize, resolve_cache_dtype(kv_cache_dtype, dtype)
-    shapes = model.tensor_shapes()
-    matrices = [s for n, s in shapes.items() if ".layers." in n and len(s) == 2]
-    layer_weights = sum(map(prod, matrices))
-    embedding = model.vocab_size * model.hidden_size
-    untied = 0 if model.tie_word_embeddings else embedding
-    vectors = model.num_parameters - layer_weights - embedding - untied
+    quantization = None if weights == "auto" else weights
+    whole = weight_bytes(model, dtype, quantization)
+    rank_model = Shard(0, ranks).config(model)
+    per_rank = weight_bytes(rank_model, dtype, quantization)
+    layer_weights = sum(
+        prod(shape)
+        for name, shape in rank_model.tensor_shapes().items()
+        if ".layers." in name and len(shape) == 2
+    )
     widest = 2 * model.intermediate_size // ranks + 4 * model.hidden_size
     return Footprint(
         layers=model.num_layers,
         ranks=ranks,
-        layer_weights=layer_weights,
-        layer_bytes=sum(prod(s) * _bytes(weights, s[1], size) for s in matrices),
-        head_weights=embedding,
-        head_bytes=embedding * _bytes(HEADS.get(weights, weights), model.hidden_size, size),
-        rest_bytes=(vectors + untied) * size,
+        layer_weights=ranks * layer_weights,
+        layer_bytes=ranks * per_rank.layers,
+        head_weights=model.vocab_size * model.hidden_size,
+        head_bytes=ranks * per_rank.head,
+        rest_bytes=whole.vectors + whole.embedding,
         hidden_bytes=model.hidden_size * size,
         cache_dtype=cache_dtype,
-        kv_bytes_per_token=model.kv_bytes_per_token(cache_dtype),
+        kv_bytes_per_token=ranks * rank_model.kv_bytes_per_token(cache_dtype),
         attention_flops=4 * model.num_layers * model.num_heads * model.head_dim,
         activation_bytes=max_num_batched_tokens * widest * size
         + 3 * 4 * max_samples * model.vocab_size,  # logits in float32, and two copies
     )
 
 
-def _bytes(weights: str, columns: int, size: int) -> float:
-    """Of one weight, its share of the scales included."""
-    return bytes_per_weight(weights, columns) if weights in (*FORMATS, FP8) else size
-
-
-def divisors(model: ModelConfig) -> list[int]:
-    """Numbers of ranks that can share the model, up to 8."""
-    return [n for n in range(1, 9) if model.num_kv_heads % n == 0 and model.num_heads % n == 0]
-
-
-def check_ranks(model: ModelConfig, ranks: int) -> None:
-    if ranks not in divisors(model):
-        fits = ", ".join(map(str, divisors(model)))
-        raise RequestError(
-            f"tensor_parallel_size {ranks} does not divide {model.num_heads} query heads and "
-            f"{model.num_kv_heads} KV heads, or is above 8; there are {fits}",
-            param="tensor_parallel_size",
-        )
+def rank_counts(model: ModelConfig) -> list[int]:
+    """Numbers of GPUs of one machine that can share the model."""
+    return tensor_parallel_sizes(model, MAX_RANKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,25 +141,18 @@ def place_on_gpus(
     ranks = config.tensor_parallel_size
     foot = _footprint(config, model, dtype, weights, ranks)
     free = _free_bytes(config, foot, gpu)
-    needed = (config.block_size or BLOCK_SIZES["cuda"]) * foot.kv_bytes_per_token
-    if free < needed:
+    resolved = resolve_for(config, "cuda")
+    if free < resolved.block_size * foot.kv_bytes_per_token:
         raise RequestError(_what_fits(config, model, dtype, gpu, weights, ranks), param="gpu")
-    host_decides = ranks > 1 or config.num_speculative_tokens  # each step
-    run_ahead = 1 if host_decides else RUN_AHEAD["cuda"]
-    resolved = replace(
-        config,
-        device="cuda",
-        block_size=config.block_size or BLOCK_SIZES["cuda"],
-        kv_cache_memory_gb=config.kv_cache_memory_gb or free / GIB,
-        run_ahead=config.run_ahead or run_ahead,
-    )
+    if config.kv_cache_memory_gb is None:
+        resolved = replace(resolved, kv_cache_memory_gb=free / ranks / GIB)
     return placement_of(resolved, model, foot)
 
 
-def placement_of(config: EngineConfig, model: ModelConfig, foot: Footprint) -> Placement:
-    """By the engine's own rule. ``config`` is resolved; its KV cache holds ``foot``'s tokens."""
-    assert config.block_size is not None and config.run_ahead is not None
-    max_len, blocks = plan_memory(config, model, foot.cache_dtype)
+def placement_of(config: ResolvedConfig, model: ModelConfig, foot: Footprint) -> Placement:
+    """By the engine's own rule, for the KV cache of one rank."""
+    rank_model = Shard(0, foot.ranks).config(model)
+    max_len, blocks = plan_memory(config, rank_model, foot.cache_dtype)
     return Placement(
         footprint=foot,
         num_blocks=blocks,
@@ -215,7 +200,7 @@ def _what_fits(
         return _free_bytes(config, foot, gpu) >= GIB  # a cache worth having
 
     ways = []
-    more = [n for n in divisors(model) if n > ranks and fits(gpu, weights, n)]
+    more = [n for n in rank_counts(model) if n > ranks and fits(gpu, weights, n)]
     if more:
         ways.append(f"{more[0]} GPUs (--tensor-parallel-size {more[0]})")
     if weights == "auto":

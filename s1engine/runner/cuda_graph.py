@@ -1,12 +1,12 @@
-"""Decode steps that the device takes by itself: the whole step as one CUDA graph, replayed K times.
+"""Multi-step decode on the device: a whole decode step is one CUDA graph, replayed K times.
 
-A graph holds forward pass, logits, sampling, the thinking budget and the next step's inputs, for a
-fixed number of lanes, so that the host has nothing to do between two steps. It launches a group of
-steps, and reads the sampled ids of the group before while the device goes on. Batches are rounded
-up to a bucket, whose further lanes have finished from the start.
+A captured graph holds forward pass, logits, sampling, the thinking budget and the next step's
+inputs, for a fixed number of rows, so the host has nothing to do between two steps. The host
+launches K steps, and reads the sampled ids of the launch before while the device computes. Batches
+are rounded up to a bucket; its spare rows count as finished.
 
-Without CUDA the steps of a group are run one by one, from the same buffers: slower, same tokens.
-Knows no sequence: what lanes mean is up to the scheduler.
+Without CUDA the steps of a launch run one by one, from the same buffers: slower, same tokens.
+Knows no sequence: what a row means is the scheduler's business.
 """
 
 import traceback
@@ -26,38 +26,42 @@ from s1engine.ops.compile_ahead import compiled_ahead
 from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
 
 Step = Callable[[DeviceBatchTensors, bool], None]
-DEPTH = 2  # groups of steps under way at once: one computes while the host reads the other
+MAX_LAUNCHES = 2  # in flight: the device computes one while the host reads the other
 SMALL_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 BUCKET_STEP = 64  # beyond
-MAX_DEVICE_ROWS = 1024  # that the step kernel covers; larger batches are stepped by the host
+MAX_DEVICE_ROWS = 1024  # covered by the step kernel; larger batches decode in single steps
 
 
 def buckets(max_num_seqs: int) -> list[int]:
-    """Sizes of batches, ascending; the last holds ``max_num_seqs`` if a run can."""
-    most = min(max_num_seqs, MAX_DEVICE_ROWS)
-    sizes = [*SMALL_BUCKETS, *range(SMALL_BUCKETS[-1] + BUCKET_STEP, most, BUCKET_STEP)]
-    return [size for size in sizes if size < most] + [most]
+    """Sizes of batches, ascending. The last covers ``max_num_seqs``, up to MAX_DEVICE_ROWS."""
+    largest = min(max_num_seqs, MAX_DEVICE_ROWS)
+    sizes = [*SMALL_BUCKETS, *range(SMALL_BUCKETS[-1] + BUCKET_STEP, largest, BUCKET_STEP)]
+    return [size for size in sizes if size < largest] + [largest]
 
 
 @dataclass(slots=True)
-class _Flight:
-    """A group of steps whose ids the host has not read."""
+class _Launch:
+    """Steps whose ids the host has not read."""
 
     tokens: Tensor  # [steps, rows] int32 on the host, pinned
-    lanes: int  # that the scheduler knows of
-    began: torch.cuda.Event | None
-    landed: torch.cuda.Event | None
+    num_seqs: int  # rows that the scheduler knows of
+    begin: torch.cuda.Event | None
+    end: torch.cuda.Event | None
 
 
 class CudaGraphRunner:
-    """Runs of up to ``max_steps`` steps a launch.
+    """Multi-step decodes of up to ``max_steps`` steps a launch.
 
     Args:
-        step: one decode step of a state, whose lanes filter or do not; everything it launches
+        step: one decode step of a device batch, with filters or without. Everything it launches
             must be capturable.
         max_num_seqs: largest batch.
         block_table: [max_num_seqs, max_blocks] int32 on the host, written by the scheduler.
-        fmt: what all lanes share.
+        fmt: what all rows share.
+
+    Attributes:
+        device_seconds: what the collected launches took on the device; 0 without CUDA.
+        num_launches: so far.
     """
 
     def __init__(
@@ -70,107 +74,107 @@ class CudaGraphRunner:
         self._host_table = block_table
         on_device = device != "cpu"
         self._table = torch.zeros_like(block_table, device=device) if on_device else block_table
-        self._lanes = {
-            size: DeviceBatchBuffer(size, steps=max_steps, fmt=fmt, block_table=self._table[:size],
-                        device=device)
+        self._buffers = {
+            size: DeviceBatchBuffer(size, steps=max_steps, fmt=fmt,
+                                    block_table=self._table[:size], device=device)
             for size in sizes
         }  # fmt: skip
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
-        shape = (DEPTH, max_steps * sizes[-1])
-        self._landing = torch.zeros(shape, dtype=torch.int32, pin_memory=on_device)
-        self._flights: deque[_Flight] = deque()
-        self._launches = 0
+        shape = (MAX_LAUNCHES, max_steps * sizes[-1])
+        self._host_tokens = torch.zeros(shape, dtype=torch.int32, pin_memory=on_device)
+        self._launches: deque[_Launch] = deque()
+        self.num_launches = 0
         self.device_seconds = 0.0
-        """What the groups collected so far took on the device; 0 without CUDA."""
-        self._current: tuple[DeviceBatchBuffer, int] | None = None  # of the run under way
+        self._current: tuple[DeviceBatchBuffer, int] | None = None  # and its sequences
 
-    def lanes(self, num_seqs: int) -> DeviceBatchBuffer | None:
-        """Buffers for so many sequences; None if no bucket holds them."""
-        fits = [size for size in self._lanes if size >= num_seqs]
-        return self._lanes[fits[0]] if fits else None
+    def buffer(self, num_seqs: int) -> DeviceBatchBuffer | None:
+        """The device batch for so many sequences; None if no bucket covers them."""
+        sizes = [size for size in self._buffers if size >= num_seqs]
+        return self._buffers[sizes[0]] if sizes else None
 
-    def begin(self, lanes: DeviceBatchBuffer, num_seqs: int, steps: int) -> None:
-        """Launches the first group of a run, whose lanes the scheduler has written."""
-        assert not self._flights, "the run before must have landed"
-        lanes.upload()
-        self._current = lanes, num_seqs
+    def begin(self, buffer: DeviceBatchBuffer, num_seqs: int, steps: int) -> None:
+        """Launches the first steps of a device batch that the scheduler has written."""
+        assert not self._launches, "the multi-step decode before must be collected"
+        buffer.upload()
+        self._current = buffer, num_seqs
         self.launch(steps)
 
     def launch(self, steps: int) -> None:
-        """Enqueues ``steps`` more steps of the run; waits for nothing."""
-        assert self._current is not None and len(self._flights) < DEPTH
+        """Enqueues ``steps`` more steps of the current device batch; waits for nothing."""
+        assert self._current is not None and len(self._launches) < MAX_LAUNCHES
         assert 0 < steps <= self.max_steps
-        lanes, num_seqs = self._current
-        state, on_device = lanes.state, self._table is not self._host_table
-        began = _now() if on_device else None
+        buffer, num_seqs = self._current
+        state, on_device = buffer.state, self._table is not self._host_table
+        begin = _record_event() if on_device else None
         if on_device:  # only entries for later steps were added since the last copy
             self._table[:num_seqs].copy_(self._host_table[:num_seqs], non_blocking=True)
         state.step_counter.zero_()
-        graph = self._graphs.get((lanes.rows, lanes.filtered))
+        graph = self._graphs.get((buffer.rows, buffer.filtered))
         for _ in range(steps):
-            graph.replay() if graph is not None else self._step(state, lanes.filtered)
-        size = steps * lanes.rows
-        tokens = self._landing[self._launches % DEPTH, :size].view(steps, lanes.rows)
+            graph.replay() if graph is not None else self._step(state, buffer.filtered)
+        size = steps * buffer.rows
+        tokens = self._host_tokens[self.num_launches % MAX_LAUNCHES, :size]
+        tokens = tokens.view(steps, buffer.rows)
         tokens.copy_(state.output_tokens[:steps], non_blocking=True)
-        landed = _now() if on_device else None
-        self._flights.append(_Flight(tokens, num_seqs, began, landed))
-        self._launches += 1
+        end = _record_event() if on_device else None
+        self._launches.append(_Launch(tokens, num_seqs, begin, end))
+        self.num_launches += 1
 
     @property
     def in_flight(self) -> bool:
-        """Are there groups to collect?"""
-        return bool(self._flights)
+        """Are there launches to collect?"""
+        return bool(self._launches)
 
     def collect(self) -> np.ndarray:
-        """Waits for the oldest group. Returns its ids [steps, sequences] int32."""
-        flight = self._flights.popleft()
-        if flight.began is not None and flight.landed is not None:
-            flight.landed.synchronize()
-            self.device_seconds += flight.began.elapsed_time(flight.landed) / 1e3
-        return np.ascontiguousarray(flight.tokens.numpy()[:, : flight.lanes])
+        """Waits for the oldest launch. Returns its ids [steps, sequences] int32."""
+        launch = self._launches.popleft()
+        if launch.begin is not None and launch.end is not None:
+            launch.end.synchronize()
+            self.device_seconds += launch.begin.elapsed_time(launch.end) / 1e3
+        return np.ascontiguousarray(launch.tokens.numpy()[:, : launch.num_seqs])
 
     def capture(self, *, progress: bool) -> None:
         """Captures the step for every bucket, with filters and without, the largest first, so that
-        all share one pool.
+        all graphs share one memory pool.
 
         Raises ModelError that names the kernel if a step cannot be run or captured.
         """
-        sizes = sorted(self._lanes, reverse=True)
+        sizes = sorted(self._buffers, reverse=True)
         with compiled_ahead(progress=progress):
             for size in sizes:
-                self._guarded(size, self._take_steps)
+                self._guarded(size, self._dummy_run)
         with tqdm(total=2 * len(sizes), desc="graphs", unit="pass", disable=not progress) as bar:
-            for size in sizes:  # loads and allocates what must not happen while capturing
-                self._guarded(size, self._take_steps)
+            for size in sizes:  # loads and allocates what must not happen during capture
+                self._guarded(size, self._dummy_run)
                 torch.cuda.synchronize()
                 bar.update()
             pool = torch.cuda.graph_pool_handle()
             for size in sizes:
-                self._guarded(size, lambda lanes: self._capture(lanes, pool))
+                self._guarded(size, lambda buffer: self._capture(buffer, pool))
                 bar.update()
 
     def _guarded(self, size: int, work: Callable[[DeviceBatchBuffer], None]) -> None:
         try:
-            work(self._lanes[size])
+            work(self._buffers[size])
         except Exception as error:
             raise ModelError(
                 f"no CUDA graph for {size} sequences, {_where(error)}: {error}; "
                 "--enforce-eager runs without graphs"
             ) from error
 
-    def _take_steps(self, lanes: DeviceBatchBuffer) -> None:
+    def _dummy_run(self, buffer: DeviceBatchBuffer) -> None:
         for filtered in (False, True):
-            self._step(lanes.state, filtered)
+            self._step(buffer.state, filtered)
 
-    def _capture(self, lanes: DeviceBatchBuffer, pool: Any) -> None:
+    def _capture(self, buffer: DeviceBatchBuffer, pool: Any) -> None:
         for filtered in (False, True):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                self._step(lanes.state, filtered)
-            self._graphs[lanes.rows, filtered] = graph
+                self._step(buffer.state, filtered)
+            self._graphs[buffer.rows, filtered] = graph
 
 
-def _now() -> torch.cuda.Event:
+def _record_event() -> torch.cuda.Event:
     """An event at this place of the stream."""
     event = torch.cuda.Event(enable_timing=True)
     event.record()
@@ -178,7 +182,7 @@ def _now() -> torch.cuda.Event:
 
 
 def _where(error: BaseException) -> str:
-    """The kernel that an error came from, or else the innermost function of ours."""
+    """The kernel that raised an error, or else the innermost function of this package."""
     frames: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
     for part in ("kernels/", "s1engine/"):
         ours = [frame for frame in frames if part in frame.filename.replace("\\", "/")]

@@ -1,7 +1,8 @@
-"""The memory of a run: what the scheduler writes for up to B lanes, and its image on the device.
+"""The device batch: rows of a multi-step decode, on the host and on the device.
 
-Host tensors are pinned and allocated once; ``upload`` copies them to the addresses that a captured
-graph knows. On the CPU both are the same memory.
+Owns the buffers of B rows. The scheduler (``begin_multi_step``) and the sampler write the host
+side; ``upload`` copies it to the addresses that a captured graph reads. Host tensors are pinned and
+allocated once. On the CPU both sides are the same memory.
 """
 
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from torch import Tensor
 from s1engine import _core
 from s1engine.ops import DeviceBatchTensors
 
-PHRASE_TOKENS = 256  # kept for the phrases and stop tokens of one lane, on average
+PHRASE_TOKENS = 256  # room for the phrases and stop tokens of one row, on average
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceBatchFormat:
-    """What all lanes share: how thinking ends, where lanes that have finished write."""
+    """What all rows share: how thinking ends, and where finished rows write."""
 
     triggers: tuple[int, ...]
     newlines: np.ndarray  # [V] uint8, does the token's text end in a newline?
@@ -27,20 +28,20 @@ class DeviceBatchFormat:
 
 
 class DeviceBatchBuffer:
-    """``state`` for ``rows`` lanes and up to ``steps`` steps a launch."""
+    """``state`` for ``rows`` rows and up to ``steps`` steps a launch."""
 
     def __init__(
         self, rows: int, *, steps: int, fmt: DeviceBatchFormat, block_table: Tensor, device: str
     ) -> None:
-        def make(*shape: int, dtype: torch.dtype) -> Tensor:
+        def allocate(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, pin_memory=device != "cpu")
 
         self.rows = rows
-        self.filtered = False  # some lane uses top_k, top_p or min_p
-        self._ints = make(len(_core.ROW_FIELDS) + 1, rows, dtype=torch.int32)  # and top_k
-        self._longs = make(3, rows, dtype=torch.int64)  # slots, sample positions, seeds
-        self._floats = make(3, rows, dtype=torch.float32)  # temperature, top_p, min_p
-        self._phrases = make(PHRASE_TOKENS * rows, dtype=torch.int32)
+        self.filtered = False  # does a row use top_k, top_p or min_p?
+        self._ints = allocate(len(_core.ROW_FIELDS) + 1, rows, dtype=torch.int32)  # and top_k
+        self._longs = allocate(3, rows, dtype=torch.int64)  # slots, sample positions, seeds
+        self._floats = allocate(3, rows, dtype=torch.float32)  # temperature, top_p, min_p
+        self._phrases = allocate(PHRASE_TOKENS * rows, dtype=torch.int32)
         self.top_k = self._ints[-1].numpy()
         self.seeds = self._longs[2].numpy()
         self.temperature, self.top_p, self.min_p = self._floats.numpy()
@@ -52,10 +53,10 @@ class DeviceBatchBuffer:
             null_slot=fmt.null_slot,
         )
         hosts = (self._ints, self._longs, self._floats, self._phrases)
-        images = [host if device == "cpu" else torch.zeros_like(host, device=device)
-                  for host in hosts]  # fmt: skip
-        self._copies = [] if device == "cpu" else list(zip(images, hosts, strict=True))
-        ints, longs, floats, phrases = images
+        on_device = [host if device == "cpu" else torch.zeros_like(host, device=device)
+                     for host in hosts]  # fmt: skip
+        self._copies = [] if device == "cpu" else list(zip(on_device, hosts, strict=True))
+        ints, longs, floats, phrases = on_device
         self.state = DeviceBatchTensors(
             rows_state=ints[:-1],
             phrases=phrases,
@@ -77,7 +78,7 @@ class DeviceBatchBuffer:
         self.finish_all()
 
     def finish_all(self) -> None:
-        """Every lane has finished: steps over them touch the null slot alone."""
+        """Marks every row as finished: steps over them write to the null slot only."""
         self._ints.zero_()
         self._ints[_core.ROW_FIELDS.index("finish")] = 1
         self._longs[0] = self.state.null_slot
@@ -85,6 +86,6 @@ class DeviceBatchBuffer:
         self.upload()
 
     def upload(self) -> None:
-        """Hands the lanes to the device, in the order of its stream."""
-        for image, host in self._copies:
-            image.copy_(host, non_blocking=True)
+        """Copies the rows to the device, in stream order."""
+        for on_device, host in self._copies:
+            on_device.copy_(host, non_blocking=True)

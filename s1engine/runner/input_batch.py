@@ -1,15 +1,16 @@
 """The arrays of one step, shared with the scheduler without copying.
 
-Host tensors are allocated once; the C++ scheduler writes into them through their numpy views, and
-``inputs`` shows the written part. On a GPU the host side is pinned and copied asynchronously. If
-several ranks share the model it stands in memory that all have, one array behind the other, so that
-the scheduler of the first rank writes for all.
+The runner owns the buffers. Host tensors are allocated once: the C++ scheduler writes a step into
+them through ``core``, and ``inputs`` returns views of the part it has written. On a GPU the host
+side is pinned and copied asynchronously. If worker processes share the model, the buffers lie in
+shared memory, so the scheduler of rank 0 writes for all ranks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from s1engine import _core
 from s1engine.ops import AttentionMetadata
+from s1engine.runner.dummy_batch import dummy_attention_metadata
 
 ALIGNMENT = 64  # bytes
-KEPT_VIEWS = 1024  # sizes of steps
+CACHED_VIEWS = 1024  # sizes of steps
 
 _FIELDS: dict[str, torch.dtype] = {
     "input_ids": torch.int32,
@@ -35,9 +37,18 @@ _FIELDS: dict[str, torch.dtype] = {
 }
 
 
+class StepSizes(NamedTuple):
+    """Sizes of one step."""
+
+    num_tokens: int
+    num_rows: int
+    num_samples: int  # rows of logits
+    max_seqlen_q: int  # tokens of the longest row
+
+
 @dataclass(frozen=True, slots=True)
 class SampleRows:
-    """Host view of the rows that sample in this step; n of them."""
+    """Host view of the n rows that sample in this step."""
 
     req_indices: np.ndarray  # [n] int32
     positions: Tensor  # [n] int64 on the device, position of the token to sample
@@ -56,9 +67,12 @@ class StepInputs:
 
 
 class InputBatch:
-    """Buffers for up to ``max_tokens`` tokens in ``max_rows`` rows of ``max_blocks`` blocks, of
-    which ``max_samples`` are sampled; None: one a row. ``share`` makes memory of so many bytes,
-    zeros, if it shall not be this process's alone."""
+    """Buffers for up to ``max_tokens`` tokens in ``max_rows`` rows of ``max_blocks`` blocks.
+
+    Args:
+        max_samples: rows of logits in a step; None: one for each row.
+        allocate: returns n bytes of zeroed memory that all ranks share; None: private memory.
+    """
 
     def __init__(
         self,
@@ -68,7 +82,7 @@ class InputBatch:
         max_blocks: int,
         device: str,
         max_samples: int | None = None,
-        share: Callable[[int], Tensor] | None = None,
+        allocate: Callable[[int], Tensor] | None = None,
     ) -> None:
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_FIELDS, (max_rows,))
         shapes |= {"block_table": (max_rows, max_blocks), "cu_seqlens_q": (max_rows + 1,)}
@@ -76,13 +90,13 @@ class InputBatch:
         samples = (max_samples or max_rows,)
         shapes |= {name: samples for name in _FIELDS if name.startswith("sample_")}
         self.device = device
-        if share is None:
+        if allocate is None:
             self._host = {
                 name: torch.zeros(shapes[name], dtype=dtype, pin_memory=device != "cpu")
                 for name, dtype in _FIELDS.items()
             }
         else:
-            self._host = _cut(share, shapes)
+            self._host = _split(allocate, shapes)
         views = {name: tensor.numpy() for name, tensor in self._host.items()}
         self.block_table = self._host["block_table"]  # on the host, [max_rows, max_blocks] int32
         self._req_indices = views["sample_req_indices"]
@@ -94,41 +108,42 @@ class InputBatch:
             max_blocks=max_blocks,
             max_samples=samples[0],
         )
-        # A GPU needs a new copy each time; in main memory steps come in the same sizes again.
-        keep = lru_cache(KEPT_VIEWS if device == "cpu" else 0)
-        self._make = keep(self._make_inputs)
+        # A GPU needs new copies in every step; in main memory the views of a size stay valid.
+        self._make_inputs = lru_cache(CACHED_VIEWS if device == "cpu" else 0)(self._new_inputs)
 
     @property
     def req_indices(self) -> np.ndarray:
-        """Of the rows that sample in the planned step, [n] int32; a view."""
+        """Of the rows that sample in the scheduled step, [n] int32; a view."""
         return self._req_indices[: self.core.num_samples]
 
     @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """Of the planned step: tokens, rows, rows that sample, tokens of the longest row."""
+    def sizes(self) -> StepSizes:
+        """Of the scheduled step."""
         core = self.core
-        return core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q
+        return StepSizes(core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q)
 
-    def inputs(self, sizes: tuple[int, int, int, int] | None = None) -> StepInputs:
-        """What the scheduler has written; one of another rank, a step of these ``sizes``."""
-        return self._make(*(sizes or self.sizes))
+    def inputs(self, sizes: StepSizes | None = None) -> StepInputs:
+        """The scheduled step; on a worker, the step of these ``sizes`` that rank 0 scheduled."""
+        return self._make_inputs(*(sizes or self.sizes))
 
-    def fill_dummy(self, tokens: int, block: int, block_size: int) -> tuple[int, int, int, int]:
-        """Writes a step whose rows begin in ``block`` and sample at every token, in as many rows as
-        there can be. Returns its sizes. Before the scheduler's first step alone."""
-        host, most = self._host, len(self._host["context_lens"])
-        rows = min(tokens, most)
-        lengths = torch.full((rows,), tokens // rows, dtype=torch.int32)
-        lengths[: tokens % rows] += 1
-        host["cu_seqlens_q"][1 : rows + 1] = lengths.cumsum(0)
-        host["context_lens"][:rows] = lengths
-        host["block_table"][:rows, : -(-int(lengths[0]) // block_size)] = block
-        host["slot_mapping"][:tokens] = block * block_size + torch.arange(tokens) % block_size
-        host["sample_tokens"][:tokens] = torch.arange(tokens)
-        host["sample_positions"][:tokens] = 1
-        return tokens, rows, tokens, int(lengths[0])
+    def fill_dummy(self, query_lens: Sequence[int], block: int, block_size: int) -> StepSizes:
+        """Writes a dummy step over ``block`` that samples at every token. Returns its sizes. Only
+        before the scheduler's first step."""
+        meta = dummy_attention_metadata(
+            query_lens, block=block, block_size=block_size, device="cpu"
+        )
+        num_tokens, num_rows = len(meta.positions), len(query_lens)
+        max_blocks = self.block_table.shape[1]
+        table = meta.block_table[:, :max_blocks]
+        self.block_table[:num_rows, : table.shape[1]] = table
+        for name in ("slot_mapping", "cu_seqlens_q", "context_lens"):
+            values = getattr(meta, name)
+            self._host[name][: len(values)] = values
+        self._host["sample_tokens"][:num_tokens] = torch.arange(num_tokens)
+        self._host["sample_positions"][:num_tokens] = 1
+        return StepSizes(num_tokens, num_rows, num_tokens, meta.max_seqlen_q)
 
-    def _make_inputs(self, tokens: int, rows: int, samples: int, max_seqlen_q: int) -> StepInputs:
+    def _new_inputs(self, tokens: int, rows: int, samples: int, max_seqlen_q: int) -> StepInputs:
         return StepInputs(
             input_ids=self._on_device("input_ids", tokens),
             attention=AttentionMetadata(
@@ -152,11 +167,13 @@ class InputBatch:
         return tensor if self.device == "cpu" else tensor.to(self.device, non_blocking=True)
 
 
-def _cut(share: Callable[[int], Tensor], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """The fields one behind the other, each at a multiple of ALIGNMENT."""
+def _split(
+    allocate: Callable[[int], Tensor], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """The fields one after another in one allocation, each aligned to ALIGNMENT."""
     sizes = {name: prod(shapes[name]) * dtype.itemsize for name, dtype in _FIELDS.items()}
     strides = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values()]
-    parts = torch.split(share(sum(strides)), strides)
+    parts = torch.split(allocate(sum(strides)), strides)
     return {
         name: part[: sizes[name]].view(_FIELDS[name]).view(shapes[name])
         for name, part in zip(_FIELDS, parts, strict=True)

@@ -1,6 +1,6 @@
 """The memory behind the KV blocks: one K and one V tensor a layer.
 
-Owns tensors only; which block belongs to whom is the BlockManager's business (csrc/core).
+Owns tensors only. The BlockManager (csrc/core) decides which sequence has which block.
 """
 
 import torch
@@ -40,5 +40,5 @@ class KVCache:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that fit in all."""
+        """Capacity of all blocks together."""
         return self.num_blocks * self.block_size

@@ -1,16 +1,15 @@
-"""How much memory goes to KV blocks, and what to lower where it does not suffice."""
+"""How much memory the KV blocks get, and which option to lower where it does not suffice."""
 
 import logging
-import math
 import os
+from typing import NamedTuple
 
 import torch
 
-from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
-from s1engine.models.loader import EMBED, LM_HEAD
 from s1engine.models.model_config import ModelConfig
-from s1engine.ops.quantization import HEAD_FORMATS, bytes_per_weight
+from s1engine.models.weight_bytes import weight_bytes
+from s1engine.runner.resolved_config import ResolvedConfig
 
 logger = logging.getLogger(__name__)
 
@@ -18,17 +17,23 @@ GIB = 2**30
 MAX_DEFAULT_CPU_CACHE = 4 * GIB
 
 
+class KVCapacity(NamedTuple):
+    """What the KV cache of a rank holds."""
+
+    max_model_len: int  # longest sequence, tokens
+    num_blocks: int
+
+
 def plan_memory(
-    config: EngineConfig, model: ModelConfig, cache_dtype: torch.dtype, activation_bytes: int = 0
-) -> tuple[int, int]:
-    """Longest sequence in tokens, and number of KV blocks; after the weights are in memory.
+    config: ResolvedConfig, model: ModelConfig, cache_dtype: torch.dtype, activation_bytes: int = 0
+) -> KVCapacity:
+    """What fits into memory that already holds the weights.
 
     Args:
-        config: resolved for the device.
+        model: this rank's part.
         cache_dtype: of the KV cache.
-        activation_bytes: what the largest step takes besides, kept free.
+        activation_bytes: kept free for the largest step.
     """
-    assert config.block_size is not None
     block_bytes = config.block_size * model.kv_bytes_per_token(cache_dtype)
     max_len = config.max_model_len or model.max_position_embeddings
     if max_len > model.max_position_embeddings:
@@ -52,14 +57,14 @@ def plan_memory(
         max_len = fits * config.block_size
         logger.warning("max_model_len lowered to %d, what the KV cache holds", max_len)
     useful = config.max_num_seqs * -(-max_len // config.block_size)
-    return max_len, min(fits, useful)
+    return KVCapacity(max_len, min(fits, useful))
 
 
 def check_weights_fit(
     model: ModelConfig, dtype: torch.dtype, device: str, quantization: str | None
 ) -> None:
-    """Raise RequestError with what is needed, before anything is loaded."""
-    needed = weight_bytes(model, dtype, quantization)
+    """Raises RequestError, with the bytes needed and free, before anything is loaded."""
+    needed = weight_bytes(model, dtype, quantization).total
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else _available_memory()
     if needed > free:
         name = torch.cuda.get_device_name() if device == "cuda" else "this machine"
@@ -71,32 +76,18 @@ def check_weights_fit(
         )
 
 
-def weight_bytes(model: ModelConfig, dtype: torch.dtype, quantization: str | None) -> int:
-    """Memory of the weights; a head that is tied to the embedding is kept once."""
-    total = 0
-    for name, shape in model.tensor_shapes().items():
-        fmt = quantization if len(shape) == 2 else None
-        if name == EMBED and fmt is not None and not model.tie_word_embeddings:
-            fmt = None  # rows are looked up in it, nothing is multiplied by it
-        elif name in (EMBED, LM_HEAD) and fmt is not None:
-            fmt = HEAD_FORMATS.get(fmt, fmt)
-        per_weight = dtype.itemsize if fmt is None else bytes_per_weight(fmt, shape[1])
-        total += int(math.prod(shape) * per_weight)
-    return total
-
-
 def _available_memory() -> int:
-    """What may be had without swapping, caches included."""
+    """Bytes of main memory available without swapping, caches included."""
     try:
         with open("/proc/meminfo") as file:
-            facts = dict(line.split(":") for line in file)
-        return int(facts["MemAvailable"].split()[0]) * 1024
+            entries = dict(line.split(":") for line in file)
+        return int(entries["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # not Linux
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _no_memory(
-    config: EngineConfig, available: float, activation_bytes: int, block_bytes: int
+    config: ResolvedConfig, available: float, activation_bytes: int, block_bytes: int
 ) -> str:
     if config.device != "cuda":
         return "no memory for a single KV block"
@@ -109,7 +100,7 @@ def _no_memory(
     )
 
 
-def _cache_bytes(config: EngineConfig) -> float:
+def _cache_bytes(config: ResolvedConfig) -> float:
     if config.kv_cache_memory_gb is not None:
         return config.kv_cache_memory_gb * GIB
     if config.device == "cuda":

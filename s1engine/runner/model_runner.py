@@ -1,78 +1,51 @@
 """One step on the device: forward pass, logits of the rows that sample, sampling.
 
 Owns the weights, the KV cache, the batch buffers and the sampling state. Knows nothing of requests:
-it computes what the ScheduledBatch says and returns one token a sampling row. Steps that only
-decode may go to its CudaGraphRunner, a run at a time. If several ranks share the model each has one
-of these, and the first rank's samples.
+it computes the step that the scheduler has written and returns one token for each sampling row.
+Decode steps may go to its CudaGraphRunner, several a launch. If several processes share the model,
+each has a ModelRunner, and only rank 0 samples.
 """
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from s1engine.config import EngineConfig
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.collective import SharedCollective
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import load_decoder
 from s1engine.models.model_config import ModelConfig
-from s1engine.models.shard import UNSHARDED, check
+from s1engine.models.shard import UNSHARDED, check_tensor_parallel
 from s1engine.ops import AttentionMetadata, DeviceBatchTensors, select_ops
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.runner.cpu_graph import CpuGraphRunner
 from s1engine.runner.cuda_graph import CudaGraphRunner
-from s1engine.runner.device_batch import DeviceBatchFormat
-from s1engine.runner.input_batch import InputBatch, StepInputs
+from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
+from s1engine.runner.dummy_batch import dummy_attention_metadata, even_query_lens
+from s1engine.runner.input_batch import InputBatch, StepInputs, StepSizes
+from s1engine.runner.interface import ModelRunnerOutput, SchedulerOutput
 from s1engine.runner.kernel_warmup import compile_kernels
 from s1engine.runner.kv_cache import KVCache
 from s1engine.runner.memory import check_weights_fit, plan_memory
-from s1engine.runner.resolved_config import resolve_cache_dtype, resolve_dtype
-from s1engine.runner.sampler import Sampler, SamplerOutput
+from s1engine.runner.resolved_config import ResolvedConfig, resolve_cache_dtype, resolve_dtype
+from s1engine.runner.sampler import Sampler
 from s1engine.runner.step_profile import profile_steps
 from s1engine.runner.worker_group import WorkerGroup, Workers
 
 
-class Runner(Protocol):
-    """What an engine needs of a runner: memory for sequences, and steps."""
-
-    batch: InputBatch
-    sampler: Sampler
-    max_model_len: int
-    num_blocks: int
-    ahead: CudaGraphRunner | None  # None: the host decides every step
-
-    @property
-    def recorded_now(self) -> bool:
-        """Was the last step the first of its size, and took longer than others will?"""
-
-    def execute(self) -> SamplerOutput:
-        """Computes the step that stands in ``batch``."""
-
-    def check(self) -> None:
-        """Raises EngineDeadError if a step could not be computed."""
-
-    def close(self) -> None:
-        """Ends processes that belong to it. No step may follow."""
-
-    def profile_step_costs(self) -> list[tuple[int, float]]:
-        """What steps take by their tokens, in any unit; points of a line."""
-
-
 class ModelRunner:
-    """A loaded model with memory for its sequences.
+    """A loaded model with memory for its sequences: the ``Runner`` of an engine, or of a worker.
 
     Args:
-        config: resolved for the device (``resolve_config``).
         model_config: the architecture, from the model directory.
         path: that directory, or a decoder that is in memory already.
         vocab_limit: number of token ids that may be sampled.
         triggers: ids that end thinking, banned where the scheduler says so.
         newlines: [V] uint8, does the token's text end in a newline?
         progress: show a bar while weights load and graphs are captured.
-        workers: on other ranks than the first, where that is. The first starts the others itself.
+        workers: on a worker, its connection to rank 0. Rank 0 starts the workers itself.
 
     Raises:
         EngineDeadError: another rank has died.
@@ -82,7 +55,7 @@ class ModelRunner:
 
     def __init__(
         self,
-        config: EngineConfig,
+        config: ResolvedConfig,
         model_config: ModelConfig,
         path: Path | Decoder,
         *,
@@ -92,9 +65,9 @@ class ModelRunner:
         progress: bool,
         workers: Workers | None = None,
     ) -> None:
-        check(model_config, config.tensor_parallel_size)
-        assert config.block_size is not None and config.run_ahead is not None
+        check_tensor_parallel(model_config, config.tensor_parallel_size)
         self.device, self._vocab_limit = config.device, vocab_limit
+        self.max_steps = config.run_ahead
         self._max_samples = config.max_samples
         self._worker_group: WorkerGroup | None = None
         if config.tensor_parallel_size > 1 and workers is None:
@@ -110,15 +83,13 @@ class ModelRunner:
                 ops=self.ops,
                 device=self.device,
             )
-            self._starts = torch.arange(
+            self._decode_starts = torch.arange(
                 config.max_num_seqs + 1, dtype=torch.int32, device=self.device
             )  # cu_seqlens_q of a decode step
             self._cpu_graph = self._make_cpu_graph(workers)
             null_slot = self.num_blocks * config.block_size
             fmt = DeviceBatchFormat(triggers, newlines, config.block_size, null_slot)
-            self.multi_step = (
-                self._make_ahead(config, fmt, progress) if config.run_ahead > 1 else None
-            )
+            self.multi_step = self._make_multi_step(config, fmt, progress)
             if self.device == "cuda":
                 compile_kernels(
                     self._decoder,
@@ -128,14 +99,14 @@ class ModelRunner:
                     progress=progress,
                 )
             if workers is not None:
-                workers.ready()
+                workers.wait_until_ready()
         except BaseException:
             self.close()
             raise
 
     def _load(
         self,
-        config: EngineConfig,
+        config: ResolvedConfig,
         whole: ModelConfig,
         path: Path | Decoder,
         workers: Workers | None,
@@ -146,7 +117,6 @@ class ModelRunner:
         self.dtype = resolve_dtype(config.dtype, self.device, whole.torch_dtype)
         self._cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, self.dtype)
         self.ops = path.ops if isinstance(path, Decoder) else select_ops(self.device)
-        assert config.block_size is not None
         quantization = whole.quantization(config.quantization)
         self.ops.check_model(
             head_dim=own.head_dim,
@@ -172,19 +142,18 @@ class ModelRunner:
         )
 
     def _allocate(
-        self, config: EngineConfig, path: Path | Decoder, workers: Workers | None
+        self, config: ResolvedConfig, path: Path | Decoder, workers: Workers | None
     ) -> None:
         """Memory for sequences and steps, the same number of blocks on all ranks."""
-        assert config.block_size is not None
         own = self._decoder.config
-        room = plan_memory(config, own, self._cache_dtype, self._activation_bytes(config))
+        capacity = plan_memory(config, own, self._cache_dtype, self._activation_bytes(config))
         if workers is not None:
             assert isinstance(path, Path)
-            room = workers.sync_kv_capacity(Checkpoint(path).weights_digest(), room)
-        self.max_model_len, self.num_blocks = room
+            capacity = workers.sync_kv_capacity(Checkpoint(path).weights_digest(), capacity)
+        self.max_model_len, self.num_blocks = capacity
         self.kv_cache = KVCache(
             own,
-            num_blocks=self.num_blocks + 1,  # the last is scratch: lanes that have finished write
+            num_blocks=self.num_blocks + 1,  # the last is the null block: finished rows write there
             block_size=config.block_size,
             dtype=self._cache_dtype,
             device=self.device,
@@ -195,23 +164,25 @@ class ModelRunner:
             max_blocks=-(-self.max_model_len // config.block_size),
             device=self.device,
             max_samples=config.max_samples,
-            share=None if workers is None else workers.share,
+            allocate=None if workers is None else workers.allocate,
         )
 
     def _make_cpu_graph(self, workers: Workers | None) -> CpuGraphRunner | None:
         if not isinstance(self.ops, CpuOps):
             return None
-        collective = None if workers is None else workers.collective
-        assert collective is None or isinstance(collective, SharedCollective)
-        return CpuGraphRunner(self.ops, *(() if collective is None else (collective.workspace,)))
+        if workers is None:
+            return CpuGraphRunner(self.ops)
+        assert isinstance(workers.collective, SharedCollective)
+        return CpuGraphRunner(self.ops, workers.collective.workspace)
 
-    def _make_ahead(
-        self, config: EngineConfig, fmt: DeviceBatchFormat, progress: bool
-    ) -> CudaGraphRunner:
-        assert config.run_ahead is not None
-        ahead = CudaGraphRunner(
+    def _make_multi_step(
+        self, config: ResolvedConfig, fmt: DeviceBatchFormat, progress: bool
+    ) -> CudaGraphRunner | None:
+        if self.max_steps == 1:
+            return None
+        multi_step = CudaGraphRunner(
             self.decode_step,
-            max_steps=config.run_ahead,
+            max_steps=self.max_steps,
             max_num_seqs=config.max_num_seqs,
             block_table=self.batch.block_table,
             fmt=fmt,
@@ -219,65 +190,109 @@ class ModelRunner:
         )
         if self.device == "cuda" and not config.enforce_eager:
             with torch.inference_mode():
-                ahead.capture(progress=progress)
-        return ahead
+                multi_step.capture(progress=progress)
+        return multi_step
 
-    @property
-    def recorded_now(self) -> bool:
-        """Was the last step the first of its size, and took longer than others will?"""
-        return self._cpu_graph is not None and self._cpu_graph.recorded_now
+    # --- single steps ---
 
     @torch.inference_mode()
-    def execute(self) -> SamplerOutput:
-        """Computes the step that stands in ``batch``."""
+    def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        """See Runner."""
+        self.sampler.update_states(step)
         if self._worker_group is None:
-            return self._execute()
-        with self._worker_group.step(self.batch.sizes):
-            return self._execute()
+            return self._execute(step)
+        with self._worker_group.execute(self.batch.sizes):
+            return self._execute(step)
 
-    def _execute(self) -> SamplerOutput:
+    def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         inputs = self.batch.inputs()
-        return self.sampler.sample(
-            self._compute(inputs), inputs.rows, self.batch.core.num_banned > 0
+        token_ids, logprobs = self.sampler.sample(
+            self._compute(inputs),
+            inputs.rows,
+            any_banned=self.batch.core.num_banned > 0,
+            allowed_tokens=step.allowed_tokens,
         )
+        recorded_now = self._cpu_graph is not None and self._cpu_graph.recorded_now
+        return ModelRunnerOutput(token_ids, logprobs, recorded_now)
 
     def _compute(self, inputs: StepInputs) -> torch.Tensor:
-        """The logits, by a recording if there is one."""
-        return (
-            self._logits(inputs)
-            if self._cpu_graph is None
-            else self._cpu_graph.execute(inputs, self._logits)
-        )
+        """The logits, from a recorded step if there is one."""
+        if self._cpu_graph is None:
+            return self._logits(inputs)
+        return self._cpu_graph.execute(inputs, self._logits)
 
     @torch.inference_mode()
-    def follow(self, sizes: tuple[int, int, int, int]) -> None:
-        """This rank's part of a step that the first rank executes."""
+    def execute_part(self, sizes: StepSizes) -> None:
+        """On a worker: its part of a step that rank 0 executes."""
         self._compute(self.batch.inputs(sizes))
 
     def _logits(self, inputs: StepInputs) -> torch.Tensor:
-        """float32 [rows that sample, vocab_limit]; on other ranks than the first, a part."""
+        """float32 [rows that sample, vocab_limit]; on a worker, its part of the vocabulary."""
         hidden = self._decoder.forward(inputs.input_ids, self.kv_cache.layers, inputs.attention)
         rows = self.ops.gather_rows(hidden, inputs.sample_tokens)
         return self._decoder.logits(rows, self._vocab_limit)
 
-    def check(self) -> None:
+    # --- multi-step decode ---
+
+    def device_batch(self, num_rows: int) -> DeviceBatchBuffer | None:
+        """See Runner."""
+        return None if self.multi_step is None else self.multi_step.buffer(num_rows)
+
+    @torch.inference_mode()
+    def begin_multi_step(self, step: SchedulerOutput) -> None:
+        """See Runner."""
+        assert self.multi_step is not None and step.device_batch is not None
+        self.sampler.update_states(step)
+        req_indices = self.batch.req_indices
+        self.sampler.write(step.device_batch, req_indices)
+        self.multi_step.begin(step.device_batch, len(req_indices), step.num_steps)
+
+    def extend_multi_step(self, num_steps: int) -> None:
+        """See Runner."""
+        assert self.multi_step is not None
+        self.multi_step.launch(num_steps)
+
+    def collect(self) -> ModelRunnerOutput:
+        """See Runner."""
+        assert self.multi_step is not None
+        return ModelRunnerOutput(self.multi_step.collect())
+
+    @torch.inference_mode()
+    def decode_step(self, rows: DeviceBatchTensors, filtered: bool) -> None:
+        """One token for every row of a device batch. Reads and writes its buffers alone, waits for
+        nothing, and launches the same kernels each time."""
+        meta = AttentionMetadata(
+            positions=rows.field("positions"),
+            slot_mapping=rows.slot_mapping,
+            cu_seqlens_q=self._decode_starts[: len(rows.slot_mapping) + 1],
+            context_lens=rows.field("context_lens"),
+            block_table=rows.block_table,
+            max_seqlen_q=1,
+        )
+        hidden = self._decoder.forward(rows.field("input_ids"), self.kv_cache.layers, meta)
+        self._decoder.sample_and_advance(hidden, self._vocab_limit, rows, filtered=filtered)
+
+    # --- health, and measurements before the first step ---
+
+    def check_health(self) -> None:
         """Raises EngineDeadError if another rank has died."""
         if self._worker_group is not None:
-            self._worker_group.check()
+            self._worker_group.check_health()
 
     def close(self) -> None:
-        """Ends the other ranks, if there are any."""
+        """Ends the workers, if there are any."""
         if self._worker_group is not None:
             self._worker_group.close()
 
     def profile_step_costs(self) -> list[tuple[int, float]]:
-        """Seconds of steps by their tokens, measured now. Before the first step alone."""
-        most = len(self.batch.block_table) * self.max_model_len
-        return profile_steps(self._dummy_run, min(self._max_samples, most))
+        """See Runner."""
+        largest = len(self.batch.block_table) * self.max_model_len
+        return profile_steps(self._dummy_run, min(self._max_samples, largest))
 
     def _dummy_run(self, tokens: int) -> Callable[[], None]:
-        """A step that samples at every token, as such steps are taken, over the null block."""
-        sizes = self.batch.fill_dummy(tokens, self.num_blocks, self.kv_cache.block_size)
+        """A step that samples at every token, as steps with drafts do, over the null block."""
+        query_lens = even_query_lens(tokens, max_rows=len(self.batch.block_table))
+        sizes = self.batch.fill_dummy(query_lens, self.num_blocks, self.kv_cache.block_size)
 
         @torch.inference_mode()
         def step() -> None:
@@ -286,39 +301,22 @@ class ModelRunner:
 
         return step
 
-    @torch.inference_mode()
-    def decode_step(self, run: DeviceBatchTensors, filtered: bool) -> None:
-        """One token for every lane of a run; reads and writes its buffers alone, waits for
-        nothing, and launches the same kernels each time."""
-        meta = AttentionMetadata(
-            positions=run.field("positions"),
-            slot_mapping=run.slot_mapping,
-            cu_seqlens_q=self._starts[: len(run.slot_mapping) + 1],
-            context_lens=run.field("context_lens"),
-            block_table=run.block_table,
-            max_seqlen_q=1,
-        )
-        hidden = self._decoder.forward(run.field("input_ids"), self.kv_cache.layers, meta)
-        self._decoder.sample_and_advance(hidden, self._vocab_limit, run, filtered=filtered)
-
-    def _activation_bytes(self, config: EngineConfig) -> int:
-        """What the largest step allocates beside weights and cache, measured by taking it once."""
+    def _activation_bytes(self, config: ResolvedConfig) -> int:
+        """What the largest step allocates besides weights and cache, measured by a dummy run."""
         if self.device != "cuda":
             return 0
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        logits = largest_step(self._decoder, config, self._vocab_limit)
+        logits = run_largest_step(self._decoder, config, self._vocab_limit)
         peak = torch.cuda.max_memory_allocated() - before
         return peak + 2 * logits.nbytes  # filters and log-probabilities keep copies
 
 
 @torch.inference_mode()
-def largest_step(decoder: Decoder, config: EngineConfig, vocab_limit: int) -> torch.Tensor:
-    """A step of ``max_num_batched_tokens`` tokens of one sequence, over a cache of one block, and
-    logits of ``max_samples`` rows, which are returned."""
-    assert config.block_size is not None
-    tokens, device = config.max_num_batched_tokens, decoder.device
-
+def run_largest_step(decoder: Decoder, config: ResolvedConfig, vocab_limit: int) -> torch.Tensor:
+    """A dummy run of ``max_num_batched_tokens`` tokens of one sequence, over a cache of one block.
+    Returns the logits of ``max_samples`` rows."""
+    device = decoder.device
     cache = KVCache(
         decoder.config,
         num_blocks=1,
@@ -326,24 +324,9 @@ def largest_step(decoder: Decoder, config: EngineConfig, vocab_limit: int) -> to
         dtype=resolve_cache_dtype(config.kv_cache_dtype, decoder.dtype),
         device=str(device),
     )
-    meta = _one_sequence(tokens, config.block_size, 0, device)
+    meta = dummy_attention_metadata(
+        [config.max_num_batched_tokens], block=0, block_size=config.block_size, device=device
+    )
     hidden = decoder.forward(meta.positions, cache.layers, meta)
     rows = hidden[:1].expand(config.max_samples, -1).contiguous()
     return decoder.logits(rows, vocab_limit)
-
-
-def _one_sequence(
-    tokens: int, block_size: int, block: int, device: str | torch.device
-) -> AttentionMetadata:
-    """A step of one sequence's first ``tokens`` tokens, all of whose blocks are ``block``, and all
-    of whose positions are 0: what it costs does not depend on them."""
-    at = torch.arange(tokens, device=device)
-    blocks = -(-tokens // block_size)
-    return AttentionMetadata(
-        positions=torch.zeros(tokens, dtype=torch.int32, device=device),
-        slot_mapping=block * block_size + at % block_size,
-        cu_seqlens_q=torch.tensor([0, tokens], dtype=torch.int32, device=device),
-        context_lens=torch.tensor([tokens], dtype=torch.int32, device=device),
-        block_table=torch.full((1, blocks), block, dtype=torch.int32, device=device),
-        max_seqlen_q=tokens,
-    )

@@ -1,6 +1,10 @@
-"""What is chosen for the device that is there: the device itself, types, sizes that suit it."""
+"""What depends on the device that is there: the device itself, dtypes, default sizes.
 
-from dataclasses import replace
+``ResolvedConfig`` is an EngineConfig in which nothing of this is left open; everything below the
+engine takes it. What depends on the model too (``resolve_dtype``) is resolved where the model is.
+"""
+
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -12,18 +16,33 @@ BLOCK_SIZES = {"cpu": 16, "cuda": 64}  # tokens; a GPU's attention reads a block
 RUN_AHEAD = {"cpu": 1, "cuda": 8}  # steps
 
 
-def resolve_config(config: EngineConfig) -> EngineConfig:
-    """The same with what the device decides filled in. Raises RequestError if it is not there."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResolvedConfig(EngineConfig):
+    """An EngineConfig for one device."""
+
+    device: str
+    """``cpu`` or ``cuda``."""
+    block_size: int
+    run_ahead: int
+
+
+def resolve_config(config: EngineConfig) -> ResolvedConfig:
+    """Fills in what the device decides. Raises RequestError if the device is not there."""
     device = resolve_device(config.device)
-    _check_ranks(config, device)
-    single = config.enforce_eager or config.tensor_parallel_size > 1
-    ahead = 1 if single or config.num_speculative_tokens else RUN_AHEAD[device]
-    return replace(
-        config,
-        device=device,
-        block_size=config.block_size or BLOCK_SIZES[device],
-        run_ahead=config.run_ahead or ahead,
+    _check_workers(config, device)
+    return resolve_for(config, device)
+
+
+def resolve_for(config: EngineConfig, device: str) -> ResolvedConfig:
+    """The same for a device that need not be there."""
+    options = {field.name: getattr(config, field.name) for field in fields(config)}
+    single = (
+        config.enforce_eager or config.tensor_parallel_size > 1 or config.num_speculative_tokens
     )
+    options["device"] = device
+    options["block_size"] = config.block_size or BLOCK_SIZES[device]
+    options["run_ahead"] = config.run_ahead or (1 if single else RUN_AHEAD[device])
+    return ResolvedConfig(**options)
 
 
 def resolve_device(device: str) -> str:
@@ -34,7 +53,7 @@ def resolve_device(device: str) -> str:
     return ("cuda" if available else "cpu") if device == "auto" else device
 
 
-def _check_ranks(config: EngineConfig, device: str) -> None:
+def _check_workers(config: EngineConfig, device: str) -> None:
     ranks, gpus = config.tensor_parallel_size, torch.cuda.device_count()
     if ranks == 1:
         return

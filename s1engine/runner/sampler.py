@@ -1,10 +1,12 @@
-"""Sampling state by req_index, and one call of ``ops.sample`` a step.
+"""Sampling parameters of the persistent batch, and one call of ``ops.sample`` a step.
 
-Every running sequence has a req_index, an index into the arrays here, from admission to its end or
-preemption. A step gathers the rows it samples, so nothing loops over sequences; rules that few
-requests use (bias, penalties, log-probabilities) cost nothing while no admitted request uses them.
+Every running sequence has a row (``req_index``) in the arrays here, from its admission to its end
+or preemption. A step gathers the rows that it samples, so nothing loops over sequences. Rules that
+few requests use (bias, penalties, log-probabilities) cost nothing while no running request uses
+them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,15 +17,10 @@ from s1engine.ops import Ops, Penalties, SamplingMetadata
 from s1engine.outputs import RowLogprobs
 from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import SampleRows
-from s1engine.sampling_params import SamplingParams
+from s1engine.runner.interface import NewRequest, SchedulerOutput
+from s1engine.sampling_params import NO_PENALTIES
 
-
-@dataclass(frozen=True, slots=True)
-class SamplerOutput:
-    """One token for each sampling row, and log-probabilities by req_index where asked for."""
-
-    token_ids: np.ndarray  # [n] int64
-    logprobs: dict[int, RowLogprobs]
+NO_MASKS: Mapping[int, np.ndarray] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,78 +60,77 @@ class Sampler:
         self._biased = np.zeros(max_num_seqs, np.bool_)
         self._bias: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._penalised = np.zeros(max_num_seqs, np.bool_)
-        self._penalties = np.tile(np.array([1, 0, 0], np.float32), (max_num_seqs, 1))
-        self._in_prompt: Tensor | None = None  # [max_num_seqs, V] bool, made on first use
+        self._penalties = np.tile(np.array(NO_PENALTIES, np.float32), (max_num_seqs, 1))
+        self._in_prompt: Tensor | None = None  # [max_num_seqs, V] bool, allocated on first use
         self._output_counts: Tensor | None = None  # [max_num_seqs, V] int32
         self._gathered: _Gathered | None = None
-        self.masks: dict[int, np.ndarray] = {}
-        """[V] bool by req_index: ids that may be sampled next. Rows not named are free."""
 
-    def add_request(
-        self, req_index: int, params: SamplingParams, seed: int, tokens: list[int], prompt_len: int
-    ) -> None:
-        """Prepares a req_index for a sequence whose tokens so far are ``tokens``."""
+    def update_states(self, step: SchedulerOutput) -> None:
+        """Counts the tokens that the step before appended, then adds the new requests."""
+        if self._output_counts is not None and step.appended is not None:
+            self._count_appended(*step.appended)
+        for request in step.new_requests:
+            self.add_request(request)
+
+    def add_request(self, request: NewRequest) -> None:
+        """Sets the row of a sequence that has entered the persistent batch."""
         self._gathered = None
+        row, params = request.req_index, request.params
         greedy = params.temperature == 0
-        self._temperature[req_index] = params.temperature
-        self._top_k[req_index] = 0 if greedy else max(params.top_k, 0)
-        self._top_p[req_index] = 1 if greedy else params.top_p
-        self._min_p[req_index] = 0 if greedy else params.min_p
-        self._seeds[req_index] = seed
-        self._num_logprobs[req_index] = -1 if params.logprobs is None else params.logprobs
-        self._filters[req_index] = (
-            self._top_k[req_index] > 0 or self._top_p[req_index] < 1 or self._min_p[req_index] > 0
-        )
-        self._biased[req_index] = bool(params.logit_bias)
+        self._temperature[row] = params.temperature
+        self._top_k[row] = 0 if greedy else max(params.top_k, 0)
+        self._top_p[row] = 1 if greedy else params.top_p
+        self._min_p[row] = 0 if greedy else params.min_p
+        self._seeds[row] = request.seed
+        self._num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
+        self._filters[row] = self._top_k[row] > 0 or self._top_p[row] < 1 or self._min_p[row] > 0
+        self._biased[row] = bool(params.logit_bias)
         if params.logit_bias:
             ids = np.fromiter(params.logit_bias, np.int64)
-            self._bias[req_index] = ids, np.fromiter(params.logit_bias.values(), np.float32)
-        penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
-        self._penalties[req_index] = penalties
-        self._penalised[req_index] = penalties != (1, 0, 0)
-        if self._penalised[req_index]:
-            self._count(req_index, tokens, prompt_len)
+            self._bias[row] = ids, np.fromiter(params.logit_bias.values(), np.float32)
+        self._penalties[row] = params.penalties
+        self._penalised[row] = params.penalties != NO_PENALTIES
+        if self._penalised[row]:
+            self._count_tokens(request)
 
-    def _count(self, req_index: int, tokens: list[int], prompt_len: int) -> None:
+    def _count_tokens(self, request: NewRequest) -> None:
+        """Counts the tokens that a sequence with penalties has so far."""
         if self._output_counts is None or self._in_prompt is None:
             shape = (len(self._seeds), self._vocab_size)
             self._output_counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
             self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self._device)
-        ids = torch.tensor(tokens, dtype=torch.int64, device=self._device)
+        row, prompt_len = request.req_index, request.prompt_len
+        ids = torch.tensor(request.token_ids, dtype=torch.int64, device=self._device)
         ids[ids >= self._vocab_size] = 0  # padded ids of a raw prompt are never sampled
-        self._in_prompt[req_index] = False
-        self._in_prompt[req_index, ids[:prompt_len]] = True
-        self._output_counts[req_index] = torch.bincount(
-            ids[prompt_len:], minlength=self._vocab_size
-        )
+        self._in_prompt[row] = False
+        self._in_prompt[row, ids[:prompt_len]] = True
+        self._output_counts[row] = torch.bincount(ids[prompt_len:], minlength=self._vocab_size)
 
-    def count_tokens(self, req_indices: np.ndarray, tokens: np.ndarray) -> None:
-        """Counts the tokens that the step appended, forced ones included."""
-        if self._output_counts is not None:
-            rows = torch.from_numpy(req_indices).to(self._device, torch.int64)
-            ids = torch.from_numpy(tokens).to(self._device, torch.int64)
-            one = torch.ones((), dtype=torch.int32, device=self._device)
-            self._output_counts.index_put_((rows, ids), one, accumulate=True)
+    def _count_appended(self, req_indices: np.ndarray, tokens: np.ndarray) -> None:
+        """Counts what one step has appended, forced tokens included."""
+        assert self._output_counts is not None
+        rows = torch.from_numpy(req_indices).to(self._device, torch.int64)
+        ids = torch.from_numpy(tokens).to(self._device, torch.int64)
+        one = torch.ones((), dtype=torch.int32, device=self._device)
+        self._output_counts.index_put_((rows, ids), one, accumulate=True)
 
-    def needs_single_step(self, req_indices: np.ndarray) -> bool:
-        """Does one of these rows sample by rules that only ``sample`` knows: bias, penalties,
-        log-probabilities?"""
-        rules = (
-            self._biased[req_indices]
-            | self._penalised[req_indices]
-            | (self._num_logprobs[req_indices] >= 0)
-        )
-        return bool(rules.any())
-
-    def write(self, lanes: DeviceBatchBuffer, req_indices: np.ndarray) -> None:
-        """How the sequences in these req_indices sample, for the lanes of a run."""
+    def write(self, device_batch: DeviceBatchBuffer, req_indices: np.ndarray) -> None:
+        """Copies the parameters of these rows into the rows of a multi-step decode."""
         n = len(req_indices)
         for name in ("temperature", "top_k", "top_p", "min_p", "seeds"):
-            getattr(lanes, name)[:n] = getattr(self, f"_{name}")[req_indices]
-        lanes.filtered = bool(self._filters[req_indices].any())
+            getattr(device_batch, name)[:n] = getattr(self, f"_{name}")[req_indices]
+        device_batch.filtered = bool(self._filters[req_indices].any())
 
-    def sample(self, logits: Tensor, rows: SampleRows, any_banned: bool) -> SamplerOutput:
-        """Samples one token for each row of ``logits`` [n, V] float32."""
+    def sample(
+        self,
+        logits: Tensor,
+        rows: SampleRows,
+        *,
+        any_banned: bool,
+        allowed_tokens: Mapping[int, np.ndarray] = NO_MASKS,
+    ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
+        """Samples a token for each row of ``logits`` [n, V] float32. Returns the ids [n] int64,
+        and log-probabilities by req_index where asked for."""
         gathered = self._gather(rows)
         metadata = gathered.metadata
         if any_banned:
@@ -142,18 +138,17 @@ class Sampler:
         if gathered.penalised:
             metadata = replace(metadata, penalties=self._gather_penalties(rows.req_indices))
         raw = logits.clone() if gathered.logprobs else logits
-        if self.masks:
-            self._mask(logits, rows.req_indices)
-        if not gathered.logprobs:
-            return SamplerOutput(self._ops.sample(logits, metadata).cpu().numpy(), {})
+        if allowed_tokens:
+            self._mask(logits, rows.req_indices, allowed_tokens)
         ids = self._ops.sample(logits, metadata)
-        return SamplerOutput(ids.cpu().numpy(), self._logprobs(raw, ids, rows.req_indices))
+        logprobs = self._logprobs(raw, ids, rows.req_indices) if gathered.logprobs else {}
+        return ids.cpu().numpy(), logprobs
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
     def _gather(self, rows: SampleRows) -> _Gathered:
-        """The parameters of these rows; kept while the same req_indices go on sampling."""
+        """The parameters of these rows; cached while the same sequences go on sampling."""
         last = self._gathered
         if (
             last is None
@@ -164,25 +159,25 @@ class Sampler:
         return last
 
     def _gather_anew(self, rows: SampleRows) -> _Gathered:
-        req_indices = rows.req_indices
-        temperature = self._temperature[req_indices]
+        index = rows.req_indices
+        temperature = self._temperature[index]
         metadata = SamplingMetadata(
             temperature=self._tensor(temperature),
-            top_k=self._tensor(self._top_k[req_indices]),
-            top_p=self._tensor(self._top_p[req_indices]),
-            min_p=self._tensor(self._min_p[req_indices]),
-            seeds=self._tensor(self._seeds[req_indices]),
+            top_k=self._tensor(self._top_k[index]),
+            top_p=self._tensor(self._top_p[index]),
+            min_p=self._tensor(self._min_p[index]),
+            seeds=self._tensor(self._seeds[index]),
             positions=rows.positions,
             all_greedy=not temperature.any(),
-            filtered=bool(self._filters[req_indices].any()),
-            bias=self._gather_bias(req_indices),
+            filtered=bool(self._filters[index].any()),
+            bias=self._gather_bias(index),
         )
         return _Gathered(
             rows=rows,
-            req_indices=req_indices.copy(),
+            req_indices=index.copy(),
             metadata=metadata,
-            penalised=bool(self._penalised[req_indices].any()),
-            logprobs=bool((self._num_logprobs[req_indices] >= 0).any()),
+            penalised=bool(self._penalised[index].any()),
+            logprobs=bool((self._num_logprobs[index] >= 0).any()),
         )
 
     def _gather_banned(self, rows: SampleRows) -> tuple[Tensor, Tensor]:
@@ -209,7 +204,7 @@ class Sampler:
         neutral = ~self._penalised[req_indices]
         counts = self._output_counts[index]
         prompt = self._in_prompt[index]
-        if neutral.any():  # req_indices without penalties keep stale counts
+        if neutral.any():  # rows without penalties hold stale counts
             counts[self._tensor(neutral)] = 0
             prompt[self._tensor(neutral)] = False
         return Penalties(
@@ -220,26 +215,31 @@ class Sampler:
             output_counts=counts,
         )
 
-    def _mask(self, logits: Tensor, req_indices: np.ndarray) -> None:
-        masked = [
-            row for row, req_index in enumerate(req_indices.tolist()) if req_index in self.masks
-        ]
-        if masked:
-            allowed = self._tensor(np.stack([self.masks[int(req_indices[row])] for row in masked]))
-            index = self._tensor(np.array(masked))
+    def _mask(
+        self, logits: Tensor, req_indices: np.ndarray, allowed_tokens: Mapping[int, np.ndarray]
+    ) -> None:
+        """Bans all other ids in the rows that ``allowed_tokens`` names."""
+        masks = {
+            row: allowed_tokens[req_index]
+            for row, req_index in enumerate(req_indices.tolist())
+            if req_index in allowed_tokens
+        }
+        if masks:
+            index = self._tensor(np.array(list(masks)))
+            allowed = self._tensor(np.stack(list(masks.values())))
             logits[index] = logits[index].masked_fill(~allowed, float("-inf"))
 
     def _logprobs(
         self, raw: Tensor, ids: Tensor, req_indices: np.ndarray
     ) -> dict[int, RowLogprobs]:
-        asked = self._num_logprobs[req_indices]
-        rows = np.flatnonzero(asked >= 0)
+        """Of the sampled ids, from logits before any rule."""
+        wanted = self._num_logprobs[req_indices]
+        rows = np.flatnonzero(wanted >= 0)
         index = self._tensor(rows)
-        k = int(asked.max())
-        own, values, top_ids = self._ops.logprobs(raw[index], ids[index], k)
-        found = {}
+        own, values, top_ids = self._ops.logprobs(raw[index], ids[index], int(wanted.max()))
+        logprobs = {}
         for i, row in enumerate(rows):
             best = zip(top_ids[i].tolist(), values[i].tolist(), strict=True)
-            top = tuple(best)[: asked[row]]
-            found[int(req_indices[row])] = RowLogprobs(float(own[i]), top)
-        return found
+            top = tuple(best)[: wanted[row]]
+            logprobs[int(req_indices[row])] = RowLogprobs(float(own[i]), top)
+        return logprobs

@@ -1,4 +1,4 @@
-"""Memory that the processes of one model have in common, part by part."""
+"""Memory that the processes of one model share."""
 
 import mmap
 import os
@@ -10,10 +10,10 @@ from s1engine.errors import RequestError
 
 
 class SharedMemory:
-    """A file in memory that is gone when the last process that has it open is.
+    """A file in memory, freed when the last process that has it open ends.
 
     Args:
-        fd: the file of the process that started this one; None: a new one.
+        fd: the file of the process that started this one; None: a new file.
     """
 
     def __init__(self, fd: int | None = None) -> None:
@@ -22,15 +22,16 @@ class SharedMemory:
                 "tensor_parallel_size above 1 needs Linux", param="tensor_parallel_size"
             )
         self.fd = os.memfd_create("s1engine ranks") if fd is None else fd
-        self._taken = 0
+        self._size = 0
 
-    def take(self, size: int) -> Tensor:
-        """The next ``size`` bytes, zeros at first. All processes take the same parts in order."""
-        begin = self._taken
-        self._taken += -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
-        os.posix_fallocate(self.fd, begin, self._taken - begin)  # grows, never cuts off
-        return torch.frombuffer(mmap.mmap(self.fd, size, offset=begin), dtype=torch.uint8)
+    def allocate(self, nbytes: int) -> Tensor:
+        """The next ``nbytes`` bytes, zeroed. All processes must allocate the same sizes in the same
+        order."""
+        begin = self._size
+        self._size += -(-nbytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        os.posix_fallocate(self.fd, begin, self._size - begin)  # grows the file, never cuts it
+        return torch.frombuffer(mmap.mmap(self.fd, nbytes, offset=begin), dtype=torch.uint8)
 
     def close(self) -> None:
-        """No further part will be taken; those that are taken stay."""
+        """Closes the file. What was allocated stays mapped."""
         os.close(self.fd)

@@ -1,7 +1,7 @@
-"""What a step takes by the number of its tokens, so that drafts are made where they pay.
+"""How long steps take by their number of tokens, so that drafts are made only where they pay.
 
-Measured on the machine that runs, when it begins to: a table would be out of date with the next
-kernel. Attention over long contexts is not in it, of which drafted tokens share what is read.
+Measured when an engine starts, on its own machine: a table would be out of date with the next
+kernel. Attention over long contexts is left out; drafted tokens read it once together.
 """
 
 import time
@@ -9,35 +9,35 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 REPEATS = 3  # the fastest counts
-ENOUGH = 0.95  # a token that costs so much of one at half the size: larger steps gain nothing
+ENOUGH = 0.95  # cost of a token against one at half the size, from which larger steps gain nothing
 
 
 def profile_steps(
     dummy_run: Callable[[int], Callable[[], None]], max_tokens: int
 ) -> list[tuple[int, float]]:
-    """Points (tokens, seconds), ascending in both, up to ``max_tokens`` or to where tokens cost
-    what they cost.
+    """Points (tokens, seconds), ascending in both, up to ``max_tokens`` or to where twice the
+    tokens take about twice as long.
 
     Args:
-        dummy_run: prepares a step of so many tokens, which returns when it is done.
+        dummy_run: prepares a step of so many tokens; the step returns when it is done.
     """
     seconds: dict[int, float] = {}
     for tokens in _sizes(max_tokens):
         seconds[tokens] = _fastest(dummy_run(tokens))
         if tokens // 2 in seconds and seconds[tokens] > 2 * ENOUGH * seconds[tokens // 2]:
             break
-    # Whatever else the machine does makes steps slower, never faster: a step takes at most what a
-    # larger one takes.
-    least = accumulate(reversed(seconds.values()), min)
-    return list(zip(seconds, reversed(list(least)), strict=True))
+    # Other work on the machine makes steps slower, never faster, so no step takes longer than a
+    # larger one.
+    bounded = accumulate(reversed(seconds.values()), min)
+    return list(zip(seconds, reversed(list(bounded)), strict=True))
 
 
-def _sizes(most: int) -> Iterator[int]:
-    """1, 2, 3, 4, 6, 8, 12, 16, 24, ... up to ``most``."""
+def _sizes(largest: int) -> Iterator[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, ... up to ``largest``."""
     size = 1
-    while size <= most:
+    while size <= largest:
         yield size
-        if size > 1 and size * 3 // 2 <= most:
+        if size > 1 and size * 3 // 2 <= largest:
             yield size * 3 // 2
         size *= 2
 

@@ -1,8 +1,7 @@
-"""A rank of a model other than the first: ``python -m s1engine.runner.worker``, as ``WorkerGroup``
-starts it.
+"""A worker process, a rank of a shared model other than 0: ``python -m s1engine.runner.worker``.
 
-Loads its part, then computes its part of every step that the first rank tells of; it schedules and
-samples nothing. It ends when the first rank does, however that ends.
+``WorkerGroup`` starts it. It loads its part of the model, then computes its part of every step that
+rank 0 announces; it schedules and samples nothing. It ends when rank 0 ends, in whatever way.
 """
 
 import contextlib
@@ -22,19 +21,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s1engine.config import EngineConfig
 from s1engine.models.collective import Collective, CollectiveError
 from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import Shard
+from s1engine.runner.input_batch import StepSizes
+from s1engine.runner.memory import KVCapacity
 from s1engine.runner.model_runner import ModelRunner
+from s1engine.runner.resolved_config import ResolvedConfig
 from s1engine.runner.shared_memory import SharedMemory
-from s1engine.runner.worker_group import LOST, SIZES, KVCapacity, connect
+from s1engine.runner.worker_group import LOST_RANK, SIZES, connect
 
-GRACE_S = 1.0  # to end in order after the first rank has
+GRACE_S = 1.0  # for an orderly end after rank 0 has ended
 
 
 class Worker:
-    """``Workers`` of a rank other than the first: where that is."""
+    """The ``Workers`` of a worker: its connection to rank 0."""
 
     def __init__(
         self, connection: socket.socket, collective: Collective, memory: SharedMemory
@@ -43,46 +44,42 @@ class Worker:
         self._socket = connection
         self._memory = memory
 
-    def sync_kv_capacity(self, weights_digest: str, room: KVCapacity) -> KVCapacity:
-        """See Workers; the first rank compares."""
-        _send(self._socket, weights_digest=weights_digest, room=room)
-        max_model_len, num_blocks = _receive_line(self._socket)
-        return max_model_len, num_blocks
+    def sync_kv_capacity(self, weights_digest: str, capacity: KVCapacity) -> KVCapacity:
+        """See Workers; rank 0 compares."""
+        _send(self._socket, weights_digest=weights_digest, capacity=capacity)
+        return KVCapacity(*_receive_line(self._socket))
 
-    def share(self, size: int) -> Tensor:
+    def allocate(self, nbytes: int) -> Tensor:
         """See Workers."""
-        return self._memory.take(size)
+        return self._memory.allocate(nbytes)
 
-    def ready(self) -> None:
+    def wait_until_ready(self) -> None:
         """See Workers."""
         _send(self._socket, ready=True)
 
-    def close(self) -> None:
-        """This process ends as a whole."""
 
-
-def run(connection: socket.socket, shard: Shard, memory: SharedMemory) -> None:
-    """Computes steps until the first rank ends. Raises ConnectionError then."""
+def compute_steps(connection: socket.socket, shard: Shard, memory: SharedMemory) -> None:
+    """Loads the model and computes steps until rank 0 ends. Raises ConnectionError then."""
     start = _receive_line(connection)
-    config = EngineConfig(**start["config"])
+    config = ResolvedConfig(**start["config"])
     if config.device == "cuda":
         torch.cuda.set_device(shard.rank)
     torch.set_num_threads(start["threads"])
-    _send(connection, here=True)
+    _send(connection, started=True)
     collective = connect(shard, config.device, memory, start["store"])
     model = ModelConfig.from_dir(start["path"])
     runner = ModelRunner(
         config,
         model,
         Path(start["path"]),
-        vocab_limit=model.vocab_size,  # what may be sampled is the first rank's business
+        vocab_limit=model.vocab_size,  # rank 0 samples, and knows which ids it may sample
         triggers=(),
         newlines=np.zeros(0, np.uint8),
         progress=False,
         workers=Worker(connection, collective, memory),
     )
     while True:
-        runner.follow(SIZES.unpack(_receive(connection, SIZES.size)))
+        runner.execute_part(StepSizes(*SIZES.unpack(_receive(connection, SIZES.size))))
 
 
 def _send(connection: socket.socket, **answer: Any) -> None:
@@ -92,26 +89,25 @@ def _send(connection: socket.socket, **answer: Any) -> None:
 def _receive(connection: socket.socket, size: int) -> bytes:
     data = connection.recv(size, socket.MSG_WAITALL)
     if len(data) < size:
-        raise ConnectionError("the first rank has ended")
+        raise ConnectionError("rank 0 has ended")
     return data
 
 
 def _receive_line(connection: socket.socket) -> Any:
-    """Reads no further than the line's end: sizes of steps may follow."""
+    """Reads no further than the end of the line: sizes of steps may follow."""
     line = bytearray()
     while not line.endswith(b"\n"):
         line += _receive(connection, 1)
     return json.loads(line)
 
 
-def _end_with(connection: socket.socket) -> None:
-    """Ends this process when the first rank ends, whatever it is doing then: it may be waiting for
-    that rank in a sum."""
+def _exit_with_rank_0(connection: socket.socket) -> None:
+    """Ends this process when rank 0 ends, even while it waits for rank 0 in an all-reduce."""
     poll = select.poll()
     poll.register(connection, select.POLLRDHUP | select.POLLHUP)
     poll.poll()
     time.sleep(GRACE_S)
-    os._exit(LOST)
+    os._exit(LOST_RANK)
 
 
 def _report(connection: socket.socket, error: Exception) -> None:
@@ -125,24 +121,24 @@ def _report(connection: socket.socket, error: Exception) -> None:
 
 
 def main() -> None:
-    """The arguments: rank, ranks, file descriptors of the socket and of what steps share."""
+    """Arguments: rank, number of ranks, file descriptors of the socket and of the shared memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     rank, size, fd, memory = map(int, sys.argv[1:])
     logging.basicConfig(format=f"%(levelname)s: rank {rank}: %(message)s", level=logging.ERROR)
     connection = socket.socket(fileno=fd)
-    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+    threading.Thread(target=_exit_with_rank_0, args=(connection,), daemon=True).start()
     status = 0
     try:
-        run(connection, Shard(rank, size), SharedMemory(memory))
+        compute_steps(connection, Shard(rank, size), SharedMemory(memory))
     except ConnectionError:
         pass
     except CollectiveError:
-        status = LOST
+        status = LOST_RANK
     except Exception as error:
         _report(connection, error)
         status = 1
-    os._exit(status)  # at once: other ranks may be gone, and nothing here is worth an orderly end
+    os._exit(status)  # at once: other ranks may be gone, and nothing here needs an orderly end
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""The ranks of a model that several processes share, as the first of them sees the others.
+"""The worker processes that share a model with this one, which is rank 0.
 
-Owns their processes: starts them, watches them, ends them. Tells them of each step; what stands in
-it they read from memory that all share. The others see this as ``worker.Worker``.
+Owns the processes: starts, watches and ends them, and announces each step. The step itself stands
+in shared memory. ``worker.Worker`` is the other end.
 
-    first rank                                   another
-    start, configuration (one JSON line)  ->
+    rank 0                                       a worker
+    configuration (one JSON line)         ->
     connect                              <->     connect (models/collective.py)
-                                          <-     weights_digest of the weights, KV blocks that fit
-    blocks that all have                  ->
+                                          <-     digest of the weights, KV blocks that fit
+    blocks that all ranks have            ->
                                           <-     ready
     sizes of a step (SIZES), many times   ->     computes its part
     end of the stream                     ->     ends
 
-If a rank dies, everything ends: a watching thread ends the others, so that nobody waits in a sum
-for one who will not come, and the step, or the next one, raises EngineDeadError with the cause.
+If a rank dies, all end: a watching thread kills the others, so that no rank waits in an all-reduce
+for a dead one, and the step under way, or the next one, raises EngineDeadError with the cause.
 """
 
 import contextlib
@@ -35,138 +35,135 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from s1engine.config import EngineConfig
 from s1engine.errors import EngineDeadError, ModelError, RequestError
 from s1engine.models.collective import Collective, NcclCollective, SharedCollective
 from s1engine.models.shard import Shard
+from s1engine.runner.input_batch import StepSizes
+from s1engine.runner.memory import KVCapacity
+from s1engine.runner.resolved_config import ResolvedConfig
 from s1engine.runner.shared_memory import SharedMemory
 
-SIZES = struct.Struct("<4q")  # of a step: InputBatch.sizes
-LOST = 3  # exit status of a rank that has lost another: not the cause
-END_S = 5.0  # for a rank to end by itself
-
-
-KVCapacity = tuple[int, int]  # what fits into a rank's memory: longest sequence, KV blocks
+SIZES = struct.Struct("<4q")  # StepSizes
+LOST_RANK = 3  # exit status of a rank that has lost another: its end is not the cause
+END_TIMEOUT_S = 5.0  # for a rank to end by itself
 
 
 class Workers(Protocol):
-    """The other ranks, for a ModelRunner on any rank. All ranks make the calls in this order."""
+    """The other ranks, as the ModelRunner of any rank sees them. All ranks call in this order."""
 
     collective: Collective
 
-    def sync_kv_capacity(self, weights_digest: str, room: KVCapacity) -> KVCapacity:
-        """The room that every rank has. Raises ModelError if they have not the same weights."""
+    def sync_kv_capacity(self, weights_digest: str, capacity: KVCapacity) -> KVCapacity:
+        """The capacity that every rank has. Raises ModelError if their weights differ."""
 
-    def share(self, size: int) -> Tensor:
-        """``size`` bytes, the same memory on all ranks; zeros at first."""
+    def allocate(self, nbytes: int) -> Tensor:
+        """Zeroed memory that all ranks share."""
 
-    def ready(self) -> None:
-        """Returns on the first rank when all ranks can take steps."""
-
-    def close(self) -> None:
-        """Ends what belongs to the ranks here."""
+    def wait_until_ready(self) -> None:
+        """Returns on rank 0 when all ranks can compute steps."""
 
 
 class WorkerGroup:
-    """All ranks but the first, which is this process.
+    """All ranks but 0, which is this process.
 
     The constructor starts them. Raises RequestError or ModelError as they do, EngineDeadError if
-    one ends by itself.
+    one dies.
     """
 
-    def __init__(self, config: EngineConfig, path: Path) -> None:
+    def __init__(self, config: ResolvedConfig, path: Path) -> None:
         self.size = config.tensor_parallel_size
         self._threads = torch.get_num_threads()
         self._memory = SharedMemory()
         threads = max(self._threads // self.size, 1)
         if config.device == "cpu":
             torch.set_num_threads(threads)
-        self._watch = _Watch(self.size, self._memory.fd, threads)
-        self._end = weakref.finalize(self, self._watch.close)
+        self._processes = _WorkerProcesses(self.size, self._memory.fd, threads)
+        self._end = weakref.finalize(self, self._processes.close)
         try:
-            store = self._watch.store
+            store = self._processes.store
             start = {
                 "config": asdict(config),
                 "path": str(path),
                 "threads": threads,
                 "store": store,
             }
-            self._watch.tell(json.dumps(start).encode() + b"\n")
-            self._collect()  # all are there, so connecting does not wait for one that has died
+            self._processes.send(json.dumps(start).encode() + b"\n")
+            self._receive_all()  # all have started, so connecting waits for no dead rank
             self.collective = connect(Shard(0, self.size), config.device, self._memory, store)
-            self._watch.collective = self.collective
+            self._processes.collective = self.collective
         except BaseException:
             self.close()
             raise
 
-    def sync_kv_capacity(self, weights_digest: str, room: KVCapacity) -> KVCapacity:
+    def sync_kv_capacity(self, weights_digest: str, capacity: KVCapacity) -> KVCapacity:
         """See Workers."""
-        answers = self._collect()
+        answers = self._receive_all()
         for rank, answer in answers.items():
             if answer["weights_digest"] != weights_digest:
                 raise ModelError(
                     f"rank {rank} has loaded other weights than rank 0: the model's directory must "
                     "be the same for all, and must not change while they start"
                 )
-        lengths, blocks = zip(room, *(answer["room"] for answer in answers.values()), strict=True)
-        least = min(lengths), min(blocks)
-        self._watch.tell(json.dumps(least).encode() + b"\n")
-        return least
+        of_workers = [KVCapacity(*answer["capacity"]) for answer in answers.values()]
+        common = KVCapacity(*map(min, zip(capacity, *of_workers, strict=True)))
+        self._processes.send(json.dumps(common).encode() + b"\n")
+        return common
 
-    def share(self, size: int) -> Tensor:
+    def allocate(self, nbytes: int) -> Tensor:
         """See Workers."""
-        return self._memory.take(size)
+        return self._memory.allocate(nbytes)
 
-    def ready(self) -> None:
+    def wait_until_ready(self) -> None:
         """See Workers."""
-        self._collect()
+        self._receive_all()
 
-    def _collect(self) -> dict[int, Any]:
-        """One answer of every other rank."""
+    def _receive_all(self) -> dict[int, Any]:
+        """One answer of each worker, by rank."""
         answers: dict[int, Any] = {}
         while len(answers) < self.size - 1:
-            found = self._watch.answers.get()
-            if found is None:
-                raise self._watch.cause
-            answers[found[0]] = found[1]
+            received = self._processes.answers.get()
+            if received is None:
+                raise self._processes.cause
+            rank, answer = received
+            answers[rank] = answer
         return answers
 
     @contextlib.contextmanager
-    def step(self, sizes: tuple[int, ...]) -> Iterator[None]:
-        """Has the other ranks compute a step that stands in the shared memory, while its body
-        computes this rank's part. A body that fails leaves ranks that cannot go on."""
-        self.check()
+    def execute(self, sizes: StepSizes) -> Iterator[None]:
+        """Has the workers compute their parts of the step in shared memory while the body computes
+        this rank's. If the body fails, the ranks are out of step, so all of them end."""
+        self.check_health()
         try:
-            self._watch.tell(SIZES.pack(*sizes))
+            self._processes.send(SIZES.pack(*sizes))
             yield
         except BaseException as error:
-            lost = isinstance(error, RuntimeError | OSError) and self._watch.failed.wait(END_S)
-            self._watch.fail(EngineDeadError("a step has failed, so the ranks of its engine ended"))
+            lost = isinstance(error, RuntimeError | OSError) and self._processes.failed.wait(
+                END_TIMEOUT_S
+            )
+            self._processes.fail(
+                EngineDeadError("a step has failed, so the ranks of its engine ended")
+            )
             self.close()
             if lost:
-                raise self._watch.cause from error
+                raise self._processes.cause from error
             raise
 
-    def check(self) -> None:
+    def check_health(self) -> None:
         """Raises EngineDeadError if a rank has died."""
-        if self._watch.failed.is_set():
-            raise self._watch.cause
+        if self._processes.failed.is_set():
+            raise self._processes.cause
 
     def close(self) -> None:
-        """Ends the other ranks, and waits until they are gone."""
+        """Ends the workers, and waits until they are gone."""
         if self._end.alive:
             self._end()
             self._memory.close()
             torch.set_num_threads(self._threads)
 
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the other ranks, in order."""
-        return [process.pid for process in self._watch.processes]
 
-
-class _Watch:
-    """The worker processes and their answers. Holds no reference to the WorkerGroup."""
+class _WorkerProcesses:
+    """The processes and their answers. Holds no reference to the WorkerGroup, which may be garbage
+    collected while a thread here listens."""
 
     def __init__(self, size: int, memory: int, threads: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="s1engine-")
@@ -178,7 +175,7 @@ class _Watch:
         self.collective: Collective | None = None
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
-        self._lost = 0
+        self._num_lost = 0
         self._closing = False
         for rank in range(1, size):
             self._spawn(rank, size, memory, threads)
@@ -203,13 +200,13 @@ class _Watch:
         )
         theirs.close()
 
-    def tell(self, data: bytes) -> None:
-        """The same to all ranks."""
+    def send(self, data: bytes) -> None:
+        """The same bytes to all workers."""
         for connection in self._sockets:
             connection.sendall(data)
 
     def _listen(self, rank: int) -> None:
-        """Takes answers of a rank until it ends, and finds out why it has."""
+        """Receives answers of a worker until it ends, then finds the cause of its end."""
         connection, process = self._sockets[rank - 1], self.processes[rank - 1]
         with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as lines:
             for line in lines:
@@ -218,15 +215,15 @@ class _Watch:
                     self.fail(_error(rank, answer))
                 self.answers.put((rank, answer))
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_S)
+            process.wait(END_TIMEOUT_S)
         with self._lock:
-            self._lost += process.returncode == LOST
-            all_lost = self._lost == len(self.processes)
-        if process.returncode != LOST or all_lost:  # else another rank's end is the cause
-            self.fail(EngineDeadError(f"rank {rank} of the model {_fate(process.returncode)}"))
+            self._num_lost += process.returncode == LOST_RANK
+            all_lost = self._num_lost == len(self.processes)
+        if process.returncode != LOST_RANK or all_lost:  # else another rank's end is the cause
+            self.fail(EngineDeadError(f"rank {rank} of the model {_ending(process.returncode)}"))
 
     def fail(self, cause: Exception) -> None:
-        """Ends everything, unless it is ending already; the first cause counts."""
+        """Ends all workers, unless they are ending already. The first cause is kept."""
         with self._lock:
             if self._closing or self.failed.is_set():
                 return
@@ -239,7 +236,7 @@ class _Watch:
             self.collective.abort()
 
     def close(self) -> None:
-        """Lets all ranks end, and waits for them."""
+        """Lets all workers end, and waits for them."""
         with self._lock:
             self._closing = True
             self.failed.set()
@@ -248,18 +245,19 @@ class _Watch:
                 connection.shutdown(socket.SHUT_WR)
         for process in self.processes:
             try:
-                process.wait(END_S)
+                process.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
         for listener in self._listeners:
-            listener.join(END_S)
+            listener.join(END_TIMEOUT_S)
         for connection in self._sockets:
             connection.close()
         self._folder.cleanup()
 
 
 def _error(rank: int, answer: dict[str, Any]) -> Exception:
+    """The error that a worker reports."""
     message = f"rank {rank}: {answer['error']}"
     match answer["kind"]:
         case "RequestError":
@@ -269,15 +267,15 @@ def _error(rank: int, answer: dict[str, Any]) -> Exception:
     return EngineDeadError(message)
 
 
-def _fate(status: int | None) -> str:
+def _ending(status: int | None) -> str:
     if status is None:
         return "has closed its connection"
     return f"was killed by signal {-status}" if status < 0 else f"has ended with status {status}"
 
 
 def connect(shard: Shard, device: str, memory: SharedMemory, store: str) -> Collective:
-    """What the ranks of a model on that device add up with; all call this. ``store`` is the path of
-    a file, empty at first."""
+    """The Collective of the ranks on that device; all ranks call this. ``store`` is the path of a
+    file, empty at first."""
     if device == "cpu":
-        return SharedCollective(shard, memory.take(SharedCollective.memory_bytes(shard.size)))
+        return SharedCollective(shard, memory.allocate(SharedCollective.memory_bytes(shard.size)))
     return NcclCollective(shard, store)

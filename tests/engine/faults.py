@@ -48,7 +48,11 @@ def install(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(_core.Scheduler, "add", add_then_fail)
     before(_core.Scheduler, "add", adding)
-    before(LLMEngine, "_admit", lambda _, sample, __: sample.live_request.request.priority == SEAT)
+    before(
+        LLMEngine,
+        "_new_request",
+        lambda _, sample, __: sample.live_request.request.priority == SEAT,
+    )
     before(
         OutputProcessor,
         "_process_one",

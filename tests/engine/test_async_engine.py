@@ -120,7 +120,7 @@ def test_end_thinking_reaches_a_live_request() -> None:
 
 def test_a_failing_step_ends_all_streams_and_health(caplog: pytest.LogCaptureFixture) -> None:
     async def test(engine: AsyncLLMEngine) -> None:
-        def fail() -> None:
+        def fail(step: Any) -> Any:
             raise RuntimeError("the device is gone")
 
         assert engine.healthy

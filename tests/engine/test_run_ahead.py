@@ -13,6 +13,7 @@ from s1engine.errors import ModelError, RequestError
 from s1engine.outputs import Chunk, CompletionOutput, RequestOutput
 from s1engine.runner.cuda_graph import MAX_DEVICE_ROWS, CudaGraphRunner, buckets
 from s1engine.runner.device_batch import DeviceBatchFormat
+from s1engine.runner.model_runner import ModelRunner
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 QUESTIONS = ["a=3 b=a+4 c=b*2 c?", "q=1 w=q*7 e=w-5 e?", "x=2 x?"]
@@ -28,6 +29,12 @@ def ahead(request: pytest.FixtureRequest) -> LLM:
         max_num_batched_tokens=256,
         run_ahead=request.param,
     )
+
+
+def graphs_of(llm: LLM) -> CudaGraphRunner:
+    assert isinstance(llm.engine.runner, ModelRunner)
+    assert llm.engine.runner.multi_step is not None
+    return llm.engine.runner.multi_step
 
 
 @st.composite
@@ -72,9 +79,9 @@ def test_outputs_are_those_of_single_steps(
 ) -> None:
     chats = [[{"role": "user", "content": question}] for question, _ in asked]
     params = [p for _, p in asked]
-    launches = ahead.engine.runner.multi_step._launches  # type: ignore[union-attr]
+    launches = graphs_of(ahead).num_launches
     got = ahead.chat(chats, params, progress=False)
-    event(f"ran: {ahead.engine.runner.multi_step._launches > launches}")  # type: ignore[union-attr]
+    event(f"multi-step: {graphs_of(ahead).num_launches > launches}")
     for one, found, wanted in zip(
         params, got, llm.chat(chats, params, progress=False), strict=True
     ):
@@ -125,7 +132,7 @@ def test_the_host_has_the_last_word(ahead: LLM) -> None:
     while thought < 5:
         engine.step()
         thought = engine.scheduler.collect_output_dict(sequence)["thinking_tokens"]
-    assert engine.runner.multi_step.in_flight  # type: ignore[union-attr]
+    assert graphs_of(ahead).in_flight
     assert engine.end_thinking("ended")
     assert engine.abort("aborted") is not None
     add("new")

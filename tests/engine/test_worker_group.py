@@ -42,7 +42,7 @@ def runner_of(llm: LLM) -> ModelRunner:
 def pids_of(llm: LLM) -> list[int]:
     ranks = runner_of(llm)._worker_group
     assert ranks is not None
-    return ranks.pids
+    return [process.pid for process in ranks._processes.processes]
 
 
 def is_gone(pid: int) -> bool:
@@ -71,7 +71,7 @@ def pair() -> Iterator[LLM]:
     ranks = runner_of(llm)._worker_group
     yield llm
     llm.close()
-    assert ranks is not None and [p.returncode for p in ranks._watch.processes] == [0]
+    assert ranks is not None and [p.returncode for p in ranks._processes.processes] == [0]
     assert is_gone(pid)
     with pytest.raises(EngineDeadError):
         llm.chat([{"role": "user", "content": "x=2 x?"}], progress=False)

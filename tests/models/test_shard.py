@@ -15,8 +15,9 @@ from s1engine.errors import RequestError
 from s1engine.models import ModelConfig, load_decoder
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.collective import SharedCollective
-from s1engine.models.shard import Shard, check
+from s1engine.models.shard import Shard, check_tensor_parallel, tensor_parallel_sizes
 from s1engine.ops.torch_ops import TorchOps
+from s1engine.plan.placement import MAX_RANKS, footprint, rank_counts
 from tests.models.harness import Rows
 from tests.models.rank_threads import on_ranks
 from tests.tiny_models import make_model
@@ -123,16 +124,34 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do() -> None:
     with pytest.raises(
         RequestError, match=r"3 does not divide 12 .* use one of 1, 2, 4$"
     ) as caught:
-        check(model, 3)
+        check_tensor_parallel(model, 3)
     assert caught.value.param == "tensor_parallel_size"
 
 
 def fits(model: ModelConfig, size: int) -> bool:
     try:
-        check(model, size)
+        check_tensor_parallel(model, size)
     except RequestError:
         return False
     return True
+
+
+@given(sharded_models())
+def test_the_plan_accepts_what_the_engine_accepts(drawn: tuple[ModelConfig, int]) -> None:
+    """Also fewer KV heads than ranks, which are replicated, and not an inner size that the ranks
+    do not divide."""
+    model, size = drawn
+    odd = replace(model, intermediate_size=size * model.intermediate_size + 1)
+    for one in (model, odd):
+        sizes = tensor_parallel_sizes(one, MAX_RANKS)
+        assert sizes == [n for n in range(1, MAX_RANKS + 1) if fits(one, n)] == rank_counts(one)
+    assert size in rank_counts(model) and (size == 1 or size not in rank_counts(odd))
+    copies = max(size // model.num_kv_heads, 1)
+    foot = footprint(model, torch.bfloat16, ranks=size)
+    assert foot.kv_bytes_per_token == copies * model.kv_bytes_per_token(torch.bfloat16)
+    if size > 1:
+        with pytest.raises(RequestError, match="tensor_parallel_size"):
+            footprint(odd, torch.bfloat16, ranks=size)
 
 
 def test_equal_weights_have_one_fingerprint_and_others_another(tmp_path: Path) -> None:

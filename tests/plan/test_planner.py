@@ -16,6 +16,7 @@ from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.fp8_layout import Fp8Layout
+from s1engine.models.weight_bytes import weight_bytes
 from s1engine.plan import options as plan_options
 from s1engine.plan.hardware import GPUS
 from s1engine.plan.options import PlanOptions
@@ -37,7 +38,6 @@ from s1engine.plan.workload import (
     plan_requests,
     read_trace,
 )
-from s1engine.runner.memory import weight_bytes
 from tests.plan.machines import LinearTimeModel, placed
 from tests.shared_data import shared_file
 
@@ -65,7 +65,7 @@ def test_weight_formats_save_memory() -> None:
     model, plain = shape("32B"), on("H200", "32B").footprint
     for weights in ("int8", "int4", "fp8"):
         foot = on("H200", "32B", weights=weights).footprint
-        wanted = weight_bytes(model, model.torch_dtype, weights)  # as the engine counts
+        wanted = weight_bytes(model, model.torch_dtype, weights).total  # as the engine counts
         assert foot.weight_bytes == pytest.approx(wanted, rel=1e-6)
     fp8 = on("H200", "32B", weights="fp8").footprint
     assert plain.layer_bytes == pytest.approx(2 * fp8.layer_bytes, rel=1e-3)

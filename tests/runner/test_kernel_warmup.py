@@ -22,7 +22,7 @@ from s1engine.bench.shapes import shape
 from s1engine.models.loader import random_decoder
 from s1engine.ops.compile_ahead import compiled_ahead
 from s1engine.ops.triton_ops import TritonOps
-from s1engine.runner.kernel_warmup import _sampling, _step, compile_kernels
+from s1engine.runner.kernel_warmup import compile_kernels, dummy_sampling, dummy_step
 from s1engine.runner.kv_cache import KVCache
 from tests.kernels import fake_gpu
 
@@ -36,7 +36,7 @@ cache = KVCache(model, num_blocks=4, block_size=64, dtype=torch.bfloat16, device
 
 
 def step(rows, longest):
-    meta = _step(rows, longest, 64, torch.device("cpu"))
+    meta = dummy_step(rows, longest, 64, torch.device("cpu"))
     hidden = decoder.forward(meta.positions, cache.layers, meta)
     return decoder.logits(hidden[:rows].contiguous(), VOCAB)
 
@@ -51,7 +51,7 @@ with torch.inference_mode(), compiled_ahead(progress=False):
     for rows in range(1, SEQS + 1):
         for longest in (1, rng.randint(2, 20), rng.randint(21, 300)):
             logits = step(rows, longest)
-            decoder.ops.sample(logits, _sampling(logits, longest % 2 > 0, longest % 3 > 0))
+            decoder.ops.sample(logits, dummy_sampling(logits, longest % 2 > 0, longest % 3 > 0))
 print(in_time, *compiled[before + in_time :])
 """
 

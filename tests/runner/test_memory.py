@@ -14,13 +14,13 @@ from s1engine.ops import Ops
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.runner.memory import GIB, plan_memory
-from s1engine.runner.model_runner import largest_step
-from s1engine.runner.resolved_config import resolve_config
+from s1engine.runner.model_runner import run_largest_step
+from s1engine.runner.resolved_config import ResolvedConfig, resolve_config
 
 NANO = ModelConfig.from_dir(BUNDLED_MODEL)
 
 
-def resolved(**options: object) -> EngineConfig:
+def resolved(**options: object) -> ResolvedConfig:
     return resolve_config(EngineConfig(device="cpu", **options))  # type: ignore[arg-type]
 
 
@@ -40,10 +40,10 @@ def test_too_little_memory_names_what_would_fit() -> None:
 
 
 @pytest.mark.parametrize("ops", [CpuOps(), TorchOps()])
-def test_the_largest_step_is_one_that_the_engine_could_take(ops: Ops) -> None:
+def test_the_run_largest_step_is_one_that_the_engine_could_take(ops: Ops) -> None:
     config = resolved(max_num_seqs=5, max_num_batched_tokens=70)
     decoder = make_decoder(NANO, config, ops)
-    logits = largest_step(decoder, config, vocab_limit=30)
+    logits = run_largest_step(decoder, config, vocab_limit=30)
     assert logits.shape == (5, 30) and bool(logits.isfinite().all())
     torch.testing.assert_close(logits, logits[:1].expand(5, -1))
 

@@ -67,7 +67,7 @@ def test_a_failed_engine_is_unhealthy_and_ends_what_is_open() -> None:
     async def main() -> None:
         async with server() as (engine, client):
 
-            def fail() -> Any:
+            def fail(step: Any) -> Any:
                 raise RuntimeError("the device is gone")
 
             async with client.stream(

@@ -1,0 +1,98 @@
+"""What engine and runner exchange: one ``SchedulerOutput`` in, one ``ModelRunnerOutput`` out.
+
+Owns no buffers. The rows and tokens of a step stand in the runner's own batch buffers, where the
+C++ scheduler writes them (``Scheduler.schedule``), so nothing of them is copied into these objects.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from s1engine.outputs import RowLogprobs
+from s1engine.runner.device_batch import DeviceBatchBuffer
+from s1engine.runner.input_batch import InputBatch
+from s1engine.sampling_params import NO_PENALTIES, SamplingParams
+
+
+@dataclass(slots=True)
+class NewRequest:
+    """A sequence that entered the persistent batch in this step."""
+
+    req_index: int
+    params: SamplingParams
+    seed: int
+    token_ids: list[int]  # prompt, and what was generated before a preemption
+    prompt_len: int
+
+    @property
+    def needs_single_step(self) -> bool:
+        """Is it sampled by rules that only a single step applies: bias, penalties,
+        log-probabilities?"""
+        params = self.params
+        return bool(
+            params.logit_bias or params.penalties != NO_PENALTIES or params.logprobs is not None
+        )
+
+
+@dataclass(slots=True)
+class SchedulerOutput:
+    """One step, besides the batch that the scheduler has written into the runner's buffers."""
+
+    new_requests: list[NewRequest]
+    appended: tuple[np.ndarray, np.ndarray] | None = None
+    """req_index and id [n] int32 of every token appended since the step before; for penalties."""
+    allowed_tokens: dict[int, np.ndarray] = field(default_factory=dict)
+    """By req_index, [V] bool: the ids that a grammar allows next. Other rows are free."""
+    has_structured_output: bool = False
+    """Does a sequence follow a grammar now, or later on?"""
+    device_batch: DeviceBatchBuffer | None = None
+    """Rows of a multi-step decode, written by ``Scheduler.begin_multi_step``; None: one step."""
+    num_steps: int = 1
+
+
+@dataclass(slots=True)
+class ModelRunnerOutput:
+    """What the device sampled."""
+
+    token_ids: np.ndarray
+    """Of one step [n] int64, a token for each row that samples; of a multi-step decode [steps,
+    rows] int32, NO_TOKEN where a row decided nothing."""
+    logprobs: dict[int, RowLogprobs] = field(default_factory=dict)
+    """By req_index, where asked for."""
+    recorded_now: bool = False
+    """The step was recorded or compiled as well, so it took longer than others of its size."""
+
+
+class Runner(Protocol):
+    """What an engine needs of a runner. The runner owns all buffers; the scheduler writes into
+    ``batch.core`` and into device batches, between the runner's calls."""
+
+    batch: InputBatch
+    max_model_len: int
+    num_blocks: int
+    max_steps: int  # of one launch of a multi-step decode; 1: the host decides every step
+
+    def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        """Computes the step in ``batch`` and samples its rows."""
+
+    def device_batch(self, num_rows: int) -> DeviceBatchBuffer | None:
+        """Buffers for a multi-step decode of so many rows; None: only single steps cover them."""
+
+    def begin_multi_step(self, step: SchedulerOutput) -> None:
+        """Launches the first ``num_steps`` steps of ``step.device_batch``; waits for nothing."""
+
+    def extend_multi_step(self, num_steps: int) -> None:
+        """Launches further steps of the same rows, before the earlier ones are collected."""
+
+    def collect(self) -> ModelRunnerOutput:
+        """Waits for the oldest launch that is in flight."""
+
+    def check_health(self) -> None:
+        """Raises EngineDeadError if a step cannot be computed any more."""
+
+    def profile_step_costs(self) -> list[tuple[int, float]]:
+        """Points (tokens, seconds) of a line: how long steps take. Before the first step only."""
+
+    def close(self) -> None:
+        """Ends processes that belong to it. No step may follow."""
