@@ -1,4 +1,4 @@
-"""Former name of ``python -m s1engine.training.curate``."""
+"""Earlier name of ``python -m s1engine.training.curate``."""
 
 import sys
 

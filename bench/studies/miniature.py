@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from s1engine.training import miniature
-from s1engine.training.examples import miniature_pipeline, miniature_report
+from s1engine.training.examples.miniature_pipeline import run_miniature
+from s1engine.training.examples.miniature_report import write_report
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run it all; table and figure go to ``args.out``."""
-    result = miniature_pipeline.run_miniature(miniature.sizes_of(args), args.out)
-    miniature_report.write(result, args.out)
+    result = run_miniature(miniature.parse_sizes(args), args.out)
+    write_report(result, args.out)
     return result
 
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from s1engine.training.sft import model as models
-from s1engine.training.sft.distributed import Ranks, joined
-from s1engine.training.sft.optimizer import make_optimizer
+from s1engine.training.sft.distributed import DistributedContext, init_distributed
+from s1engine.training.sft.model import load_architecture, load_model
+from s1engine.training.sft.optimizer import create_optimizer
 from s1engine.training.sft.packing import efficiency, pack, schedule
-from s1engine.training.sft.samples import Sample
+from s1engine.training.sft.samples import TokenizedSample
 from s1engine.training.sft.sft_config import SftConfig
 from s1engine.training.sft.trainer import Trainer
 
@@ -58,13 +58,15 @@ def packing(histogram: Path) -> dict[str, Any]:
     return shares
 
 
-def make_samples(count: int, vocabulary: int, longest: int, seed: int) -> list[Sample]:
+def make_samples(count: int, vocabulary: int, longest: int, seed: int) -> list[TokenizedSample]:
     """Random tokens, with lengths distributed like s1K's: few short ones, most in the upper
     half."""
     rng = random.Random(seed)
     sizes = [max(8, int(longest * rng.betavariate(4, 3))) for _ in range(count)]
     return [
-        Sample(tuple(rng.randrange(vocabulary) for _ in range(size)), size // 5, f"sample {i}")
+        TokenizedSample(
+            tuple(rng.randrange(vocabulary) for _ in range(size)), size // 5, f"sample {i}"
+        )
         for i, size in enumerate(sizes)
     ]
 
@@ -72,10 +74,10 @@ def make_samples(count: int, vocabulary: int, longest: int, seed: int) -> list[S
 class PlainLoop:
     """Padded batches through transformers' forward pass."""
 
-    def __init__(self, config: SftConfig, samples: Sequence[Sample], batch: int) -> None:
+    def __init__(self, config: SftConfig, samples: Sequence[TokenizedSample], batch: int) -> None:
         torch.manual_seed(config.seed)
         self.model: Any = AutoModelForCausalLM.from_config(
-            models.hf_config(config), dtype=torch.float32, attn_implementation="sdpa"
+            load_architecture(config), dtype=torch.float32, attn_implementation="sdpa"
         ).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate)
         order = random.Random(0).sample(list(samples), len(samples))
@@ -95,7 +97,7 @@ class PlainLoop:
             yield sum(len(sample.ids) for sample in batch)
 
 
-def _padded(batch: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
+def _padded(batch: Sequence[TokenizedSample]) -> tuple[Tensor, Tensor, Tensor]:
     width = max(len(sample.ids) for sample in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.int64)
     labels = torch.full((len(batch), width), -100)
@@ -107,11 +109,13 @@ def _padded(batch: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, labels
 
 
-def ours(config: SftConfig, samples: Sequence[Sample], ranks: Ranks) -> Trainer:
+def ours(
+    config: SftConfig, samples: Sequence[TokenizedSample], ranks: DistributedContext
+) -> Trainer:
     """The trainer's step over the same samples."""
-    model = models.load(config, ranks)
+    model = load_model(config, ranks)
     steps = schedule([len(sample.ids) for sample in samples], config)
-    return Trainer(config, ranks, samples, steps, model, make_optimizer(model, config))
+    return Trainer(config, ranks, samples, steps, model, create_optimizer(model, config))
 
 
 def _ours_epoch(trainer: Trainer) -> Iterator[int]:
@@ -143,7 +147,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     mean = sum(len(sample.ids) for sample in samples) / len(samples)
     plain = PlainLoop(config, samples, batch=max(1, round(args.block_size / mean)))
     rates: dict[str, list[float]] = {"s1engine": [], "transformers": []}
-    with joined(args.threads) as ranks:
+    with init_distributed(args.threads) as ranks:
         trainer = ours(config, samples, ranks)
         _rate(_ours_epoch(trainer)), _rate(plain.epoch())  # warm-up
         for _ in range(args.rounds):

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive at most: counted op by op, so the same on every machine."""
+"""Peak of live tensor bytes, counted op by op, so it is the same on every machine."""
 
 import weakref
 from collections.abc import Callable
@@ -10,20 +10,19 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts while active; tensors made before count once ``watch`` was told of them or an op has
-    touched them.
+    """Counts while active. Older tensors count after ``watch`` or after an op has used them.
 
-    FSDP shrinks storages without an op. Their last known size is then too large, so the sizes are
-    read again whenever the sum of the known ones would make a new peak.
+    FSDP shrinks storages without an op, so a remembered size may be too large. All sizes are read
+    again before a new peak is recorded.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._alive: dict[int, Any] = {}  # weak references to storages
-        self._known: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
         self._total = 0
         self.peak = 0
-        self.at = ""  # the op after which the peak was reached
+        self.peak_op = ""  # the op that reached the peak
 
     def watch(self, *tensors: Any) -> None:
         for tensor in tensors:
@@ -31,18 +30,18 @@ class LiveBytes(TorchDispatchMode):
             storage = local.untyped_storage()
             key = storage._cdata
             if key not in self._alive:
-                self._alive[key] = weakref.ref(storage, lambda _, key=key: self._gone(key))
+                self._alive[key] = weakref.ref(storage, lambda _, key=key: self._remove(key))
             self._set(key, storage.nbytes())
 
     def _set(self, key: int, size: int) -> None:
-        self._total += size - self._known.get(key, 0)
-        self._known[key] = size
+        self._total += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
 
-    def _gone(self, key: int) -> None:
-        self._total -= self._known.pop(key)
+    def _remove(self, key: int) -> None:
+        self._total -= self._sizes.pop(key)
         del self._alive[key]
 
-    def now(self) -> int:
+    def _recount(self) -> int:
         for key, reference in list(self._alive.items()):
             storage = reference()
             if storage is not None:
@@ -56,6 +55,6 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_iter((args, kwargs, out)):
             if isinstance(leaf, torch.Tensor):
                 self.watch(leaf)
-        if self._total > self.peak and self.now() > self.peak:
-            self.peak, self.at = self._total, str(func)
+        if self._total > self.peak and self._recount() > self.peak:
+            self.peak, self.peak_op = self._total, str(func)
         return out

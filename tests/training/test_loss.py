@@ -17,17 +17,17 @@ def test_chunked_equals_plain(tokens: int, vocabulary: int, chunk: int, seed: in
     weight.requires_grad_()
     targets = torch.randint(vocabulary, (tokens,), generator=generator)
     plain = functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
-    wanted = torch.autograd.grad(3 * plain, (hidden, weight))
+    expected = torch.autograd.grad(3 * plain, (hidden, weight))
     low_hidden = hidden.detach().float().requires_grad_()
     low_weight = weight.detach().float().requires_grad_()
     chunked = linear_cross_entropy(low_hidden, low_weight, targets, chunk)
-    found = torch.autograd.grad(3 * chunked, (low_hidden, low_weight))
+    actual = torch.autograd.grad(3 * chunked, (low_hidden, low_weight))
     torch.testing.assert_close(chunked.double(), plain, rtol=1e-5, atol=1e-4)
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_errs_no_more_than_twice_what_plain_bfloat16_does() -> None:
+def test_bfloat16_error_is_at_most_twice_that_of_plain_bfloat16() -> None:
     generator = torch.Generator().manual_seed(0)
     exact_hidden = torch.randn(97, 33, generator=generator)
     exact_weight = torch.randn(151, 33, generator=generator) / 6
@@ -46,5 +46,5 @@ def test_bfloat16_errs_no_more_than_twice_what_plain_bfloat16_does() -> None:
     truth = gradients(torch.float32, None)
     plain = gradients(torch.bfloat16, None)
     chunked = gradients(torch.bfloat16, 16)
-    for exact, low, mine in zip(truth, plain, chunked, strict=True):
-        assert (mine - exact).norm() <= 2 * (low - exact).norm()
+    for exact, low, own in zip(truth, plain, chunked, strict=True):
+        assert (own - exact).norm() <= 2 * (low - exact).norm()

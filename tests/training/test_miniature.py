@@ -1,21 +1,21 @@
-"""s1 in miniature, in miniature: every part runs, and the report says what was found."""
+"""s1 in miniature with a handful of questions: every part runs, and the report is complete."""
 
 from pathlib import Path
 
 import pytest
 
 from s1engine.eval.arithmetic import is_held_out
-from s1engine.training import rows
-from s1engine.training.examples import miniature_pipeline as miniature
-from s1engine.training.examples.miniature_data import base_corpus, domain, pool
-from s1engine.training.examples.miniature_report import table, write
+from s1engine.training.examples import miniature_pipeline
+from s1engine.training.examples.miniature_data import base_corpus, question_domain, question_pool
+from s1engine.training.examples.miniature_report import format_table, write_report
+from s1engine.training.rows import TrainingRow
 
 
-def test_nothing_trained_on_is_asked() -> None:
-    asked = [row["question"] for row in base_corpus(60, 1) if "question" in row]
-    asked += [row.question for row in pool(60, 1)]
-    assert len(asked) > 100 and not any(map(is_held_out, asked))
-    assert pool(60, 1) == pool(60, 1) != pool(60, 2)
+def test_training_questions_are_not_held_out() -> None:
+    questions = [row["question"] for row in base_corpus(60, 1) if "question" in row]
+    questions += [row.question for row in question_pool(60, 1)]
+    assert len(questions) > 100 and not any(map(is_held_out, questions))
+    assert question_pool(60, 1) == question_pool(60, 1) != question_pool(60, 2)
 
 
 @pytest.mark.parametrize(
@@ -29,23 +29,25 @@ def test_nothing_trained_on_is_asked() -> None:
     ],
 )
 def test_domains(question: str, name: str) -> None:
-    assert domain(rows.Row(question)) == name
+    assert question_domain(TrainingRow(question)) == name
 
 
-def test_all_of_it_with_a_handful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, fewer in (("SELECTIONS", ("s1", "longest")), ("WAITS", (1,)), ("BUDGETS", (0, 16))):
-        monkeypatch.setattr(miniature, name, fewer)
-    sizes = miniature.Sizes(pool=20, count=4, base_rows=12, epochs=1, asked=4, threads=1)
-    found = miniature.run_miniature(sizes, tmp_path)
-    assert found["funnel"]["questions"] == 20 and found["funnel"]["chosen"] == 4
-    assert set(found["results"]) == {"base", *miniature.SELECTIONS}
-    asked = [row["run"] for row in found["results"]["s1"]]
-    assert asked == ["without a think block", "budget 0", "budget 16", "no limit", "1 wait"]
-    for row in found["results"]["s1"]:
+        monkeypatch.setattr(miniature_pipeline, name, fewer)
+    sizes = miniature_pipeline.MiniatureSizes(
+        pool=20, count=4, base_rows=12, epochs=1, asked=4, threads=1
+    )
+    report = miniature_pipeline.run_miniature(sizes, tmp_path)
+    assert report["funnel"]["questions"] == 20 and report["funnel"]["chosen"] == 4
+    assert set(report["results"]) == {"base", *miniature_pipeline.SELECTIONS}
+    runs = [row["run"] for row in report["results"]["s1"]]
+    assert runs == ["without a think block", "budget 0", "budget 16", "no limit", "1 wait"]
+    for row in report["results"]["s1"]:
         assert row["accuracy"] == pytest.approx(100 * row["right"].count("1") / 4, abs=0.01)
         if row["run"].startswith("budget"):
             assert row["thinking_tokens"] <= int(row["run"].split()[1])
-    assert found["mean_trace"]["longest"] >= max(found["mean_trace"].values())
-    write(found, tmp_path)
-    assert (tmp_path / "miniature.md").read_text() == table(found)
+    assert report["mean_trace"]["longest"] >= max(report["mean_trace"].values())
+    write_report(report, tmp_path)
+    assert (tmp_path / "miniature.md").read_text() == format_table(report)
     assert (tmp_path / "miniature.png").read_bytes().startswith(b"\x89PNG")

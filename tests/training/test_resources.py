@@ -1,4 +1,4 @@
-"""The plan's memory against tensors counted alive, op by op."""
+"""The memory estimate against counted live tensors."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from s1engine.errors import RequestError
-from s1engine.training.sft import model as models
 from s1engine.training.sft import resources
-from s1engine.training.sft.distributed import Ranks, joined
-from s1engine.training.sft.optimizer import clip_gradients, make_optimizer
+from s1engine.training.sft.distributed import DistributedContext, init_distributed
+from s1engine.training.sft.model import load_model
+from s1engine.training.sft.optimizer import clip_gradients, create_optimizer
 from s1engine.training.sft.packing import PackedRow
-from s1engine.training.sft.samples import Sample
+from s1engine.training.sft.samples import TokenizedSample
 from s1engine.training.sft.sft_config import SftConfig
 from tests.training.live_bytes import LiveBytes
 
@@ -29,9 +29,9 @@ SHAPES: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[Ranks]:
-    with joined(1) as found:
-        yield found
+def distributed() -> Iterator[DistributedContext]:
+    with init_distributed(1) as context:
+        yield context
 
 
 @pytest.mark.parametrize(
@@ -45,19 +45,19 @@ def ranks() -> Iterator[Ranks]:
         ("deep", "bfloat16", True),
     ],
 )
-def test_memory_is_within_15_percent_of_what_is_alive(
-    ranks: Ranks, shape: str, dtype: str, checkpointing: bool
+def test_memory_is_within_15_percent_of_live_tensors(
+    distributed: DistributedContext, shape: str, dtype: str, checkpointing: bool
 ) -> None:
-    """At the second micro-batch of a step, when gradients are there already."""
+    """At the second micro-batch of a step, when gradients exist already."""
     tokens = 96 if shape == "weights" else 192
     config = SftConfig.from_dict({
         "data": ["-"], "out": "-", "tokenizer": "-", "block_size": tokens, "loss_chunk": 64,
         "gradient_checkpointing": checkpointing, "compute_dtype": dtype,
         "architecture": {"model_type": "qwen2", **dict(zip(NAMES, SHAPES[shape], strict=True))},
     })  # fmt: skip
-    model = models.load(config, ranks)
-    optimizer = make_optimizer(model, config)
-    row = PackedRow.make([Sample(tuple(i % 100 for i in range(tokens)), 1, "")])
+    model = load_model(config, distributed)
+    optimizer = create_optimizer(model, config)
+    row = PackedRow.from_samples([TokenizedSample(tuple(i % 100 for i in range(tokens)), 1, "")])
 
     def step() -> None:
         for _ in range(2):
@@ -66,37 +66,37 @@ def test_memory_is_within_15_percent_of_what_is_alive(
         optimizer.step()
         optimizer.zero_grad()
 
-    step()  # makes the optimizer's state
+    step()  # creates the optimizer's state
     counter = LiveBytes()
     counter.watch(*model.parameters())
     counter.watch(*(t for state in optimizer.state.values() for t in state.values()))
     with counter:
         step()
     architecture: Any = model.lm.config
-    held = resources.memory(config, architecture, tokens, 1)
-    assert held.total == pytest.approx(counter.peak, rel=0.15), counter.at
-    shards = held.weights + held.gradients + held.optimizer
-    assert held.total - shards == pytest.approx(counter.peak - shards, rel=0.3), counter.at
+    memory = resources.estimate_memory(config, architecture, tokens, 1)
+    assert memory.total == pytest.approx(counter.peak, rel=0.15), counter.peak_op
+    shards = memory.weights + memory.gradients + memory.optimizer
+    assert memory.total - shards == pytest.approx(counter.peak - shards, rel=0.3), counter.peak_op
 
 
-def test_offloading_the_state_of_a_cpu_is_refused(ranks: Ranks) -> None:
+def test_offloading_the_state_of_a_cpu_is_refused(distributed: DistributedContext) -> None:
     config = SftConfig.read(Path("s1_nano"), offload="state")
     with pytest.raises(RequestError, match="offload"):
-        models.load(config, ranks)
+        load_model(config, distributed)
 
 
-def test_offloaded_activations_change_no_gradient(ranks: Ranks) -> None:
-    """Saved layer inputs wait on the host (here a copy of them), and what comes out is the same."""
+def test_offloaded_activations_change_no_gradient(distributed: DistributedContext) -> None:
+    """Saved layer inputs are copied to host memory and back; the gradients stay the same."""
     architecture = {"model_type": "qwen2", **dict(zip(NAMES, SHAPES["deep"], strict=True))}
-    found = []
+    gradients = []
     for offload in ("none", "activations"):
         config = SftConfig.from_dict({
             "data": ["-"], "out": "-", "tokenizer": "-", "block_size": 64, "offload": offload,
             "compute_dtype": "float32", "architecture": architecture,
         })  # fmt: skip
-        model = models.load(config, ranks)
-        model(PackedRow.make([Sample(tuple(range(64)), 1, "")])).backward()
-        found.append([p.grad.full_tensor() for p in model.parameters()])  # type: ignore
-        held = resources.memory(config, model.lm.config, 64, 1)
-        assert (held.host > 0) == (offload == "activations")
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        model = load_model(config, distributed)
+        model(PackedRow.from_samples([TokenizedSample(tuple(range(64)), 1, "")])).backward()
+        gradients.append([p.grad.full_tensor() for p in model.parameters()])  # type: ignore
+        memory = resources.estimate_memory(config, model.lm.config, 64, 1)
+        assert (memory.host > 0) == (offload == "activations")
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

@@ -1,4 +1,4 @@
-"""Whole runs: equal however the work is split, exact after a kill, and answered with afterwards."""
+"""Whole runs: equal for any split of the work, exact after a kill, usable in the engine."""
 
 import json
 import os
@@ -17,19 +17,20 @@ from safetensors.torch import load_file
 from s1engine import LLM, SamplingParams
 from s1engine.errors import RequestError
 from s1engine.training.rows import write_jsonl
-from s1engine.training.sft import checkpoint_manager as checkpoint
-from s1engine.training.sft import model as models
-from s1engine.training.sft import samples
-from s1engine.training.sft import trainer as sft
-from s1engine.training.sft.distributed import TrainingError, joined
-from s1engine.training.sft.optimizer import make_optimizer
+from s1engine.training.sft.checkpoint_manager import CheckpointManager, run_identity
+from s1engine.training.sft.distributed import TrainingError, init_distributed
+from s1engine.training.sft.model import SftModel, load_model
+from s1engine.training.sft.optimizer import create_optimizer
+from s1engine.training.sft.packing import PackedRow
+from s1engine.training.sft.samples import load_tokenizer, load_training_set
 from s1engine.training.sft.sft_config import SftConfig
-from tests.training.runs import (
+from s1engine.training.sft.trainer import MODEL
+from tests.training.small_runs import (
     FORKS,
     NANO,
     chain_rows,
-    log,
     losses,
+    read_log,
     recipe,
     train_here,
     train_on,
@@ -50,11 +51,11 @@ def whole(folder: Path) -> SftConfig:
 
 
 def weights(config: SftConfig) -> dict[str, torch.Tensor]:
-    return load_file(Path(config.out) / sft.MODEL / "model.safetensors")
+    return load_file(Path(config.out) / MODEL / "model.safetensors")
 
 
 def test_a_run_learns_and_logs_every_step(whole: SftConfig) -> None:
-    rows = log(whole)
+    rows = read_log(whole)
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[0]["learning_rate"] == 0 and rows[1]["learning_rate"] == pytest.approx(1e-3)
@@ -81,7 +82,7 @@ def test_rows_of_unequal_length_weigh_by_their_tokens(whole: SftConfig, folder: 
     assert losses(batch) == pytest.approx(losses(split), rel=1e-5)
 
 
-def test_killed_at_a_random_step_it_goes_on_bit_for_bit(whole: SftConfig, folder: Path) -> None:
+def test_a_killed_run_resumes_bit_for_bit(whole: SftConfig, folder: Path) -> None:
     config = recipe(folder, "killed", packing=False, batch_rows=3)
     die_after = random.Random(os.getpid()).randint(1, 6)
     process = FORKS.Process(target=train_here, args=(config,))
@@ -97,9 +98,9 @@ def test_killed_at_a_random_step_it_goes_on_bit_for_bit(whole: SftConfig, folder
     assert all(torch.equal(a, weights(config)[name]) for name, a in weights(whole).items())
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(whole: SftConfig, folder: Path) -> None:
-    """1 -> 2 -> 1 ranks, each going on from the other's checkpoint. ``epochs`` is fixed from the
-    start, so each part is cut short by removing the newer checkpoints."""
+def test_a_run_resumes_on_another_number_of_ranks(whole: SftConfig, folder: Path) -> None:
+    """2 -> 1 ranks and 1 -> 2, each from the other's checkpoint. ``epochs`` must not change, so the
+    newer checkpoints are removed."""
     config = recipe(folder, "ranks", packing=False, batch_rows=3, keep=9)
     train_on(2, config)
     on_two = losses(config)
@@ -125,7 +126,7 @@ def remove_after(config: SftConfig, step: int) -> None:
             path.rmdir()
 
 
-def test_half_a_checkpoint_is_never_picked_up(folder: Path, whole: SftConfig) -> None:
+def test_an_incomplete_checkpoint_is_ignored(folder: Path, whole: SftConfig) -> None:
     config = recipe(folder, "half", packing=False, batch_rows=3, keep=9)
     train_here(config)
     remove_after(config, 2)
@@ -136,14 +137,14 @@ def test_half_a_checkpoint_is_never_picked_up(folder: Path, whole: SftConfig) ->
     assert losses(config) == losses(whole)
 
 
-def test_another_recipe_does_not_go_on_from_these_checkpoints(whole: SftConfig) -> None:
+def test_another_recipe_cannot_resume_these_checkpoints(whole: SftConfig) -> None:
     changed = SftConfig.from_dict(whole.to_json() | {"learning_rate": 0.5})
     with pytest.raises(RequestError, match="learning_rate"):
         train_here(changed)
 
 
-def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(folder: Path) -> None:
-    """A file size limit stands in for the disk: the writer meets a real error of the system."""
+def test_a_full_disk_ends_the_run_and_keeps_the_last_checkpoint(folder: Path) -> None:
+    """A file size limit acts as the disk, so the writer gets a real system error."""
     config = recipe(folder, "full", packing=False, batch_rows=3)
     process = FORKS.Process(target=train_with_little_disk, args=(config,))
     process.start()
@@ -154,18 +155,18 @@ def test_a_full_disk_ends_the_run_and_spares_the_last_checkpoint(folder: Path) -
 
 
 def train_with_little_disk(config: SftConfig) -> None:
-    publish = checkpoint.Checkpoints._publish
+    publish = CheckpointManager._publish
 
-    def then_little(self: checkpoint.Checkpoints, *args: object) -> None:
+    def publish_then_limit(self: CheckpointManager, *args: object) -> None:
         publish(self, *args)  # type: ignore[arg-type]
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
-    checkpoint.Checkpoints._publish = then_little  # type: ignore[method-assign]
+    CheckpointManager._publish = publish_then_limit  # type: ignore[method-assign]
     with pytest.raises(TrainingError, match=r"last good checkpoint is .*step-00000002"):
         train_here(config)
 
 
-def test_a_rank_that_dies_ends_all_and_leaves_a_good_checkpoint(folder: Path) -> None:
+def test_a_dead_rank_ends_all_and_leaves_a_good_checkpoint(folder: Path) -> None:
     config = recipe(folder, "torchrun", packing=False, batch_rows=3, epochs=500)
     file = folder / "recipe.yaml"
     file.write_text(json.dumps(config.to_json()))
@@ -174,8 +175,8 @@ def test_a_rank_that_dies_ends_all_and_leaves_a_good_checkpoint(folder: Path) ->
         "-m", "s1engine.training.sft", str(file),
     ]  # fmt: skip
     agent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    saved = checkpoint.Checkpoints(Path(config.out), None, {}, 1)  # type: ignore[arg-type]
-    while agent.poll() is None and saved.newest() is None:
+    checkpoints = CheckpointManager(Path(config.out), None, {}, 1)  # type: ignore[arg-type]
+    while agent.poll() is None and checkpoints.newest() is None:
         time.sleep(0.05)
     ranks = children(agent.pid)
     assert sorted(ranks) == ["0", "1"]
@@ -184,19 +185,19 @@ def test_a_rank_that_dies_ends_all_and_leaves_a_good_checkpoint(folder: Path) ->
     assert agent.returncode != 0
     assert "Signal 9 (SIGKILL)" in errors
     assert not [rank for rank, pid in ranks.items() if Path(f"/proc/{pid}").exists()]
-    with joined(1) as alone:
-        data = samples.load(config, samples.load_tokenizer(config))
-        model = models.load(config, alone)
-        wanted = checkpoint.identity(config, data)
-        resumed = checkpoint.Checkpoints(Path(config.out), alone, wanted, 1).resume(
-            model, make_optimizer(model, config)
+    with init_distributed(1) as alone:
+        data = load_training_set(config, load_tokenizer(config))
+        model = load_model(config, alone)
+        identity = run_identity(config, data)
+        resumed = CheckpointManager(Path(config.out), alone, identity, 1).resume(
+            model, create_optimizer(model, config)
         )
     assert resumed >= 2
 
 
 def children(parent: int) -> dict[str, int]:
     """Process ids of torchrun's ranks."""
-    found = {}
+    pids = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             fields = (path / "stat").read_text().rpartition(")")[2].split()
@@ -205,30 +206,30 @@ def children(parent: int) -> dict[str, int]:
             continue
         ranks = [one.removeprefix("RANK=") for one in environment if one.startswith("RANK=")]
         if int(fields[1]) == parent and ranks:
-            found[ranks[0]] = int(path.name)
-    return found
+            pids[ranks[0]] = int(path.name)
+    return pids
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_rows(folder: Path) -> None:
+def test_a_nan_loss_stops_and_names_the_samples(folder: Path) -> None:
     config = recipe(folder, "nan", packing=False, batch_rows=3)
-    original = models.SftModel.forward
+    original = SftModel.forward
 
-    def poisoned(self: models.SftModel, row: models.PackedRow) -> torch.Tensor:
+    def poisoned_forward(self: SftModel, row: PackedRow) -> torch.Tensor:
         bad = float("nan") if row.lengths == [target] else 1.0
         return original(self, row) * bad
 
-    sample = samples.load(config, samples.load_tokenizer(config)).samples[5]
+    sample = load_training_set(config, load_tokenizer(config)).samples[5]
     target = len(sample.ids)
-    models.SftModel.forward = poisoned  # type: ignore[method-assign]
+    SftModel.forward = poisoned_forward  # type: ignore[method-assign]
     try:
         with pytest.raises(TrainingError, match=r"loss nan.*batch: rows-12.jsonl:\d+"):
             train_here(config)
     finally:
-        models.SftModel.forward = original  # type: ignore[method-assign]
+        SftModel.forward = original  # type: ignore[method-assign]
 
 
 def test_the_trained_model_answers_in_the_engine(tmp_path: Path) -> None:
-    """From s1-nano's weights (loaded shard by shard) through a step of training to the engine."""
+    """s1-nano's weights, loaded shard by shard, trained for a step, then loaded by the engine."""
     data = tmp_path / "rows.jsonl"
     write_jsonl(data, chain_rows(8))
     config = recipe(
@@ -237,7 +238,7 @@ def test_the_trained_model_answers_in_the_engine(tmp_path: Path) -> None:
     )  # fmt: skip
     train_here(config)
     assert losses(config)[0] < 0.1, "s1-nano knows this task; its weights did not arrive"
-    llm = LLM(str(Path(config.out) / sft.MODEL), progress=False)
+    llm = LLM(str(Path(config.out) / MODEL), progress=False)
     (output,) = llm.chat(
         [{"role": "user", "content": "k=3 b=k+4 x=b*2 x?"}],
         SamplingParams(temperature=0, max_tokens=100),

@@ -1,1 +1,1 @@
-"""Data curation: the funnel from many questions to a thousand training examples."""
+"""Data curation: the funnel from many questions to 1,000 rows of training data."""

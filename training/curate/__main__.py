@@ -1,4 +1,4 @@
-"""Runs a funnel from its YAML file.
+"""Curate training data: run the funnel of a YAML file.
 
 python -m s1engine.training.curate curate.yaml
 """
@@ -9,24 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s1engine.errors import RequestError
-from s1engine.training.curate import curation_config
+from s1engine.training.curate.curation_config import read_config
 from s1engine.training.curate.pipeline import CHOSEN, curate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; what is wrong is said in one line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "config", type=Path, help="YAML file; see s1engine.training.curate.curation_config"
+    """Command line; errors are one line."""
+    parser = argparse.ArgumentParser(
+        prog="s1engine.training.curate", description=(__doc__ or "").splitlines()[0]
     )
+    help_text = "YAML file; see s1engine.training.curate.curation_config"
+    parser.add_argument("config", type=Path, help=help_text)
     args = parser.parse_args(arguments)
     try:
-        plan = curation_config.read(args.config)
-        curate(plan)
+        curation = read_config(args.config)
+        curate(curation)
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(plan.out / CHOSEN)
+    print(curation.out / CHOSEN)
     return 0
 
 

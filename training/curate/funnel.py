@@ -1,7 +1,7 @@
-"""A funnel: candidates, what each stage dropped and why, as counts, a manifest and a figure.
+"""A funnel: the candidates, and what each stage dropped and why, as counts, manifest and figure.
 
-Knows nothing of what stages look at. Every candidate that ever entered stands in the manifest once,
-with the stage and reason that dropped it, or as kept.
+Does not know what a stage examines. The manifest holds every candidate once: kept, or with the
+stage and reason that dropped it.
 """
 
 import json
@@ -11,75 +11,75 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s1engine.training import rows
+from s1engine.training.rows import Json, TrainingRow, write_jsonl
 
-Verdict = Callable[["Candidate"], str | None]
+RejectReason = Callable[["Candidate"], str | None]
 """Why a candidate is dropped; None keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A question on its way through."""
+    """A question in the funnel."""
 
     id: str
     """First 16 hexadecimal digits of the question's SHA-256."""
     source: str
-    row: rows.Row
+    row: TrainingRow
     facts: dict[str, Any] = field(default_factory=dict)
-    """What stages found out; goes to the manifest."""
+    """Results of stages, written to the manifest."""
 
 
 @dataclass(slots=True)
 class Funnel:
-    """Candidates in order, and the history of those that are gone."""
+    """Candidates in order, and the dropped ones."""
 
     candidates: list[Candidate]
     counts: list[tuple[str, int]] = field(default_factory=list)
-    """Stage and how many it left."""
+    """Stage and number of candidates after it."""
     dropped: list[tuple[Candidate, str, str]] = field(default_factory=list)
     """With stage and reason."""
     verbose: bool = True
 
     def __post_init__(self) -> None:
-        self._count("questions")
+        self._record_count("questions")
 
-    def stage(self, name: str, verdict: Verdict) -> None:
-        """Drops every candidate that ``verdict`` has a reason against."""
+    def apply_stage(self, name: str, reject_reason: RejectReason) -> None:
+        """Drops every candidate with a reason."""
         kept = []
         for candidate in self.candidates:
-            reason = verdict(candidate)
+            reason = reject_reason(candidate)
             if reason is None:
                 kept.append(candidate)
             else:
                 self.dropped.append((candidate, name, reason))
         self.candidates = kept
-        self._count(name)
+        self._record_count(name)
 
-    def _count(self, name: str) -> None:
+    def _record_count(self, name: str) -> None:
         self.counts.append((name, len(self.candidates)))
         if self.verbose:
             print(f"{name:<24}{len(self.candidates):>8,}", file=sys.stderr)
 
-    def manifest(self) -> Iterable[rows.Json]:
-        """One object a candidate: the dropped ones by stage, then those that were kept."""
+    def manifest(self) -> Iterable[Json]:
+        """One object per candidate: the dropped ones by stage, then the kept ones."""
         for candidate, stage, reason in self.dropped:
-            yield _entry(candidate, {"kept": False, "stage": stage, "reason": reason})
+            yield _manifest_entry(candidate, {"kept": False, "stage": stage, "reason": reason})
         for candidate in self.candidates:
-            yield _entry(candidate, {"kept": True})
+            yield _manifest_entry(candidate, {"kept": True})
 
     def save(self, folder: Path) -> None:
         """Writes manifest.jsonl, counts.json and funnel.png."""
-        rows.write_jsonl(folder / "manifest.jsonl", list(self.manifest()))
+        write_jsonl(folder / "manifest.jsonl", list(self.manifest()))
         (folder / "counts.json").write_text(json.dumps(dict(self.counts), indent=1) + "\n")
-        draw(self.counts, folder / "funnel.png")
+        plot_counts(self.counts, folder / "funnel.png")
 
 
-def _entry(candidate: Candidate, fate: Mapping[str, Any]) -> rows.Json:
-    return {"id": candidate.id, "source": candidate.source, **fate, **candidate.facts}
+def _manifest_entry(candidate: Candidate, outcome: Mapping[str, Any]) -> Json:
+    return {"id": candidate.id, "source": candidate.source, **outcome, **candidate.facts}
 
 
-def draw(counts: list[tuple[str, int]], path: Path) -> None:
-    """Bars of what each stage left."""
+def plot_counts(counts: list[tuple[str, int]], path: Path) -> None:
+    """Writes a bar for each stage as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,7 @@
-"""Is an attempt right, and what is a question about: by rules, or by asking a judge model.
+"""Is an attempt correct, and which field is a question about: by rules, or by a judge model.
 
-A judge gives its verdict on its last line. What it says is kept as any answer is; a last line that
-cannot be read counts as no verdict, and the candidate is dropped for want of one.
+A judge gives its verdict on its last line. An unreadable last line counts as no verdict, and the
+candidate is dropped.
 """
 
 from s1engine.eval.grade import extract_answer, is_correct
@@ -26,21 +26,21 @@ that holds one two-digit code only, out of this list of the Mathematics Subject 
 {question}"""
 
 
-def right_by_rules(attempt: str, solution: str) -> bool:
-    """The attempt's final answer against the solution's, or the whole solution where it states no
-    final answer apart."""
+def is_correct_by_rules(attempt: str, solution: str) -> bool:
+    """Compares the attempt's final answer with the solution's, or with the whole solution if it
+    states no final answer."""
     expected = extract_answer(solution) or solution.strip()
     return is_correct(extract_answer(attempt) or attempt.strip(), expected)
 
 
-def verdict(answer: str) -> bool | None:
+def parse_verdict(answer: str) -> bool | None:
     """Yes or No of a judge's last line; None if it is neither."""
     words = _last_line(answer).strip("*.` ").lower()
     return {"yes": True, "no": False}.get(words)
 
 
-def field_code(answer: str) -> str | None:
-    """The two-digit code that ends a judge's last line; None if there is no such field."""
+def parse_field_code(answer: str) -> str | None:
+    """The two-digit code at the end of a judge's last line; None if no such field exists."""
     code = _last_line(answer).strip("*.` ")[-2:]
     return code if code in FIELDS else None
 
@@ -50,8 +50,8 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-def listed_fields() -> str:
-    """The list as a judge reads it."""
+def field_list() -> str:
+    """All fields as a judge reads them."""
     return "\n".join(f"{code} {name}" for code, name in FIELDS.items())
 
 

@@ -1,8 +1,8 @@
-"""Asking models about many questions at once, each answer kept the moment it comes.
+"""Answers of a model to many questions at once; each answer is saved as soon as it arrives.
 
-Answers stand in a JSON lines file, one for each model and purpose, by question id. Whoever asks
-again is asked only what is missing, so a funnel that was stopped goes on. A failure is kept out of
-the file: the next start tries it again.
+A JSON lines file holds the answers of one model for one purpose, by question id. Only missing
+answers are requested, so an interrupted funnel resumes. Failures are not saved: the next start
+requests them again.
 """
 
 import json
@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from s1engine.eval.backend import Backend, EvalRequest, EvalSample
 from s1engine.sampling_params import SamplingParams
-from s1engine.training import rows
+from s1engine.training.rows import Json, TeacherTrace, write_jsonl
 
-Answers = dict[str, rows.Trace]
+Answers = dict[str, TeacherTrace]
 
 
-def ask_all(
+def collect_answers(
     backend: Backend,
     prompts: Mapping[str, str],
     params: SamplingParams,
@@ -26,9 +26,8 @@ def ask_all(
     *,
     progress: bool = True,
 ) -> tuple[Answers, dict[str, str]]:
-    """Answers and failures by id. ``file`` holds the answers of earlier calls, and afterwards
-    these."""
-    answers = read_answers(file)
+    """Answers and errors by question id. ``file`` keeps the answers between calls."""
+    answers = load_answers(file)
     missing = [name for name in prompts if name not in answers]
     failures: dict[str, str] = {}
     for key, name in enumerate(missing):
@@ -42,43 +41,38 @@ def ask_all(
             if response.error is not None or not response.samples:
                 failures[name] = response.error or "no samples"
             else:
-                answers[name] = split(response.samples[0])
-                line = {
-                    "id": name,
-                    "thinking": answers[name].thinking,
-                    "attempt": answers[name].attempt,
-                }
+                trace = answers[name] = split_thinking(response.samples[0])
+                line = {"id": name, "thinking": trace.thinking, "attempt": trace.attempt}
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
                 out.flush()
             bar.update()
     return {name: answers[name] for name in prompts if name in answers}, failures
 
 
-def split(sample: EvalSample, answer_start: str = "<|im_start|>answer") -> rows.Trace:
-    """Thinking and answer of a sample. A server gives them apart; a trace of our engine, or of a
-    model that spells its delimiters out, is cut at them."""
-    told = sample.segments[0][0] if len(sample.segments) > 1 else ""
+def split_thinking(sample: EvalSample, answer_start: str = "<|im_start|>answer") -> TeacherTrace:
+    """Thinking and answer of a sample. A server returns them separately; a trace with delimiters
+    in its text is split at them."""
+    thinking = sample.segments[0][0] if len(sample.segments) > 1 else ""
     whole = "".join(text for text, _ in sample.segments)
     if answer_start in whole:
-        told = whole.rpartition(answer_start)[0]
-        told = told.rpartition("<|im_start|>think")[2]
+        thinking = whole.rpartition(answer_start)[0]
+        thinking = thinking.rpartition("<|im_start|>think")[2]
     answer = sample.text.rpartition(answer_start)[2]
-    return rows.Trace(told.strip(), answer.strip())
+    return TeacherTrace(thinking.strip(), answer.strip())
 
 
-def read_answers(file: Path) -> Answers:
-    """Answers of earlier calls; a last line that was cut short is dropped from the file."""
-    found: Answers = {}
+def load_answers(file: Path) -> Answers:
+    """Answers of earlier calls; removes a truncated line from the file."""
+    answers: Answers = {}
     if not file.exists():
-        return found
-    lines = file.read_text(encoding="utf-8").split("\n")
-    good: list[rows.Json] = []
-    for line in lines:
+        return answers
+    complete: list[Json] = []
+    for line in file.read_text(encoding="utf-8").split("\n"):
         try:
             row = json.loads(line)
-            found[row["id"]] = rows.Trace(row["thinking"], row["attempt"])
-            good.append(row)
+            answers[row["id"]] = TeacherTrace(row["thinking"], row["attempt"])
+            complete.append(row)
         except (ValueError, KeyError, TypeError):
             continue
-    rows.write_jsonl(file, good)
-    return found
+    write_jsonl(file, complete)
+    return answers

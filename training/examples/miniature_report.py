@@ -1,19 +1,19 @@
-"""The miniature's findings as a table and a figure."""
+"""The miniature's results as a table and a figure."""
 
 import json
 from pathlib import Path
 
-from s1engine.training import rows
+from s1engine.training.rows import Json
 
 
-def table(found: rows.Json) -> str:
-    """Markdown: a row for each way of asking, a column for each model."""
-    names = list(found["results"])
+def format_table(report: Json) -> str:
+    """Markdown: one row per run, one column per model."""
+    names = list(report["results"])
     lines = ["| asked with | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for index, first in enumerate(found["results"][names[0]]):
+    for index, first in enumerate(report["results"][names[0]]):
         cells = []
         for name in names:
-            row = found["results"][name][index]
+            row = report["results"][name][index]
             low, high = row["interval"]
             cells.append(
                 f"{row['accuracy']:.1f} % ({low:.0f} to {high:.0f}), {row['thinking_tokens']:.0f}"
@@ -22,15 +22,15 @@ def table(found: rows.Json) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(found: rows.Json, path: Path) -> None:
-    """Accuracy against mean thinking tokens, a line a model over the budgets, waits as crosses."""
+def plot_accuracy(report: Json, path: Path) -> None:
+    """Accuracy against mean thinking tokens: a line per model over budgets, waits as crosses."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     canvas, axes = pyplot.subplots(figsize=(7.2, 4.4), layout="constrained")
-    for name, all_runs in found["results"].items():
+    for name, all_runs in report["results"].items():
         forced = [row for row in all_runs if row["run"].startswith(("budget", "no limit"))]
         line = axes.plot(
             [row["thinking_tokens"] for row in forced], [row["accuracy"] for row in forced],
@@ -51,8 +51,8 @@ def draw(found: rows.Json, path: Path) -> None:
     pyplot.close(canvas)
 
 
-def write(found: rows.Json, folder: Path) -> None:
+def write_report(report: Json, folder: Path) -> None:
     """Writes miniature.json, miniature.md and miniature.png."""
-    (folder / "miniature.json").write_text(json.dumps(found, indent=1) + "\n")
-    (folder / "miniature.md").write_text(table(found))
-    draw(found, folder / "miniature.png")
+    (folder / "miniature.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / "miniature.md").write_text(format_table(report))
+    plot_accuracy(report, folder / "miniature.png")

@@ -10,12 +10,12 @@
         --batch-tokens 4096 --learning-rate 1e-3 --warmup-steps 50 --curriculum-steps 1 \\
         --tail 5 --checks 2 --threads 2
 
-The first run learns the task; the others are short and even out what it sees little of: the longest
-chains, and checks after "Wait".
+The first run learns the task. The others are short; they train what the first run rarely sees: the
+longest chains, and checks after "Wait".
 
 Reads top to bottom: samples are drawn on the fly (short chains first), batches hold a fixed number
-of tokens, AdamW with warm-up and cosine decay, a look at held-out questions now and then. The same
-seed on the same machine and number of threads gives the same weights.
+of tokens, AdamW has warm-up and cosine decay, held-out questions are evaluated at intervals. The
+same seed on the same machine and number of threads gives the same weights.
 """
 
 import argparse
@@ -35,17 +35,17 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from s1engine.eval.arithmetic import MIN_STEPS, draw_steps, generate, is_held_out, render
 from s1engine.eval.grade import extract_answer
-from s1engine.training.examples import nano_tokenizer
-from s1engine.training.examples.arithmetic_traces import Sample, sample
+from s1engine.training.examples.arithmetic_traces import ChatSample, draw_sample
+from s1engine.training.examples.nano_tokenizer import SPECIAL, build_tokenizer, save_tokenizer
 
 IGNORED = -100
-LONGEST = 16  # steps of a chain: a little beyond what is asked later
+LONGEST = 16  # steps of a chain; questions of users have at most 14
 EMBEDDING_MULTIPLE = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """The whole recipe; the defaults made the bundled weights."""
+class NanoRecipe:
+    """One run; the defaults are the first run of the bundled weights."""
 
     seed: int = 0
     steps: int = 9000
@@ -55,14 +55,14 @@ class Recipe:
     weight_decay: float = 0.01
     clip: float = 1.0
     curriculum_steps: int = 240  # optimizer steps after which chains may be one longer
-    tail: int = 0  # how many shares more the longest chains get
-    checks: int = 0  # samples have up to so many checks, uniformly; 0: as CHECKS weighs them
+    tail: int = 0  # additional shares of the longest chains
+    checks: int = 0  # checks of a sample, uniform up to this; 0: weighted by CHECKS
     evaluate_every: int = 500
     threads: int = 1
 
 
-def make_model(vocab_size: int) -> Qwen2ForCausalLM:
-    """Random weights; embedding rows padded beyond the tokenizer's last id."""
+def create_model(vocab_size: int) -> Qwen2ForCausalLM:
+    """Random weights; the embedding is padded to a multiple of 64 rows."""
     config = Qwen2Config(
         vocab_size=-(-vocab_size // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE,
         hidden_size=128,
@@ -75,16 +75,16 @@ def make_model(vocab_size: int) -> Qwen2ForCausalLM:
         initializer_range=0.06,
         use_sliding_window=False,
         bos_token_id=None,
-        eos_token_id=nano_tokenizer.SPECIAL.index("<|im_end|>"),
-        pad_token_id=nano_tokenizer.SPECIAL.index("<|endoftext|>"),
+        eos_token_id=SPECIAL.index("<|im_end|>"),
+        pad_token_id=SPECIAL.index("<|endoftext|>"),
     )
     return Qwen2ForCausalLM(config)
 
 
 def tokenize(
-    encode: Callable[[str], list[int]], drawn: Sample, rng: random.Random
+    encode: Callable[[str], list[int]], sample: ChatSample, rng: random.Random
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels; a sample to cut loses a random end of its thinking."""
+    """Token ids and labels; a cut sample loses a random end of its thinking."""
     ids: list[int] = []
     labels: list[int] = []
 
@@ -93,32 +93,34 @@ def tokenize(
         ids.extend(tokens)
         labels.extend(tokens if loss else [IGNORED] * len(tokens))
 
-    for piece in drawn.pieces[: drawn.thinking.start]:
+    for piece in sample.pieces[: sample.thinking.start]:
         add(piece.text, piece.loss)
     begin = len(ids)
-    for piece in drawn.pieces[drawn.thinking]:
+    for piece in sample.pieces[sample.thinking]:
         add(piece.text, piece.loss)
-    if drawn.cut:
+    if sample.cut:
         keep = rng.randint(begin, len(ids))
         del ids[keep:], labels[keep:]
         newline = encode("\n")
         if ids[-1:] != newline:
             ids += newline
             labels += [IGNORED] * len(newline)
-    for piece in drawn.pieces[drawn.thinking.stop :]:
+    for piece in sample.pieces[sample.thinking.stop :]:
         add(piece.text, piece.loss)
-    if drawn.cut:  # the delimiter is forced there, not written by the model
+    if sample.cut:  # the engine forces the delimiter there
         answer = encode("<|im_start|>answer\nFinal Answer:")
-        end = len(ids) - len(encode(drawn.pieces[-1].text)) + len(answer)
+        end = len(ids) - len(encode(sample.pieces[-1].text)) + len(answer)
         labels[end - len(answer) : end] = [IGNORED] * len(answer)
     return ids, labels
 
 
-def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids and labels [B, L], endlessly. Chains of a batch differ little in length, so little of it
-    is padding."""
+def batches(
+    recipe: NanoRecipe, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids and labels [B, T] without end. Chains of a batch have similar lengths, so it has little
+    padding."""
     rng = random.Random(recipe.seed)
-    encode = functools.lru_cache(2**16)(tokenizer.encode)  # lines recur, questions hardly do
+    encode = functools.lru_cache(2**16)(tokenizer.encode)  # lines recur, questions rarely do
     step = 0
     while True:
         longest = min(LONGEST, MIN_STEPS + 2 + step // recipe.curriculum_steps)
@@ -129,7 +131,7 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tupl
             steps = draw_steps(rng, rng.randint(max(MIN_STEPS, high - 2), high))
             if is_held_out(render(steps)):
                 continue
-            rows.append(tokenize(encode, sample(rng, steps, recipe.checks), rng))
+            rows.append(tokenize(encode, draw_sample(rng, steps, recipe.checks), rng))
             width = max(width, len(rows[-1][0]))
         pad = tokenizer.pad_token_id
         yield (
@@ -139,8 +141,8 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tupl
         step += 1
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then half a cosine down to zero."""
+def learning_rate(recipe: NanoRecipe, step: int) -> float:
+    """Linear warm-up, then half a cosine down to 0."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     done = (step - recipe.warmup_steps) / max(recipe.steps - recipe.warmup_steps, 1)
@@ -151,7 +153,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 def accuracy(
     model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, count: int = 32
 ) -> float:
-    """Share of held-out questions of ``steps`` steps that greedy decoding answers right."""
+    """Share of held-out questions of ``steps`` steps that greedy decoding answers correctly."""
     questions = generate(1, count, steps, steps)
     chats = [[{"role": "user", "content": q.question}] for q in questions]
     prompts = [
@@ -159,9 +161,9 @@ def accuracy(
         "<|im_start|>think"
         for chat in chats
     ]
-    ids = torch.tensor([tokenizer.encode(prompt) for prompt in prompts])  # all of one length
+    ids = torch.tensor([tokenizer.encode(prompt) for prompt in prompts])  # all of the same length
     model.eval()
-    out = model.generate(  # type: ignore[misc]  # transformers types its self as a protocol
+    out = model.generate(  # type: ignore[misc]  # transformers declares self as a protocol
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,
@@ -174,24 +176,24 @@ def accuracy(
     return sum(right) / count
 
 
-def save(model: Qwen2ForCausalLM, directory: Path) -> None:
+def save_model(model: Qwen2ForCausalLM, directory: Path) -> None:
     """A Hugging Face directory: bf16 weights, greedy generation defaults, the tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
     half = Qwen2ForCausalLM(model.config).bfloat16()
     half.load_state_dict(model.state_dict())
     half.save_pretrained(directory)
-    nano_tokenizer.save(directory)
+    save_tokenizer(directory)
     defaults = {"do_sample": False, "eos_token_id": model.config.eos_token_id}
     (directory / "generation_config.json").write_text(json.dumps(defaults, indent=2) + "\n")
 
 
-def train(recipe: Recipe, out: Path, start: Path | None = None) -> Qwen2ForCausalLM:
-    """Runs the recipe, from the weights in ``start`` if given; the weights so far are saved at each
+def train(recipe: NanoRecipe, out: Path, start: Path | None = None) -> Qwen2ForCausalLM:
+    """Runs the recipe, from the weights in ``start`` if given; saves the weights at each
     evaluation."""
     torch.manual_seed(recipe.seed)
     torch.set_num_threads(recipe.threads)
-    tokenizer = nano_tokenizer.build()
-    model = make_model(len(tokenizer))
+    tokenizer = build_tokenizer()
+    model = create_model(len(tokenizer))
     if start is not None:
         model.load_state_dict(Qwen2ForCausalLM.from_pretrained(start).float().state_dict())
     optimizer = torch.optim.AdamW(
@@ -202,18 +204,20 @@ def train(recipe: Recipe, out: Path, start: Path | None = None) -> Qwen2ForCausa
     with tqdm(range(recipe.steps), unit="step") as bar:
         for step in bar:
             ids, labels = next(stream)
-            loss = optimize(model, optimizer, ids, labels, learning_rate(recipe, step), recipe.clip)
+            loss = train_step(
+                model, optimizer, ids, labels, learning_rate(recipe, step), recipe.clip
+            )
             tokens += ids.numel()
             rate = tokens / max(bar.format_dict["elapsed"], 1e-9)
             bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} tokens/s", refresh=False)
             if (step + 1) % recipe.evaluate_every == 0 or step + 1 == recipe.steps:
                 shares = {n: accuracy(model, tokenizer, n) for n in (2, 6, 11, 16)}
                 bar.write(f"step {step + 1}, loss {loss:.4f}, tokens {tokens}, right {shares}")
-                save(model, out)
+                save_model(model, out)
     return model
 
 
-def optimize(
+def train_step(
     model: Qwen2ForCausalLM,
     optimizer: torch.optim.Optimizer,
     ids: Tensor,
@@ -239,15 +243,15 @@ def main() -> None:
     """Command line: every field of the recipe is a flag."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="directory whose weights to go on from")
-    defaults = Recipe()
-    for name in Recipe.__slots__:
+    parser.add_argument("--start", type=Path, help="directory of the initial weights")
+    defaults = NanoRecipe()
+    for name in NanoRecipe.__slots__:
         default = getattr(defaults, name)
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=type(default), default=default)
     args = vars(parser.parse_args())
     out, start = args.pop("out"), args.pop("start")
-    train(Recipe(**args), out, start)
+    train(NanoRecipe(**args), out, start)
 
 
 if __name__ == "__main__":

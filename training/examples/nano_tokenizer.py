@@ -1,8 +1,8 @@
 """The tokenizer of s1-nano: bytes, the words of its chat format, and s1's delimiters.
 
-Byte-level BPE over all 256 bytes, so that any text can be encoded. Merges exist only inside runs of
-letters: digits, signs, spaces and newlines are always tokens of their own, hence a phrase has the
-same tokens alone and in context, as forcing a phrase requires.
+Byte-level BPE over all 256 bytes, so it encodes any text. Merges exist only inside words: digits,
+signs, spaces and newlines are single tokens. So a phrase has the same tokens alone and in context,
+which forcing a phrase requires.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def build() -> PreTrainedTokenizerFast:
-    """The tokenizer, the same every time."""
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer; always the same."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -48,6 +48,6 @@ def build() -> PreTrainedTokenizerFast:
     )
 
 
-def save(directory: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, the chat template inside the latter."""
-    build().save_pretrained(directory, save_jinja_files=False)
+def save_tokenizer(directory: Path) -> None:
+    """Writes tokenizer.json and tokenizer_config.json, with the chat template in the latter."""
+    build_tokenizer().save_pretrained(directory, save_jinja_files=False)

@@ -1,1 +1,1 @@
-"""Supervised fine-tuning with FSDP2: the model, the rows, the training loop and its checkpoints."""
+"""Supervised fine-tuning with FSDP2: recipe, rows, model, training loop and checkpoints."""

@@ -1,6 +1,6 @@
-"""Command line of the trainer.
+"""Fine-tune a model on reasoning traces.
 
-torchrun --nproc_per_node 8 -m s1engine.training.sft s1_32b_8xh100 --set data=[s1k.jsonl]
+torchrun --nproc_per_node 8 -m s1engine.training.sft s1_32b_8xh100 data=[s1k.jsonl]
 python -m s1engine.training.sft s1_32b_8xh100 --dry-run
 """
 
@@ -15,45 +15,45 @@ import yaml
 
 from s1engine.errors import ModelError, RequestError
 from s1engine.training.sft.distributed import TrainingError
+from s1engine.training.sft.resources import resource_report
 from s1engine.training.sft.sft_config import SftConfig
 from s1engine.training.sft.trainer import train
 
 
 def parse_overrides(given: Sequence[str]) -> dict[str, Any]:
-    """``name=value`` pairs, values as YAML reads them."""
-    found = {}
+    """Fields of ``name=value`` pairs; values are YAML."""
+    fields = {}
     for pair in given:
         name, equals, value = pair.partition("=")
         if not equals:
             raise RequestError(f"--set {pair}: must be name=value", param="set")
-        found[name] = yaml.safe_load(value)
-    return found
+        fields[name] = yaml.safe_load(value)
+    return fields
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("config", type=Path, help="YAML file, or the name of one that ships")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="fields")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    args = parser.parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        prog="s1engine.training.sft", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("config", type=Path, help="YAML file, or the name of a bundled recipe")
+    parser.add_argument("overrides", nargs="*", metavar="name=value", help="fields of the recipe")
+    parser.add_argument("--set", nargs="*", default=[], metavar="name=value", help="the same")
+    parser.add_argument("--dry-run", action="store_true", help="print what the run needs and stop")
+    args = parser.parse_intermixed_args(arguments)
+    rank = os.environ.get("RANK", "0")
     try:
-        config = SftConfig.read(args.config, **parse_overrides(args.set))
+        config = SftConfig.read(args.config, **parse_overrides([*args.overrides, *args.set]))
         if args.dry_run:
-            from s1engine.training.sft.resources import make_plan
-
-            print(make_plan(config))
+            print(resource_report(config))
             return 0
         finished = train(config)
-        if os.environ.get("RANK", "0") == "0":
+        if rank == "0":
             print(finished)
     except (RequestError, ModelError, TrainingError) as error:
-        rank = os.environ.get("RANK", "0")
-        if rank == "0" or not isinstance(error, TrainingError):  # which all ranks raise alike
-            print(
-                f"error: {error}" if rank == "0" else f"error: rank {rank}: {error}",
-                file=sys.stderr,
-            )
+        if rank == "0" or not isinstance(error, TrainingError):  # all ranks raise the same one
+            prefix = "error" if rank == "0" else f"error: rank {rank}"
+            print(f"{prefix}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,7 +1,7 @@
-"""The processes that train together: torchrun's, or this one alone.
+"""The ranks that train together: torchrun's processes, or this process alone.
 
-Alone it is a group of one, so the trainer has one code path. Collectives go over gloo on a CPU and
-over NCCL on GPUs (gloo beside it for tensors in host memory).
+A single process is a group of one, so the trainer has one code path. Collectives use gloo on a CPU
+and NCCL on GPUs (gloo beside it for tensors in host memory).
 """
 
 import os
@@ -15,16 +15,16 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on: its loss is no number, or a checkpoint cannot be written. All ranks
-    raise it together."""
+    """The run cannot continue: its loss is NaN or infinite, or a checkpoint cannot be written. All
+    ranks raise it together."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
-    """This process's place among all of them."""
+class DistributedContext:
+    """This process's rank among all of them."""
 
     rank: int
-    world: int
+    world_size: int
     device: torch.device
     mesh: DeviceMesh
 
@@ -32,27 +32,24 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def barrier(self) -> None:
-        dist.barrier()
+    def all_reduce(self, value: float) -> float:
+        """The sum over the ranks, in float64."""
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return float(total)
 
-    def sum(self, *values: float) -> list[float]:
-        """Each value summed over the ranks, in float64."""
-        together = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(together)
-        return [float(value) for value in together]
-
-    def gather(self, value: object) -> list[object]:
+    def all_gather(self, value: object) -> list[object]:
         """Every rank's value."""
-        found: list[object] = [None] * self.world
-        dist.all_gather_object(found, value)
-        return found
+        values: list[object] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
 
 @contextmanager
-def joined(threads: int = 0) -> Iterator[Ranks]:
-    """Joins the group that torchrun set up, or makes one of this process alone."""
+def init_distributed(threads: int = 0) -> Iterator[DistributedContext]:
+    """Joins torchrun's process group, or creates one of this process alone."""
     cuda = torch.cuda.is_available()
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else None
     if device is not None:
         torch.cuda.set_device(device)
@@ -60,9 +57,9 @@ def joined(threads: int = 0) -> Iterator[Ranks]:
         torch.set_num_threads(threads)
     store = None if "WORLD_SIZE" in os.environ else dist.HashStore()  # type: ignore[attr-defined]
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
-        mesh = init_device_mesh("cuda" if cuda else "cpu", (world,))
-        yield Ranks(rank, world, device or torch.device("cpu"), mesh)
+        mesh = init_device_mesh("cuda" if cuda else "cpu", (world_size,))
+        yield DistributedContext(rank, world_size, device or torch.device("cpu"), mesh)
     finally:
         dist.destroy_process_group()

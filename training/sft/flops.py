@@ -1,4 +1,4 @@
-"""Floating-point operations of training, and what machines can do of them."""
+"""Floating-point operations of training, and the peak of a device."""
 
 import time
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ import torch
 from s1engine.plan.hardware import GPUS
 
 PEAK_TFLOPS = {name: float(gpu.bf16_tflops) for name, gpu in GPUS.items()}
-"""Dense bfloat16 tensor-core peak of the SXM parts, as NVIDIA's data sheets give it."""
+"""Dense bfloat16 tensor-core peak of the SXM parts, from NVIDIA's data sheets."""
 
 
 def matrix_parameters(config: Any) -> int:
-    """Weights that every token is multiplied with: layers and head, not the embedding's rows.
+    """Weights that every token is multiplied with: layers and head, not the embedding table.
 
     Args:
         config: a transformers config of a Llama-like decoder (Qwen2, Qwen3, Llama, Mistral).
@@ -33,11 +33,11 @@ def head_dim(config: Any) -> int:
 
 
 def training_flops(config: Any, lengths: Iterable[float]) -> float:
-    """Operations of forward and backward over samples of these lengths, recomputation not counted
-    (what MFU is defined by).
+    """Operations of forward and backward over samples of these lengths; recomputation is not
+    counted (the definition behind MFU).
 
-    6 a weight and token (PaLM, arXiv 2204.02311, appendix B); causal attention does half of
-    12 * heads * head_dim * n^2 a layer.
+    6 per weight and token (PaLM, arXiv 2204.02311, appendix B); causal attention does half of
+    12 * heads * head_dim * n^2 per layer.
     """
     matrices = matrix_parameters(config)
     width = config.num_hidden_layers * config.num_attention_heads * head_dim(config)
@@ -45,8 +45,8 @@ def training_flops(config: Any, lengths: Iterable[float]) -> float:
 
 
 def peak_flops(device: torch.device) -> float:
-    """Operations per second that MFU is a share of: the data sheet's for a known GPU, else what a
-    matrix product reaches here."""
+    """Operations per second that MFU is a share of: the data sheet's for a known GPU, otherwise
+    measured with a matrix product."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for known, tera in PEAK_TFLOPS.items():

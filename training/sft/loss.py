@@ -1,9 +1,9 @@
 """Cross-entropy of a linear head without the logits of all tokens.
 
-``linear_cross_entropy`` works through chunks of tokens and keeps, instead of logits, the gradients
-it has already worked out: [M, H] for the hidden states and [V, H] in float32 for the weight. At 32k
-tokens and a vocabulary of 152k this is 0.6 GB for a chunk of 1,024 tokens where all logits would
-take 20 GB. On a GPU with liger-kernel installed, its fused kernel does the same.
+``linear_cross_entropy`` processes chunks of tokens. It keeps the gradients instead of the logits:
+[M, H] for the hidden states and [V, H] in float32 for the weight. At 32k tokens and a vocabulary of
+152k, a chunk of 1,024 tokens takes 0.6 GB; all logits would take 20 GB. On a GPU with
+liger-kernel installed, its fused kernel does the same.
 """
 
 from typing import Any
@@ -23,17 +23,17 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk:
         chunk: tokens whose logits exist at once.
     """
     if hidden.is_cuda:
-        fused = _liger()
+        fused = _liger_function()
         if fused is not None:
             loss: Tensor = fused(hidden, weight, targets, reduction="sum")
             return loss.float()
-    function: Any = _ChunkedCrossEntropy  # torch types apply as taking nothing
+    function: Any = _ChunkedCrossEntropy  # torch declares apply() without parameters
     total: Tensor = function.apply(hidden, weight, targets, chunk)
     return total
 
 
-def _liger() -> Any:
-    """liger-kernel's function, None where it is not installed."""
+def _liger_function() -> Any:
+    """liger-kernel's function; None if it is not installed."""
     try:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
     except ImportError:
@@ -42,15 +42,15 @@ def _liger() -> Any:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The gradients are worked out in the forward pass, while a chunk's logits are at hand:
+    """Computes the gradients in the forward pass, while a chunk's logits exist:
     ``d loss / d logits = softmax(logits) - onehot(target)``."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
-        needed = any(ctx.needs_input_grad)
-        d_hidden = torch.empty_like(hidden) if needed else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if needed else None
+        needs_grad = any(ctx.needs_input_grad)
+        d_hidden = torch.empty_like(hidden) if needs_grad else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
         for begin in range(0, len(hidden), chunk):
             part = slice(begin, begin + chunk)
             logits = (hidden[part] @ weight.T).float()  # [chunk, V]
@@ -62,7 +62,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             low = grad.to(hidden.dtype)
             d_hidden[part] = low @ weight
             d_weight += low.T @ hidden[part]
-        if needed:
+        if needs_grad:
             ctx.save_for_backward(d_hidden, d_weight)
             ctx.weight_dtype = weight.dtype
         return total

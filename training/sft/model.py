@@ -1,7 +1,7 @@
 """The model to train: a transformers decoder with packed attention and the chunked loss, sharded.
 
-Weights are float32 shards (FSDP2, one unit a decoder layer); forward and backward run in the
-compute type, gradients are summed in float32.
+Weights are float32 shards (FSDP2, one unit per decoder layer). Forward and backward run in the
+compute dtype; gradients are summed in float32.
 """
 
 from contextlib import nullcontext
@@ -32,12 +32,12 @@ from transformers import (
 from s1engine.errors import ModelError, RequestError
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.loader import resolve_model
-from s1engine.training.sft.distributed import Ranks
+from s1engine.training.sft.distributed import DistributedContext
 from s1engine.training.sft.loss import linear_cross_entropy
 from s1engine.training.sft.packing import PackedRow
 from s1engine.training.sft.sft_config import SftConfig
 
-PACKED = "s1engine_packed"
+PACKED_ATTENTION = "s1engine_packed"  # its name in transformers
 
 
 def packed_attention(
@@ -52,8 +52,8 @@ def packed_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each sample of a row: [1, T, Hq, D]. One call a sample, so nothing
-    is spent on pairs of different samples, and no mask exists."""
+    """Causal attention inside each sample of a row: [1, T, Hq, D]. One call per sample, so pairs of
+    different samples cost nothing and no mask exists."""
     parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     out = [
         scaled_dot_product_attention(
@@ -64,12 +64,12 @@ def packed_attention(
     return torch.cat(out, dim=2).transpose(1, 2), None
 
 
-AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, lambda *_, **__: None)
 
 
 class SftModel(nn.Module):
-    """A causal language model whose forward pass is the loss of a row."""
+    """A causal language model whose forward pass returns the loss of a row."""
 
     def __init__(self, lm: nn.Module, config: SftConfig) -> None:
         super().__init__()
@@ -97,34 +97,39 @@ def _head_loss(self: nn.Linear, hidden: Tensor, targets: Tensor, chunk: int) -> 
     return linear_cross_entropy(hidden, self.weight, targets, chunk)
 
 
-def hf_config(config: SftConfig) -> PretrainedConfig:
-    """The architecture, from the recipe or the model's directory, checked for what is supported."""
+def load_architecture(config: SftConfig) -> PretrainedConfig:
+    """The architecture of the recipe or of the model's directory. Raises ModelError if the trainer
+    does not support it."""
     if config.architecture is not None:
         fields = dict(config.architecture)
-        found = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        architecture = AutoConfig.for_model(fields.pop("model_type"), **fields)
     else:
         assert config.model is not None
-        found = AutoConfig.from_pretrained(resolve_model(config.model))
-    kinds = set(getattr(found, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"} or getattr(found, "sliding_window", None):
+        architecture = AutoConfig.from_pretrained(resolve_model(config.model))
+    kinds = set(getattr(architecture, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(architecture, "sliding_window", None):
         raise ModelError("models with sliding-window attention cannot be trained")
-    limit = found.max_position_embeddings
+    limit = architecture.max_position_embeddings
     if config.block_size > limit:
         raise ModelError(f"block_size {config.block_size} exceeds the model's {limit} positions")
-    return found
+    return architecture
 
 
-def build(config: SftConfig, architecture: PretrainedConfig) -> nn.Module:
+def create_meta_model(config: SftConfig, architecture: PretrainedConfig) -> nn.Module:
     """A transformers model without weights (on the meta device)."""
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(
-            architecture, dtype=torch.float32, attn_implementation=PACKED
-        )
-    return prepared(lm, config)
+        return _create_model(config, architecture)
 
 
-def prepared(lm: Any, config: SftConfig) -> nn.Module:
-    """Gives the head its loss, switches checkpointing on, and the model to training."""
+def _create_model(config: SftConfig, architecture: PretrainedConfig) -> nn.Module:
+    lm = AutoModelForCausalLM.from_config(
+        architecture, dtype=torch.float32, attn_implementation=PACKED_ATTENTION
+    )
+    return prepare_model(lm, config)
+
+
+def prepare_model(lm: Any, config: SftConfig) -> nn.Module:
+    """Adds the loss to the head, enables checkpointing, and sets training mode."""
     if config.gradient_checkpointing:
         # transformers before 5.20 has the second name only
         enable = getattr(lm, "activation_checkpointing_enable", None)
@@ -134,34 +139,32 @@ def prepared(lm: Any, config: SftConfig) -> nn.Module:
     return lm  # type: ignore[no-any-return]
 
 
-def load(config: SftConfig, ranks: Ranks) -> SftModel:
-    """The sharded model with its weights: random ones that follow from the seed, or read from
-    ``config.model``, of which each rank keeps its shards only."""
-    architecture = hf_config(config)
-    if config.offload == "state" and ranks.device.type == "cpu":
+def load_model(config: SftConfig, distributed: DistributedContext) -> SftModel:
+    """The sharded model with its weights: random ones from the seed, or those of ``config.model``,
+    of which each rank keeps only its shards."""
+    architecture = load_architecture(config)
+    if config.offload == "state" and distributed.device.type == "cpu":
         raise RequestError("offload: state needs a GPU to offload from", param="offload")
-    device = torch.device("cpu") if config.offload == "state" else ranks.device
+    device = torch.device("cpu") if config.offload == "state" else distributed.device
     if config.model is None:
         torch.manual_seed(config.seed)
-        lm = AutoModelForCausalLM.from_config(
-            architecture, dtype=torch.float32, attn_implementation=PACKED
-        )
-        return shard(SftModel(prepared(lm.to(device), config), config), config, ranks)
-    model = shard(SftModel(build(config, architecture), config), config, ranks)
+        lm = _create_model(config, architecture).to(device)
+        return _shard(SftModel(lm, config), config, distributed)
+    model = _shard(SftModel(create_meta_model(config, architecture), config), config, distributed)
     model.to_empty(device=device)
-    _fill(model.lm, Checkpoint(resolve_model(config.model)))
+    _load_weights(model.lm, Checkpoint(resolve_model(config.model)))
     decoder: Any = model.lm.model
-    rotary = type(decoder.rotary_emb)  # its frequencies are no weights
-    decoder.rotary_emb = rotary(architecture).to(ranks.device)
+    rotary = type(decoder.rotary_emb)  # the checkpoint does not hold its frequencies
+    decoder.rotary_emb = rotary(architecture).to(distributed.device)
     return model
 
 
-def shard(model: SftModel, config: SftConfig, ranks: Ranks) -> SftModel:
-    """FSDP2: one unit a layer, one for an untied head, one for the rest. Gradients become sums over
-    the ranks divided by their number."""
+def _shard(model: SftModel, config: SftConfig, distributed: DistributedContext) -> SftModel:
+    """FSDP2: one unit per layer, one for an untied head, one for the rest. Gradients become means
+    over the ranks."""
     lm: Any = model.lm
     policy: dict[str, Any] = {
-        "mesh": ranks.mesh,
+        "mesh": distributed.mesh,
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=getattr(torch, config.compute_dtype), reduce_dtype=torch.float32
         ),
@@ -177,36 +180,42 @@ def shard(model: SftModel, config: SftConfig, ranks: Ranks) -> SftModel:
 
 
 @torch.no_grad()
-def _fill(lm: nn.Module, checkpoint: Checkpoint) -> None:
+def _load_weights(lm: nn.Module, checkpoint: Checkpoint) -> None:
     named = dict(lm.named_parameters())
     checkpoint.check({name: tuple(p.shape) for name, p in named.items()}, {"lm_head.weight"})
     for name, parameter in named.items():
         assert isinstance(parameter, DTensor)
         whole = checkpoint.read(name).float()
-        mine = distribute_tensor(
+        shard = distribute_tensor(
             whole.to(parameter.device), parameter.device_mesh, parameter.placements,
             src_data_rank=None,
         )  # fmt: skip
-        parameter.copy_(mine)
+        parameter.copy_(shard)
 
 
-def export(model: SftModel, config: SftConfig, source: Path | None, out: Path, first: bool) -> None:
-    """Writes a Hugging Face directory in bfloat16, from the first rank; all ranks take part."""
+def export_model(
+    model: SftModel, config: SftConfig, source: Path | None, out: Path, is_first: bool
+) -> None:
+    """Writes a Hugging Face directory in bfloat16 from the first rank. All ranks must call it.
+
+    Args:
+        source: directory whose generation_config.json is copied.
+    """
     from huggingface_hub import save_torch_state_dict
 
     weights: dict[str, Tensor] = {}
     for name, parameter in model.lm.named_parameters():
         whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        if first:
+        if is_first:
             weights[name] = whole.detach().to(torch.bfloat16).cpu()
-    if not first:
+    if not is_first:
         return
     out.mkdir(parents=True, exist_ok=True)
     save_torch_state_dict(weights, out, max_shard_size="5GB")
-    described: Any = hf_config(config)
-    described.dtype = torch.bfloat16
-    described.architectures = [type(model.lm).__name__.removeprefix("FSDP")]
-    described.save_pretrained(out)
+    architecture: Any = load_architecture(config)
+    architecture.dtype = torch.bfloat16
+    architecture.architectures = [type(model.lm).__name__.removeprefix("FSDP")]
+    architecture.save_pretrained(out)
     defaults = source / "generation_config.json" if source else None
     if defaults is not None and defaults.exists():
         (out / defaults.name).write_text(defaults.read_text())

@@ -1,4 +1,4 @@
-"""AdamW, s1's learning rate over time, and clipping, over sharded parameters."""
+"""AdamW, s1's learning rate schedule, and gradient clipping, over sharded parameters."""
 
 import math
 
@@ -9,8 +9,8 @@ from torch.distributed.tensor import DTensor
 from s1engine.training.sft.sft_config import SftConfig
 
 
-def make_optimizer(model: nn.Module, config: SftConfig) -> torch.optim.AdamW:
-    """Weight decay on matrices only, as transformers' Trainer has it."""
+def create_optimizer(model: nn.Module, config: SftConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only, as in transformers' Trainer."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -23,17 +23,18 @@ def make_optimizer(model: nn.Module, config: SftConfig) -> torch.optim.AdamW:
     )
 
 
-def learning_rate(config: SftConfig, step: int, steps: int) -> float:
-    """Of optimizer step ``step`` of ``steps``, from 0: rises linearly over the warm-up, then falls
-    along half a cosine to 0."""
-    warmup = math.ceil(config.warmup_ratio * steps)
+def learning_rate(config: SftConfig, step: int, num_steps: int) -> float:
+    """Learning rate of optimizer step ``step``, from 0: a linear warm-up, then half a cosine down
+    to 0."""
+    warmup = math.ceil(config.warmup_ratio * num_steps)
     if step < warmup:
         return config.learning_rate * step / warmup
-    done = (step - warmup) / max(steps - warmup, 1)
+    done = (step - warmup) / max(num_steps - warmup, 1)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def clip_gradients(model: nn.Module, norm: float) -> float:
-    """Scales all gradients down to ``norm`` together; returns their norm before that."""
-    found = torch.nn.utils.clip_grad_norm_(model.parameters(), norm)
-    return float(found.full_tensor() if isinstance(found, DTensor) else found)
+def clip_gradients(model: nn.Module, max_norm: float) -> float:
+    """Scales all gradients so that their common norm is at most ``max_norm``; returns the norm
+    before."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -1,13 +1,12 @@
 """Rows to token ids: s1's training text, and where its loss begins.
 
-The text is the chat template over question and completion, and a completion is
+The text is the chat template over question and completion. A completion is
 
     <|im_start|>think NL trace NL <|im_start|>answer NL answer
 
-with "Answer: " before an answer that does not say "Answer:" itself. Loss begins with the first
-token after the assistant's header and ends with what the template puts after the turn
-(``<|im_end|>`` NL). Rows without a trace and samples beyond the block are counted, never passed
-over in silence.
+An answer without "Answer:" gets the prefix "Answer: ". The loss starts at the first token after the
+assistant's header and includes what the template writes after the turn (``<|im_end|>`` NL). Skipped
+and truncated rows are counted.
 """
 
 import collections
@@ -19,25 +18,35 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from s1engine.errors import ModelError, RequestError
-from s1engine.training import rows
+from s1engine.training.rows import Json, TeacherTrace, parse_row, read_jsonl
 from s1engine.training.sft.sft_config import SftConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class TokenizedSample:
     """Token ids of one sample; the first ``num_prompt`` of them carry no loss."""
 
     ids: tuple[int, ...]
     num_prompt: int
     name: str
-    """File and line, to name it in an error."""
+    """File and line, for error messages."""
+
+    @property
+    def loss_start(self) -> int:
+        """Index of the first token that carries loss; the very first token has no context."""
+        return max(self.num_prompt, 1)
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that carry loss."""
+        return len(self.ids) - self.loss_start
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
-    """The samples to train on, in file order, and what became of the other rows."""
+class TrainingSet:
+    """The samples to train on, in file order, and counts of all rows by outcome."""
 
-    samples: tuple[Sample, ...]
+    samples: tuple[TokenizedSample, ...]
     counts: dict[str, int]
 
     @property
@@ -51,7 +60,7 @@ def load_tokenizer(config: SftConfig) -> PreTrainedTokenizerBase:
     assert name is not None
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # transformers raises whatever its parsers and the network raise
+    except Exception as error:  # transformers passes on any error of its parsers and the network
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"{name}: the tokenizer cannot be loaded: {reason}") from error
     if tokenizer.chat_template is None:
@@ -65,7 +74,7 @@ def load_tokenizer(config: SftConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def completion(trace: rows.Trace, config: SftConfig) -> str:
+def format_completion(trace: TeacherTrace, config: SftConfig) -> str:
     """The assistant's turn."""
     answer = trace.attempt.strip()
     if "Answer:" not in answer:
@@ -73,82 +82,87 @@ def completion(trace: rows.Trace, config: SftConfig) -> str:
     return f"{config.think_start}\n{trace.thinking.strip()}\n{config.answer_start}\n{answer}"
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, question: str, answer: str, name: str) -> Sample:
-    """One turn of a chat, loss on the assistant's part.
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase, question: str, completion: str, name: str
+) -> TokenizedSample:
+    """One turn of a chat, with loss on the assistant's part.
 
-    Prompt and completion are encoded apart; they meet at a special token or a newline, where no
-    merge reaches across.
+    Prompt and completion are encoded separately. They meet at a special token or a newline, which
+    no merge of the tokenizer crosses.
     """
     chat = [{"role": "user", "content": question}]
     prompt = _render(tokenizer, chat, add_generation_prompt=True)
-    whole = _render(tokenizer, [*chat, {"role": "assistant", "content": answer}])
+    whole = _render(tokenizer, [*chat, {"role": "assistant", "content": completion}])
     if not whole.startswith(prompt):
         raise ModelError(
-            "the chat template writes another header before an assistant's turn than it opens one "
-            "with, so where the completion begins cannot be told"
+            "the chat template's generation prompt differs from the header of an assistant turn, "
+            "so the start of the completion is unknown"
         )
     first = tokenizer.encode(prompt, add_special_tokens=False)
     rest = tokenizer.encode(whole[len(prompt) :], add_special_tokens=False)
-    return Sample((*first, *rest), len(first), name)
+    return TokenizedSample((*first, *rest), len(first), name)
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, chat: list[Any], **how: Any) -> str:
-    text = tokenizer.apply_chat_template(chat, tokenize=False, **how)
+def _render(tokenizer: PreTrainedTokenizerBase, chat: list[Any], **options: Any) -> str:
+    text = tokenizer.apply_chat_template(chat, tokenize=False, **options)
     assert isinstance(text, str)
     return text
 
 
-def load(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def load_training_set(config: SftConfig, tokenizer: PreTrainedTokenizerBase) -> TrainingSet:
     """All samples of ``config.data``. Raises RequestError if none is left or a row is malformed."""
     counts: collections.Counter[str] = collections.Counter()
-    samples: list[Sample] = []
+    samples: list[TokenizedSample] = []
     for file in map(Path, config.data):
-        for number, given in rows.read_jsonl(file, "data"):
+        for number, given in read_jsonl(file, "data"):
             counts["rows"] += 1
-            sample = _sample(given, f"{file.name}:{number}", config, tokenizer)
+            sample = _encode_row(given, f"{file.name}:{number}", config, tokenizer)
             if sample is None:
                 counts["without a trace"] += 1
             else:
                 samples.append(sample)
-    kept = tuple(fit(samples, config, counts))
+    kept = tuple(_fit_to_block(samples, config, counts))
     if not kept:
-        told = ", ".join(f"{count} {what}" for what, count in counts.items())
-        raise RequestError(f"data: no sample to train on ({told or 'no rows'})", param="data")
-    return Dataset(kept, dict(counts))
+        outcome = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise RequestError(f"data: no sample to train on ({outcome or 'no rows'})", param="data")
+    return TrainingSet(kept, dict(counts))
 
 
-def _sample(
-    given: rows.Json, name: str, config: SftConfig, tokenizer: PreTrainedTokenizerBase
-) -> Sample | None:
+def _encode_row(
+    given: Json, name: str, config: SftConfig, tokenizer: PreTrainedTokenizerBase
+) -> TokenizedSample | None:
+    """None for a row without a trace."""
     if isinstance(given.get("text"), str) and "question" not in given:
-        return Sample(tuple(tokenizer.encode(given["text"], add_special_tokens=False)), 0, name)
+        ids = tokenizer.encode(given["text"], add_special_tokens=False)
+        return TokenizedSample(tuple(ids), 0, name)
     try:
-        row = rows.from_json(given)
+        row = parse_row(given)
     except ValueError as error:
         raise RequestError(f"data: {name}: {error}", param="data") from error
     if isinstance(given.get("completion"), str):
-        return encode(tokenizer, row.question, given["completion"], name)
+        return encode_chat(tokenizer, row.question, given["completion"], name)
     trace = row.trace(config.teacher)
     if trace is None or not trace.thinking.strip() or not trace.attempt.strip():
         return None
-    return encode(tokenizer, row.question, completion(trace, config), name)
+    return encode_chat(tokenizer, row.question, format_completion(trace, config), name)
 
 
-def fit(
-    samples: Iterable[Sample], config: SftConfig, counts: collections.Counter[str]
-) -> Iterable[Sample]:
-    """Samples that fit the block and have something to learn; the others are counted."""
+def _fit_to_block(
+    samples: Iterable[TokenizedSample], config: SftConfig, counts: collections.Counter[str]
+) -> Iterable[TokenizedSample]:
+    """Yields samples that fit the block and carry loss; counts the others in ``counts``."""
     for sample in samples:
         if len(sample.ids) > config.block_size:
             if config.too_long == "error":
                 reason = f"{sample.name} has {len(sample.ids)} tokens"
                 raise RequestError(f"block_size {config.block_size}: {reason}", param="block_size")
-            verb = "dropped" if config.too_long == "drop" else "truncated"
-            counts[f"longer than block_size, {verb}"] += 1
+            outcome = "dropped" if config.too_long == "drop" else "truncated"
+            counts[f"longer than block_size, {outcome}"] += 1
             if config.too_long == "drop":
                 continue
-            sample = Sample(sample.ids[: config.block_size], sample.num_prompt, sample.name)
-        if max(sample.num_prompt, 1) >= len(sample.ids):
+            ids = sample.ids[: config.block_size]
+            sample = TokenizedSample(ids, sample.num_prompt, sample.name)
+        if sample.num_targets < 1:
             counts["without a completion"] += 1
             continue
         yield sample

@@ -1,7 +1,7 @@
 """The recipe of one training run: a frozen dataclass, read from one YAML file.
 
-Every field is checked here, at the edge; the rest of the trainer trusts it. Unknown fields are
-refused. The recipes that ship are in ``training/configs``.
+Every field is checked here; the rest of the trainer trusts it. Unknown fields are refused. The
+bundled recipes are in ``training/sft/configs``.
 """
 
 import dataclasses
@@ -16,9 +16,6 @@ import yaml
 from s1engine.config import BUNDLED_MODEL, check_float, check_int
 from s1engine.errors import RequestError
 
-TOO_LONG = ("truncate", "drop", "error")
-DTYPES = ("bfloat16", "float32")
-OFFLOADS = ("none", "activations", "state")
 CONFIGS = Path(__file__).parent / "configs"
 
 _BOUNDS: dict[str, tuple[float, float]] = {
@@ -29,7 +26,11 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "threads": (0, 1024), "gpus": (1, 2**16), "expected_samples": (0, 10**9),
     "expected_tokens": (0, 10**13),
 }  # fmt: skip
-_CHOICES = {"too_long": TOO_LONG, "compute_dtype": DTYPES, "offload": OFFLOADS}
+_CHOICES = {
+    "too_long": ("truncate", "drop", "error"),
+    "compute_dtype": ("bfloat16", "float32"),
+    "offload": ("none", "activations", "state"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,12 +44,12 @@ class SftConfig:
     model: str | None = None
     """Hugging Face directory or hub id to start from. None: random weights of ``architecture``."""
     architecture: Mapping[str, Any] | None = None
-    """Fields of a Hugging Face config.json. Lets --dry-run plan without the model's files."""
+    """Fields of a Hugging Face config.json. Lets --dry-run work without the model's files."""
     tokenizer: str | None = None
     """Directory or hub id of the tokenizer. None: the model's. As for ``model``, ``s1-nano`` is
     the bundled one."""
     teacher: str | None = None
-    """Whose traces to learn from where rows hold several (s1K-1.1: gemini, deepseek)."""
+    """The teacher to learn from where rows hold several (s1K-1.1: gemini, deepseek)."""
     think_start: str = "<|im_start|>think"
     answer_start: str = "<|im_start|>answer"
 
@@ -73,10 +74,10 @@ class SftConfig:
     seed: int = 42
 
     compute_dtype: str = "bfloat16"
-    """Of forward and backward; weights, gradients' sum and optimizer are float32."""
+    """Of forward and backward; weights, summed gradients and optimizer are float32."""
     gradient_checkpointing: bool = True
     offload: str = "none"
-    """``activations``: the saved layer inputs wait in host memory; ``state``: weights, gradients
+    """``activations``: saved layer inputs are kept in host memory. ``state``: weights, gradients
     and optimizer live there as well, and the optimizer runs there (FSDP2's CPU offload)."""
     loss_chunk: int = 1024
     """Tokens whose logits exist at once."""
@@ -88,16 +89,15 @@ class SftConfig:
     """Of torch on a CPU; 0: torch's choice."""
 
     gpus: int = 1
-    """Ranks that the plan is made for; torchrun decides how many there are."""
+    """Ranks that --dry-run assumes; torchrun decides how many there are."""
     expected_samples: int = 0
-    """For a plan made where ``data`` is not: how many samples there will be..."""
+    """Samples that --dry-run assumes if ``data`` does not exist."""
     expected_tokens: int = 0
-    """...and how many tokens they have together."""
+    """Tokens of all samples together that --dry-run assumes if ``data`` does not exist."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in _BOUNDS.items():
-            whole = isinstance(self.__dataclass_fields__[name].default, int)
-            if whole:
+            if isinstance(self.__dataclass_fields__[name].default, int):
                 check_int(name, getattr(self, name), int(low), int(high))
             else:
                 check_float(name, getattr(self, name), low, high)
@@ -108,33 +108,33 @@ class SftConfig:
             if not isinstance(getattr(self, name), bool):
                 raise _error(name, "must be true or false")
         if self.model is None and self.architecture is None:
-            raise _error("model", "is missing; give it, or architecture to start from nothing")
+            raise _error("model", "is missing; give it, or architecture for random weights")
         if self.model is None and self.tokenizer is None:
-            raise _error("tokenizer", "is missing; without a model there is none to take it from")
+            raise _error("tokenizer", "is missing; it is required without a model")
         if not self.data:
             raise _error("data", "must name at least one file")
 
     @classmethod
     def read(cls, path: Path, **overrides: Any) -> "SftConfig":
-        """A YAML file, or the name of one that ships; ``overrides`` win over its fields. Raises
-        RequestError naming the field at fault."""
-        shipped = CONFIGS / f"{path}.yaml"
-        file = shipped if not path.exists() and shipped.exists() else path
+        """The recipe of a YAML file or of a bundled name; ``overrides`` win over its fields.
+        Raises RequestError that names the field."""
+        bundled = CONFIGS / f"{path}.yaml"
+        file = bundled if not path.exists() and bundled.exists() else path
         try:
             given = yaml.safe_load(file.read_text(encoding="utf-8"))
         except OSError as error:
-            known = ", ".join(sorted(found.stem for found in CONFIGS.glob("*.yaml")))
-            reason = f"{path}: {error.strerror}; shipped are {known}"
+            names = ", ".join(sorted(config.stem for config in CONFIGS.glob("*.yaml")))
+            reason = f"{path}: {error.strerror}; bundled recipes: {names}"
             raise RequestError(reason, param="config") from error
         except yaml.YAMLError as error:
-            raise RequestError(f"{file} is no YAML: {error}", param="config") from error
+            raise RequestError(f"{file} is not YAML: {error}", param="config") from error
         if not isinstance(given, dict):
             raise RequestError(f"{file} must hold fields and values", param="config")
         return cls.from_dict({**given, **overrides})
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> "SftConfig":
-        """From plain values as YAML gives them."""
+        """The recipe of plain values, as YAML gives them."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in given:
             if name not in fields:
@@ -142,7 +142,7 @@ class SftConfig:
         for name in ("data", "out"):
             if given.get(name) is None:
                 raise _error(name, "is missing")
-        return cls(**{name: _plain(fields[name], value) for name, value in given.items()})
+        return cls(**{name: _parse_value(fields[name], value) for name, value in given.items()})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; ``from_dict`` reads them back."""
@@ -151,8 +151,8 @@ class SftConfig:
         return values | {"data": list(self.data)}
 
 
-def _plain(field: Any, value: Any) -> Any:
-    """A value in its field's type, as far as YAML's spelling differs from it (1e-5 is text)."""
+def _parse_value(field: Any, value: Any) -> Any:
+    """A YAML value in its field's type: YAML reads 1e-5 as text."""
     name = field.name
     if name == "data":
         value = [value] if isinstance(value, str) else value
@@ -168,13 +168,13 @@ def _plain(field: Any, value: Any) -> Any:
             return float(value)
         except (TypeError, ValueError):
             raise _error(name, f"must be a number; got {value!r}") from None
-    text = field.default is None or isinstance(field.default, str) or name == "out"
-    if text and not isinstance(value, str | None) and name != "architecture":
+    is_text = field.default is None or isinstance(field.default, str) or name == "out"
+    if is_text and not isinstance(value, str | None) and name != "architecture":
         raise _error(name, f"must be text; got {value!r}")
     if name in ("model", "tokenizer") and value == BUNDLED_MODEL.name:
         return str(BUNDLED_MODEL)
     return value
 
 
-def _error(name: str, why: str) -> RequestError:
-    return RequestError(f"{name} {why}", param=name)
+def _error(name: str, reason: str) -> RequestError:
+    return RequestError(f"{name} {reason}", param=name)

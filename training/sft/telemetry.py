@@ -1,7 +1,7 @@
-"""What a run shows and keeps of itself: a progress bar, log.jsonl, TensorBoard, and a loss plot.
+"""What a run reports: a progress bar, log.jsonl, TensorBoard, and a loss plot.
 
-Only the first rank has one. A run that goes on cuts its log back to the checkpoint it starts from,
-so the log is that of one unbroken run.
+Only the first rank reports. A resumed run truncates its log to the checkpoint it starts from, so
+the log equals that of an uninterrupted run.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from s1engine.training import rows
+from s1engine.training.rows import Json, write_jsonl
 
 LOG, PLOT = "log.jsonl", "loss.png"
 
@@ -38,21 +38,20 @@ class StepRecord:
     mfu: float
     """Model operations (recomputation not counted) per second over the peak."""
     memory_gb: float
-    """Most memory held so far: of the first GPU, or of this process."""
+    """Peak so far: of the first GPU, or of this process."""
 
 
 class Telemetry:
-    """Open for the length of a run; ``add`` a record after each step."""
+    """Open for the whole run; ``add`` a record after each step."""
 
-    def __init__(self, folder: Path, *, start: int, steps: int, progress: bool = True) -> None:
+    def __init__(self, folder: Path, *, start: int, num_steps: int, progress: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         path = folder / LOG
-        kept = [row for row in _read(path) if row["step"] <= start]
-        rows.write_jsonl(path, kept)
+        write_jsonl(path, [row for row in _read_log(path) if row["step"] <= start])
         self._log = path.open("a", encoding="utf-8")
-        self._board = _board(folder, purge_step=start + 1)
-        self._bar = tqdm(total=steps, initial=start, unit="step", disable=not progress)
+        self._board = _open_tensorboard(folder, purge_step=start + 1)
+        self._bar = tqdm(total=num_steps, initial=start, unit="step", disable=not progress)
 
     def __enter__(self) -> "Telemetry":
         return self
@@ -65,10 +64,10 @@ class Telemetry:
         if self._board is not None:
             self._board.close()
         if kind is None:
-            plot([row["loss"] for row in _read(self._folder / LOG)], self._folder / PLOT)
+            plot_losses([row["loss"] for row in _read_log(self._folder / LOG)], self._folder / PLOT)
 
     def add(self, record: StepRecord) -> None:
-        """Shows and writes a step, at once."""
+        """Shows and writes a step immediately."""
         row = asdict(record)
         self._log.write(json.dumps(row) + "\n")
         self._log.flush()
@@ -82,20 +81,16 @@ class Telemetry:
         )
         self._bar.update()
 
-    def say(self, text: str) -> None:
-        """A line above the bar."""
-        self._bar.write(text)
 
-
-def memory_gb(device: torch.device) -> float:
+def peak_memory_gb(device: torch.device) -> float:
     """Peak so far, in 10^9 bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def plot(losses: Sequence[float], path: Path) -> None:
-    """The loss of every step, as a PNG."""
+def plot_losses(losses: Sequence[float], path: Path) -> None:
+    """Writes the loss of every step as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -104,7 +99,7 @@ def plot(losses: Sequence[float], path: Path) -> None:
     canvas, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
     axes.plot(range(1, len(losses) + 1), losses, lw=1.2, color="#2563eb")
     axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats a token")
+    axes.set_ylabel("loss, nats per token")
     axes.set_ylim(bottom=0)
     axes.grid(color="#d8dce1", lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -112,19 +107,19 @@ def plot(losses: Sequence[float], path: Path) -> None:
     pyplot.close(canvas)
 
 
-def _read(path: Path) -> list[rows.Json]:
-    """Records of a log; a last line that was cut short is none."""
-    found: list[rows.Json] = []
+def _read_log(path: Path) -> list[Json]:
+    """Complete records of a log; a truncated last line is dropped."""
+    records: list[Json] = []
     for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
         try:
-            found.append(json.loads(line))
+            records.append(json.loads(line))
         except ValueError:
             break
-    return found
+    return records
 
 
-def _board(folder: Path, purge_step: int) -> Any:
-    """TensorBoard's writer, None where it is not installed."""
+def _open_tensorboard(folder: Path, purge_step: int) -> Any:
+    """TensorBoard's writer; None if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -1,11 +1,10 @@
-"""Small runs: rows about chains, a model of a few thousand weights, ranks as processes."""
+"""Small runs: arithmetic rows, a model of a few thousand weights, ranks as processes."""
 
 import json
 import multiprocessing
 import os
 import random
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +29,20 @@ SHAPE: dict[str, Any] = {
     "bos_token_id": None,
     "pad_token_id": 0,
 }
-# Its processes have torch and the trainer imported before they begin, and no threads to inherit.
+# Forked processes have torch and the trainer imported already, and inherit no threads.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["s1engine.training.sft.trainer", "tests.training.runs"])
+FORKS.set_forkserver_preload(["s1engine.training.sft.trainer", "tests.training.small_runs"])
 
 
 def chain_rows(count: int, seed: int = 0) -> list[Json]:
     """s1K rows: chains of 2 to 6 definitions, solved line by line."""
     rng = random.Random(seed)
-    found = []
+    rows = []
     for _ in range(count):
         steps = draw_steps(rng, rng.randint(2, 6))
         thinking = "".join(piece.text for piece in one_pass(steps, None, rng))
         answer = str(steps[-1].value)
-        found.append(
+        rows.append(
             {
                 "question": render(steps),
                 "solution": answer,
@@ -51,11 +50,11 @@ def chain_rows(count: int, seed: int = 0) -> list[Json]:
                 "attempt": f"Final Answer: {answer}",
             }
         )
-    return found
+    return rows
 
 
 def recipe(folder: Path, name: str = "run", rows: int = 12, **fields: Any) -> SftConfig:
-    """A run over ``rows`` rows, in ``folder / name``."""
+    """The recipe of a run over ``rows`` rows, in ``folder / name``."""
     data = folder / f"rows-{rows}.jsonl"
     if not data.exists():
         write_jsonl(data, chain_rows(rows))
@@ -76,12 +75,12 @@ def recipe(folder: Path, name: str = "run", rows: int = 12, **fields: Any) -> Sf
     return SftConfig.from_dict({**defaults, **fields})
 
 
-def log(config: SftConfig) -> list[Json]:
+def read_log(config: SftConfig) -> list[Json]:
     return [json.loads(line) for line in (Path(config.out) / "log.jsonl").open()]
 
 
 def losses(config: SftConfig) -> list[float]:
-    return [row["loss"] for row in log(config)]
+    return [row["loss"] for row in read_log(config)]
 
 
 def train_here(config: SftConfig) -> None:
@@ -90,25 +89,25 @@ def train_here(config: SftConfig) -> None:
     train(config, progress=False)
 
 
-def as_rank(rank: int, world: int, port: int, work: Callable[..., None], *args: Any) -> None:
+def run_as_rank(rank: int, world_size: int, port: int, config: SftConfig) -> None:
     os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
+        "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    work(*args)
+    train_here(config)
 
 
-def train_on(world: int, config: SftConfig) -> None:
-    """Trains in ``world`` processes, as torchrun would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def train_on(world_size: int, config: SftConfig) -> None:
+    """Trains in ``world_size`` processes, as torchrun starts them."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     ranks = [
-        FORKS.Process(target=as_rank, args=(rank, world, port, train_here, config))
-        for rank in range(world)
+        FORKS.Process(target=run_as_rank, args=(rank, world_size, port, config))
+        for rank in range(world_size)
     ]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join()
-    assert [rank.exitcode for rank in ranks] == [0] * world
+    assert [rank.exitcode for rank in ranks] == [0] * world_size

@@ -1,0 +1,88 @@
+"""examples/: each program runs on the bundled model and prints what its docstring says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.server.conftest import start_server
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+TIMEOUT_S = 240
+
+
+def run_example(name: str, *arguments: str) -> list[str]:
+    """Runs an example; returns its lines on stdout."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout.splitlines()
+
+
+def test_every_example_is_short_and_tested() -> None:
+    source = Path(__file__).read_text()
+    programs = sorted(EXAMPLES.glob("*.py"))
+    assert len(programs) == 4
+    for program in programs:
+        assert f'"{program.name}"' in source
+        assert len(program.read_text().splitlines()) < 60
+
+
+def test_offline() -> None:
+    unlimited, cut, at_once, waited = run_example("offline.py")
+    assert unlimited == (
+        "budget none, waits 0: 21 thinking tokens, ended by natural: Final Answer: 4"
+    )
+    assert cut.startswith("budget 10, waits 0: 10 thinking tokens, ended by budget: Final Answer:")
+    assert at_once.startswith(
+        "budget 0, waits 0: 0 thinking tokens, ended by budget: Final Answer:"
+    )
+    assert waited.startswith("budget none, waits 1: ") and waited.endswith("Final Answer: 4")
+
+
+def test_budget_sweep() -> None:
+    header, *rows = run_example("budget_sweep.py")
+    assert header.split() == ["budget", "thinking", "answer"]
+    cells = [row.split(maxsplit=2) for row in rows]
+    assert [budget for budget, _, _ in cells] == ["0", "16", "32", "40", "none"]
+    thinking = [int(tokens) for _, tokens, _ in cells]
+    assert thinking[:3] == [0, 16, 32] and thinking[3] == thinking[4] <= 40
+    assert all(answer.startswith("Final Answer: ") for _, _, answer in cells)
+    assert cells[3][2] == cells[4][2] == "Final Answer: 5"
+
+
+def test_budget_sweep_of_another_question() -> None:
+    _, *rows = run_example("budget_sweep.py", "k=3 b=k+4 x=b*2 x?", "--budgets", "4,64")
+    assert [row.split()[:2] for row in rows] == [["4", "4"], ["64", "21"], ["none", "21"]]
+    assert [row.split()[-1] for row in rows[1:]] == ["4", "4"]
+
+
+def test_async_embedding() -> None:
+    lines = sorted(run_example("async_embedding.py"))
+    cancelled, ended, streamed = lines
+    assert cancelled.startswith("cancelled after ") and 20 <= int(cancelled.split()[2]) < 1024
+    assert ended.startswith("ended by client: Final Answer: ")
+    assert streamed == "streamed: Final Answer: 4"
+
+
+def test_tool_use() -> None:
+    flags = ("--api-key", "secret")
+    template = str(EXAMPLES / "tools.jinja")
+    process, url, log = start_server("--dtype", "float32", "--chat-template", template, *flags)
+    try:
+        call, result, answer = run_example("tool_use.py", "--base-url", f"{url}/v1", *flags)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0, "".join(log)
+    arguments = json.loads(call.removeprefix("call: draw_question(").removesuffix(")"))
+    question, value = {
+        2: ("k=3 b=k+4 b?", 7),
+        3: ("k=3 b=k+4 x=b*2 x?", 4),
+        4: ("k=3 b=k+4 x=b*2 d=x-1 d?", 3),
+    }[arguments["steps"]]
+    assert (result, answer) == (f"result: {question}", f"answer: Final Answer: {value}")
