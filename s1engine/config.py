@@ -82,6 +82,8 @@ class EngineConfig:
     the more wait (all the way at ``max_num_seqs``). None: never."""
     seed: int = 0
     """Seed of requests that bring none."""
+    profile: str | None = None
+    """Folder for a trace of steps 9 to 72 by torch's profiler. None: no trace."""
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)

@@ -5,6 +5,7 @@ its defaults. A single prompt is streamed to the terminal.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterable
@@ -79,11 +80,13 @@ def run(args: argparse.Namespace) -> int:
     from s1engine.engine.llm import LLM
 
     options = {k: v for k, v in given_values(args, EngineConfig).items() if v is not None}
-    llm = LLM(progress=True, **options)
-    requests = [parse_row(llm, row, where, raw=args.raw) for where, row in rows]
-    if args.input is None and not args.json and args.output is None:
-        return _stream_to_terminal(llm, *requests[0])
-    outputs = llm.generate_requests([llm.engine.make_request(p, s, **o) for p, s, o in requests])
+    with contextlib.closing(LLM(progress=True, **options)) as llm:
+        requests = [parse_row(llm, row, where, raw=args.raw) for where, row in rows]
+        if args.input is None and not args.json and args.output is None:
+            return _stream_to_terminal(llm, *requests[0])
+        outputs = llm.generate_requests(
+            [llm.engine.make_request(p, s, **o) for p, s, o in requests]
+        )
     ids = [{"id": row["id"]} if "id" in row else {} for _, row in rows]
     lines = [{**own, **out.to_json()} for own, out in zip(ids, outputs, strict=True)]
     if args.output is not None:

@@ -6,6 +6,7 @@ be called from any thread.
 """
 
 import heapq
+import logging
 import random
 import time
 from dataclasses import replace
@@ -35,10 +36,13 @@ from s1engine.engine.request_compiler import ModelText, RequestCompiler
 from s1engine.errors import RequestFailedError
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
+from s1engine.profiling import StepTracer, profile_range
 from s1engine.runner.interface import NewRequest, Runner, SchedulerOutput
 from s1engine.runner.model_runner import ModelRunner
 from s1engine.runner.resolved_config import ResolvedConfig, resolve_config
 from s1engine.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 THINKING_NOW = 0  # a maximum that ends thinking at the next token
 
@@ -93,6 +97,7 @@ class LLMEngine:
         self._deadlines: list[tuple[float, str]] = []  # heap
         self._new_branches: list[int] = []  # not in any EngineCoreOutputs yet
         self._failures = FailedRequests()
+        self._tracer = StepTracer(config.profile) if config.profile else None
         self._pending_grammars = PendingGrammars(self.compiler.grammars)
         self._output_processor = OutputProcessor(
             self.scheduler,
@@ -285,6 +290,8 @@ class LLMEngine:
 
     def close(self) -> None:
         """Ends the worker processes, if there are any. No step may follow."""
+        if self._tracer is not None:
+            self._tracer.close()
         self.runner.close()
 
     # --- stepping ---
@@ -301,9 +308,26 @@ class LLMEngine:
         self.runner.check_health()
         self._enforce_deadlines()
         self._add_pending()
-        step = self._step()
+        outputs = self._step()
         self._remove_failing()
-        return step
+        if outputs is not None:
+            self._observe_step(outputs)
+        return outputs
+
+    def _observe_step(self, outputs: EngineCoreOutputs) -> None:
+        """For traces and logs."""
+        if self._tracer is not None:
+            self._tracer.end_step()
+        if logger.isEnabledFor(logging.DEBUG):
+            stats = self.scheduler.stats()
+            logger.debug(
+                "step: %.2f ms, %d admitted, %d running, %d waiting, %d free blocks",
+                1e3 * (outputs.end_time - outputs.start_time),
+                len(outputs.admitted),
+                stats.num_running,
+                stats.num_waiting,
+                stats.num_free_blocks,
+            )
 
     def _add_pending(self) -> None:
         """Starts requests whose grammar has been compiled."""
@@ -317,8 +341,9 @@ class LLMEngine:
         if self._multi_step.in_flight:
             return self._advance(began, [])
         batch = self.runner.batch
-        admitted = self.scheduler.schedule(batch.core)
-        new_requests = self._admit(admitted, began)
+        with profile_range("schedule"):
+            admitted = self.scheduler.schedule(batch.core)
+            new_requests = self._admit(admitted, began)
         if batch.core.num_rows == 0:
             return None
         if self.config.overload_thinking_floor is not None:
@@ -332,18 +357,22 @@ class LLMEngine:
         self._appended = None
         if self._multi_step.begin(step):
             return self._advance(began, admitted)
-        output = self.runner.execute(step)
-        self.scheduler.update(output.token_ids)
-        self._appended = self.scheduler.appended
-        self._add_branches()
-        if not output.recorded_now:
-            self.scheduler.record_step_time(time.monotonic() - began)
-        return self._collect(began, admitted, output.logprobs)
+        with profile_range("execute"):
+            output = self.runner.execute(step)
+        with profile_range("process"):
+            self.scheduler.update(output.token_ids)
+            self._appended = self.scheduler.appended
+            self._add_branches()
+            if not output.recorded_now:
+                self.scheduler.record_step_time(time.monotonic() - began)
+            return self._collect(began, admitted, output.logprobs)
 
     def _advance(self, began: float, admitted: list[int]) -> EngineCoreOutputs:
-        self._multi_step.advance()
-        self._add_branches()
-        return self._collect(began, admitted, {})
+        with profile_range("execute"):
+            self._multi_step.advance()
+        with profile_range("process"):
+            self._add_branches()
+            return self._collect(began, admitted, {})
 
     def _admit(self, admitted: list[int], now: float) -> list[NewRequest]:
         """The sequences that have entered the persistent batch, as the runner samples them."""

@@ -20,6 +20,7 @@ from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import UNSHARDED, check_tensor_parallel
 from s1engine.ops import AttentionMetadata, DeviceBatchTensors, select_ops
 from s1engine.ops.cpu_ops import CpuOps
+from s1engine.profiling import profile_range
 from s1engine.runner.cpu_graph import CpuGraphRunner
 from s1engine.runner.cuda_graph import CudaGraphRunner
 from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
@@ -206,12 +207,14 @@ class ModelRunner:
 
     def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         inputs = self.batch.inputs()
-        token_ids, logprobs = self.sampler.sample(
-            self._compute(inputs),
-            inputs.rows,
-            any_banned=self.batch.core.num_banned > 0,
-            allowed_tokens=step.allowed_tokens,
-        )
+        logits = self._compute(inputs)
+        with profile_range("sample"):
+            token_ids, logprobs = self.sampler.sample(
+                logits,
+                inputs.rows,
+                any_banned=self.batch.core.num_banned > 0,
+                allowed_tokens=step.allowed_tokens,
+            )
         recorded_now = self._cpu_graph is not None and self._cpu_graph.recorded_now
         return ModelRunnerOutput(token_ids, logprobs, recorded_now)
 
