@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, spoken to over its debugging pipe; tests skip where there is none.
+"""A headless Chromium for tests, controlled through its debugging pipe; without one, tests skip.
 
 Commands are JSON objects that end in a zero byte, written to the browser's file descriptor 3 and
 read from its 4.
@@ -63,7 +63,7 @@ class Browser:
         return json.loads(line)
 
     def open(self, url: str) -> None:
-        """Goes to a page and waits until it is loaded."""
+        """Opens a page and waits until it is loaded."""
         self._call("Page.navigate", url=url)
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
@@ -96,11 +96,11 @@ class Browser:
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """A browser, or a skipped test."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
+    command = next(filter(None, map(shutil.which, NAMES)), None)
+    if command is None:
         pytest.skip("no Chromium")
     flags = ("--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,1000")
-    browser = Browser([found, *flags])
+    browser = Browser([command, *flags])
     try:
         yield browser
     finally:

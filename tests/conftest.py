@@ -1,9 +1,8 @@
-"""What all tests share: how hypothesis searches. Where CI is set, always the same examples.
+"""Settings of all tests: hypothesis, Triton, OpenMP. With CI set, hypothesis repeats its examples.
 
-Triton reads TRITON_INTERPRET when it is first imported, which may be anywhere: tests of kernels run
-without a GPU, so it is set before any test module is. So is OMP_WAIT_POLICY: torch's threads sleep
-where they wait. Spinning takes the cores from each other and from whatever else runs, which made
-some tests ten times slower on a busy machine.
+Triton reads TRITON_INTERPRET at its first import, and tests of kernels run without a GPU, so it is
+set before any test module loads. OMP_WAIT_POLICY lets torch's threads sleep while they wait:
+spinning threads block the cores and made some tests ten times slower on a busy machine.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Attention metadata built by hand, as a runner would: shuffled blocks, garbage behind contexts.
+"""Attention metadata built by hand as a runner would: shuffled blocks, garbage past the contexts.
 
 Knows no scheduler. Blocks of a row depend on (seed, row count, capacity) alone, so several steps
 over the same rows share their tables as long as ``max_context`` stays the same.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from s1engine.ops import AttentionMetadata
 
-UNDEFINED_BLOCK = 2**31 - 1  # what stands in a block table behind the context: never to be read
+UNDEFINED_BLOCK = 2**31 - 1  # past the context in a block table: must never be read
 
 
 def block_tables(

@@ -1,4 +1,4 @@
-"""Chat templates: what they render, which messages they take, and what hostile ones cannot do."""
+"""Chat templates: rendering, validation of messages, and hostile templates."""
 
 import json
 from typing import Any
@@ -73,7 +73,7 @@ def test_bad_messages_are_named(messages: Any, param: str) -> None:
     assert raised.value.param == param
 
 
-def test_messages_are_made_plain() -> None:
+def test_messages_are_normalised() -> None:
     template = ChatTemplate("{{ messages | tojson }}", {})
     messages = [
         {
@@ -88,7 +88,7 @@ def test_messages_are_made_plain() -> None:
     ]
 
 
-def test_a_model_without_template_refuses_chats() -> None:
+def test_a_model_without_template_rejects_chats() -> None:
     bare = make_tokenizer(template=None)
     with pytest.raises(RequestError, match="no chat template"):
         bare.render_chat([{"role": "user", "content": "x"}])
@@ -117,13 +117,13 @@ CHAT = [{"role": "user", "content": "x"}]
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     ],
 )
-def test_hostile_templates_are_refused(source: str) -> None:
+def test_hostile_templates_are_rejected(source: str) -> None:
     with pytest.raises(RequestError, match="chat_template") as raised:
         ChatTemplate(source, {}).render(CHAT, {})
     assert raised.value.param == "chat_template"
 
 
-def test_a_broken_template_is_refused_at_once() -> None:
+def test_a_broken_template_is_rejected_at_once() -> None:
     with pytest.raises(RequestError, match="chat_template") as raised:
         Tokenizer(make_backend(), "{% for %}")
     assert raised.value.param == "chat_template"

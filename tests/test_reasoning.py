@@ -1,4 +1,4 @@
-"""Reasoning formats: their token ids on real and tiny vocabularies, detection, open thinking."""
+"""Reasoning formats: token ids on real and tiny vocabularies, detection, open thinking."""
 
 import json
 import shutil
@@ -34,9 +34,9 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def _format(tokenizer: Tokenizer, eos: tuple[int, ...], requested: str = "auto") -> ReasoningFormat:
-    found = detect_format(tokenizer, eos, requested)
-    assert found is not None
-    return found
+    fmt = detect_format(tokenizer, eos, requested)
+    assert fmt is not None
+    return fmt
 
 
 # --- ids ---
@@ -44,30 +44,30 @@ def _format(tokenizer: Tokenizer, eos: tuple[int, ...], requested: str = "auto")
 
 def test_s1_on_qwen25(qwen25: Tokenizer) -> None:
     facts = json.loads(shared_file("tokenizer/s1_chat_format.json").read_text())
-    found = _format(qwen25, EOS)
-    assert found.name == "s1"
-    assert found.start == (IM_START, 26865)
-    assert list(found.start) == qwen25.encode(facts["thinking_start"])
-    assert set(found.triggers) == {IM_START, IM_END, 151643}
-    assert found.natural_end == (IM_START, 9217)
-    assert list(found.natural_end) == qwen25.encode(facts["thinking_end_delimiter"])
-    assert found.newline == (198,)
-    assert not found.newline_always
-    assert found.forced_end() == (IM_START, 9217, 198, 19357, 21806, 25)
-    assert found.forced_end("") == found.natural_end
-    assert qwen25.decode(found.forced_end("So:"), False) == "<|im_start|>answer\nSo:"
+    fmt = _format(qwen25, EOS)
+    assert fmt.name == "s1"
+    assert fmt.start == (IM_START, 26865)
+    assert list(fmt.start) == qwen25.encode(facts["thinking_start"])
+    assert set(fmt.triggers) == {IM_START, IM_END, 151643}
+    assert fmt.natural_end == (IM_START, 9217)
+    assert list(fmt.natural_end) == qwen25.encode(facts["thinking_end_delimiter"])
+    assert fmt.newline == (198,)
+    assert not fmt.newline_always
+    assert fmt.forced_end() == (IM_START, 9217, 198, 19357, 21806, 25)
+    assert fmt.forced_end("") == fmt.natural_end
+    assert qwen25.decode(fmt.forced_end("So:"), False) == "<|im_start|>answer\nSo:"
 
 
 def test_think_tags_on_qwen3(qwen3: Tokenizer) -> None:
-    found = _format(qwen3, EOS)
-    assert found.name == "think-tag"
-    assert found.start == (151667, 198)
-    assert set(found.triggers) == {151668, *EOS}
-    assert found.natural_end == (151668,)
-    assert found.newline == (198,)
-    assert found.newline_always
-    assert found.forced_end() == (151668, 271)
-    assert qwen3.decode(found.forced_end("So:"), False) == "</think>\n\nSo:"
+    fmt = _format(qwen3, EOS)
+    assert fmt.name == "think-tag"
+    assert fmt.start == (151667, 198)
+    assert set(fmt.triggers) == {151668, *EOS}
+    assert fmt.natural_end == (151668,)
+    assert fmt.newline == (198,)
+    assert fmt.newline_always
+    assert fmt.forced_end() == (151668, 271)
+    assert qwen3.decode(fmt.forced_end("So:"), False) == "</think>\n\nSo:"
 
 
 def test_s1_can_be_asked_of_qwen3(qwen3: Tokenizer) -> None:
@@ -77,31 +77,31 @@ def test_s1_can_be_asked_of_qwen3(qwen3: Tokenizer) -> None:
 @pytest.mark.parametrize("tokenizer", [TINY_S1, TINY_TAGS], ids=["s1", "think-tag"])
 @given(final=st.none() | st.text("ab :\n", max_size=8))
 def test_ids_spell_the_format(tokenizer: Tokenizer, final: str | None) -> None:
-    found = _format(tokenizer, (0,))
+    fmt = _format(tokenizer, (0,))
 
     def text(ids: tuple[int, ...]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=False)
 
-    if found.name == "s1":
+    if fmt.name == "s1":
         tail = "\nFinal Answer:" if final is None else final and "\n" + final
-        assert text(found.start) == "<|im_start|>think"
-        assert text(found.forced_end(final)) == "<|im_start|>answer" + tail
+        assert text(fmt.start) == "<|im_start|>think"
+        assert text(fmt.forced_end(final)) == "<|im_start|>answer" + tail
     else:
-        assert text(found.start) == "<think>\n"
-        assert text(found.forced_end(final)) == "</think>\n\n" + (final or "")
-    assert text(found.newline) == "\n"
-    assert found.forced_end(final) == tuple(tokenizer.encode(text(found.forced_end(final))))
+        assert text(fmt.start) == "<think>\n"
+        assert text(fmt.forced_end(final)) == "</think>\n\n" + (final or "")
+    assert text(fmt.newline) == "\n"
+    assert fmt.forced_end(final) == tuple(tokenizer.encode(text(fmt.forced_end(final))))
 
 
 def test_the_bundled_model() -> None:
     tokenizer = Tokenizer.from_dir(BUNDLED_MODEL)
     eos = json.loads((BUNDLED_MODEL / "generation_config.json").read_text())["eos_token_id"]
-    found = _format(tokenizer, (eos,))
-    assert found.name == "s1"
-    assert eos in found.triggers
+    fmt = _format(tokenizer, (eos,))
+    assert fmt.name == "s1"
+    assert eos in fmt.triggers
     chat = tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": "1 + 2"}]))
-    assert find_open_thinking(chat, found) is None
-    assert find_open_thinking([*chat, *found.start], found) == len(chat) + len(found.start)
+    assert find_open_thinking(chat, fmt) is None
+    assert find_open_thinking([*chat, *fmt.start], fmt) == len(chat) + len(fmt.start)
 
 
 # --- detection ---
@@ -131,11 +131,11 @@ def test_missing_delimiters_are_named(requested: str, lacks: str) -> None:
 
 
 def test_open_thinking_of_s1() -> None:
-    found = _format(TINY_S1, (TINY_S1.single_token_id(CHATML[2]) or 0,))
+    fmt = _format(TINY_S1, (TINY_S1.single_token_id(CHATML[2]) or 0,))
     header = "<|im_start|>user\nquick<|im_end|>\n<|im_start|>assistant\n"
 
     def begin(text: str) -> int | None:
-        return find_open_thinking(TINY_S1.encode(header + text), found)
+        return find_open_thinking(TINY_S1.encode(header + text), fmt)
 
     after = len(TINY_S1.encode(header + "<|im_start|>think"))
     assert begin("") is None
@@ -150,11 +150,11 @@ def test_open_thinking_of_s1() -> None:
 
 
 def test_open_thinking_of_think_tags() -> None:
-    found = _format(TINY_TAGS, (TINY_TAGS.single_token_id(CHATML[2]) or 0,))
+    fmt = _format(TINY_TAGS, (TINY_TAGS.single_token_id(CHATML[2]) or 0,))
     header = "<|im_start|>user\nfox<|im_end|>\n<|im_start|>assistant\n"
 
     def begin(text: str) -> int | None:
-        return find_open_thinking(TINY_TAGS.encode(header + text), found)
+        return find_open_thinking(TINY_TAGS.encode(header + text), fmt)
 
     after = len(TINY_TAGS.encode(header + "<think>"))
     assert begin("") is None
@@ -163,17 +163,17 @@ def test_open_thinking_of_think_tags() -> None:
     assert begin("<think>\nthe") == after + 1  # the newline belongs to the start
     assert begin("<think>\n\n</think>\n\n") is None
     quoted = "<|im_start|>user\nWhat is <think>?<|im_end|>\n<|im_start|>assistant\n"
-    assert find_open_thinking(TINY_TAGS.encode(quoted), found) is None
+    assert find_open_thinking(TINY_TAGS.encode(quoted), fmt) is None
 
 
-def _by_scanning_forward(prompt: list[int], found: ReasoningFormat) -> int | None:
-    """The same by its definition: a marker opens, any trigger that begins no marker closes."""
+def _by_scanning_forward(prompt: list[int], fmt: ReasoningFormat) -> int | None:
+    """The definition: a marker opens, any trigger that begins no marker closes."""
     begin: int | None = None
     for i, token in enumerate(prompt):
-        if tuple(prompt[i : i + len(found.open_marker)]) == found.open_marker:
-            whole = tuple(prompt[i : i + len(found.start)]) == found.start
-            begin = i + (len(found.start) if whole else len(found.open_marker))
-        elif token in found.triggers:
+        if tuple(prompt[i : i + len(fmt.open_marker)]) == fmt.open_marker:
+            whole = tuple(prompt[i : i + len(fmt.start)]) == fmt.start
+            begin = i + (len(fmt.start) if whole else len(fmt.open_marker))
+        elif token in fmt.triggers:
             begin = None
     return begin
 
@@ -181,9 +181,9 @@ def _by_scanning_forward(prompt: list[int], found: ReasoningFormat) -> int | Non
 @pytest.mark.parametrize("tokenizer", [TINY_S1, TINY_TAGS], ids=["s1", "think-tag"])
 @given(data=st.data())
 def test_open_thinking_by_definition(tokenizer: Tokenizer, data: st.DataObject) -> None:
-    found = _format(tokenizer, (0,))
-    pieces = [found.start, found.open_marker, found.natural_end, found.newline, found.triggers]
+    fmt = _format(tokenizer, (0,))
+    pieces = [fmt.start, fmt.open_marker, fmt.natural_end, fmt.newline, fmt.triggers]
     pieces.append((7,))
     drawn = data.draw(st.lists(st.sampled_from(pieces), max_size=8))
     prompt = [token for piece in drawn for token in piece]
-    assert find_open_thinking(prompt, found) == _by_scanning_forward(prompt, found)
+    assert find_open_thinking(prompt, fmt) == _by_scanning_forward(prompt, fmt)

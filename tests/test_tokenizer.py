@@ -24,7 +24,7 @@ TINY = make_tokenizer(visible=("<tool_call>", "added with space"))
 
 
 def _byte_fallback() -> Tokenizer:
-    """A vocabulary in SentencePiece's way: words with a leading mark, and bytes as a fallback."""
+    """A vocabulary as in SentencePiece: words with a leading mark, and bytes as a fallback."""
     words = ["▁", "▁a", "▁b", "c", "é", "\n", "▁你"]
     vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
     vocabulary |= {word: 257 + i for i, word in enumerate(words)}
@@ -129,8 +129,8 @@ def test_ids_without_a_token_have_no_text() -> None:
 
 
 def test_encoding_lets_other_threads_run() -> None:
-    """A long prompt must not stop the engine's steps. Threads here change places only where the
-    running one lets go, so the watcher sees the encoding only if the encoding does."""
+    """A long prompt must not stop the engine's steps. With so long a switch interval a thread runs
+    only when another releases the GIL, so the watcher sees the encoding only if it releases it."""
     stage, seen = ["before"], set()
 
     def watch() -> None:
@@ -155,7 +155,7 @@ def test_encoding_lets_other_threads_run() -> None:
 
 
 def _pieces(tokenizer: Tokenizer, ids: list[int], sizes: list[int]) -> list[str]:
-    """What a stream shows if it gets ``ids`` in groups of ``sizes``, then is flushed."""
+    """The pieces of a stream that receives ``ids`` in groups of ``sizes``, then is flushed."""
     stream = IncrementalDetokenizer(tokenizer)
     pieces, at, turn = [], 0, 0
     while at < len(ids):
@@ -180,7 +180,7 @@ def test_pieces_join_to_the_whole(tokenizer: Tokenizer, data: st.DataObject) -> 
 @settings(max_examples=300)
 @given(st.lists(st.integers(0, TINY.num_tokens + 3), max_size=60), group_sizes)
 def test_pieces_of_any_ids_join_to_the_whole(ids: list[int], sizes: list[int]) -> None:
-    """Broken characters, special tokens and ids without a token included."""
+    """Including broken characters, special tokens and ids without a token."""
     assert "".join(_pieces(TINY, ids, sizes)) == TINY.decode(ids)
 
 
@@ -209,14 +209,14 @@ def test_flush_shows_an_unfinished_character_once() -> None:
 
 
 def test_the_window_stays_short() -> None:
-    """Nothing that a model emits makes one more token cost more than the last."""
+    """No output of a model makes the cost per token grow."""
     longest = 0
-    whole = FALLBACK.decode
+    decode_all = FALLBACK.decode
 
     def decode(ids: list[int]) -> str:
         nonlocal longest
         longest = max(longest, len(ids))
-        return whole(ids)
+        return decode_all(ids)
 
     stream = IncrementalDetokenizer(FALLBACK)
     stream._decoder._decode = decode  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Tiny random models, written to disk by transformers: what the loader reads and the oracle runs.
+"""Tiny random models that transformers writes to disk: the loader reads them, the oracle runs them.
 
 Biases and norm weights are random too, since their usual starting values (zeros, ones) would hide
 a forgotten one. The directories hold no tokenizer.

@@ -1,5 +1,5 @@
-"""A byte-level tokenizer of a few hundred tokens, made in a moment, and a model directory's form of
-it. Any text can be encoded, and many ids are parts of characters."""
+"""A byte-level tokenizer of a few hundred tokens, in memory and as files of a model directory. It
+encodes any text, and many ids are parts of characters."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""One bundled model for all tests of the engine, in float32, with caches small enough to matter."""
+"""The bundled model for all tests of the engine, in float32, with caches small enough to fill."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def llm() -> LLM:
 
 @pytest.fixture(scope="session")
 def tight() -> LLM:
-    """The same model, short of memory and of tokens a step: it chunks, preempts and evicts."""
+    """The same model with little memory and few tokens per step: it chunks, preempts and evicts."""
     longest = 448  # tokens; the cache holds one and a half such sequences
     token_bytes = ModelConfig.from_dir(BUNDLED_MODEL).kv_bytes_per_token(torch.float32)
     return LLM(

@@ -1,7 +1,7 @@
-"""Bugs on demand: a request whose priority is that of a fault makes the engine raise at one place.
+"""Bugs on demand: the priority of a request selects the place at which the engine raises.
 
-``install`` puts them into this process; ``python -m tests.engine.faults FD`` is an engine's process
-that has them.
+``install`` adds them to this process; ``python -m tests.engine.faults FD`` is an engine process
+with them.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from s1engine.engine.core_output import branch_number, sample_index
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.output_processor import OutputProcessor
 
-ADD, ADD_SECOND, ADD_AFTER_FORK, SEAT, READ, MASK, STEP = range(701, 708)
-ALONE = (ADD, ADD_SECOND, ADD_AFTER_FORK, SEAT, READ, MASK)  # the others go on
+ADD, ADD_SECOND, ADD_AFTER_FORK, ADMIT, PROCESS, MASK, STEP = range(701, 708)
+ALONE = (ADD, ADD_SECOND, ADD_AFTER_FORK, ADMIT, PROCESS, MASK)  # fail one request only
 
 
 class Bug(Exception):
-    """What is raised."""
+    """The exception of every fault."""
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
-    """Makes the faults possible until ``patch`` is undone."""
+    """Installs the faults until ``patch`` is undone."""
 
     def before(owner: Any, name: str, faulty: Callable[..., bool]) -> None:
         real = getattr(owner, name)
@@ -51,13 +51,13 @@ def install(patch: pytest.MonkeyPatch) -> None:
     before(
         LLMEngine,
         "_new_request",
-        lambda _, sample, __: sample.live_request.request.priority == SEAT,
+        lambda _, sample, __: sample.live_request.request.priority == ADMIT,
     )
     before(
         OutputProcessor,
         "_process_one",
         lambda _, __, sample, ___, ____: (
-            sample.live_request.request.priority == READ and not branch_number(sample.seq_id)
+            sample.live_request.request.priority == PROCESS and not branch_number(sample.seq_id)
         ),
     )
     real_masks = OutputProcessor.grammar_masks

@@ -1,4 +1,4 @@
-"""The engine behind await: streams, cancellation, failure, many at once."""
+"""The engine behind await: streams, cancellation, failure, many requests at once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,7 +29,7 @@ async def running() -> AsyncIterator[AsyncLLMEngine]:
         await engine.shutdown()
 
 
-def run(test: Callable[[AsyncLLMEngine], Awaitable[None]]) -> None:
+def run_with_engine(test: Callable[[AsyncLLMEngine], Awaitable[None]]) -> None:
     async def main() -> None:
         async with running() as engine:
             await asyncio.wait_for(test(engine), 60)
@@ -37,7 +37,7 @@ def run(test: Callable[[AsyncLLMEngine], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-async def whole(engine: AsyncLLMEngine, params: SamplingParams = GREEDY) -> RequestOutput:
+async def output_of(engine: AsyncLLMEngine, params: SamplingParams = GREEDY) -> RequestOutput:
     events = [event async for event in engine.generate(CHAT, params)]
     assert len(events) == 1 and isinstance(events[0], RequestOutput)
     return events[0]
@@ -52,10 +52,10 @@ def test_many_at_once_equal_the_offline_engine(llm: LLM) -> None:
     wanted = llm.chat(CHAT, GREEDY, progress=False)[0].outputs[0]
 
     async def test(engine: AsyncLLMEngine) -> None:
-        outputs = await asyncio.gather(*(whole(engine) for _ in range(20)))
+        outputs = await asyncio.gather(*(output_of(engine) for _ in range(20)))
         assert all(output.outputs[0] == wanted for output in outputs)
 
-    run(test)
+    run_with_engine(test)
 
 
 def test_a_stream_joins_to_the_output() -> None:
@@ -67,19 +67,19 @@ def test_a_stream_joins_to_the_output() -> None:
         assert "".join(chunk.text for chunk in chunks) == last.outputs[0].text
         assert "".join(chunk.reasoning for chunk in chunks) == last.outputs[0].reasoning
 
-    run(test)
+    run_with_engine(test)
 
 
-def test_closing_a_stream_aborts_and_harms_nobody(llm: LLM) -> None:
+def test_closing_a_stream_aborts_it_and_no_other(llm: LLM) -> None:
     wanted = llm.chat(CHAT, GREEDY, progress=False)[0].outputs[0]
 
     async def test(engine: AsyncLLMEngine) -> None:
-        canary = asyncio.create_task(whole(engine))
+        canary = asyncio.create_task(output_of(engine))
         endless = SamplingParams(temperature=1, max_tokens=1500, ignore_eos=True, n=3)
         stream = engine.generate(CHAT, endless, stream=True)
         await anext(stream)
         await stream.aclose()
-        task = asyncio.create_task(whole(engine, endless))
+        task = asyncio.create_task(output_of(engine, endless))
         await asyncio.sleep(0.1)
         task.cancel()
         assert (await canary).outputs[0] == wanted
@@ -88,16 +88,16 @@ def test_closing_a_stream_aborts_and_harms_nobody(llm: LLM) -> None:
         stats = engine.engine.scheduler.stats()
         assert stats.num_free_blocks == engine.engine.runner.num_blocks
 
-    run(test)
+    run_with_engine(test)
 
 
 def test_a_bad_request_is_refused_before_it_starts() -> None:
     async def test(engine: AsyncLLMEngine) -> None:
         with pytest.raises(RequestError):
-            await whole(engine, SamplingParams(logit_bias={10**6: 1.0}))
-        assert (await whole(engine)).outputs[0].finish_reason == "stop"
+            await output_of(engine, SamplingParams(logit_bias={10**6: 1.0}))
+        assert (await output_of(engine)).outputs[0].finish_reason == "stop"
 
-    run(test)
+    run_with_engine(test)
 
 
 def test_end_thinking_reaches_a_live_request() -> None:
@@ -115,7 +115,7 @@ def test_end_thinking_reaches_a_live_request() -> None:
         assert isinstance(sample, Chunk)
         assert not engine.end_thinking("no such request")
 
-    run(test)
+    run_with_engine(test)
 
 
 def test_a_failing_step_ends_all_streams_and_health(caplog: pytest.LogCaptureFixture) -> None:
@@ -126,10 +126,10 @@ def test_a_failing_step_ends_all_streams_and_health(caplog: pytest.LogCaptureFix
         assert engine.healthy
         engine.engine.runner.execute = fail  # type: ignore[method-assign, assignment]
         with pytest.raises(EngineDeadError) as error:
-            await whole(engine)
+            await output_of(engine)
         assert "gone" in str(error.value.__cause__)
         assert not engine.healthy
         with pytest.raises(EngineDeadError):
-            await whole(engine)
+            await output_of(engine)
 
-    run(test)
+    run_with_engine(test)

@@ -1,7 +1,7 @@
-"""Answers along one trace: at checkpoints they equal separate runs, and they can end the thinking.
+"""Answers at checkpoints of one trace equal those of separate requests, and can end the thinking.
 
-The scheduler's part is proved in tests/core on a mock; here are text, sampling, streams, requests
-with several samples, and what the user is told.
+tests/core proves the scheduler's part on a mock; this file tests text, sampling, streams, requests
+with several samples, and the reported output.
 """
 
 from typing import Any
@@ -60,10 +60,10 @@ def test_checkpoints_equal_separate_runs(
         for checkpoint in got.checkpoints:
             separate = params(ThinkingBudget(**{**fields, "max_tokens": checkpoint.budget}), **how)
             wanted = llm.chat(chat(index), separate, progress=False)[0].outputs[0]
-            found = checkpoint.output
-            assert found.token_ids == wanted.token_ids and found.forced == wanted.forced
-            assert (found.text, found.reasoning) == (wanted.text, wanted.reasoning)
-            assert (found.finish_reason, found.stop_reason) == (
+            branch = checkpoint.output
+            assert branch.token_ids == wanted.token_ids and branch.forced == wanted.forced
+            assert (branch.text, branch.reasoning) == (wanted.text, wanted.reasoning)
+            assert (branch.finish_reason, branch.stop_reason) == (
                 wanted.finish_reason,
                 wanted.stop_reason,
             )
@@ -104,14 +104,14 @@ def test_checkpoints_are_streamed_before_the_end(llm: LLM) -> None:
     thinking = ThinkingBudget(checkpoints=(2, 9, 500), min_tokens=0)
     request = llm.engine.make_request(chat(2), params(thinking, max_tokens=700), stream=True)
     events = list(llm.generate_request(request))
-    whole = events[-1]
-    assert isinstance(whole, RequestOutput)
+    output = events[-1]
+    assert isinstance(output, RequestOutput)
     streamed = [event for event in events if isinstance(event, CheckpointOutput)]
-    assert streamed == whole.checkpoints
+    assert streamed == output.checkpoints
     assert [checkpoint.shared for checkpoint in streamed] == [False, False, True]
-    assert streamed[2].output == whole.outputs[0]
+    assert streamed[2].output == output.outputs[0]
     chunks = [event for event in events if isinstance(event, Chunk)]
-    assert "".join(chunk.text for chunk in chunks) == whole.outputs[0].text
+    assert "".join(chunk.text for chunk in chunks) == output.outputs[0].text
     first = next(i for i, event in enumerate(events) if isinstance(event, CheckpointOutput))
     assert any(isinstance(event, Chunk) and event.reasoning for event in events[first:])
 
@@ -153,7 +153,7 @@ def test_a_deadline_leaves_later_checkpoints_unanswered(llm: LLM) -> None:
     assert [checkpoint.budget for checkpoint in got.checkpoints] == [0]
 
 
-def test_an_abort_takes_the_children_along(llm: LLM) -> None:
+def test_an_abort_ends_the_branches(llm: LLM) -> None:
     free = llm.engine.scheduler.stats().num_free_blocks
     for steps in (1, 4, 9, 14):
         thinking = ThinkingBudget(checkpoints=(0, 3, 6, 200), min_tokens=0)
@@ -167,7 +167,7 @@ def test_an_abort_takes_the_children_along(llm: LLM) -> None:
 
 
 def test_deadlines_hold_under_load(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that ticks once a step: what waits in the queue when its time is up answers too."""
+    """With a clock of one tick per step: requests that wait past their deadline answer too."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     engine = llm.engine
@@ -205,7 +205,7 @@ def test_deadlines_hold_under_load(llm: LLM, monkeypatch: pytest.MonkeyPatch) ->
         ({"loop_repeats": 1}, "thinking_loop_repeats"),
     ],
 )
-def test_what_makes_no_sense_is_refused(fields: dict[str, Any], param: str) -> None:
+def test_contradictory_budgets_are_rejected(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(RequestError) as error:
         ThinkingBudget(**fields)
     assert error.value.param == param

@@ -1,6 +1,6 @@
-"""A request that fails by a bug of ours fails alone: its stream gets an error, the others go on as
-if it had never been there, and nothing of it is left. A grammar that is being compiled holds up
-nobody."""
+"""A request that fails because of a bug fails alone: its stream gets an error, the others continue
+as if it had never existed, and it leaves nothing behind. Compiling a grammar delays no other
+request."""
 
 import asyncio
 import threading
@@ -29,7 +29,7 @@ CHAT: list[dict[str, Any]] = [{"role": "user", "content": "a=3 b=a+4 c=b*2 c?"}]
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = SamplingParams(temperature=0, max_tokens=60)
 REGEX = '{"grammars":[{"lark_grammar":"start: /[0-9]{1,3}/"}]}'
-FATED = SamplingParams(
+FAILING = SamplingParams(
     temperature=1,
     seed=1,
     n=3,
@@ -49,18 +49,20 @@ BOMBS = [
 
 
 @pytest.fixture(autouse=True)
-def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
+def installed_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     faults.install(monkeypatch)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.sampled_from([0, *faults.ALONE]), min_size=1, max_size=6), st.integers(0, 40))
-def test_it_fails_alone_and_leaves_nothing(llm: LLM, fates: list[int], late: int) -> None:
+def test_it_fails_alone_and_leaves_nothing(
+    llm: LLM, faults_of_requests: list[int], late: int
+) -> None:
     engine = llm.engine
     alone = llm.chat(CHAT, GOOD, progress=False)[0].outputs
     requests = [
-        engine.make_request(CHAT, FATED if fate else GOOD, priority=fate, stream=fate % 2 == 0)
-        for fate in fates
+        engine.make_request(CHAT, FAILING if fault else GOOD, priority=fault, stream=fault % 2 == 0)
+        for fault in faults_of_requests
     ]
     for request in requests[1:]:
         engine.add_request(request)
@@ -74,9 +76,9 @@ def test_it_fails_alone_and_leaves_nothing(llm: LLM, fates: list[int], late: int
             assert name not in ended, "an event after the end"
             if isinstance(event, RequestOutput | RequestFailedError):
                 ended[name] = event
-    for request, fate in zip(requests, fates, strict=True):
+    for request, fault in zip(requests, faults_of_requests, strict=True):
         end = ended.pop(request.request_id)
-        if fate:
+        if fault:
             assert isinstance(end, RequestFailedError) and isinstance(end.__cause__, faults.Bug)
         else:
             assert isinstance(end, RequestOutput) and end.outputs == alone
@@ -99,7 +101,7 @@ def test_a_request_whose_id_is_taken_does_not_end_the_first(llm: LLM) -> None:
 
 def test_offline_it_is_raised_and_nothing_is_left(llm: LLM) -> None:
     with pytest.raises(RequestFailedError):
-        llm.chat([CHAT, CHAT], GOOD, progress=False, priority=faults.SEAT)
+        llm.chat([CHAT, CHAT], GOOD, progress=False, priority=faults.ADMIT)
     assert not llm.engine.has_unfinished
     assert llm.chat(CHAT, GOOD, progress=False)[0].outputs[0].text
 
@@ -112,17 +114,17 @@ def test_across_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         engine = ProcessEngineClient(EngineConfig(**OPTIONS))
         await engine.start()
 
-        async def ask(fate: int) -> Any:
-            params = FATED if fate else GOOD
-            request = engine.compiler.compile(CHAT, params, priority=fate, stream=True)
+        async def ask(fault: int) -> Any:
+            params = FAILING if fault else GOOD
+            request = engine.compiler.compile(CHAT, params, priority=fault, stream=True)
             return [event async for event in engine.generate_request(request)][-1]
 
-        fates = [0, *faults.ALONE, 0]
-        ends = await asyncio.gather(*map(ask, fates), return_exceptions=True)
-        for fate, end in zip(fates, ends, strict=True):
-            assert isinstance(end, RequestFailedError if fate else RequestOutput), (fate, end)
+        faults_of_requests = [0, *faults.ALONE, 0]
+        ends = await asyncio.gather(*map(ask, faults_of_requests), return_exceptions=True)
+        for fault, end in zip(faults_of_requests, ends, strict=True):
+            assert isinstance(end, RequestFailedError if fault else RequestOutput), (fault, end)
         assert ends[0].outputs == ends[-1].outputs and engine.healthy
-        with pytest.raises(EngineDeadError) as died:  # what concerns all is still told to all
+        with pytest.raises(EngineDeadError) as died:  # a failing step still ends all requests
             await ask(faults.STEP)
         assert "Bug" in str(died.value.__cause__) and not engine.healthy
         await engine.shutdown()
@@ -164,7 +166,7 @@ def test_streams_go_on_while_a_grammar_compiles(monkeypatch: pytest.MonkeyPatch)
         return compile_grammar(self, grammar)
 
     monkeypatch.setattr(GrammarCompiler, "_compile", slowly)
-    guided = SamplingParams(temperature=0, max_tokens=60, grammar=REGEX)
+    with_grammar = SamplingParams(temperature=0, max_tokens=60, grammar=REGEX)
 
     async def main() -> None:
         engine = AsyncLLMEngine(EngineConfig(**OPTIONS))
@@ -173,12 +175,12 @@ def test_streams_go_on_while_a_grammar_compiles(monkeypatch: pytest.MonkeyPatch)
         async def ask(params: SamplingParams) -> Any:
             return [event async for event in engine.generate(CHAT, params)][-1]
 
-        waiting = asyncio.ensure_future(ask(guided))
-        hurried = engine.engine.make_request(CHAT, guided)
+        waiting = asyncio.ensure_future(ask(with_grammar))
+        hurried = engine.engine.make_request(CHAT, with_grammar)
         ended = asyncio.ensure_future(anext(engine.generate_request(hurried)))
-        leaver = asyncio.ensure_future(ask(guided))
+        leaver = asyncio.ensure_future(ask(with_grammar))
         await asyncio.to_thread(compiling.wait, 60)
-        assert (await ask(GOOD)).outputs[0].finish_reason  # a whole answer meanwhile
+        assert (await ask(GOOD)).outputs[0].finish_reason  # a full answer in the meantime
         assert engine.end_thinking(hurried.request_id)
         leaver.cancel()
         assert (await ask(GOOD)).outputs[0].finish_reason
@@ -200,37 +202,37 @@ def test_streams_go_on_while_a_grammar_compiles(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("bomb", BOMBS, ids=["patterns", "multiples"])
 def test_a_grammar_that_takes_too_long_is_refused_in_time(llm: LLM, bomb: Any) -> None:
-    """Without a bound these run for long, past the limits that the library has."""
+    """Without our bound these take minutes, past the limits of the library."""
     grammar = LLMatcher.grammar_from_json_schema(bomb)
-    check = llm.engine.compiler.grammars
-    refused: list[RequestError] = []
+    grammars = llm.engine.compiler.grammars
+    rejected: list[RequestError] = []
 
-    def ask() -> None:
+    def try_bomb() -> None:
         with pytest.raises(RequestError) as error:
-            check.validate(grammar)
-        refused.append(error.value)
+            grammars.validate(grammar)
+        rejected.append(error.value)
 
-    asking = threading.Thread(target=ask)
-    asking.start()
-    check.validate(REGEX)  # another does not wait for it
-    assert not refused
-    asking.join()
-    assert "more than 1 s" in str(refused[0]) and refused[0].param == "response_format"
-    ask()  # at once: the verdict is kept
-    check.validate(REGEX)
-
-
-def test_a_checker_that_was_killed_is_replaced(llm: LLM) -> None:
-    check = llm.engine.compiler.grammars._validator
-    check.validate(REGEX)
-    assert check._process is not None
-    check._process.kill()
-    check._process.wait()
-    check.validate(REGEX.replace("3", "4"))
+    thread = threading.Thread(target=try_bomb)
+    thread.start()
+    grammars.validate(REGEX)  # does not wait for the other
+    assert not rejected
+    thread.join()
+    assert "more than 1 s" in str(rejected[0]) and rejected[0].param == "response_format"
+    try_bomb()  # at once: the verdict is cached
+    grammars.validate(REGEX)
 
 
-def test_samples_that_follow_one_grammar_are_apart(llm: LLM) -> None:
-    """They begin with copies of one guide, and a second request with the same as the first."""
+def test_a_killed_grammar_worker_is_replaced(llm: LLM) -> None:
+    grammars = llm.engine.compiler.grammars._validator
+    grammars.validate(REGEX)
+    assert grammars._process is not None
+    grammars._process.kill()
+    grammars._process.wait()
+    grammars.validate(REGEX.replace("3", "4"))
+
+
+def test_samples_with_one_grammar_are_independent(llm: LLM) -> None:
+    """They begin with copies of one matcher; a second request copies the same one."""
     params = SamplingParams(temperature=1.5, seed=3, n=6, max_tokens=60, grammar=REGEX)
     first, second = llm.chat([CHAT, CHAT], params, progress=False)
     texts = [sample.text for sample in first.outputs]
@@ -239,7 +241,7 @@ def test_samples_that_follow_one_grammar_are_apart(llm: LLM) -> None:
 
 
 def test_events_of_a_failed_stream_come_before_its_error(llm: LLM) -> None:
-    request = llm.engine.make_request(CHAT, FATED, priority=faults.ADD_SECOND, stream=True)
+    request = llm.engine.make_request(CHAT, FAILING, priority=faults.ADD_SECOND, stream=True)
     events: list[Any] = []
     with pytest.raises(RequestFailedError):
         for event in llm.generate_request(request):

@@ -1,5 +1,4 @@
-"""Frames between the processes: however the bytes are cut, the messages come out as they went in,
-and what is no message is refused."""
+"""Frames between the processes: messages survive any split of the bytes, and noise is rejected."""
 
 import msgspec
 import numpy as np
@@ -41,10 +40,10 @@ def test_messages_arrive_as_they_were_sent(
 ) -> None:
     sent = [llm.engine.make_request(CHAT, one, cache_salt="x") for one in asked]
     stream = b"".join(messages.encode_frame(messages.AddRequest(request)) for request in sent)
-    reader, bodies = messages.FrameReader(), []
+    frames, bodies = messages.FrameReader(), []
     while stream:
         size = data.draw(st.integers(1, 400))
-        bodies += reader.feed(stream[:size])
+        bodies += frames.feed(stream[:size])
         stream = stream[size:]
     assert len(bodies) == len(sent)
     for request, body in zip(sent, bodies, strict=True):
@@ -58,7 +57,7 @@ def test_messages_arrive_as_they_were_sent(
 
 
 @given(st.binary(max_size=200))
-def test_noise_is_refused_or_waits_for_more(noise: bytes) -> None:
+def test_noise_is_rejected_or_incomplete(noise: bytes) -> None:
     try:
         for body in messages.FrameReader().feed(noise):
             messages.to_engine_decoder.decode(body)
@@ -66,15 +65,17 @@ def test_noise_is_refused_or_waits_for_more(noise: bytes) -> None:
         pass
 
 
-def test_an_absurd_length_is_refused() -> None:
+def test_an_absurd_length_is_rejected() -> None:
     with pytest.raises(ConnectionError):
         messages.FrameReader().feed(b"\xff\xff\xff\xff")
 
 
 @given(st.integers(0, 2**48), st.integers(0, 127), st.integers(0, 64))
-def test_a_sequence_id_says_what_the_sequence_is(number: int, index: int, child: int) -> None:
-    sequence = sequence_id(number, index, child)
+def test_a_sequence_id_encodes_request_sample_and_branch(
+    number: int, index: int, branch: int
+) -> None:
+    sequence = sequence_id(number, index, branch)
     assert 0 <= sequence < 2**63
     assert request_number(sequence) == number
     assert sample_index(sequence) == index
-    assert branch_number(sequence) == child
+    assert branch_number(sequence) == branch

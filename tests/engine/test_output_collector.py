@@ -1,5 +1,5 @@
-"""Records that are joined while nobody reads them: a reader that looks seldom sees what one that
-looks at each step sees."""
+"""Records are joined until they are read: a reader that reads rarely gets the same output as one
+that reads after each step."""
 
 import struct
 from collections import defaultdict
@@ -36,7 +36,7 @@ def make_collector(*requests: int) -> _core.OutputCollector:
     return made
 
 
-steps = st.lists(  # each a set of sequences that gain something, and who looks after it
+steps = st.lists(  # each: new marks by sequence, and the requests that are read after it
     st.tuples(
         st.dictionaries(
             st.tuples(st.integers(0, 2), st.integers(0, 2)),
@@ -49,20 +49,20 @@ steps = st.lists(  # each a set of sequences that gain something, and who looks 
 
 
 @given(steps, st.sets(st.integers(0, 2)))
-def test_nothing_is_lost_and_forced_steps_stand_alone(
+def test_no_token_is_lost_and_forced_steps_stay_separate(
     played: list[tuple[dict[tuple[int, int], list[int]], set[int]]], opened: set[int]
 ) -> None:
     collector = make_collector(*opened)
     sent: dict[int, list[EngineCoreOutput]] = defaultdict(list)
     got: dict[int, list[EngineCoreOutput]] = defaultdict(list)
 
-    def look(number: int) -> None:
-        for progress in decode_core_outputs(collector.collect(number)):
-            assert request_number(progress.seq_id) == number
-            got[progress.seq_id].append(progress)
+    def read(number: int) -> None:
+        for output in decode_core_outputs(collector.collect(number)):
+            assert request_number(output.seq_id) == number
+            got[output.seq_id].append(output)
 
     begun: set[int] = set()
-    for state, (gains, looks) in enumerate(played):
+    for state, (gains, reads) in enumerate(played):
         records = b""
         for (number, index), marks in gains.items():
             one = record(sequence_id(number, index), [state] * len(marks), marks, state, False)
@@ -71,10 +71,10 @@ def test_nothing_is_lost_and_forced_steps_stand_alone(
         named = {number for number, _ in gains} & opened
         assert set(collector.add(records)) == named - begun
         begun |= named
-        for number in looks:
-            look(number)
+        for number in reads:
+            read(number)
     for number in range(3):
-        look(number)
+        read(number)
     for sequence, single in sent.items():
         joined = got[sequence]
         if request_number(sequence) not in opened:
@@ -90,7 +90,7 @@ def test_nothing_is_lost_and_forced_steps_stand_alone(
         assert [one.marks for one in joined if one.num_sampled < len(one.marks)] == forced
 
 
-def test_a_beginning_and_an_end_should_not_wait() -> None:
+def test_a_first_token_and_an_end_are_urgent() -> None:
     collector = make_collector(1, 2)
     both = record(sequence_id(1, 0), [5], [0], 0, False) + record(
         sequence_id(2, 0), [5], [0], 0, False
@@ -107,7 +107,7 @@ def test_a_beginning_and_an_end_should_not_wait() -> None:
 
 
 @given(st.binary(max_size=60))
-def test_noise_is_refused(noise: bytes) -> None:
+def test_noise_is_rejected(noise: bytes) -> None:
     whole = record(sequence_id(1, 0), [1, 2], [0, 0], 0, False)
     for bad in (whole[:-1], whole + whole[:9], whole[:8] + b"\xff" * 8):
         with pytest.raises(ValueError, match="cut off"):
@@ -120,7 +120,7 @@ def test_noise_is_refused(noise: bytes) -> None:
 
 @pytest.mark.parametrize("waits", [0, 2])
 def test_joined_records_read_like_single_ones(llm: LLM, waits: int) -> None:
-    """All steps of a request read at once: text and marks as step by step."""
+    """Reading all steps of a request at once gives the same text and marks as step by step."""
     thinking = ThinkingBudget(num_waits=waits)
     asked = SamplingParams(temperature=1, seed=1, max_tokens=120, thinking=thinking)
     chat = [{"role": "user", "content": "a=3 b=a+4 c=b*2 c?"}]
@@ -131,12 +131,12 @@ def test_joined_records_read_like_single_ones(llm: LLM, waits: int) -> None:
     outputs: list[Any] = []
     while llm.engine.has_unfinished:
         step = llm.engine.step_core()
-        for progress in step.decode() if step else ():
-            outputs += step_by_step.add(progress, 0.0)
+        for output in step.decode() if step else ():
+            outputs += step_by_step.add(output, 0.0)
         collector.add(step.records if step else b"")
     llm.engine.step()
     joined = list(decode_core_outputs(collector.collect(request.number)))
     assert len(joined) <= 2 * waits + 3
-    events = [event for progress in joined for event in at_once.add(progress, 0.0)]
+    events = [event for output in joined for event in at_once.add(output, 0.0)]
     assert events[-1] == outputs[-1]
     assert outputs[-1].outputs[0].thinking.end_reason == "natural"

@@ -1,4 +1,4 @@
-"""Elastic budgets: while others wait, thinking is cut towards the floor, and says so."""
+"""Elastic budgets: while requests wait, thinking is cut towards the floor and reports it."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def params(**thinking: Any) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=400, thinking=budget)
 
 
-def test_budgets_shrink_while_others_wait_and_only_then() -> None:
+def test_budgets_shrink_only_while_requests_wait() -> None:
     llm = LLM(
         progress=False,
         dtype="float32",
@@ -28,7 +28,7 @@ def test_budgets_shrink_while_others_wait_and_only_then() -> None:
         assert used is not None and (used.tokens, used.end_reason) == (200, "budget")
     outputs = llm.chat([CHAT] * 8, [*[params()] * 7, params(min_tokens=60)], progress=False)
     used = [output.outputs[0].thinking for output in outputs]
-    for one in used[:2]:  # six waited for two places: all the way
+    for one in used[:2]:  # six requests waited for two rows: cut to the floor
         assert one is not None and one.end_reason == "overload"
         assert one.budget == FLOOR <= one.tokens <= FLOOR + 1
     assert all(one is not None and one.tokens >= FLOOR for one in used)

@@ -1,5 +1,5 @@
-"""The engine in a process of its own: what it answers, and what becomes of it and of its requests
-when one side is slow, leaves, sends nonsense or is killed."""
+"""The engine in a process of its own: its answers, and the effect on it and on its requests when
+one side is slow, closes or is killed."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ QUESTIONS = [[{"role": "user", "content": item.question}] for item in generate(5
 ENDLESS = SamplingParams(
     temperature=1, seed=3, max_tokens=1500, ignore_eos=True, logit_bias={1: -100, 2: -100}
 )
-ASKED = [
+PARAMS = [
     SamplingParams(temperature=0, max_tokens=80),
     SamplingParams(temperature=1.1, seed=4, max_tokens=80, n=3),
     SamplingParams(temperature=0, max_tokens=80, stop=("Answer", "9")),
@@ -36,7 +36,7 @@ ASKED = [
         temperature=0, max_tokens=120, thinking=ThinkingBudget(max_tokens=30, checkpoints=(0, 4, 9))
     ),
 ]
-# When it ends depends on when its checkpoints are answered, and so on company.
+# Its end depends on when its checkpoints answer, and so on other requests.
 EARLY = SamplingParams(
     temperature=0,
     max_tokens=200,
@@ -46,7 +46,7 @@ EARLY = SamplingParams(
 )
 
 
-def run(test: Callable[[ProcessEngineClient], Awaitable[None]]) -> None:
+def run_with_engine(test: Callable[[ProcessEngineClient], Awaitable[None]]) -> None:
     async def main() -> None:
         config = EngineConfig(dtype="float32", max_num_seqs=16, max_num_batched_tokens=256)
         engine = ProcessEngineClient(config)
@@ -61,11 +61,11 @@ def run(test: Callable[[ProcessEngineClient], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def ask(engine: ProcessEngineClient, index: int, *, stream: bool = False) -> Request:
-    return engine.compiler.compile(QUESTIONS[index], ASKED[index], stream=stream)
+def compile_request(engine: ProcessEngineClient, index: int, *, stream: bool = False) -> Request:
+    return engine.compiler.compile(QUESTIONS[index], PARAMS[index], stream=stream)
 
 
-async def whole(engine: ProcessEngineClient, request: Request) -> tuple[list[Any], RequestOutput]:
+async def collect(engine: ProcessEngineClient, request: Request) -> tuple[list[Any], RequestOutput]:
     async with contextlib.aclosing(engine.generate_request(request)) as stream:
         events = [event async for event in stream]
     assert isinstance(events[-1], RequestOutput)
@@ -73,8 +73,8 @@ async def whole(engine: ProcessEngineClient, request: Request) -> tuple[list[Any
 
 
 def comparable(output: RequestOutput) -> RequestOutput:
-    """Without what depends on time, on company and on names: the last digits of log-probabilities
-    do on company."""
+    """Without the parts that depend on time, names and other requests, such as the last digits of
+    log-probabilities."""
     outputs = [replace(sample, logprobs=None) for sample in output.outputs]
     usage = replace(output.usage, cached_tokens=0)
     return replace(output, request_id="", timing=Timing(0, 0, 0), usage=usage, outputs=outputs)
@@ -107,16 +107,18 @@ async def until_free(engine: ProcessEngineClient) -> None:
     assert engine.stats().num_running == engine.stats().num_waiting == 0
 
 
-def test_it_answers_as_the_engine_in_this_process_does(llm: LLM) -> None:
-    chats = list(zip(QUESTIONS, ASKED, strict=False))
+def test_it_answers_like_the_engine_in_this_process(llm: LLM) -> None:
+    chats = list(zip(QUESTIONS, PARAMS, strict=False))
     wanted = [llm.chat(chat, params, progress=False)[0] for chat, params in chats]  # each alone
     early = llm.chat(QUESTIONS[7], EARLY, progress=False)[0]
 
     async def test(engine: ProcessEngineClient) -> None:
-        requests = [ask(engine, i, stream=stream) for i in range(7) for stream in (True, False)]
-        got = await asyncio.gather(*(whole(engine, request) for request in requests))
+        requests = [
+            compile_request(engine, i, stream=stream) for i in range(7) for stream in (True, False)
+        ]
+        got = await asyncio.gather(*(collect(engine, request) for request in requests))
         for request, (events, output) in zip(requests, got, strict=True):
-            expected = wanted[ASKED.index(request.params)]
+            expected = wanted[PARAMS.index(request.params)]
             timing = output.timing
             assert 0 <= timing.queue_s <= timing.ttft_s <= timing.total_s
             assert comparable(output) == comparable(expected)
@@ -126,26 +128,26 @@ def test_it_answers_as_the_engine_in_this_process_does(llm: LLM) -> None:
             else:
                 assert events == []
         await until_free(engine)
-        _, output = await whole(engine, engine.compiler.compile(QUESTIONS[7], EARLY))
+        _, output = await collect(engine, engine.compiler.compile(QUESTIONS[7], EARLY))
         assert comparable(output) == comparable(early)
         assert early.outputs[0].thinking.end_reason == "converged"  # type: ignore[union-attr]
         await slow_reader(engine)
-        await leavers(engine)
+        await closed_streams(engine)
         await ends_thinking(engine)
 
-    run(test)
+    run_with_engine(test)
 
 
 async def slow_reader(engine: ProcessEngineClient) -> None:
-    """A stream that nobody reads is joined, and holds up nobody."""
+    """An unread stream is joined, and delays no other request."""
     request = engine.compiler.compile(
         QUESTIONS[0], SamplingParams(temperature=0, max_tokens=300, ignore_eos=True), stream=True
     )
     stream = engine.generate_request(request)
     events: list[Any] = [await anext(stream)]
     for _ in range(3):
-        await whole(engine, ask(engine, 0))
-    await until_free(engine)  # all is computed though it was not read
+        await collect(engine, compile_request(engine, 0))
+    await until_free(engine)  # everything is computed though it was not read
     events += [event async for event in stream]
     check_stream(events[:-1], events[-1])
     chunks = events[:-1]
@@ -153,12 +155,12 @@ async def slow_reader(engine: ProcessEngineClient) -> None:
     assert len(events) < 8 < len(events[-1].outputs[0].token_ids) == 300
 
 
-async def leavers(engine: ProcessEngineClient) -> None:
-    """Streams that are closed and tasks that are cancelled leave nothing behind."""
+async def closed_streams(engine: ProcessEngineClient) -> None:
+    """Closed streams and cancelled tasks leave nothing behind."""
     stream = engine.generate_request(engine.compiler.compile(QUESTIONS[1], ENDLESS, stream=True))
     await anext(stream)
     await stream.aclose()
-    task = asyncio.create_task(whole(engine, engine.compiler.compile(QUESTIONS[1], ENDLESS)))
+    task = asyncio.create_task(collect(engine, engine.compiler.compile(QUESTIONS[1], ENDLESS)))
     await asyncio.sleep(0.05)
     task.cancel()
     await until_free(engine)
@@ -196,9 +198,9 @@ def test_a_killed_engine_ends_its_streams() -> None:
         await died.wait()
         assert not engine.healthy and engine.failure is not None
         with pytest.raises(EngineDeadError):
-            await whole(engine, ask(engine, 0))
+            await collect(engine, compile_request(engine, 0))
 
-    run(test)
+    run_with_engine(test)
 
 
 def test_a_silent_engine_is_not_healthy(
@@ -213,14 +215,14 @@ def test_a_silent_engine_is_not_healthy(
         os.kill(engine.pid, signal.SIGCONT)
         assert engine.healthy and engine.failure is None
 
-    run(test)
+    run_with_engine(test)
 
 
 @pytest.mark.parametrize(
     ("options", "error"),
     [({"model": "MISSING"}, ModelError), ({"max_model_len": 10**6}, RequestError)],
 )
-def test_what_cannot_be_loaded_is_refused_here(
+def test_a_model_that_cannot_be_loaded_is_an_error_here(
     tmp_path: Path, options: dict[str, Any], error: type[Exception]
 ) -> None:
     if "model" in options:

@@ -1,7 +1,7 @@
-"""The promises of budget forcing, kept by the whole engine on the bundled model.
+"""The promises of budget forcing hold for the whole engine on the bundled model.
 
-tests/core holds the scheduler against s1's algorithm on a mock; here real logits, real sampling and
-real memory are underneath, and the other way of doing it, s1's own, runs on the same engine.
+tests/core compares the scheduler with s1's algorithm on a mock; here logits, sampling and memory
+are real, and s1's own two-pass algorithm runs on the same engine as the reference.
 """
 
 import pytest
@@ -72,7 +72,7 @@ def test_batched_preempted_and_cached_equal_alone_and_cold(
 
 
 def test_the_tight_engine_really_preempts(tight: LLM) -> None:
-    """Here or in a test before this one: after a preemption the scheduler admits more carefully."""
+    """In this test or an earlier one: after a preemption the scheduler admits more carefully."""
     tight.chat([chat(i) for i in range(6)], greedy(min_tokens=190), progress=False)
     assert tight.engine.scheduler.stats().num_preemptions > 0
 
@@ -126,7 +126,7 @@ def test_final_text_of_the_request_opens_the_answer(llm: LLM) -> None:
     assert output.text.startswith("So: ")
 
 
-def test_thinking_that_stands_in_the_prompt_is_counted(llm: LLM) -> None:
+def test_thinking_in_the_prompt_is_counted(llm: LLM) -> None:
     request = llm.engine.make_request(chat(3), greedy())  # type: ignore[arg-type]
     thought = llm.engine.tokenizer.encode("\nk=3\n")
     prompt = [*request.prompt.tolist(), *thought]
@@ -187,13 +187,15 @@ def test_abort_frees_everything_at_any_moment(llm: LLM) -> None:
         (SamplingParams(logit_bias={5000: 1.0}), "logit_bias"),
     ],
 )
-def test_what_cannot_fit_is_refused_by_name(llm: LLM, params: SamplingParams, param: str) -> None:
+def test_a_budget_that_cannot_fit_is_rejected_by_name(
+    llm: LLM, params: SamplingParams, param: str
+) -> None:
     with pytest.raises(RequestError) as error:
         llm.chat(chat(0), params, progress=False)
     assert error.value.param == param
 
 
-def test_a_prompt_beyond_the_context_is_refused(llm: LLM) -> None:
+def test_a_prompt_beyond_the_context_is_rejected(llm: LLM) -> None:
     with pytest.raises(RequestError) as error:
         llm.generate("a " * 3000, progress=False)
     assert (error.value.param, error.value.code) == ("prompt", "context_length_exceeded")

@@ -1,4 +1,4 @@
-"""Sampling through the whole engine: a request's tokens depend on the request alone."""
+"""Sampling in the whole engine: the tokens of a request depend on that request alone."""
 
 import math
 
@@ -85,7 +85,7 @@ def test_logprobs_are_of_the_raw_distribution(llm: LLM) -> None:
     output = llm.generate(PROMPTS[0], params, progress=False)[0].outputs[0]
     assert output.logprobs is not None and len(output.logprobs) == 6
     for token, entry in zip(output.token_ids, output.logprobs, strict=True):
-        assert entry.token_id == token == entry.top[0][0]  # greedy takes the likeliest
+        assert entry.token_id == token == entry.top[0][0]  # greedy samples the likeliest
         assert entry.logprob == pytest.approx(entry.top[0][1])
         values = [value for _, value in entry.top]
         assert values == sorted(values, reverse=True) and sum(map(math.exp, values)) <= 1 + 1e-5
@@ -132,8 +132,8 @@ def test_chunks_join_to_the_whole(llm: LLM, params: SamplingParams, stop: tuple[
         stop=stop,
         thinking=params.thinking,
     )
-    chunks, whole = collect(llm, PROMPTS[0], params)
-    sample = whole.outputs[0]
+    chunks, output = collect(llm, PROMPTS[0], params)
+    sample = output.outputs[0]
     assert "".join(chunk.text for chunk in chunks) == sample.text
     assert "".join(chunk.reasoning for chunk in chunks) == (sample.reasoning or "")
     assert [t for chunk in chunks for t in chunk.token_ids] == sample.token_ids
@@ -166,7 +166,7 @@ def test_stop_token_ids_are_reported(llm: LLM) -> None:
 
 @pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "presence_penalty"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, "1", True, None, -5.0])
-def test_bad_numbers_are_refused_by_name(field: str, value: object) -> None:
+def test_bad_numbers_are_rejected_by_name(field: str, value: object) -> None:
     with pytest.raises(RequestError) as error:
         SamplingParams(**{field: value})  # type: ignore[arg-type]
     assert error.value.param == field
@@ -174,7 +174,7 @@ def test_bad_numbers_are_refused_by_name(field: str, value: object) -> None:
 
 @pytest.mark.parametrize("field", ["n", "max_tokens", "top_k", "logprobs"])
 @pytest.mark.parametrize("value", [2**40, -7, 1.5, "1", True])
-def test_bad_integers_are_refused_by_name(field: str, value: object) -> None:
+def test_bad_integers_are_rejected_by_name(field: str, value: object) -> None:
     with pytest.raises(RequestError) as error:
         SamplingParams(**{field: value})  # type: ignore[arg-type]
     assert error.value.param == field

@@ -1,4 +1,4 @@
-"""With drafts requests get the same outputs in fewer steps."""
+"""Speculative decoding gives the same outputs in fewer steps."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ from tests.engine.test_run_ahead import QUESTIONS, requests, texts
 
 @pytest.fixture(scope="module", params=[{}, {"max_num_batched_tokens": 16}], ids=["wide", "narrow"])
 def drafter(request: pytest.FixtureRequest) -> Iterator[LLM]:
-    """The model of ``llm``, drafting whatever it can: every step is said to cost the same."""
+    """The model of ``llm``, which drafts as much as it can because every step has the same cost."""
     options = {"max_num_seqs": 6, "max_num_batched_tokens": 256, **request.param}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ModelRunner, "profile_step_costs", lambda self: [])
@@ -37,13 +37,13 @@ def test_outputs_are_those_without_drafts(
     before = drafter.engine.stats().num_accepted_tokens
     got = drafter.chat(chats, params, progress=False)
     event(f"accepted: {drafter.engine.stats().num_accepted_tokens > before}")
-    for one, found, wanted in zip(
+    for one, got_output, wanted in zip(
         params, got, llm.chat(chats, params, progress=False), strict=True
     ):
-        assert texts(found.outputs) == texts(wanted.outputs), one
-        children = [[c.output for c in output.checkpoints] for output in (found, wanted)]
-        assert texts(children[0]) == texts(children[1])
-        assert found.usage.completion_tokens == wanted.usage.completion_tokens
+        assert texts(got_output.outputs) == texts(wanted.outputs), one
+        branches = [[c.output for c in output.checkpoints] for output in (got_output, wanted)]
+        assert texts(branches[0]) == texts(branches[1])
+        assert got_output.usage.completion_tokens == wanted.usage.completion_tokens
     drafter.engine.scheduler.check_integrity()
     stats = drafter.engine.scheduler.stats()
     assert stats.num_free_blocks == drafter.engine.runner.num_blocks
@@ -71,9 +71,9 @@ def test_an_answer_with_a_grammar_keeps_to_it_after_drafted_thinking(
     )
     chat = [{"role": "user", "content": QUESTIONS[0]}]
     before = drafter.engine.stats()
-    found, wanted = (one.chat(chat, params, progress=False)[0] for one in (drafter, llm))
+    got_output, wanted = (one.chat(chat, params, progress=False)[0] for one in (drafter, llm))
     after = drafter.engine.stats()
-    assert texts(found.outputs) == texts(wanted.outputs)
+    assert texts(got_output.outputs) == texts(wanted.outputs)
     assert after.num_accepted_tokens > before.num_accepted_tokens
     assert after.num_undrafted == before.num_undrafted + 1
 
@@ -90,7 +90,7 @@ def test_an_answer_with_a_grammar_keeps_to_it_after_drafted_thinking(
         ({"repetition_penalty": 1.1}, "NEVER"),
     ],
 )
-def test_who_may_be_drafted_for(params: dict[str, object], wanted: str) -> None:
+def test_the_drafting_mode_of_parameters(params: dict[str, object], wanted: str) -> None:
     assert drafting_mode(SamplingParams(**params)) is getattr(_core.Drafting, wanted)  # type: ignore[arg-type]
 
 
@@ -140,6 +140,6 @@ def test_vllms_spelling() -> None:
         ('{"method": "ngram", "num_speculative_tokens": 2, "model": "m"}', "unknown fields: model"),
     ],
 )
-def test_a_bad_speculative_config_is_refused(text: str, message: str) -> None:
+def test_a_bad_speculative_config_is_rejected(text: str, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         parse_speculative_config(text)
