@@ -42,7 +42,8 @@ ALLOWED = {
         "kernels",
         "training",
     },
-    "cli": BASE | {"ops", "models", "runner", "engine", "server", "eval", "plan", "bench"},
+    "cli": BASE
+    | {"ops", "models", "runner", "engine", "server", "charts", "eval", "plan", "bench"},
     "training": BASE | {"ops", "models", "runner", "engine", "eval", "plan"},
 }
 KERNELS_IMPORTER = "s1engine.ops.triton_ops"

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s1engine.charts.text_table import fact_line
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given_values
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     for section, entries in facts.items():
         print(section)
         for name, value in entries.items():
-            print(f"  {name.replace('_', ' '):<28}{_format(value)}")
+            print(fact_line(name.replace("_", " "), _format(value)))
     return 0
 
 

@@ -109,6 +109,8 @@ def _solve_free(a: np.ndarray, b: np.ndarray, x: np.ndarray, free: np.ndarray) -
         x = np.where(free, x, 0.0)
 
 
+# --- measuring ---
+
 MAX_MODEL_LEN = 2048
 WARM_TOKENS = 320
 DECODE_STEPS = 16
@@ -131,9 +133,12 @@ class MeasuredStep:
     seconds: float
 
 
-def random_engine(config: EngineConfig, model: ModelConfig) -> LLMEngine:
-    """An engine of this shape with random weights and the bundled tokenizer; it decodes no text."""
-    config = resolve_config(replace(config, model=str(BUNDLED_MODEL)))
+def calibration_engine(config: EngineConfig, model: ModelConfig) -> LLMEngine:
+    """An engine of this shape with random weights and the bundled tokenizer. Contexts have at most
+    2,048 tokens; there is no prefix caching; no text is decoded."""
+    longest = min(MAX_MODEL_LEN, model.max_position_embeddings)
+    bounds: dict[str, Any] = {"enable_prefix_caching": False, "max_model_len": longest}
+    config = resolve_config(replace(config, model=str(BUNDLED_MODEL), **bounds))
     dtype = resolve_dtype(config.dtype, config.device, model.torch_dtype)
     ops = select_ops(config.device)
     decoder = random_decoder(model, dtype, config.device, ops, quantization=config.quantization)
@@ -147,13 +152,6 @@ def random_engine(config: EngineConfig, model: ModelConfig) -> LLMEngine:
         progress=False,
     )
     return LLMEngine(config, runner=runner, detokenize=False)
-
-
-def calibration_engine(config: EngineConfig, model: ModelConfig) -> LLMEngine:
-    """An engine for measurements: contexts of at most 2,048 tokens, no prefix caching."""
-    longest = min(MAX_MODEL_LEN, model.max_position_embeddings)
-    config = replace(config, enable_prefix_caching=False, max_model_len=longest)
-    return random_engine(config, model)
 
 
 def warm_up(engine: LLMEngine) -> None:

@@ -1,7 +1,7 @@
-"""Whether a model fits, and how much of its memory is left for sequences.
+"""The memory of a model on the GPUs of one engine, and the KV cache that fits beside it.
 
-The rule is the engine's own (``runner.memory``), with memory from the data sheet in place of what
-a device says is free.
+Applies the engine's own rule (``runner.memory``) to the memory on the data sheet. Reads shapes
+only, no weights. Knows no time.
 """
 
 from dataclasses import dataclass, replace
@@ -24,31 +24,30 @@ MAX_RANKS = 8  # GPUs of one machine
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """A model in bytes, over all its ranks where nothing else is said."""
+    """Sizes of a model; totals over all ranks unless noted."""
 
     layers: int
     ranks: int
-    """GPUs that share every layer: heads, inner size and vocabulary are split among them."""
+    """GPUs of the engine; each holds a shard of every layer and of the vocabulary."""
     layer_weights: int
-    """Elements of the matrices that every token passes."""
+    """Elements of the layers' matrices."""
     layer_bytes: float
-    """Of these matrices."""
+    """Bytes of these matrices."""
     head_weights: int
     head_bytes: float
     rest_bytes: float
-    """Norms and biases, and an embedding that is not the head: every rank has all of it."""
+    """Of one rank, and the same on all: norms and biases, and an embedding that is not the head."""
     hidden_bytes: int
-    """Of the hidden states of one token."""
+    """Hidden states of one token."""
     cache_dtype: torch.dtype
     kv_bytes_per_token: int
     attention_flops: int
-    """For one pair of a query and a key, over all heads and layers."""
+    """Operations for one pair of a query and a key, over all heads and layers."""
     activation_bytes: float
-    """On one rank in the largest step, logits included."""
+    """Of one rank in the largest step, logits included."""
 
     @property
     def weight_bytes(self) -> float:
-        """Over all ranks."""
         return self.layer_bytes + self.head_bytes + self.ranks * self.rest_bytes
 
     @property
@@ -66,10 +65,10 @@ def footprint(
     max_samples: int = 256,
     max_num_batched_tokens: int = 2048,
 ) -> Footprint:
-    """Raises RequestError if the ranks cannot share the model."""
+    """The footprint of a model in these formats. Raises RequestError if ranks cannot share it."""
     if ranks > MAX_RANKS:
         raise RequestError(
-            f"tensor_parallel_size {ranks}: ranks are planned within a machine of {MAX_RANKS} GPUs",
+            f"tensor_parallel_size {ranks}: a plan has at most {MAX_RANKS} GPUs in an engine",
             param="tensor_parallel_size",
         )
     size, cache_dtype = dtype.itemsize, resolve_cache_dtype(kv_cache_dtype, dtype)
@@ -107,7 +106,7 @@ def rank_counts(model: ModelConfig) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One engine: its model's footprint, and the scheduler's bounds that follow."""
+    """One engine: its model's footprint, and the bounds of its scheduler."""
 
     footprint: Footprint
     num_blocks: int
@@ -123,7 +122,7 @@ class Placement:
         return self.num_blocks * self.block_size
 
     def largest_batch(self, tokens: float) -> int:
-        """Sequences of ``tokens`` tokens that run at once."""
+        """Number of sequences of ``tokens`` tokens that can run at once."""
         blocks = max(-(-tokens // self.block_size), 1)
         return int(min(self.num_blocks // blocks, self.max_num_seqs))
 
@@ -136,7 +135,7 @@ def place_on_gpus(
     *,
     weights: str,
 ) -> Placement:
-    """The model on the GPUs of one engine. Raises RequestError that says what would fit."""
+    """Places the model on the GPUs of one engine. Raises RequestError that names what would fit."""
     check_covered(resolve_cache_dtype(config.kv_cache_dtype, dtype), dtype, "fp8", "GPUs")
     ranks = config.tensor_parallel_size
     foot = _footprint(config, model, dtype, weights, ranks)
@@ -150,7 +149,7 @@ def place_on_gpus(
 
 
 def placement_of(config: ResolvedConfig, model: ModelConfig, foot: Footprint) -> Placement:
-    """By the engine's own rule, for the KV cache of one rank."""
+    """The placement for a resolved config, by the engine's rule for the KV cache of one rank."""
     rank_model = Shard(0, foot.ranks).config(model)
     max_len, blocks = plan_memory(config, rank_model, foot.cache_dtype)
     return Placement(
@@ -180,7 +179,7 @@ def _footprint(
 
 
 def _free_bytes(config: EngineConfig, foot: Footprint, gpu: Gpu) -> float:
-    """For keys and values, over all ranks."""
+    """Memory that is left for the KV cache, over all ranks."""
     usable = gpu.memory_gb * 1e9 * config.gpu_memory_utilization
     return foot.ranks * (usable - foot.weight_bytes_per_rank - foot.activation_bytes)
 
@@ -193,26 +192,26 @@ def _what_fits(
     weights: str,
     ranks: int,
 ) -> str:
-    """One line: what is too large, and the nearest ways out."""
+    """The error message: what is too large, and what would fit."""
 
     def fits(gpu: Gpu, weights: str, ranks: int) -> bool:
         foot = _footprint(config, model, dtype, weights, ranks)
-        return _free_bytes(config, foot, gpu) >= GIB  # a cache worth having
+        return _free_bytes(config, foot, gpu) >= GIB  # a useful cache
 
-    ways = []
+    options = []
     more = [n for n in rank_counts(model) if n > ranks and fits(gpu, weights, n)]
     if more:
-        ways.append(f"{more[0]} GPUs (--tensor-parallel-size {more[0]})")
+        options.append(f"{more[0]} GPUs (--tensor-parallel-size {more[0]})")
     if weights == "auto":
         smaller = [name for name in WEIGHTS if fits(gpu, name, ranks)]
-        ways += [f"--weights {name}" for name in smaller]
+        options += [f"--weights {name}" for name in smaller]
     larger = [g.name for g in GPUS.values() if fits(g, weights, ranks)]
     if larger:
-        ways.append(f"on {ranks} GPU{'s' * (ranks > 1)}: {', '.join(larger)}")
+        options.append(f"on {ranks} GPU{'s' * (ranks > 1)}: {', '.join(larger)}")
     foot = _footprint(config, model, dtype, weights, ranks)
     return (
-        f"gpu: a share of {foot.weight_bytes_per_rank / 1e9:.1f} GB of weights and "
-        f"{foot.activation_bytes / 1e9:.1f} GB of a step leaves an {gpu.name} of "
-        f"{gpu.memory_gb:g} GB no room for a KV cache; what would fit: "
-        f"{'; '.join(ways) or 'nothing in the table'}"
+        f"gpu: {foot.weight_bytes_per_rank / 1e9:.1f} GB of weights and "
+        f"{foot.activation_bytes / 1e9:.1f} GB of a step leave no memory for a KV cache on the "
+        f"{gpu.memory_gb:g} GB of {gpu.name}; what would fit: "
+        f"{'; '.join(options) or 'nothing in the table'}"
     )

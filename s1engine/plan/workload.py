@@ -128,11 +128,11 @@ def pace(times: Sequence[float], rate: float | None, seed: int) -> list[float]:
     if times[-1] > 0:
         scale = (len(times) - 1) / times[-1] / rate
         return [at * scale for at in times]
-    rng, at, pace_requests = random.Random(seed), 0.0, []
+    rng, at, paced = random.Random(seed), 0.0, []
     for _ in times:
-        pace_requests.append(at)
+        paced.append(at)
         at += rng.expovariate(rate)
-    return pace_requests
+    return paced
 
 
 def plan_requests(arrivals: Iterable[Arrival], thinking_share: float) -> list[PlannedRequest]:
