@@ -95,13 +95,13 @@ async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tu
     num_open = len(tasks)
     try:
         while num_open:
-            item = await items.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
+            received = await items.get()
+            if isinstance(received, BaseException):
+                raise received
+            if received is None:
                 num_open -= 1
             else:
-                yield item
+                yield received
     finally:
         for task in tasks:
             task.cancel()

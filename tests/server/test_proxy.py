@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -331,6 +332,29 @@ def test_a_replica_that_drains_finishes_and_is_avoided() -> None:
                 assert (await pair.client.fetch("GET", target)) == (200, b"done")
             finish.set()
             assert (await asked)[-1]["body"] == b"done"
+
+    run(play())
+
+
+def test_a_node_that_vanishes_is_noticed_by_the_kernel() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        begin()
+        await send(START)
+        await send(body(b"x"))
+        await until_disconnected(receive)
+
+    async def play() -> None:
+        async with connected(app) as pair:
+            response = pair.client.forward(request())
+            await anext(response)
+            connector = pair.client._session.connector
+            assert connector is not None
+            (connection,) = connector._acquired
+            assert connection.transport is not None
+            tcp = connection.transport.get_extra_info("socket")
+            assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 10
+            await response.aclose()
 
     run(play())
 

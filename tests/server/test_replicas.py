@@ -323,10 +323,8 @@ def test_a_killed_replica_costs_only_its_own_requests(
         else:
             assert reading.text() == text
     for answer, text in zip([whole.result() for whole in wholes], want, strict=True):
-        if answer.status_code == 200:
-            assert home(answer) not in lost and whole_text(answer.json()) == text
-        else:
-            assert answer.json()["error"]["code"] == "replica_lost"
+        assert answer.status_code == 200  # nothing of it was sent, so another replica could answer
+        assert home(answer) not in lost and whole_text(answer.json()) == text
     assert {answer.result().status_code for answer in later} == {200}
     assert {home(answer.result()) for answer in later}.isdisjoint(lost)
 

@@ -7,6 +7,7 @@ is chosen.
 
 import io
 import logging
+import socket
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 CONNECT_S = 10.0
 IDLE_CONNECTION_S = 60.0  # a replica keeps connections longer, so none closes under a new request
+PROBE_S, PROBES = 5, 4  # of TCP keep-alive
 LARGE_BODY_BYTES = 2**20  # written in pieces
 HOP_BY_HOP = {
     *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization"),
@@ -104,12 +106,31 @@ def open_session(tls: TlsFiles | None) -> "ClientSession":
 
     context: Any = True if tls is None else tls.client_context()
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S, ssl=context),
+        connector=aiohttp.TCPConnector(
+            limit=0,
+            keepalive_timeout=IDLE_CONNECTION_S,
+            ssl=context,
+            socket_factory=_keepalive_socket,
+        ),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
         auto_decompress=False,
         skip_auto_headers=AUTOMATIC_HEADERS,
     )
+
+
+def _keepalive_socket(address: Any) -> socket.socket:
+    """Create a socket that fails within PROBE_S * PROBES seconds if the replica's node is gone."""
+    created = socket.socket(*address[:3])
+    created.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, PROBE_S),
+        (socket.TCP_KEEPINTVL, PROBE_S),
+        (socket.TCP_KEEPCNT, PROBES),
+    ):
+        created.setsockopt(socket.IPPROTO_TCP, option, value)
+    created.setblocking(False)
+    return created
 
 
 class ReplicaClient:
