@@ -1,9 +1,8 @@
-"""Every operation at the shapes of a model, against its ceiling and against torch.
+"""Times every operation at a model's shapes, against its ceiling and against torch.
 
-An operation is what the engine calls through ``Ops``: Triton kernels on CUDA, C++ on the CPU. Its
-ceiling is the larger of bytes over the measured read bandwidth and operations over the measured
-matrix speed; its baseline the same operation of torch on the same buffers, for attention
-``scaled_dot_product_attention`` over contiguous keys and values.
+An operation is one of ``Ops``: Triton kernels on CUDA, C++ on the CPU. Its ceiling is the larger of
+two times: bytes over the measured read bandwidth, and FLOPs over the measured matrix speed. Its
+baseline is ``kernel_work``'s torch operation.
 """
 
 import argparse
@@ -23,13 +22,13 @@ from s1engine.ops import select_ops
 from s1engine.runner.resolved_config import resolve_device, resolve_dtype
 
 MAX_BYTES = 16 * 2**30  # of one case's operands
-MAX_EXTEND_TOKENS = 2**15  # cached, of all rows: the baseline may hold all of its scores
+MAX_EXTEND_TOKENS = 2**15  # cached, of all rows: the baseline may store all of its scores
 
 
 def measure(
     name: str, at: BenchSetup, batch: int, context: int, limits: dict[str, Any]
 ) -> dict[str, Any]:
-    """One row of the table: seconds of ours and of the baseline, share of the ceiling."""
+    """One case: times of ours and of the baseline, share of the ceiling."""
     ops = select_ops(at.device)
     work = KERNELS[name](at, ops, batch, context)
     more = copies(work.nbytes, at.device) - 1
@@ -55,7 +54,7 @@ def measure(
 def cases(
     names: Sequence[str], batches: Sequence[int], contexts: Sequence[int], at: BenchSetup
 ) -> Iterator[tuple[str, int, int]]:
-    """Kernel, batch and context of each row; those whose operands are too large are left out."""
+    """Kernel, batch and context of each case; cases whose operands are too large are left out."""
     kv = 2 * at.model.num_kv_heads * at.model.head_dim * at.dtype.itemsize
     for name in names:
         for batch in batches:
@@ -68,7 +67,7 @@ def cases(
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All cases, with a table on stderr."""
+    """Measure all cases; print a table on stderr."""
     names = list(KERNELS) if args.kernels == "all" else args.kernels.split(",")
     for name in names:
         if name not in KERNELS:
@@ -96,16 +95,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def parse_integers(param: str, text: str) -> list[int]:
     """Comma-separated positive integers. Raises RequestError naming the flag."""
     try:
-        found = [int(word) for word in text.split(",")]
+        numbers = [int(word) for word in text.split(",")]
     except ValueError as error:
         raise RequestError(f"{param} must be integers; got {text!r}", param=param) from error
-    if not all(number > 0 for number in found):
+    if not all(number > 0 for number in numbers):
         raise RequestError(f"{param} must be positive; got {text!r}", param=param)
-    return found
+    return numbers
 
 
 def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
-    """As Markdown."""
+    """``rows`` as a Markdown table."""
     names = list(rows[0]) if rows else []
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:

@@ -1,6 +1,6 @@
-"""What the engine asks of a device, at the shapes of a model: operations, their bytes and FLOPs.
+"""Operations of ``Ops`` at a model's shapes, each with its bytes, its FLOPs and a torch baseline.
 
-Each is made on buffers of its own, beside the same operation of torch; for attention that is
+Each has its own buffers. The baseline is the same operation of torch; for attention that is
 ``scaled_dot_product_attention`` over contiguous keys and values.
 """
 
@@ -23,7 +23,7 @@ from s1engine.runner.resolved_config import BLOCK_SIZES
 
 @dataclass(frozen=True, slots=True)
 class BenchSetup:
-    """Where and in which type to measure."""
+    """Model, data type and device of a measurement; creates operands."""
 
     model: ModelConfig
     dtype: torch.dtype
@@ -38,7 +38,7 @@ class BenchSetup:
 
 @dataclass(frozen=True, slots=True)
 class KernelWork:
-    """One launch of an operation: ours, torch's, and what it must move and compute at least."""
+    """A launch of an operation, of its baseline, and the least bytes and FLOPs that it needs."""
 
     ours: Launch
     baseline: Launch
@@ -46,7 +46,7 @@ class KernelWork:
     flops: float = 0
 
 
-Make = Callable[[BenchSetup, Ops, int, int], KernelWork]
+WorkFactory = Callable[[BenchSetup, Ops, int, int], KernelWork]
 
 
 def _rms_norm(at: BenchSetup, ops: Ops, tokens: int, context: int) -> KernelWork:
@@ -67,8 +67,8 @@ def _silu_and_mul(at: BenchSetup, ops: Ops, tokens: int, context: int) -> Kernel
     )
 
 
-def _linear(at: BenchSetup, ops: Ops, tokens: int, context: int, *, rows: str) -> KernelWork:
-    n, k = matrix_shapes(at.model)[rows]
+def _linear(at: BenchSetup, ops: Ops, tokens: int, context: int, *, matrix: str) -> KernelWork:
+    n, k = matrix_shapes(at.model)[matrix]
     x, weight = at.normal(tokens, k), at.normal(n, k)
     packed = ops.pack(weight)
     return KernelWork(
@@ -94,7 +94,7 @@ def _norm_gate_up(at: BenchSetup, ops: Ops, tokens: int, context: int) -> Kernel
 
 
 def _norm_qkv(at: BenchSetup, ops: Ops, tokens: int, context: int) -> KernelWork:
-    """Everything before attention; each token is the first of a sequence of its own."""
+    """Everything before attention; each token is the first of its sequence."""
     m, block = at.model, BLOCK_SIZES[at.device]
     residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
     weight = at.normal((m.num_heads + 2 * m.num_kv_heads) * m.head_dim, m.hidden_size)
@@ -125,7 +125,7 @@ def _norm_qkv(at: BenchSetup, ops: Ops, tokens: int, context: int) -> KernelWork
 
 
 def _cache(at: BenchSetup, rows: int, context: int, block: int) -> tuple[Tensor, Tensor, Tensor]:
-    """K, V and a block table whose blocks are shuffled, for so many sequences."""
+    """K, V and a block table with shuffled blocks for ``rows`` sequences."""
     per_row = -(-context // block)
     size = (rows * per_row, at.model.num_kv_heads, block, at.model.head_dim)
     table = torch.randperm(rows * per_row, device=at.device).view(rows, per_row).to(torch.int32)
@@ -134,7 +134,7 @@ def _cache(at: BenchSetup, rows: int, context: int, block: int) -> tuple[Tensor,
 
 
 def _attention(at: BenchSetup, ops: Ops, rows: int, context: int, *, new: int) -> KernelWork:
-    """``new`` tokens a row at the end of ``context``: 1 is decode."""
+    """``new`` tokens a row at the end of ``context``; 1 is decode."""
     m, block = at.model, BLOCK_SIZES[at.device]
     new = min(new, context)
     k, v, table = _cache(at, rows, context, block)
@@ -185,11 +185,11 @@ def _sample(at: BenchSetup, ops: Ops, rows: int, context: int) -> KernelWork:
     )
 
 
-KERNELS: dict[str, Make] = {
+KERNELS: dict[str, WorkFactory] = {
     "rms_norm": _rms_norm,
     "silu_and_mul": _silu_and_mul,
-    **{f"linear_{rows}": partial(_linear, rows=rows)
-       for rows in ("qkv", "o", "gate_up", "down", "lm_head")},
+    **{f"linear_{matrix}": partial(_linear, matrix=matrix)
+       for matrix in ("qkv", "o", "gate_up", "down", "lm_head")},
     "norm_qkv": _norm_qkv,
     "norm_gate_up": _norm_gate_up,
     "decode": partial(_attention, new=1),

@@ -1,4 +1,4 @@
-"""Launches that a kernel could have, beside the one that ``kernels/launch_table.py`` gives it."""
+"""Launches to try for a kernel beside the one of ``kernels/launch_table.py``."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,8 @@ KERNELS = (*PRODUCTS, "decode", "splits", "head")
 
 @dataclass(frozen=True, slots=True)
 class LaunchCandidate:
-    """A launch of one kernel: a function of ``config`` for its shape alone, None: the table's."""
+    """A launch of one kernel: replaces a function of ``launch_table`` for that kernel's shape;
+    None: the table's own."""
 
     kernel: str
     name: str
@@ -25,93 +26,90 @@ class LaunchCandidate:
 
 
 @contextmanager
-def use_launches(chosen: Sequence[LaunchCandidate], model: ModelConfig) -> Iterator[None]:
-    """Kernels of that model are launched so within."""
-    by_kernel = {choice.kernel: choice.value for choice in chosen if choice.value is not None}
+def use_launches(candidates: Sequence[LaunchCandidate], model: ModelConfig) -> Iterator[None]:
+    """Within the block, kernels of ``model`` are launched by ``candidates``."""
+    by_kernel = {one.kernel: one.value for one in candidates if one.value is not None}
     shapes = matrix_shapes(model)
     by_shape = {shapes[name]: by_kernel[name] for name in PRODUCTS if name in by_kernel}
-    linear, fused = launch_table.skinny_gemm_tiles, launch_table.fits_skinny_gemm
+    table_tiles, table_fits = launch_table.skinny_gemm_tiles, launch_table.fits_skinny_gemm
 
-    def linear_of(tokens: int, n: int, k: int, itemsize: int) -> launch_table.SkinnyTiles:
-        tiles: launch_table.SkinnyTiles = by_shape.get((n, k), linear)(tokens, n, k, itemsize)
-        return tiles
+    def tiles(tokens: int, n: int, k: int, itemsize: int) -> launch_table.SkinnyTiles:
+        chosen: launch_table.SkinnyTiles = by_shape.get((n, k), table_tiles)(tokens, n, k, itemsize)
+        return chosen
 
-    def fused_of(tokens: int, n: int, k: int) -> bool:
-        return by_shape.get((n, k)) is not cublas and fused(tokens, n, k)
+    def fits(tokens: int, n: int, k: int) -> bool:
+        return by_shape.get((n, k)) is not cublas and table_fits(tokens, n, k)
 
-    with (
-        patch.object(launch_table, "skinny_gemm_tiles", linear_of),
-        patch.object(launch_table, "fits_skinny_gemm", fused_of),
-        patch.object(
-            launch_table, "decode_tiles", by_kernel.get("decode", launch_table.decode_tiles)
-        ),
-        patch.object(
-            launch_table, "decode_splits", by_kernel.get("splits", launch_table.decode_splits)
-        ),
-        patch.object(launch_table, "head_tiles", by_kernel.get("head", launch_table.head_tiles)),
-    ):
+    replaced = {"decode": "decode_tiles", "splits": "decode_splits", "head": "head_tiles"}
+    values = {name: by_kernel[kernel] for kernel, name in replaced.items() if kernel in by_kernel}
+    with patch.multiple(launch_table, skinny_gemm_tiles=tiles, fits_skinny_gemm=fits, **values):
         yield
 
 
 def launch_candidates(kernel: str, batch: int, kv_heads: int) -> list[LaunchCandidate]:
-    """The table's first."""
+    """Candidates for ``kernel`` in a step of ``batch`` tokens; the table's own is the first."""
     if kernel in PRODUCTS:
-        found = [*_sums(kernel, batch, (4, 8)), *_dots(kernel, batch, (1, 2))]
-        found += (
-            [LaunchCandidate(kernel, "cuBLAS", cublas)]
-            if batch > launch_table.MAX_CUDA_CORE_TOKENS
-            else []
-        )
+        candidates = [*_cuda_core_tiles(kernel, batch, (4, 8)), *_dot_tiles(kernel, batch, (1, 2))]
+        if batch > launch_table.MAX_CUDA_CORE_TOKENS:
+            candidates.append(LaunchCandidate(kernel, "cuBLAS", cublas))
     elif kernel == "head":
-        found = [*_sums(kernel, batch, (4,)), *_dots(kernel, batch, (1,))]
+        candidates = [*_cuda_core_tiles(kernel, batch, (4,)), *_dot_tiles(kernel, batch, (1,))]
     else:
-        found = list(_splits(batch, kv_heads) if kernel == "splits" else _attention())
-    return [LaunchCandidate(kernel, "table"), *found]
+        candidates = list(_splits(batch, kv_heads) if kernel == "splits" else _attention_tiles())
+    return [LaunchCandidate(kernel, "table"), *candidates]
 
 
 def cublas(*_: int) -> launch_table.SkinnyTiles:
-    """Stands for a product that is not launched by us."""
+    """Marks a product that cuBLAS multiplies."""
     raise AssertionError("left to cuBLAS")
 
 
-def _sums(kernel: str, batch: int, programs: Sequence[int]) -> Iterator[LaunchCandidate]:
+def _cuda_core_tiles(kernel: str, batch: int, programs: Sequence[int]) -> Iterator[LaunchCandidate]:
     """On CUDA cores, for few tokens."""
     if batch <= launch_table.MAX_CUDA_CORE_TOKENS:
-        padded = launch_table.next_power_of_2(batch)
-        for rows, block_k, warps, per in product((4, 8), (256, 512, 1024), (2, 4), programs):
-            yield _tiles(kernel, rows, padded, block_k, per, launch_table.LaunchOptions(warps))
+        block_t = launch_table.next_power_of_2(batch)
+        for block_n, block_k, warps, per_sm in product((4, 8), (256, 512, 1024), (2, 4), programs):
+            options = launch_table.LaunchOptions(warps)
+            yield _candidate(kernel, block_n, block_t, block_k, per_sm, options)
 
 
-def _dots(kernel: str, batch: int, programs: Sequence[int]) -> Iterator[LaunchCandidate]:
+def _dot_tiles(kernel: str, batch: int, programs: Sequence[int]) -> Iterator[LaunchCandidate]:
     """On tensor cores."""
-    padded = max(16, launch_table.next_power_of_2(batch))
-    rows_of = (64, 128) if batch > launch_table.MAX_CUDA_CORE_TOKENS else (64,)
-    for rows, block_k, stages, per in product(rows_of, (64, 128), (3, 4, 5), programs):
-        launch = launch_table.LaunchOptions(8 if rows == 128 and padded == 64 else 4, stages)
-        yield _tiles(kernel, rows, padded, block_k, per, launch)
+    block_t = max(16, launch_table.next_power_of_2(batch))
+    heights = (64, 128) if batch > launch_table.MAX_CUDA_CORE_TOKENS else (64,)
+    for block_n, block_k, stages, per_sm in product(heights, (64, 128), (3, 4, 5), programs):
+        options = launch_table.LaunchOptions(8 if block_n == 128 and block_t == 64 else 4, stages)
+        yield _candidate(kernel, block_n, block_t, block_k, per_sm, options)
 
 
-def _tiles(
-    kernel: str, rows: int, padded: int, block_k: int, per: int, launch: launch_table.LaunchOptions
+def _candidate(
+    kernel: str,
+    block_n: int,
+    block_t: int,
+    block_k: int,
+    per_sm: int,
+    options: launch_table.LaunchOptions,
 ) -> LaunchCandidate:
-    """``per``: programs an SM at most; those of the head do not split K."""
+    """``per_sm``: programs an SM at most; the head's do not split K."""
 
-    def linear(tokens: int, n: int, k: int, itemsize: int) -> launch_table.SkinnyTiles:
-        return launch_table.split_k_tiles(n, k, rows, padded, block_k, per, launch)
+    def split(tokens: int, n: int, k: int, itemsize: int) -> launch_table.SkinnyTiles:
+        return launch_table.split_k_tiles(n, k, block_n, block_t, block_k, per_sm, options)
 
     def head(tokens: int, k: int, itemsize: int) -> launch_table.SkinnyTiles:
-        return launch_table.SkinnyTiles(rows, padded, block_k, 1, launch)
+        return launch_table.SkinnyTiles(block_n, block_t, block_k, 1, options)
 
-    how = "dot" if padded > launch_table.MAX_CUDA_CORE_TOKENS else "sum"
+    how = "dot" if block_t > launch_table.MAX_CUDA_CORE_TOKENS else "sum"
     name = (
-        f"{how} {rows}x{block_k} warps {launch.num_warps} stages {launch.num_stages} per SM {per}"
+        f"{how} {block_n}x{block_k} warps {options.num_warps} stages {options.num_stages} "
+        f"per SM {per_sm}"
     )
-    return LaunchCandidate(kernel, name, head if kernel == "head" else linear)
+    return LaunchCandidate(kernel, name, head if kernel == "head" else split)
 
 
-def _attention() -> Iterator[LaunchCandidate]:
+def _attention_tiles() -> Iterator[LaunchCandidate]:
     for block_n, warps, stages in product((32, 64), (2, 4, 8), (2, 3, 4)):
-        tiles = launch_table.AttentionTiles(16, block_n, launch_table.LaunchOptions(warps, stages))
+        options = launch_table.LaunchOptions(warps, stages)
+        tiles = launch_table.AttentionTiles(16, block_n, options)
         name = f"{block_n} warps {warps} stages {stages}"
         yield LaunchCandidate("decode", name, lambda *_, tiles=tiles: tiles)
 

@@ -1,8 +1,8 @@
-"""Every operation of a device against the same in torch: error, repeatability, untouched poison.
+"""Every operation of a device against torch's: error, repeatability, uninitialized memory.
 
-The rule has no tolerance of its own: against an oracle in float64, an operation may err twice as
-much as torch's in the low type, and two units of the low type's rounding. Memory that torch hands
-out is filled with NaN, so what was never written shows; a second run must give the same bits.
+No tolerances: against an oracle in float64, an operation's error is at most twice that of torch in
+the low type, plus two units of that type's rounding. New memory is filled with NaN, so values that
+are never written show. A second run must give the same bits.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,12 +21,12 @@ from s1engine.ops.torch_ops import TorchOps
 
 CONTEXTS = (1, 63, 64, 65, 4097)
 Call = Callable[[Ops, Callable[[Tensor], Tensor]], Tensor]
-"""Runs an operation on fresh copies of its inputs, each cast by the second argument."""
+"""Calls an operation on fresh copies of its inputs, each cast by the second argument."""
 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Uninitialised memory is NaN meanwhile."""
+    """Within the block, uninitialized memory is NaN."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -49,7 +49,7 @@ def silu_call(at: BenchSetup, tokens: int) -> Call:
 def matrix(
     ops: Ops, cast: Callable[[Tensor], Tensor], weight: Tensor, quantization: str | None
 ) -> Matrix:
-    """weight for ``ops``, in fewer bits the same ones in every type that it is cast to."""
+    """weight packed for ``ops``; quantized before the cast, so equal in every type."""
     if quantization is None:
         return ops.pack(cast(weight))
     return ops.pack(replace(quantize(weight, quantization), dtype=cast(weight[:1]).dtype))
@@ -79,7 +79,7 @@ def residual_call(at: BenchSetup, tokens: int, quantization: str | None = None) 
 
 
 def qkv_call(at: BenchSetup, tokens: int, block: int, quantization: str | None = None) -> Call:
-    """Queries, keys and values, as they come out and as they stand in the cache."""
+    """Queries as returned, keys and values as stored in the cache."""
     m = at.model
     residual, norm = at.normal(tokens, m.hidden_size), at.normal(m.hidden_size)
     rows = (m.num_heads + 2 * m.num_kv_heads) * m.head_dim
@@ -107,7 +107,7 @@ def qkv_call(at: BenchSetup, tokens: int, block: int, quantization: str | None =
 
 
 def attention_call(at: BenchSetup, lens_q: list[int], contexts: list[int], block: int) -> Call:
-    """Rows of ``lens_q`` new tokens at the ends of ``contexts``, over shuffled blocks."""
+    """Rows of ``lens_q`` new tokens at the ends of ``contexts``, in shuffled blocks."""
     m = at.model
     columns = max(-(-context // block) for context in contexts) + 1
     table = torch.randperm(len(contexts) * columns, device=at.device).view(len(contexts), columns)
@@ -127,29 +127,29 @@ def attention_call(at: BenchSetup, lens_q: list[int], contexts: list[int], block
 
 
 def numeric_cases(at: BenchSetup, block: int) -> dict[str, Call]:
-    """The cases by name, at corners of their shapes."""
-    found = {f"add_rms_norm T={t}": norm_call(at, t) for t in (1, 7, 513)}
-    found |= {f"silu_and_mul T={t}": silu_call(at, t) for t in (1, 65)}
+    """Calls by name, at corners of their shapes."""
+    cases = {f"add_rms_norm T={t}": norm_call(at, t) for t in (1, 7, 513)}
+    cases |= {f"silu_and_mul T={t}": silu_call(at, t) for t in (1, 65)}
     for tokens in (1, 4, 5, 64, 65):
-        found[f"norm_gate_up T={tokens}"] = gate_up_call(at, tokens)
-        found[f"linear_residual T={tokens}"] = residual_call(at, tokens)
-        found[f"norm_qkv_rope_write T={tokens}"] = qkv_call(at, tokens, block)
-    if at.device == "cuda":  # up to the tokens for which the inputs keep their type
+        cases[f"norm_gate_up T={tokens}"] = gate_up_call(at, tokens)
+        cases[f"linear_residual T={tokens}"] = residual_call(at, tokens)
+        cases[f"norm_qkv_rope_write T={tokens}"] = qkv_call(at, tokens, block)
+    if at.device == "cuda":  # the numbers of tokens for which inputs are not quantized
         for tokens in (1, 4, 5, 64):
-            found[f"norm_gate_up fp8 T={tokens}"] = gate_up_call(at, tokens, FP8)
-            found[f"linear_residual fp8 T={tokens}"] = residual_call(at, tokens, FP8)
-            found[f"norm_qkv_rope_write fp8 T={tokens}"] = qkv_call(at, tokens, block, FP8)
-    found |= {
+            cases[f"norm_gate_up fp8 T={tokens}"] = gate_up_call(at, tokens, FP8)
+            cases[f"linear_residual fp8 T={tokens}"] = residual_call(at, tokens, FP8)
+            cases[f"norm_qkv_rope_write fp8 T={tokens}"] = qkv_call(at, tokens, block, FP8)
+    cases |= {
         f"decode B={b}": attention_call(at, [1] * b, [CONTEXTS[i % 5] for i in range(b)], block)
         for b in (1, 5, 64)
     }
-    found["extend mixed"] = attention_call(at, [1, 63, 200, 5], [65, 63, 900, 4097], block)
-    found["extend few"] = attention_call(at, [4, 3, 1], [64, 1000, 1], block)
-    return found
+    cases["extend mixed"] = attention_call(at, [1, 63, 200, 5], [65, 63, 900, 4097], block)
+    cases["extend few"] = attention_call(at, [4, 3, 1], [64, 1000, 1], block)
+    return cases
 
 
 def compare_with_oracle(call: Call, ops: Ops, dtype: torch.dtype) -> dict[str, Any]:
-    """Errors against the oracle and whether the rule holds."""
+    """Errors against the oracle, and whether they are within the rule."""
     plain = TorchOps()
     with torch.inference_mode(), poisoned():
         exact = call(plain, lambda t: t.to(torch.float64))
@@ -166,5 +166,5 @@ def compare_with_oracle(call: Call, ops: Ops, dtype: torch.dtype) -> dict[str, A
 
 
 def _error(got: Tensor, exact: Tensor) -> float:
-    """Largest absolute error; NaN counts as infinite."""
+    """Largest absolute error; NaN counts as infinity."""
     return float((got.double() - exact).abs().nan_to_num(nan=float("inf")).max())

@@ -1,7 +1,7 @@
-"""What the kernels are compiled and measured for: launches by name, at the shapes of real models.
+"""Launches that ``compile_report`` compiles, by name: the kernel and the shapes of real models.
 
-Shapes are those of Qwen2.5 at 0.5B, 7B and 32B, and the corners of the table of configurations.
-Tensors stand on torch's ``meta`` device: they have shapes and types, no memory.
+Shapes are those of Qwen2.5 at 0.5B, 7B and 32B, and the corners of ``launch_table``. Tensors are on
+torch's ``meta`` device: they have shapes and types, no memory.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from s1engine.kernels import launch_table
-from s1engine.kernels.budget_step import FIELDS, budget_step
+from s1engine.kernels import launch_table, row_fields
+from s1engine.kernels.budget_step import budget_step
 from s1engine.kernels.linear import linear
 from s1engine.kernels.norm_gate_up import norm_gate_up
 from s1engine.kernels.norm_head_sample import norm_head_sample
@@ -25,16 +25,16 @@ from s1engine.kernels.sample import sample
 from s1engine.kernels.silu_and_mul import silu_and_mul
 
 VOCAB = 151_665
+BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
 
 
 @dataclass(frozen=True, slots=True)
 class CompileCase:
-    """Launches one or more kernels. The first, but for a norm before it, is meant to use tensor
-    cores, to load weights early."""
+    """Launches one or more kernels. The flags hold for the first that is not a norm."""
 
     launch: Callable[[], object]
-    tensor_cores: bool = False
-    early: bool = False
+    tensor_cores: bool = False  # it must use them
+    early: bool = False  # it must load weights before it waits for the previous kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +55,21 @@ CORNERS = {
 }
 
 
-def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def empty(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _index(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-    return empty(*shape, dtype=dtype)
+def _ints(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.int32)
+
+
+def _longs(*shape: int) -> Tensor:
+    return empty(*shape, dtype=torch.int64)
 
 
 def _norm(tokens: int, width: int, residual: bool) -> object:
     x = empty(tokens, width)
     return rms_norm(x, empty(width), 1e-6, empty(tokens, width) if residual else None)
-
-
-def _silu(width: int) -> object:
-    return silu_and_mul(empty(32, 2 * width))
 
 
 def _head_norm(heads: Heads) -> object:
@@ -78,251 +78,193 @@ def _head_norm(heads: Heads) -> object:
     return rms_norm(qkv[:, : heads.q], empty(heads.dim), 1e-6)
 
 
-def _rope(heads: Heads, block_size: int, stored: torch.dtype = torch.bfloat16) -> None:
+def _rope(heads: Heads, stored: torch.dtype = BF16) -> None:
     qkv = empty(32, heads.q + 2 * heads.kv, heads.dim)
     q, k, v = torch.split(qkv, [heads.q, heads.kv, heads.kv], dim=1)
-    cache = empty(64, heads.kv, block_size, heads.dim, dtype=stored)
-    table = empty(4096, heads.dim, dtype=torch.float32)
-    slots = _index(32, dtype=torch.int64)
-    rope_write(q, k, v, table, cache, cache, _index(32), slots)
+    cache = empty(64, heads.kv, 64, heads.dim, dtype=stored)
+    cos_sin = empty(4096, heads.dim, dtype=FP32)
+    rope_write(q, k, v, cos_sin, cache, cache, _ints(32), _longs(32))
 
 
 def _decode(
-    heads: Heads,
-    rows: int,
-    block_size: int,
-    dtype: torch.dtype,
+    heads: Heads, rows: int, block_size: int = 64, dtype: torch.dtype = BF16,
     stored: torch.dtype | None = None,
-) -> object:
+) -> object:  # fmt: skip
     cache = empty(64, heads.kv, block_size, heads.dim, dtype=stored or dtype)
     floats, counters = workspace_sizes(rows, heads.kv, heads.dim, heads.q // heads.kv)
     return paged_decode(
-        empty(rows, heads.q, heads.dim, dtype=dtype),
-        cache,
-        cache,
-        _index(rows, 512),
-        _index(rows),
-        0.1,
-        empty(floats, dtype=torch.float32),
-        _index(counters),
-    )
+        empty(rows, heads.q, heads.dim, dtype=dtype), cache, cache, _ints(rows, 512), _ints(rows),
+        0.1, empty(floats, dtype=FP32), _ints(counters),
+    )  # fmt: skip
 
 
-def _extend(
-    heads: Heads,
-    max_seqlen_q: int,
-    block_size: int,
-    dtype: torch.dtype,
+def _prefill(
+    heads: Heads, max_seqlen_q: int, block_size: int = 64, dtype: torch.dtype = BF16,
     stored: torch.dtype | None = None,
-) -> object:
+) -> object:  # fmt: skip
     cache = empty(64, heads.kv, block_size, heads.dim, dtype=stored or dtype)
     return paged_prefill(
-        empty(2048, heads.q, heads.dim, dtype=dtype),
-        cache,
-        cache,
-        _index(8, 512),
-        _index(9),
-        _index(8),
-        max_seqlen_q,
-        0.1,
-    )
+        empty(2048, heads.q, heads.dim, dtype=dtype), cache, cache,
+        _ints(8, 512), _ints(9), _ints(8), max_seqlen_q, 0.1,
+    )  # fmt: skip
 
 
-def _sample(filtered: bool, clean: bool, triggers: int) -> object:
+def _sample(filtered: bool, sanitized: bool, triggers: int) -> object:
     rows = 8
-    columns = [empty(rows, dtype=torch.float32) for _ in range(3)]
-    wide = _index(rows, dtype=torch.int64)
+    temperature, top_p, min_p = (empty(rows, dtype=FP32) for _ in range(3))
     return sample(
-        empty(rows, VOCAB, dtype=torch.float32),
-        columns[0],
-        _index(rows),
-        columns[1],
-        columns[2],
-        wide,
-        wide,
-        filtered=filtered,
-        clean=clean,
-        banned=_index(rows) if triggers else None,
-        triggers=_index(triggers) if triggers else None,
-    )
+        empty(rows, VOCAB, dtype=FP32), temperature, _ints(rows), top_p, min_p,
+        _longs(rows), _longs(rows), filtered=filtered, logits_sanitized=sanitized,
+        banned=_ints(rows) if triggers else None, triggers=_ints(triggers) if triggers else None,
+    )  # fmt: skip
 
 
 def _workspace() -> tuple[Tensor, Tensor]:
     floats, counters = launch_table.SPLIT_K_WORKSPACE
-    return empty(floats, dtype=torch.float32), _index(counters)
+    return empty(floats, dtype=FP32), _ints(counters)
 
 
 def _matrix(n: int, k: int, dtype: torch.dtype, fp8: bool) -> tuple[Tensor, Tensor | None]:
-    """Weights and, in fp8, their scales."""
+    """A weight and, in fp8, its scales."""
     if fp8:
-        return empty(n, k, dtype=torch.float8_e4m3fn), empty(n, dtype=torch.float32)
+        return empty(n, k, dtype=FP8), empty(n, dtype=FP32)
     return empty(n, k, dtype=dtype), None
 
 
-def _linear(tokens: int, n: int, k: int, dtype: torch.dtype, fp8: bool = False) -> object:
+def _linear(tokens: int, n: int, k: int, dtype: torch.dtype = BF16, fp8: bool = False) -> object:
     x, out = empty(tokens, k, dtype=dtype), empty(tokens, n, dtype=dtype)
     weight, scale = _matrix(n, k, dtype, fp8)
     return linear(x, weight, None, _workspace(), out, scale)
 
 
-def _norm_gate_up(tokens: int, f: int, k: int, dtype: torch.dtype, fp8: bool = False) -> object:
+def _gate_up(tokens: int, f: int, k: int, dtype: torch.dtype = BF16, fp8: bool = False) -> object:
     x, norm = empty(tokens, k, dtype=dtype), empty(k, dtype=dtype)
     weight, scale = _matrix(2 * f, k, dtype, fp8)
     return norm_gate_up(x, norm, 1e-6, weight, _workspace(), scale)
 
 
-def _norm_qkv(
-    tokens: int,
-    heads: Heads,
-    k: int,
-    dtype: torch.dtype,
-    stored: torch.dtype | None = None,
-    fp8: bool = False,
-) -> object:
+def _qkv(
+    tokens: int, heads: Heads, k: int, dtype: torch.dtype = BF16,
+    stored: torch.dtype | None = None, fp8: bool = False,
+) -> object:  # fmt: skip
     n = (heads.q + 2 * heads.kv) * heads.dim
     x, norm = empty(tokens, k, dtype=dtype), empty(k, dtype=dtype)
     weight, scale = _matrix(n, k, dtype, fp8)
     cache = empty(64, heads.kv, 64, heads.dim, dtype=stored or dtype)
-    table = empty(4096, heads.dim)
+    cos_sin = empty(4096, heads.dim, dtype=FP32)
     return norm_qkv_rope_write(
-        x, norm, 1e-6, weight, empty(n, dtype=dtype), table.float(), cache, cache,
-        _index(tokens), _index(tokens, dtype=torch.int64), _workspace(), scale,
+        x, norm, 1e-6, weight, empty(n, dtype=dtype), cos_sin, cache, cache,
+        _ints(tokens), _longs(tokens), _workspace(), scale,
     )  # fmt: skip
 
 
-def _norm_head(tokens: int, k: int, dtype: torch.dtype, triggers: int = 0) -> object:
+def _head(tokens: int, k: int, dtype: torch.dtype = BF16, triggers: int = 0) -> object:
     x, norm, weight = (empty(*shape, dtype=dtype) for shape in ((tokens, k), (k,), (VOCAB, k)))
-    wide = _index(tokens, dtype=torch.int64)
     return norm_head_sample(
-        x, norm, 1e-6, weight, empty(tokens, dtype=torch.float32), wide, wide,
-        banned=_index(tokens) if triggers else None,
-        triggers=_index(triggers) if triggers else None,
+        x, norm, 1e-6, weight, empty(tokens, dtype=FP32), _longs(tokens), _longs(tokens),
+        banned=_ints(tokens) if triggers else None,
+        triggers=_ints(triggers) if triggers else None,
     )  # fmt: skip
 
 
 def _step(rows: int) -> None:
     budget_step(
-        _index(rows, dtype=torch.int64),
-        _index(len(FIELDS), rows),
-        _index(1000),
-        _index(3),
-        empty(VOCAB, dtype=torch.uint8),
-        _index(rows, 512),
-        slot_mapping=_index(rows, dtype=torch.int64),
-        sample_positions=_index(rows, dtype=torch.int64),
-        output_tokens=_index(32, rows),
-        step_counter=_index(1),
-        block_size=64,
-        null_slot=64,
-    )
+        _longs(rows), _ints(row_fields.NUM_FIELDS, rows), _ints(1000), _ints(3),
+        empty(VOCAB, dtype=torch.uint8), _ints(rows, 512),
+        slot_mapping=_longs(rows), sample_positions=_longs(rows), output_tokens=_ints(32, rows),
+        step_counter=_ints(1), block_size=64, null_slot=64,
+    )  # fmt: skip
 
 
 def _attention_cases() -> dict[str, CompileCase]:
-    bf16, half, single = torch.bfloat16, torch.float16, torch.float32
-    cases: dict[str, CompileCase] = {}
+    launches: dict[str, Callable[[], object]] = {}
     for name, heads in (HEADS | CORNERS).items():
         for rows in (1, 128):
-            cases[f"decode {name} B={rows}"] = CompileCase(
-                partial(_decode, heads, rows, 64, bf16),
-                True,
-            )
+            launches[f"paged_decode {name} B={rows}"] = partial(_decode, heads, rows)
         for most in (1, 4, 8, 2048):
-            cases[f"extend {name} q<={most}"] = CompileCase(
-                partial(_extend, heads, most, 64, bf16),
-                True,
-            )
+            launches[f"paged_prefill {name} q<={most}"] = partial(_prefill, heads, most)
     seven = HEADS["7B"]
     for size in (16, 32, 128):
-        cases[f"decode 7B S={size}"] = CompileCase(
-            partial(_decode, seven, 8, size, bf16),
-            True,
-        )
-        cases[f"extend 7B S={size}"] = CompileCase(
-            partial(_extend, seven, 2048, size, bf16),
-            True,
-        )
-    cases["decode 7B fp16"] = CompileCase(lambda: _decode(seven, 8, 64, half), True)
-    cases["extend 7B fp16"] = CompileCase(lambda: _extend(seven, 2048, 64, half), True)
+        launches[f"paged_decode 7B S={size}"] = partial(_decode, seven, 8, size)
+        launches[f"paged_prefill 7B S={size}"] = partial(_prefill, seven, 2048, size)
+    launches["paged_decode 7B fp16"] = partial(_decode, seven, 8, 64, FP16)
+    launches["paged_prefill 7B fp16"] = partial(_prefill, seven, 2048, 64, FP16)
+    cases = {name: CompileCase(launch, tensor_cores=True) for name, launch in launches.items()}
     for name, heads in {"7B": seven, "D=16": CORNERS["D=16"], "D=32": CORNERS["D=32"]}.items():
-        cases[f"decode {name} fp32"] = CompileCase(partial(_decode, heads, 8, 64, single))
-        cases[f"extend {name} fp32"] = CompileCase(partial(_extend, heads, 2048, 64, single))
+        cases[f"paged_decode {name} fp32"] = CompileCase(partial(_decode, heads, 8, 64, FP32))
+        cases[f"paged_prefill {name} fp32"] = CompileCase(partial(_prefill, heads, 2048, 64, FP32))
     return cases
 
 
 def _fp8_cache_cases() -> dict[str, CompileCase]:
-    bf16, half, fp8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
     seven = HEADS["7B"]
-    cases: dict[str, CompileCase] = {}
+    launches: dict[str, Callable[[], object]] = {}
     for name, heads in (HEADS | CORNERS).items():
-        cases[f"decode {name} fp8 cache"] = CompileCase(
-            partial(_decode, heads, 8, 64, bf16, fp8), True
-        )
-        for most in (4, 2048):
-            cases[f"extend {name} fp8 cache q<={most}"] = CompileCase(
-                partial(_extend, heads, most, 64, bf16, fp8), True
-            )
-        cases[f"rope {name} fp8 cache"] = CompileCase(partial(_rope, heads, 64, fp8))
-    for most in (1, 8):
-        cases[f"extend 7B fp8 cache q<={most}"] = CompileCase(
-            partial(_extend, seven, most, 64, bf16, fp8), True
-        )
+        launches[f"paged_decode {name} fp8 cache"] = partial(_decode, heads, 8, 64, BF16, FP8)
+        for most in (1, 4, 8, 2048) if name == "7B" else (4, 2048):
+            label = f"paged_prefill {name} fp8 cache q<={most}"
+            launches[label] = partial(_prefill, heads, most, 64, BF16, FP8)
     for size in (16, 128):
-        cases[f"decode 7B fp8 cache S={size}"] = CompileCase(
-            partial(_decode, seven, 8, size, bf16, fp8), True
-        )
-    cases["decode 7B fp16 fp8 cache"] = CompileCase(partial(_decode, seven, 8, 64, half, fp8), True)
-    for t in (1, 64):
-        cases[f"norm_qkv 7B fp8 cache T={t}"] = CompileCase(
-            partial(_norm_qkv, t, seven, 3584, bf16, fp8), t > 2, True
-        )
-    return cases
-
-
-def _row_cases() -> dict[str, CompileCase]:
-    cases: dict[str, CompileCase] = {}
-    for width in (896, 3584, 5120, 16384):
-        cases[f"norm {width}"] = CompileCase(partial(_norm, 32, width, False))
-        cases[f"add and norm {width}"] = CompileCase(partial(_norm, 32, width, True))
-    cases["norm of heads D=128"] = CompileCase(lambda: _head_norm(HEADS["7B"]))
-    for width in (4864, 18944):
-        cases[f"silu {width}"] = CompileCase(partial(_silu, width))
+        label = f"paged_decode 7B fp8 cache S={size}"
+        launches[label] = partial(_decode, seven, 8, size, BF16, FP8)
+    launches["paged_decode 7B fp16 fp8 cache"] = partial(_decode, seven, 8, 64, FP16, FP8)
+    cases = {name: CompileCase(launch, tensor_cores=True) for name, launch in launches.items()}
     for name, heads in (HEADS | CORNERS).items():
-        cases[f"rope {name}"] = CompileCase(partial(_rope, heads, 64))
+        cases[f"rope_write {name} fp8 cache"] = CompileCase(partial(_rope, heads, FP8))
+    for t in (1, 64):
+        cases[f"norm_qkv_rope_write 7B fp8 cache T={t}"] = CompileCase(
+            partial(_qkv, t, seven, 3584, BF16, FP8), t > 2, early=True
+        )
     return cases
+
+
+def _elementwise_cases() -> dict[str, CompileCase]:
+    launches: dict[str, Callable[[], object]] = {}
+    for width in (896, 3584, 5120, 16384):
+        launches[f"rms_norm {width}"] = partial(_norm, 32, width, False)
+        launches[f"rms_norm {width} with residual"] = partial(_norm, 32, width, True)
+    launches["rms_norm of heads D=128"] = partial(_head_norm, HEADS["7B"])
+    for width in (4864, 18944):
+        launches[f"silu_and_mul {width}"] = partial(silu_and_mul, empty(32, 2 * width))
+    for name, heads in (HEADS | CORNERS).items():
+        launches[f"rope_write {name}"] = partial(_rope, heads)
+    return {name: CompileCase(launch) for name, launch in launches.items()}
+
+
+def _skinny_cases(launches: dict[str, Callable[[], object]]) -> dict[str, CompileCase]:
+    """All load weights early; for more than two tokens they use tensor cores."""
+    return {
+        name: CompileCase(launch, not name.endswith(("T=1", "T=2")), early=True)
+        for name, launch in launches.items()
+    }
 
 
 def _linear_cases() -> dict[str, CompileCase]:
-    bf16, half, single = torch.bfloat16, torch.float16, torch.float32
     small, seven = HEADS["0.5B"], HEADS["7B"]
     launches: dict[str, Callable[[], object]] = {}
     for t in (1, 2, 16, 64):
-        launches[f"linear 7B T={t}"] = partial(_linear, t, 3584, 3584, bf16)
-        launches[f"norm_qkv 7B T={t}"] = partial(_norm_qkv, t, seven, 3584, bf16)
+        launches[f"linear 7B T={t}"] = partial(_linear, t, 3584, 3584)
+        launches[f"norm_qkv_rope_write 7B T={t}"] = partial(_qkv, t, seven, 3584)
     for t in (1, 2, 16, 32, 64):
-        launches[f"norm_gate_up 7B T={t}"] = partial(_norm_gate_up, t, 18944, 3584, bf16)
-        launches[f"norm_head 7B T={t}"] = partial(_norm_head, t, 3584, bf16)
+        launches[f"norm_gate_up 7B T={t}"] = partial(_gate_up, t, 18944, 3584)
+        launches[f"norm_head_sample 7B T={t}"] = partial(_head, t, 3584)
     for t in (1, 16):
-        launches[f"linear 0.5B T={t}"] = partial(_linear, t, 896, 4864, bf16)
-        launches[f"norm_qkv 0.5B T={t}"] = partial(_norm_qkv, t, small, 896, bf16)
-    launches["norm_head 7B in a graph T=64"] = partial(_norm_head, 64, 3584, bf16, 3)
-    launches["norm_gate_up 7B fp16 T=64"] = partial(_norm_gate_up, 64, 18944, 3584, half)
-    cases = {
-        name: CompileCase(launch, not name.endswith(("T=1", "T=2")), True)
-        for name, launch in launches.items()
-    }
+        launches[f"linear 0.5B T={t}"] = partial(_linear, t, 896, 4864)
+        launches[f"norm_qkv_rope_write 0.5B T={t}"] = partial(_qkv, t, small, 896)
+    launches["norm_head_sample 7B with triggers T=64"] = partial(_head, 64, 3584, BF16, 3)
+    launches["norm_gate_up 7B fp16 T=64"] = partial(_gate_up, 64, 18944, 3584, FP16)
+    cases = _skinny_cases(launches)
     for t in (2, 64):
-        cases[f"norm_qkv 7B fp32 T={t}"] = CompileCase(
-            partial(_norm_qkv, t, seven, 3584, single), early=True
-        )
-        cases[f"norm_head 7B fp32 T={t}"] = CompileCase(
-            partial(_norm_head, t, 3584, single), early=True
-        )
+        for name, launch in (
+            ("norm_qkv_rope_write", partial(_qkv, t, seven, 3584, FP32)),
+            ("norm_head_sample", partial(_head, t, 3584, FP32)),
+        ):
+            cases[f"{name} 7B fp32 T={t}"] = CompileCase(launch, early=True)
     return cases
 
 
 def _fp8_weight_cases() -> dict[str, CompileCase]:
-    """The products of a decode step whose weights are fp8, each at the shape of its matrix."""
-    bf16, half = torch.bfloat16, torch.float16
+    """The products of a decode step with fp8 weights, each at the shape of its matrix."""
     launches: dict[str, Callable[[], object]] = {}
     for name, hidden, inner, steps in (
         ("7B", 3584, 18944, (1, 2, 16, 64)),
@@ -330,36 +272,32 @@ def _fp8_weight_cases() -> dict[str, CompileCase]:
     ):
         heads = HEADS[name]
         for t in steps:
-            sizes = {
-                "o": partial(_linear, t, hidden, heads.q * heads.dim, bf16, True),
-                "down": partial(_linear, t, hidden, inner, bf16, True),
-                "norm_gate_up": partial(_norm_gate_up, t, inner, hidden, bf16, True),
-                "norm_qkv": partial(_norm_qkv, t, heads, hidden, bf16, None, True),
+            products = {
+                "linear o": partial(_linear, t, hidden, heads.q * heads.dim, BF16, True),
+                "linear down": partial(_linear, t, hidden, inner, BF16, True),
+                "norm_gate_up": partial(_gate_up, t, inner, hidden, BF16, True),
+                "norm_qkv_rope_write": partial(_qkv, t, heads, hidden, BF16, None, True),
             }
-            launches |= {f"{of} {name} fp8 weights T={t}": call for of, call in sizes.items()}
-    eight = torch.float8_e4m3fn
-    launches["norm_qkv 7B fp8 weights and cache T=16"] = partial(
-        _norm_qkv, 16, HEADS["7B"], 3584, bf16, eight, True
+            launches |= {f"{of} {name} fp8 weights T={t}": call for of, call in products.items()}
+    launches["norm_qkv_rope_write 7B fp8 weights and cache T=16"] = partial(
+        _qkv, 16, HEADS["7B"], 3584, BF16, FP8, True
     )
     launches["norm_gate_up 7B fp16 fp8 weights T=16"] = partial(
-        _norm_gate_up, 16, 18944, 3584, half, True
+        _gate_up, 16, 18944, 3584, FP16, True
     )
-    return {
-        name: CompileCase(launch, not name.endswith(("T=1", "T=2")), True)
-        for name, launch in launches.items()
-    }
+    return _skinny_cases(launches)
 
 
 CASES: dict[str, CompileCase] = {
     **_attention_cases(),
     **_fp8_cache_cases(),
-    **_row_cases(),
+    **_elementwise_cases(),
     **_linear_cases(),
     **_fp8_weight_cases(),
-    "sample": CompileCase(lambda: _sample(filtered=False, clean=False, triggers=0)),
-    "sample adjusted": CompileCase(lambda: _sample(filtered=False, clean=True, triggers=0)),
-    "sample filtered": CompileCase(lambda: _sample(filtered=True, clean=False, triggers=0)),
-    "sample in a graph": CompileCase(lambda: _sample(filtered=True, clean=False, triggers=3)),
-    "step B=1": CompileCase(lambda: _step(1)),
-    "step B=128": CompileCase(lambda: _step(128)),
+    "sample": CompileCase(partial(_sample, False, False, 0)),
+    "sample sanitized": CompileCase(partial(_sample, False, True, 0)),
+    "sample filtered": CompileCase(partial(_sample, True, False, 0)),
+    "sample filtered with triggers": CompileCase(partial(_sample, True, False, 3)),
+    "budget_step B=1": CompileCase(partial(_step, 1)),
+    "budget_step B=128": CompileCase(partial(_step, 128)),
 }

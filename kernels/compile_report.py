@@ -1,8 +1,8 @@
-"""What the kernels become on an H100, told by the compiler: no GPU is needed.
+"""What the kernels compile to for an H100, without a GPU.
 
-Each case calls a kernel's public launcher on tensors without memory, and what it would launch is
-compiled for sm_90 just as the launch would, then read back from the binary: registers, stack,
-spills, shared memory, tensor-core instructions and 128-bit loads. Speed it cannot tell.
+Each case calls a kernel's launcher on tensors without memory. The launch is recorded, compiled for
+sm_90 as it would be on a device, and read back from the binary: registers, stack, spills, shared
+memory, tensor-core instructions and 128-bit loads. It does not measure speed.
 
     python -m s1engine.kernels.compile_report            print the table
     python -m s1engine.kernels.compile_report --check    compare with the committed table; exit 1
@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent.parent / "bench" / "results"
 TABLE = RESULTS / "kernels_sm90.json"
 PAGE = RESULTS / "kernels_sm90.md"
 
-MAX_SHARED = 227 * 1024  # bytes a program may have on an H100
+MAX_SHARED = 227 * 1024  # bytes of shared memory of a program on an H100
 TYPES = {
     "torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "fp32",
     "torch.float8_e4m3fn": "fp8e4nv",
@@ -39,7 +39,7 @@ TYPES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compiled:
-    """A kernel as a binary for sm_90."""
+    """A kernel's binary for sm_90."""
 
     kernel: str
     warps: int
@@ -51,25 +51,25 @@ class Compiled:
     wgmma: int  # tensor-core instructions of a warp group
     mma: int  # tensor-core instructions of a warp
     loads128: int  # loads of 16 bytes a thread, into registers or shared memory
-    early: int  # loads and prefetches before it waits for the kernel before; -1: it does not wait
+    early: int  # loads and prefetches before it waits for the previous kernel; -1: no wait
 
     def problems(self, tensor_cores: bool = False, early: bool = False) -> list[str]:
-        """What must not be, whatever the committed table says."""
-        found = []
+        """Errors, whatever the committed table holds."""
+        problems = []
         if self.stack or self.spills:
-            found.append(f"{self.spills} spills, {self.stack} bytes of stack")
+            problems.append(f"{self.spills} spills, {self.stack} bytes of stack")
         if self.shared > MAX_SHARED:
-            found.append(f"{self.shared} bytes of shared memory")
+            problems.append(f"{self.shared} bytes of shared memory")
         if tensor_cores and not self.wgmma + self.mma:
-            found.append("no tensor-core instruction")
+            problems.append("no tensor-core instruction")
         if self.early < 0:
-            found.append("does not wait for the kernel before")
+            problems.append("does not wait for the previous kernel")
         elif early and not self.early:
-            found.append("no weight is on its way before the wait")
-        return found
+            problems.append("loads no weight before the wait")
+        return problems
 
     def regressions(self, before: dict[str, Any]) -> list[str]:
-        """Where it costs more than ``before``, made by the same compiler."""
+        """Figures that are worse than ``before``, by the same compiler."""
         worse = {"registers": 1, "shared": 1, "wgmma": -1, "mma": -1, "loads128": -1, "early": -1}
         now = asdict(self)
         return [
@@ -80,8 +80,8 @@ class Compiled:
 
 
 @dataclass(frozen=True, slots=True)
-class Launched:
-    """A launch that was caught on its way: the kernel and its arguments by name."""
+class RecordedLaunch:
+    """The kernel and the arguments, by name, of a launch that did not run."""
 
     kernel: Any
     arguments: dict[str, Any]
@@ -89,26 +89,26 @@ class Launched:
 
 
 @contextmanager
-def _caught() -> Iterator[list[Launched]]:
-    """Kernels launched within are noted down, as on a device that overlaps them, but not run."""
+def _recorded_launches() -> Iterator[list[RecordedLaunch]]:
+    """Launches within the block are recorded, as on a device with PDL, and not run."""
     from triton.runtime.jit import JITFunction
 
     from s1engine.kernels import pdl
 
-    launched: list[Launched] = []
+    launches: list[RecordedLaunch] = []
 
-    def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         named = dict(zip(kernel.arg_names, args, strict=False))
         named |= {name: kwargs.pop(name) for name in kernel.arg_names if name in kwargs}
-        launched.append(Launched(kernel, named, kwargs))
+        launches.append(RecordedLaunch(kernel, named, kwargs))
 
-    with patch.object(JITFunction, "run", note), patch.object(pdl, "available", lambda: True):
-        yield launched
+    with patch.object(JITFunction, "run", record), patch.object(pdl, "available", lambda: True):
+        yield launches
 
 
-def _source(launch: Launched) -> Any:
-    """Its source, specialised as a launch would: ones are constants, multiples of 16 are known,
-    unless the kernel wants neither."""
+def _source(launch: RecordedLaunch) -> Any:
+    """Its source, specialized as a launch would: ones are constants and multiples of 16 are hints,
+    except for arguments in do_not_specialize."""
     from triton.compiler import ASTSource
 
     signature: dict[str, str] = {}
@@ -133,7 +133,7 @@ def _source(launch: Launched) -> Any:
     return ASTSource(launch.kernel, signature, constants, hints)
 
 
-def _compile(launch: Launched) -> Compiled:
+def _compile(launch: RecordedLaunch) -> Compiled:
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -157,8 +157,8 @@ def _compile(launch: Launched) -> Compiled:
 
 
 def _early(code: str) -> int:
-    """Global loads and prefetches before ACQBULK, which waits for the kernel before; -1 without it,
-    or without PREEXIT, which lets the next kernel start."""
+    """Global loads and prefetches before ACQBULK, which waits for the previous kernel. -1 without
+    it, or without PREEXIT, which lets the next kernel start."""
     before, wait, _ = code.partition("ACQBULK")
     if not wait or "PREEXIT" not in code:
         return -1
@@ -166,13 +166,13 @@ def _early(code: str) -> int:
 
 
 def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    assert found is not None, f"cuobjdump did not print {pattern}"
-    return int(found.group(1))
+    match = re.search(pattern, text)
+    assert match is not None, f"cuobjdump did not print {pattern}"
+    return int(match.group(1))
 
 
 def _disassemble(cubin: bytes) -> tuple[str, str]:
-    """Resource usage and machine code, by the tools that come with Triton."""
+    """Resource usage and machine code, by the tools in Triton's package."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -189,37 +189,37 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
 
 
 def _report_case(name: str) -> list[tuple[str, Compiled, list[str]]]:
-    """Every kernel that a case launches: its label, its binary, its problems."""
+    """Label, binary and problems of every kernel that a case launches."""
     from s1engine.kernels.compile_cases import CASES
 
     case = CASES[name]
-    with _caught() as launched:
+    with _recorded_launches() as launches:
         case.launch()
-    compiled = [_compile(launch) for launch in launched]
-    products = [one for one in compiled if one.kernel != "rms_norm"]  # which may come before
+    binaries = [_compile(launch) for launch in launches]
+    products = [binary for binary in binaries if binary.kernel != "rms_norm"]
     rows = []
-    for one in compiled:
-        wanted = (case.tensor_cores, case.early) if one is (products or compiled)[0] else ()
-        label = name if len(launched) == 1 else f"{name}, {one.kernel}"
-        rows.append((label, one, one.problems(*wanted)))
+    for binary in binaries:
+        demands = (case.tensor_cores, case.early) if binary is (products or binaries)[0] else ()
+        label = name if len(launches) == 1 else f"{name}, {binary.kernel}"
+        rows.append((label, binary, binary.problems(*demands)))
     return rows
 
 
-def report() -> tuple[dict[str, Compiled], list[str]]:
-    """All cases by label, and what is wrong with them. Uses every core."""
+def compile_all() -> tuple[dict[str, Compiled], list[str]]:
+    """All binaries by label, and their problems. Uses every core."""
     from s1engine.kernels.compile_cases import CASES
 
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         cases = list(pool.map(_report_case, CASES))
     table, problems = {}, []
-    for label, compiled, wrong in (row for rows in cases for row in rows):
-        table[label] = compiled
-        problems += [f"{label}: {problem}" for problem in wrong]
+    for label, binary, found in (row for rows in cases for row in rows):
+        table[label] = binary
+        problems += [f"{label}: {problem}" for problem in found]
     return table, problems
 
 
 def compare(table: dict[str, Compiled], committed: dict[str, Any]) -> list[str]:
-    """Regressions against the table of the same compiler; cases on one side only count."""
+    """Regressions against the table of the same compiler; a case on one side only is one."""
     problems = [f"{label}: not in the committed table" for label in table if label not in committed]
     problems += [f"{label}: gone" for label in committed if label not in table]
     for label in table.keys() & committed.keys():
@@ -229,11 +229,13 @@ def compare(table: dict[str, Compiled], committed: dict[str, Any]) -> list[str]:
 
 
 def markdown(tables: dict[str, dict[str, Any]]) -> str:
-    """The committed tables, one for each compiler, for reading."""
+    """The committed tables, one for each compiler, as a page."""
     lines = [
         "# Kernels compiled for sm_90",
         "",
-        "Written by `make kernels-report ARGS=--write`; read from the binaries, run on no GPU.",
+        "Written by `make kernels-report ARGS=--write`: read from the binaries, not run on a GPU.",
+        "A case is named after the kernel's function, then the model or shape. Cases were renamed",
+        "with their functions in November 2026; the figures are unchanged.",
     ]
     names = [field.name for field in fields(Compiled) if field.name != "kernel"]
     for version, table in sorted(tables.items(), reverse=True):
@@ -252,8 +254,8 @@ def main() -> int:
     import triton
 
     tables = json.loads(TABLE.read_text()) if TABLE.exists() else {}
-    table, problems = report()
-    rows = {label: asdict(compiled) for label, compiled in table.items()}
+    table, problems = compile_all()
+    rows = {label: asdict(binary) for label, binary in table.items()}
     if args.check and triton.__version__ in tables:
         problems += compare(table, tables[triton.__version__])
     if args.write:

@@ -1,11 +1,11 @@
-"""One tile of attention, and the running softmax that adds tiles up.
+"""One tile of attention, with the online softmax that combines tiles.
 
     s = q k^T * scale,  m' = max(m, s),  p = 2^(s - m'),  total' = total 2^(m - m') + sum(p),
-    acc' = acc 2^(m - m') + p v,  in the end out = acc / total
+    acc' = acc 2^(m - m') + p v,  at the end out = acc / total
 
-``scale`` carries log2(e), so exponentials are powers of two. The maximum starts at a finite number:
-from -inf an empty part would make (-inf) - (-inf) = NaN. Knows pointers to a tile, not block
-tables; both attention kernels are built on it.
+``scale`` includes log2(e), so exponentials are powers of two. The maximum starts at a finite value:
+from -inf, an empty split would compute (-inf) - (-inf) = NaN. Knows pointers to a tile, not block
+tables; both attention kernels use it.
 """
 
 import triton
@@ -17,32 +17,33 @@ LOWEST: tl.constexpr = tl.constexpr(-1.0e30)
 
 @triton.jit
 def online_softmax_tile(
-    q,  # [M, DIM], in the type of the products
-    k_ptr,  # first key of the tile, rows DIM apart
+    q,  # [BLOCK_M, HEAD_DIM], in the type of the products
+    k_ptr,  # first key of the tile; keys are HEAD_DIM apart
     v_ptr,
-    acc,  # [M, DIM] float32
-    m,  # [M] float32
-    total,  # [M] float32
+    acc,  # [BLOCK_M, HEAD_DIM] float32
+    m,  # [BLOCK_M] float32
+    total,  # [BLOCK_M] float32
     scale,
-    last,  # [M] last column of the tile that each row sees; not read unless MASKED
-    valid,  # columns of the tile that hold a token; not read unless MASKED
-    DIM: tl.constexpr,
-    TILE: tl.constexpr,
+    last,  # [BLOCK_M] last key of the tile that each query sees; read if MASKED
+    valid,  # keys of the tile that hold a token; read if MASKED
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """acc, m and total after one more tile; an unmasked one is full and loads without predicate."""
-    column = tl.arange(0, TILE)
-    dim = tl.arange(0, DIM)
-    at = column[:, None] * DIM + dim[None, :]
+    """acc, m and total after one more tile. An unmasked tile is full and loads without predicate;
+    fp8 is dequantized to the type of q."""
+    column = tl.arange(0, BLOCK_N)
+    dim = tl.arange(0, HEAD_DIM)
+    at = column[:, None] * HEAD_DIM + dim[None, :]
     if MASKED:  # slots beyond the context may hold anything, and 0 times NaN is NaN
         inside = (column < valid)[:, None]
-        k = tl.load(k_ptr + at, mask=inside, other=0.0)  # [TILE, DIM]
+        k = tl.load(k_ptr + at, mask=inside, other=0.0)  # [BLOCK_N, HEAD_DIM]
         v = tl.load(v_ptr + at, mask=inside, other=0.0)
     else:
         k = tl.load(k_ptr + at)
         v = tl.load(v_ptr + at)
     k, v = k.to(q.dtype), v.to(q.dtype)
-    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [M, TILE]
+    s = tl.dot(q, tl.trans(k), input_precision="ieee") * scale  # [BLOCK_M, BLOCK_N]
     if MASKED:
         s = tl.where(column[None, :] <= last[:, None], s, float("-inf"))
     m_new = tl.maximum(m, tl.max(s, axis=1))

@@ -1,14 +1,14 @@
-"""Attention of one token a row over its paged context, split along the context.
+"""Attention of one token a row over its paged context, split along the context (split-KV).
 
     out[b, h] = softmax(q[b, h] K[b, h / G]^T * scale) V[b, h / G]
 
-A program owns one row, one KV head with its G query heads, and one of NUM_SPLITS parts of the
-context. Parts are whole tiles; how many are in use follows from the context's length, read on the
-device, so a captured launch fits any length. Each writes a partial result; the one that arrives
-last adds them up in a fixed order (equal inputs give equal bits) and sets the counter back to 0.
+A program owns one row of the batch, one KV head with its G query heads, and one of NUM_SPLITS parts
+of the context. Splits are whole tiles; how many are used follows from the context length on the
+device, so a captured launch fits any length. Each program stores a partial result. The last one to
+arrive adds them in a fixed order (equal inputs give equal bits) and resets the counter to 0.
 
-The id of the next block is loaded one tile ahead. Loaded where it is used, it would take pipeline
-stages away from K and V: half of the buffers at the same number of stages.
+The next block's id is loaded one tile ahead. Loaded where it is used, it would take pipeline stages
+from K and V: half of the buffers at the same number of stages.
 """
 
 import torch
@@ -23,8 +23,8 @@ from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 
 @triton.jit
-def _attend_range(
-    q,  # [M, DIM]
+def _attend_tiles(
+    q,  # [BLOCK_M, HEAD_DIM]
     k_ptr,
     v_ptr,
     table_ptr,
@@ -33,137 +33,142 @@ def _attend_range(
     end_tile,
     scale,
     block_stride,
-    M: tl.constexpr,
-    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """Unscaled sum, maximum and weight of the tiles first_tile:end_tile of one context."""
-    m = tl.full([M], LOWEST, tl.float32)
-    total = tl.zeros([M], tl.float32)
-    acc = tl.zeros([M, DIM], tl.float32)
-    last = tl.zeros([M], tl.int32)
-    full = tl.minimum(end_tile, context // TILE)
-    block = tl.load(table_ptr + first_tile * TILE // BLOCK_SIZE, first_tile < end_tile, other=0)
+    """acc, m and total of the tiles first_tile:end_tile of one context."""
+    m = tl.full([BLOCK_M], LOWEST, tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    last = tl.zeros([BLOCK_M], tl.int32)
+    full = tl.minimum(end_tile, context // BLOCK_N)
+    block = tl.load(table_ptr + first_tile * BLOCK_N // BLOCK_SIZE, first_tile < end_tile, other=0)
     for tile in range(first_tile, full):
-        place = block.to(tl.int64) * block_stride + tile * TILE % BLOCK_SIZE * DIM
+        place = block.to(tl.int64) * block_stride + tile * BLOCK_N % BLOCK_SIZE * HEAD_DIM
         following = tile + 1
-        block = tl.load(table_ptr + following * TILE // BLOCK_SIZE, following < end_tile, other=0)
-        acc, m, total = online_softmax_tile(
-            q, k_ptr + place, v_ptr + place, acc, m, total, scale, last, 0, DIM, TILE, False
+        block = tl.load(
+            table_ptr + following * BLOCK_N // BLOCK_SIZE, following < end_tile, other=0
         )
+        acc, m, total = online_softmax_tile(
+            q, k_ptr + place, v_ptr + place, acc, m, total, scale, last, 0,
+            HEAD_DIM, BLOCK_N, False,
+        )  # fmt: skip
     if full < end_tile:
-        place = block.to(tl.int64) * block_stride + full * TILE % BLOCK_SIZE * DIM
-        valid = context - full * TILE
+        place = block.to(tl.int64) * block_stride + full * BLOCK_N % BLOCK_SIZE * HEAD_DIM
+        valid = context - full * BLOCK_N
         acc, m, total = online_softmax_tile(
             q, k_ptr + place, v_ptr + place, acc, m, total, scale, last + valid - 1, valid,
-            DIM, TILE, True,
+            HEAD_DIM, BLOCK_N, True,
         )  # fmt: skip
     return acc, m, total
 
 
 @triton.jit
-def _sum_parts(
-    part_ptr, weight_ptr, parts,
-    GROUP: tl.constexpr, M: tl.constexpr, DIM: tl.constexpr, NUM_SPLITS: tl.constexpr,
+def _reduce_splits(
+    partial_ptr, max_sum_ptr, splits,
+    GROUP: tl.constexpr, BLOCK_M: tl.constexpr, HEAD_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """The parts of one row and head added up, in order. Written by other programs a moment ago,
-    so the loads go past the L1 cache. No load waits for another: the maximum comes first, of all
-    parts at once, and what is added then comes a CHUNK at a time."""
-    CHUNK: tl.constexpr = max(min(NUM_SPLITS, 8192 // (M * DIM)), 1)  # that registers hold
-    row = tl.arange(0, M)
-    at = row[None, :, None] * DIM + tl.arange(0, DIM)[None, None, :]
-    all_parts = tl.arange(0, NUM_SPLITS)[:, None]
+    """acc and total of one row and KV head over all splits, in order. The loads bypass the L1
+    cache, since other programs have just written the partial results. No load waits for another:
+    the maxima of all splits come first, then the partial results in chunks."""
+    CHUNK: tl.constexpr = max(min(NUM_SPLITS, 8192 // (BLOCK_M * HEAD_DIM)), 1)  # registers hold it
+    row = tl.arange(0, BLOCK_M)
+    at = row[None, :, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, None, :]
+    all_splits = tl.arange(0, NUM_SPLITS)[:, None]
     maxima = tl.load(
-        weight_ptr + all_parts * 2 * M + row[None, :],
-        mask=all_parts < parts, other=LOWEST, cache_modifier=".cg",
+        max_sum_ptr + all_splits * 2 * BLOCK_M + row[None, :],
+        mask=all_splits < splits, other=LOWEST, cache_modifier=".cg",
     )  # fmt: skip
     m = tl.max(maxima, axis=0)
-    total = tl.zeros([M], tl.float32)
-    acc = tl.zeros([M, DIM], tl.float32)
-    for first in range(0, parts, CHUNK):
-        part = first + tl.arange(0, CHUNK)[:, None]
-        at_weight = weight_ptr + part * 2 * M + row[None, :]
-        there = part < parts
-        m_part = tl.load(at_weight, mask=there, other=LOWEST, cache_modifier=".cg")
-        l_part = tl.load(at_weight + M, mask=there, other=0.0, cache_modifier=".cg")
-        mine = (there & (row < GROUP)[None, :])[:, :, None]
-        at_part = part_ptr + part[:, :, None] * (M * DIM) + at
-        acc_part = tl.load(at_part, mask=mine, other=0.0, cache_modifier=".cg")
-        share = tl.exp2(m_part - m[None, :])
-        total += tl.sum(l_part * share, axis=0)
-        acc += tl.sum(acc_part * share[:, :, None], axis=0)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    for first in range(0, splits, CHUNK):
+        split = first + tl.arange(0, CHUNK)[:, None]
+        at_max = max_sum_ptr + split * 2 * BLOCK_M + row[None, :]
+        used = split < splits
+        m_split = tl.load(at_max, mask=used, other=LOWEST, cache_modifier=".cg")
+        total_split = tl.load(at_max + BLOCK_M, mask=used, other=0.0, cache_modifier=".cg")
+        inside = (used & (row < GROUP)[None, :])[:, :, None]
+        at_acc = partial_ptr + split[:, :, None] * (BLOCK_M * HEAD_DIM) + at
+        acc_split = tl.load(at_acc, mask=inside, other=0.0, cache_modifier=".cg")
+        share = tl.exp2(m_split - m[None, :])
+        total += tl.sum(total_split * share, axis=0)
+        acc += tl.sum(acc_split * share[:, :, None], axis=0)
     return acc, total
 
 
 @triton.jit
 def _paged_decode_kernel(
-    q_ptr,  # [B, Hkv * GROUP, DIM], rows q_stride apart
-    k_cache_ptr,  # [num_blocks, Hkv, BLOCK_SIZE, DIM]
+    q_ptr,  # [B, Hkv * GROUP, HEAD_DIM], rows q_stride apart
+    k_cache_ptr,  # [num_blocks, Hkv, BLOCK_SIZE, HEAD_DIM]
     v_cache_ptr,
     table_ptr,  # [B, max_blocks] int32
     context_ptr,  # [B] int32; 0: the row is idle and gets zeros
-    part_ptr,  # [B, Hkv, NUM_SPLITS, M, DIM] float32
-    weight_ptr,  # [B, Hkv, NUM_SPLITS, 2, M] float32: maxima, sums
-    arrived_ptr,  # [B, Hkv] int32, zeros before and after
-    out_ptr,  # [B, Hkv * GROUP * DIM]
+    partial_ptr,  # [B, Hkv, NUM_SPLITS, BLOCK_M, HEAD_DIM] float32
+    max_sum_ptr,  # [B, Hkv, NUM_SPLITS, 2, BLOCK_M] float32: maxima, sums
+    arrivals_ptr,  # [B, Hkv] int32, zeros before and after
+    out_ptr,  # [B, Hkv * GROUP * HEAD_DIM]
     q_stride,
     table_stride,
     block_stride,
     scale,
     GROUP: tl.constexpr,
-    M: tl.constexpr,
-    DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     grid_dependency_wait(PDL)
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    pair = b * tl.num_programs(1) + head  # which row and KV head
+    pair = b * tl.num_programs(1) + head  # row and KV head
     context = tl.load(context_ptr + b)
-    tiles = tl.cdiv(context, TILE)
-    share = tl.maximum(tl.cdiv(tiles, NUM_SPLITS), 1)  # tiles of a part
-    parts = tl.maximum(tl.cdiv(tiles, share), 1)
-    if split < parts:
-        row, dim = tl.arange(0, M), tl.arange(0, DIM)
-        mine = (row < GROUP)[:, None]
-        at_q = b.to(tl.int64) * q_stride + (head * GROUP + row)[:, None] * DIM + dim[None, :]
-        q = cast_query(tl.load(q_ptr + at_q, mask=mine, other=0.0), k_cache_ptr)
-        head_offset = head * (BLOCK_SIZE * DIM)
-        acc, m, total = _attend_range(
+    tiles = tl.cdiv(context, BLOCK_N)
+    share = tl.maximum(tl.cdiv(tiles, NUM_SPLITS), 1)  # tiles of a split
+    splits = tl.maximum(tl.cdiv(tiles, share), 1)  # in use
+    if split < splits:
+        row, dim = tl.arange(0, BLOCK_M), tl.arange(0, HEAD_DIM)
+        in_group = (row < GROUP)[:, None]
+        at_q = b.to(tl.int64) * q_stride + (head * GROUP + row)[:, None] * HEAD_DIM + dim[None, :]
+        q = cast_query(tl.load(q_ptr + at_q, mask=in_group, other=0.0), k_cache_ptr)
+        head_offset = head * (BLOCK_SIZE * HEAD_DIM)
+        acc, m, total = _attend_tiles(
             q, k_cache_ptr + head_offset, v_cache_ptr + head_offset,
             table_ptr + b.to(tl.int64) * table_stride, context,
             split * share, tl.minimum((split + 1) * share, tiles), scale, block_stride,
-            M, DIM, BLOCK_SIZE, TILE,
+            BLOCK_M, HEAD_DIM, BLOCK_SIZE, BLOCK_N,
         )  # fmt: skip
         launch_dependents(PDL)
-        finished = parts == 1
-        if parts > 1:
+        complete = splits == 1
+        if splits > 1:
             base = pair.to(tl.int64) * NUM_SPLITS
-            part_base = part_ptr + base * (M * DIM)
-            weight_base = weight_ptr + base * (2 * M)
-            at_part = row[:, None] * DIM + dim[None, :]
-            tl.store(part_base + split * (M * DIM) + at_part, acc, mask=mine)
-            tl.store(weight_base + split * (2 * M) + row, m)
-            tl.store(weight_base + split * (2 * M) + M + row, total)
+            partial_base = partial_ptr + base * (BLOCK_M * HEAD_DIM)
+            max_sum_base = max_sum_ptr + base * (2 * BLOCK_M)
+            at_acc = row[:, None] * HEAD_DIM + dim[None, :]
+            tl.store(partial_base + split * (BLOCK_M * HEAD_DIM) + at_acc, acc, mask=in_group)
+            tl.store(max_sum_base + split * (2 * BLOCK_M) + row, m)
+            tl.store(max_sum_base + split * (2 * BLOCK_M) + BLOCK_M + row, total)
             tl.debug_barrier()  # all of the program's stores come before its arrival
-            finished = tl.atomic_add(arrived_ptr + pair, 1, sem="acq_rel") == parts - 1
-            if finished:
-                tl.store(arrived_ptr + pair, 0)
-                acc, total = _sum_parts(part_base, weight_base, parts, GROUP, M, DIM, NUM_SPLITS)
-        if finished:
+            complete = tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel") == splits - 1
+            if complete:
+                tl.store(arrivals_ptr + pair, 0)
+                acc, total = _reduce_splits(
+                    partial_base, max_sum_base, splits, GROUP, BLOCK_M, HEAD_DIM, NUM_SPLITS
+                )
+        if complete:
             out = acc / tl.maximum(total, 1.0e-30)[:, None]
-            at_out = (pair * GROUP + row)[:, None].to(tl.int64) * DIM + dim[None, :]
-            tl.store(out_ptr + at_out, out.to(out_ptr.dtype.element_ty), mask=mine)
+            at_out = (pair * GROUP + row)[:, None].to(tl.int64) * HEAD_DIM + dim[None, :]
+            tl.store(out_ptr + at_out, out.to(out_ptr.dtype.element_ty), mask=in_group)
 
 
 def workspace_sizes(rows: int, kv_heads: int, head_dim: int, group: int) -> tuple[int, int]:
-    """Floats for partial results, and counters, that a launch of these shapes needs."""
-    m = max(16, launch_table.next_power_of_2(group))
+    """Floats for partial results, and counters, of a launch with these shapes."""
+    block_m = max(16, launch_table.next_power_of_2(group))
     pairs = rows * kv_heads
-    return pairs * launch_table.decode_splits(rows, kv_heads) * m * (head_dim + 2), pairs
+    return pairs * launch_table.decode_splits(rows, kv_heads) * block_m * (head_dim + 2), pairs
 
 
 def paged_decode(
@@ -173,14 +178,14 @@ def paged_decode(
     block_table: Tensor,
     context_lens: Tensor,
     scale: float,
-    parts: Tensor,
-    arrived: Tensor,
+    partials: Tensor,
+    arrivals: Tensor,
     num_splits: int | None = None,
 ) -> Tensor:
     """q [B, Hq, D] over caches [num_blocks, Hkv, S, D] -> [B, Hq * D].
 
-    ``parts`` (float32) and ``arrived`` (int32, zeros; left zero) are as large as
-    ``workspace_sizes`` says at least. ``num_splits`` None: the table's.
+    ``partials`` (float32) and ``arrivals`` (int32, zeros; left zero) have ``workspace_sizes`` or
+    more. ``num_splits`` None: the table's.
     """
     rows, num_heads, dim = q.shape
     _, num_kv_heads, block_size, _ = k_cache.shape
@@ -194,33 +199,18 @@ def paged_decode(
     assert block_table.dtype == context_lens.dtype == torch.int32
     assert context_lens.shape == (rows,) and block_table.shape[0] == rows
     assert block_table.stride(1) == 1 and context_lens.is_contiguous()
-    assert parts.dtype == torch.float32 and arrived.dtype == torch.int32
+    assert partials.dtype == torch.float32 and arrivals.dtype == torch.int32
     tiles = launch_table.decode_tiles(dim, block_size, group, q.element_size())
     num_splits = num_splits or launch_table.decode_splits(rows, num_kv_heads)
-    pairs, m = rows * num_kv_heads, tiles.block_m
-    acc_size = pairs * num_splits * m * dim
-    assert parts.numel() >= acc_size + pairs * num_splits * 2 * m and arrived.numel() >= pairs
+    pairs, block_m = rows * num_kv_heads, tiles.block_m
+    acc_size = pairs * num_splits * block_m * dim
+    assert partials.numel() >= acc_size + pairs * num_splits * 2 * block_m
+    assert arrivals.numel() >= pairs
     out = torch.empty((rows, num_heads * dim), dtype=q.dtype, device=q.device)
     _paged_decode_kernel[(rows, num_kv_heads, num_splits)](
-        q,
-        k_cache,
-        v_cache,
-        block_table,
-        context_lens,
-        parts,
-        parts[acc_size:],
-        arrived,
-        out,
-        q.stride(0),
-        block_table.stride(0),
-        k_cache.stride(0),
-        scale * LOG2E,
-        GROUP=group,
-        M=m,
-        DIM=dim,
-        BLOCK_SIZE=block_size,
-        TILE=tiles.block_n,
-        NUM_SPLITS=num_splits,
-        **tiles.launch.options(),
-    )
+        q, k_cache, v_cache, block_table, context_lens, partials, partials[acc_size:], arrivals,
+        out, q.stride(0), block_table.stride(0), k_cache.stride(0), scale * LOG2E,
+        GROUP=group, BLOCK_M=block_m, HEAD_DIM=dim, BLOCK_SIZE=block_size, BLOCK_N=tiles.block_n,
+        NUM_SPLITS=num_splits, **tiles.launch.kwargs(),
+    )  # fmt: skip
     return out

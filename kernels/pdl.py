@@ -1,16 +1,14 @@
-"""Programmatic dependent launch: a kernel starts while the one before it is still running.
+"""Programmatic dependent launch (PDL): a kernel starts while the previous one is still running.
 
-A kernel calls ``release`` when its programs have done the long part of their work. Released at
-their start, the programs of the next kernels would crowd on the processors that fall idle first,
-and keep these places: one vector times the matrices of a 7B model took 1.22 times what it takes
-without any overlap, on an H200.
+A kernel calls ``launch_dependents`` when its programs have done most of their work. Called at their
+start, the programs of the next kernels would occupy the SMs that become idle first: on an H100, one
+vector times the matrices of a 7B model took 1.22 times as long as without PDL.
 
-The next kernel may read weights and tables that nobody writes, and must ``wait`` before it touches
-anything else. The wait is for all of the kernel before, so every program of every kernel waits,
-needed or not: otherwise a third kernel could overtake the first. Kernels of others, cuBLAS's say,
-never release early and are waited for as a whole.
+Before ``grid_dependency_wait`` a kernel may read weights and constant tables only. The wait covers
+the whole previous kernel. Every program of every kernel waits, or a third kernel could overtake the
+first. Kernels of other libraries (cuBLAS) let the next one start only when they end.
 
-PDL is ``available()``, which every launch takes from ``launch_table.LaunchOptions``.
+Every kernel's constexpr PDL is ``available()``, passed by ``launch_table.LaunchOptions``.
 """
 
 from functools import lru_cache
@@ -22,21 +20,21 @@ import triton.language as tl
 
 @triton.jit
 def launch_dependents(PDL: tl.constexpr):
-    """The next kernel may start, once every program has said so."""
+    """Let the next kernel start once every program has called this."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def grid_dependency_wait(PDL: tl.constexpr):
-    """Until all that the kernels before have written is there."""
+    """Wait until everything that the previous kernels have written is visible."""
     if PDL:
         tl.extra.cuda.gdc_wait()
 
 
 @triton.jit
 def prefetch(pointers, PDL: tl.constexpr):
-    """Brings the 128 bytes around each pointer into the L2 cache."""
+    """Load the 128 bytes around each pointer into the L2 cache."""
     if PDL:
         tl.inline_asm_elementwise(
             "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers],
@@ -46,7 +44,7 @@ def prefetch(pointers, PDL: tl.constexpr):
 
 @lru_cache
 def available() -> bool:
-    """Not in the interpreter, not with TRITON_DEBUG=1, not on devices before sm_90."""
+    """False in the interpreter, with TRITON_DEBUG=1 and on devices before sm_90."""
     if triton.knobs.runtime.interpret or triton.knobs.runtime.debug:
         return False
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)

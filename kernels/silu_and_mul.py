@@ -1,6 +1,6 @@
 """SwiGLU's elementwise half: out = gate / (1 + exp(-gate)) * up, in float32, rounded once.
 
-Knows one matrix [T, 2F] whose rows hold the gate and then the up projection of a token.
+A row of the input [T, 2F] holds a token's gate projection, then its up projection.
 """
 
 import torch
@@ -14,32 +14,32 @@ from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 @triton.jit
 def _silu_and_mul_kernel(
-    gate_up_ptr,  # [T, 2 DIM]
-    out_ptr,  # [T, DIM]
+    gate_up_ptr,  # [T, 2 F]
+    out_ptr,  # [T, F]
     stride,
-    DIM: tl.constexpr,
-    TILE: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK_F: tl.constexpr,
     PDL: tl.constexpr,
 ):
     grid_dependency_wait(PDL)
     token = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    inside = column < DIM
+    column = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    inside = column < F
     at = gate_up_ptr + token * stride + column
     gate = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(at + DIM, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(at + F, mask=inside, other=0.0).to(tl.float32)
     launch_dependents(PDL)
     out = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(out_ptr + token * DIM + column, out.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + token * F + column, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """gate_up [T, 2F] -> [T, F]."""
-    tokens, dim = gate_up.shape[0], gate_up.shape[1] // 2
-    assert gate_up.shape[1] == 2 * dim and gate_up.stride(1) == 1
-    out = torch.empty((tokens, dim), dtype=gate_up.dtype, device=gate_up.device)
-    tile = min(launch_table.SILU_TILE, launch_table.next_power_of_2(dim))
-    _silu_and_mul_kernel[(tokens, triton.cdiv(dim, tile))](
-        gate_up, out, gate_up.stride(0), DIM=dim, TILE=tile, **launch_table.SILU.options()
+    tokens, f = gate_up.shape[0], gate_up.shape[1] // 2
+    assert gate_up.shape[1] == 2 * f and gate_up.stride(1) == 1
+    out = torch.empty((tokens, f), dtype=gate_up.dtype, device=gate_up.device)
+    block = min(launch_table.SILU_TILE, launch_table.next_power_of_2(f))
+    _silu_and_mul_kernel[(tokens, triton.cdiv(f, block))](
+        gate_up, out, gate_up.stride(0), F=f, BLOCK_F=block, **launch_table.SILU.kwargs()
     )
     return out

@@ -149,7 +149,7 @@ def attention_times(model: ModelConfig, context: int, rows: int, rounds: int) ->
     medians = {name: statistics.median(own[1:]) * 1e6 for name, own in times.items()}
     read = 2 * context * rows * model.num_kv_heads
     bytes_of = {
-        name: read * kv_quant.row_size(model.head_dim, dtype) * dtype.itemsize
+        name: read * kv_quant.stored_dim(model.head_dim, dtype) * dtype.itemsize
         for name, dtype in {"bfloat16": torch.bfloat16, "int8": torch.int8}.items()
     }
     return {

@@ -14,7 +14,7 @@ import torch
 from s1engine.models.config_reader import ConfigReader
 from s1engine.models.fp8_layout import Fp8Layout, parse_fp8
 from s1engine.models.rope import extended_positions, parse_rope
-from s1engine.ops.kv_quant import row_size
+from s1engine.ops.kv_quant import stored_dim
 from s1engine.ops.quantization import FP8
 
 MAX_POSITIONS = 2**24
@@ -130,7 +130,7 @@ class ModelConfig:
 
     def kv_bytes_per_token(self, cache_dtype: torch.dtype) -> int:
         """Bytes that one token takes in a KV cache of this type, over all layers."""
-        row = row_size(self.head_dim, cache_dtype) * cache_dtype.itemsize
+        row = stored_dim(self.head_dim, cache_dtype) * cache_dtype.itemsize
         return 2 * self.num_layers * self.num_kv_heads * row
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -1,12 +1,12 @@
 """The seam between devices: one set of operations, several implementations.
 
 ``torch_ops`` is the definition and the oracle, ``cpu_ops`` runs the C++ kernels of ``csrc/cpu``,
-and a device module is used through the ``Ops`` protocol alone. Nothing above this package asks
-which device it is on.
+``triton_ops`` the Triton kernels. The decoder calls them through ``Ops`` and does not know its
+device. The runner does: it chooses data types, block size and memory, and how steps are recorded.
 
-Shapes: T tokens of a step, B rows (sequences) of a step, Hq/Hkv query/KV heads, D head size,
-S block size, V vocabulary. A KV cache is [num_blocks, Hkv, S, D] in the model's type, or in int8 or
-fp8, with the rows that ``kv_quant`` defines.
+Shapes: T tokens and B sequences (rows of the batch) of a step, Hq/Hkv query/KV heads, D head size,
+S block size, V vocabulary, H hidden, F intermediate, N/K rows and columns of a weight. A KV cache
+is [num_blocks, Hkv, S, D] in the model's type; ``kv_quant`` defines it in int8 and fp8.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from s1engine.ops.packed import PackedMatrix
 from s1engine.ops.quantization import QuantizedMatrix
 
 Matrix: TypeAlias = Tensor | QuantizedMatrix | PackedMatrix
-"""Weights [N, K] as the device's ``pack`` made them; ``matrix[:n]`` are the first rows."""
+"""A weight [N, K] as the device's ``pack`` returns it; ``matrix[:n]`` are the first rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """Where the tokens of one step stand. Row b owns tokens cu_seqlens_q[b]:cu_seqlens_q[b+1];
-    they are the last ones of a context of context_lens[b] tokens, so causal masking is implied."""
+    """The tokens of one step. Row b owns tokens cu_seqlens_q[b]:cu_seqlens_q[b+1]; they are the
+    last ones of a context of context_lens[b] tokens, which implies causal masking."""
 
     positions: Tensor  # [T] int32, position of each token in its sequence
     slot_mapping: Tensor  # [T] int64, block_id * S + offset where the token's K and V go
@@ -66,34 +66,34 @@ class SamplingMetadata:
 
 @dataclass(frozen=True, slots=True)
 class DeviceBatchTensors:
-    """All that decode steps of B lanes need if the device takes them by itself: what each lane is
-    about (``lanes``, ``phrases``, written by ``Scheduler.begin_multi_step``), how it samples, and
-    where the sampled ids go. A step reads it and leaves it ready for the next."""
+    """What the device needs to run decode steps of B rows without the host: the rows (``fields``,
+    ``phrases``, written by ``Scheduler.begin_multi_step``), how they sample, and where the sampled
+    ids go. A step reads it and prepares it for the next step."""
 
-    rows_state: Tensor  # [len(ROW_FIELDS), B] int32
-    phrases: Tensor  # int32, phrases and stop tokens of all lanes
+    fields: Tensor  # [len(ROW_FIELDS), B] int32
+    phrases: Tensor  # int32, phrases and stop tokens of all rows
     slot_mapping: Tensor  # [B] int64
     sample_positions: Tensor  # [B] int64
     block_table: Tensor  # [B, max_blocks] int32, with the block of the next position
-    temperature: Tensor  # [B] float32, and so on as in SamplingMetadata
+    temperature: Tensor  # [B] float32; this and the next four as in SamplingMetadata
     top_k: Tensor
     top_p: Tensor
     min_p: Tensor
     seeds: Tensor
     triggers: Tensor  # [n] int32, ids that end thinking
-    newlines: Tensor  # [V] uint8, does the token's text end in a newline?
-    output_tokens: Tensor  # [steps, B] int32, the sampled ids; IGNORED where nothing was decided
-    step_counter: Tensor  # [1] int32, steps taken: the next row of the ring
+    newlines: Tensor  # [V] uint8, 1 where the token's text ends in a newline
+    output_tokens: Tensor  # [steps, B] int32, a ring of sampled ids; NO_TOKEN where none counted
+    step_counter: Tensor  # [1] int32, steps so far; modulo `steps` the next row of output_tokens
     block_size: int
-    null_slot: int  # where lanes that have finished write
+    null_slot: int  # where rows that have finished write
 
     def field(self, name: str) -> Tensor:
-        """The field of every lane, [B] int32."""
-        return self.rows_state[_core.ROW_FIELDS.index(name)]
+        """A field of every row, [B] int32, as a view."""
+        return self.fields[_core.ROW_FIELDS.index(name)]
 
 
 class Ops(Protocol):
-    """What a device must offer. Arguments ``*_cache`` and ``residual`` are written in place.
+    """The operations of a device. Arguments ``*_cache`` and ``residual`` are written in place.
 
     ``residual`` [T, H] is the sum that runs through the layers. ``pending_residual`` [T, H] is what
     the previous operation left to be added to it, or None: see ``linear_residual``.
@@ -112,17 +112,17 @@ class Ops(Protocol):
         cache_dtype: torch.dtype,
         quantization: str | None = None,
     ) -> None:
-        """Raises RequestError, with the list of what is covered, if this is not."""
+        """Raises RequestError, with a list of what is covered, for a model that is not."""
 
     def pack(self, weight: Tensor | QuantizedMatrix) -> Matrix:
-        """weight [N, K] as this device multiplies by it; once, when a model is loaded."""
+        """weight [N, K] in the device's layout; called once, when a model is loaded."""
 
     def embed(self, ids: Tensor, weight: Matrix) -> Tensor:
-        """Rows ``ids`` [T] int32 of weight [V, H] -> [T, H]; the caller may write into them."""
+        """Rows ``ids`` [T] int32 of weight [V, H] -> [T, H], which the caller may overwrite."""
 
     def embed_shard(self, ids: Tensor, weight: Matrix, first: int) -> Tensor:
-        """The same for a weight whose rows are those of ids ``first`` and on; zeros for ids that it
-        does not have."""
+        """The same for a shard of the vocabulary that starts at id ``first``; zeros for other
+        ids."""
 
     def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
         """Rows ``index`` [n] int32 of x [T, H] -> [n, H]."""
@@ -176,16 +176,15 @@ class Ops(Protocol):
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> Tensor:
-        """Everything before attention -> q [T, Hq, D]:
-        residual += pending_residual, its rms_norm by ``norm`` [H],
-        times weight [(Hq + 2 Hkv) D, H], plus bias, the heads of q and k normed by ``q_norm``
-        and ``k_norm`` [D] if there are any, then as rope_write."""
+        """Everything before attention -> q [T, Hq, D]: residual += pending_residual, its rms_norm
+        with ``norm`` [H], times weight [(Hq + 2 Hkv) D, H] transposed, plus bias; rms_norm of the
+        heads of q and k with ``q_norm`` and ``k_norm`` [D] if given; then rope_write."""
 
     def linear_residual(
         self, x: Tensor, weight: Matrix, bias: Tensor | None, residual: Tensor
     ) -> Tensor | None:
-        """residual += linear(x, weight, bias) and None; or that product, for the operation after
-        to add where it reads the residual anyway."""
+        """Adds linear(x, weight, bias) to residual and returns None; or returns the product, which
+        the next operation adds where it reads the residual anyway."""
 
     def norm_gate_up(
         self,
@@ -198,7 +197,7 @@ class Ops(Protocol):
         """residual += pending_residual; silu_and_mul(linear(rms_norm(residual), weight)) [T, F]."""
 
     def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
-        """logits [B, V] float32, which it may overwrite -> token ids [B] int64."""
+        """logits [B, V] float32, possibly overwritten -> token ids [B] int64."""
 
     def sample_and_advance(
         self,
@@ -206,13 +205,14 @@ class Ops(Protocol):
         norm: Tensor,
         eps: float,
         weight: Matrix,
-        run: DeviceBatchTensors,
+        batch: DeviceBatchTensors,
         *,
         filtered: bool,
     ) -> None:
-        """Samples a token for every lane from linear(rms_norm(hidden [B, H]), weight [V, H]), with
-        the triggers banned where the lane says so, and takes it: budget, ring, and the inputs of
-        the next step. ``filtered``: some lane uses top_k, top_p or min_p."""
+        """Samples a token for every row from linear(rms_norm(hidden [B, H]), weight [V, H]), its
+        triggers banned where ``sample_banned`` says so. Then advances the row: budget state,
+        output_tokens and the inputs of the next step. ``filtered``: some row uses top_k, top_p or
+        min_p."""
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-softmax of raw logits [B, V]: (of token_ids [B], top-k values [B, k], ids [B, k])."""

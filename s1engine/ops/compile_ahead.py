@@ -1,8 +1,7 @@
-"""Kernels compiled on all cores before anybody waits for them.
+"""Compiles Triton kernels on all cores before the first request.
 
-Triton compiles a kernel when it is first launched: hundreds of milliseconds each, one after the
-other, and some in the middle of a request. Here what would be launched is compiled side by side,
-and nothing runs.
+Triton compiles a kernel at its first launch: hundreds of milliseconds each, one after the other,
+some in the middle of a request. Here the launches compile in parallel and nothing runs.
 """
 
 import os
@@ -18,7 +17,7 @@ _patching = Lock()
 
 
 class _Compilers(ThreadPoolExecutor):
-    """A thread a core, and a bar. The compiler holds Python's lock for a part of its time only."""
+    """A thread per core, and a progress bar. The compiler mostly runs without Python's lock."""
 
     def __init__(self, bar: Any) -> None:
         super().__init__(os.cpu_count())
@@ -33,9 +32,9 @@ class _Compilers(ThreadPoolExecutor):
 
 @contextmanager
 def compiled_ahead(*, progress: bool) -> Iterator[None]:
-    """Triton kernels that this thread launches within are compiled and not run: what they would
-    have written stays as it is. At the end of the block all are there, except those that do not
-    compile: launching one says why."""
+    """Kernels that this thread launches within the block are compiled and not run: their outputs
+    stay as they were. The block ends when all are compiled. A kernel that fails to compile raises
+    at its next launch."""
     from triton import AsyncCompileMode
     from triton.runtime.jit import JITFunction
 

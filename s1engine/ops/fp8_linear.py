@@ -1,10 +1,10 @@
-"""Products of weights in fp8 with the many tokens of a step, of which arithmetic takes the time.
+"""Products of fp8 weights with the many tokens of a compute-bound step.
 
     out = (x / a) values^T * (a s) + bias,  a: a scale for each token, s: one for each row of values
 
-x is rounded to e4m3 as the weights are, and fp8 tensor cores multiply, twice as fast as those of 16
-bits. Where torch's kernel does not fit, the weights are brought back to the type of x instead.
-Steps of few tokens keep x as it is, see ``kernels/skinny_gemm.py``. Knows no device.
+x is rounded to e4m3 like the weights, and fp8 tensor cores multiply twice as fast as 16-bit ones.
+Where torch's kernel does not fit, the weights are dequantized to the type of x instead. Steps of
+few tokens keep x as it is (``kernels/skinny_gemm.py``). Knows no device.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.functional import ScalingType, scaled_mm
 
 from s1engine.ops.quantization import QuantizedMatrix, quantize_rows_fp8
 
-MULTIPLE = 16  # of rows and of columns, which torch's kernel asks for
+MULTIPLE = 16  # of rows and of columns, which torch's kernel requires
 
 
 def fp8_linear(x: Tensor, weight: QuantizedMatrix, bias: Tensor | None) -> Tensor:

@@ -31,7 +31,7 @@ def cache_sizes(k_cache: Tensor, v_cache: Tensor, q: Tensor) -> tuple[int, int]:
     _, num_kv_heads, block_size, row = k_cache.shape
     assert v_cache.shape == k_cache.shape and v_cache.dtype is k_cache.dtype
     assert k_cache.dtype in (q.dtype, torch.int8)
-    assert row == kv_quant.row_size(q.shape[2], k_cache.dtype)
+    assert row == kv_quant.stored_dim(q.shape[2], k_cache.dtype)
     assert k_cache.is_contiguous() and v_cache.is_contiguous()
     return num_kv_heads, block_size
 

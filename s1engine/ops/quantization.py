@@ -1,11 +1,11 @@
-"""Matrices in few bits: integers or fp8 with a scale for every group of columns.
+"""Quantized weight matrices: integers or fp8 with a scale for each group of columns.
 
-Owns what the formats mean: how a matrix becomes such values and which numbers these stand for. How
-a device stores them and multiplies by them is the device's own affair. Knows no model.
+Owns the meaning of the formats: how a matrix is quantized and what its values stand for. A device
+chooses its own layout and product. Knows no model.
 
-All formats are symmetric and rounded to nearest, from ordinary checkpoints at load: no
-calibration. ``int8`` keeps a head or an embedding nearly as it was; with ``int4`` these two
-are ``int8``. ``fp8`` is e4m3 with one scale for a whole row, and leaves these two alone.
+All formats are symmetric and round to nearest, at load, from ordinary checkpoints: no calibration.
+``int8`` hardly changes a head or an embedding; with ``int4`` these two are ``int8``. ``fp8`` is
+e4m3 with one scale for a whole row, and does not quantize these two.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ FORMATS = ("int8", "int4")  # those in integers
 FP8 = "fp8"
 FP8_LIMIT = 448.0  # the largest e4m3
 HEAD_FORMATS: dict[str, str | None] = {"int4": "int8", FP8: None}
-"""Where it is not the same, None for unquantized: what few bits harm most."""
+"""Format of head and embedding, which few bits harm most, where it differs; None: unquantized."""
 _GROUPS = {"int8": (128, 64, 32), "int4": (32,)}  # columns that share a scale: the first that fits
 
 
@@ -30,7 +30,7 @@ class QuantizedMatrix:
     format: str
     values: Tensor  # [N, K] int8; for int4 within [-8, 7]; for fp8 float8_e4m3fn
     scales: Tensor  # [N, K / group] bfloat16; for fp8 [N, 1] float32
-    dtype: torch.dtype  # of the matrix that it was made from, and of what it is multiplied with
+    dtype: torch.dtype  # of the original matrix and of x
 
     @property
     def shape(self) -> torch.Size:
@@ -42,7 +42,7 @@ class QuantizedMatrix:
         return self.values.shape[1] // self.scales.shape[1]
 
     def dequantize(self) -> Tensor:
-        """W [N, K] as the values have it, in its dtype."""
+        """W [N, K] in its dtype."""
         scales = self.scales.float().repeat_interleave(self.group, dim=1)
         return (self.values.float() * scales).to(self.dtype)
 
@@ -51,8 +51,8 @@ class QuantizedMatrix:
 
 
 def quantize(weight: Tensor, fmt: str) -> QuantizedMatrix:
-    """weight [N, K] float in the format ``fmt``. Raises RequestError if K is no multiple of the
-    smallest group."""
+    """Quantize weight [N, K] to ``fmt``. Raises RequestError if K is no multiple of the smallest
+    group."""
     if fmt == FP8:
         return _to_fp8(weight)
     n, k = weight.shape
@@ -62,11 +62,11 @@ def quantize(weight: Tensor, fmt: str) -> QuantizedMatrix:
     rows = _rows_at_once(k)
     for at in range(0, n, rows):
         part = weight[at : at + rows].float().unflatten(1, (-1, group))
-        most, least = part.amax(2, keepdim=True), part.amin(2, keepdim=True)
+        largest, least = part.amax(2, keepdim=True), part.amin(2, keepdim=True)
         if fmt == "int8":
-            scale, low, high = torch.maximum(most, -least) / 127, -127, 127
-        else:  # what is largest, whatever its sign, becomes -8: there is no 8
-            scale, low, high = torch.where(most > -least, most, least) / -8, -8, 7
+            scale, low, high = torch.maximum(largest, -least) / 127, -127, 127
+        else:  # the value of largest magnitude becomes -8: there is no 8
+            scale, low, high = torch.where(largest > -least, largest, least) / -8, -8, 7
         scales[at : at + rows] = scale.squeeze(2)
         scale = scales[at : at + rows].float().unsqueeze(2)
         scale[scale == 0] = 1  # groups of zeros
@@ -76,7 +76,7 @@ def quantize(weight: Tensor, fmt: str) -> QuantizedMatrix:
 
 
 def _to_fp8(weight: Tensor) -> QuantizedMatrix:
-    """On the weight's device; the largest of a row becomes the largest e4m3."""
+    """On the weight's device; a row's largest magnitude becomes the largest e4m3."""
     n, k = weight.shape
     values = torch.empty(n, k, dtype=torch.float8_e4m3fn, device=weight.device)
     scales = torch.empty(n, 1, dtype=torch.float32, device=weight.device)
@@ -95,19 +95,19 @@ def quantize_rows_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rows_at_once(columns: int) -> int:
-    """So that the float copies stay in a processor's caches."""
+    """Rows of a piece whose float copies stay in a processor's caches."""
     return max(1, 2**18 // columns)
 
 
 def bytes_per_weight(fmt: str, columns: int) -> float:
-    """At most, the scales (two bytes each, four of fp8) included."""
+    """Upper bound, with the scales (two bytes each, four for fp8)."""
     if fmt == FP8:
         return 1.0 + 4 / columns
     return {"int8": 1.0, "int4": 0.5}[fmt] + 2 / _GROUPS[fmt][-1]
 
 
 def group_size(columns: int, fmt: str) -> int:
-    """Columns that share a scale in a matrix of so many."""
+    """Columns that share a scale in a matrix of ``columns``."""
     for group in _GROUPS[fmt]:
         if columns % group == 0:
             return group

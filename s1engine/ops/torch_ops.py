@@ -1,7 +1,7 @@
-"""The operations in plain torch: what each one means, on any device and in any float type.
+"""The operations in plain torch: their definition, on any device and in any float type.
 
-Other implementations are tested against this one, so it is written to be read; sampling is defined
-next door in ``torch_sampling``. Knows no model and no scheduler.
+Other implementations are tested against this one, so it is written to be read. ``torch_sampling``
+defines sampling. Knows no model and no scheduler.
 """
 
 import torch
@@ -14,8 +14,7 @@ from s1engine.ops.unfused import Unfused
 
 
 class TorchOps(Unfused):
-    """``Ops`` by torch's own functions; softmax, norms and rotations are computed in float32 at
-    least."""
+    """``Ops`` by torch's functions; softmax, norms and rotations in float32 or float64."""
 
     name: str = "torch"
 
@@ -30,7 +29,7 @@ class TorchOps(Unfused):
         cache_dtype: torch.dtype,
         quantization: str | None = None,
     ) -> None:
-        """All shapes that a model may have are covered."""
+        """Every model is covered."""
 
     def pack(self, weight: Tensor | QuantizedMatrix) -> Matrix:
         return weight
@@ -76,8 +75,8 @@ class TorchOps(Unfused):
         for row, context in enumerate(contexts):
             keys = _gather(k_cache, meta.block_table[row], context)
             values = _gather(v_cache, meta.block_table[row], context)
-            mine = slice(starts[row], starts[row + 1])
-            out[mine] = _attend(q[mine], keys, values, scale)
+            tokens = slice(starts[row], starts[row + 1])
+            out[tokens] = _attend(q[tokens], keys, values, scale)
         return out.flatten(1)
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
@@ -105,25 +104,25 @@ def _plain(weight: Matrix) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    """In float32, or float64 if that is what it is."""
+    """x in float32; float64 stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turn each pair (x[i], x[i + D/2]) by its angle, in place, rounding once."""
+    """Rotate each pair (x[i], x[i + D/2]) by its angle, in place, rounding once."""
     first, second = _wide(x).chunk(2, dim=-1)
     x.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
 
 
 def _gather(cache: Tensor, block_table: Tensor, context: int) -> Tensor:
-    """A row's context out of a cache: [Hkv, context, D], wide."""
+    """A row's context of a cache: [Hkv, context, D], float32 or float64."""
     used = -(-context // cache.shape[2])
-    blocks = cache[block_table[:used]]  # [used, Hkv, S, a row]
+    blocks = cache[block_table[:used]]  # [used, Hkv, S, stored_dim]
     return kv_quant.dequantize(blocks.transpose(0, 1).flatten(1, 2)[:, :context])
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Attention of the last n tokens of a context: q [n, Hq, D] -> [n, Hq, D], wide."""
+    """Attention of the last n tokens of a context: q [n, Hq, D] -> [n, Hq, D]."""
     count, context = q.shape[0], keys.shape[1]
     at = torch.arange(context, device=q.device)
     mask = at <= at[context - count :, None]  # [n, context]

@@ -1,17 +1,16 @@
-"""How a token is chosen from logits, defined once; every other sampler must agree with this file.
+"""How a token is sampled from logits: the definition, with which every other sampler must agree.
 
 Per row: logit bias, penalties, bans -> the likeliest token if the temperature is 0 -> temperature,
-top-k, top-p, min-p, each on what the one before left -> the largest logit / T + Gumbel noise, which
-is an exact draw from the softmax and needs neither it nor a running sum.
+top-k, top-p, min-p, each applied to the tokens that the previous filter kept -> the largest
+logit / temperature + Gumbel noise: an exact draw from the softmax that computes no softmax.
 
-The noise of a token is a function of (seed, position, token id) alone, by the counter-based
-generator Philox4x32-10: the 64-bit key is the seed, the counter is (token_id // 4, position's low
-half, position's high half, 0), and token_id % 4 picks one of its four words. So a sample depends
-neither on the batch around it nor on what was drawn before.
+A token's noise depends on (seed, position, token id) alone, by the counter-based generator
+Philox4x32-10: the key is the seed (64 bits), the counter is (token_id // 4, position's low half,
+position's high half, 0), and token_id % 4 selects one of its four words. So a sample depends
+neither on the batch nor on earlier draws.
 
-Numbers that are none: a NaN logit is the least likely there is, and all logits are clamped to
-+-LOGIT_LIMIT, which also keeps a row without any usable logit harmless: it draws blindly from the
-tokens that are not banned.
+NaN and infinity: NaN becomes the smallest logit, and all logits are clamped to +-LOGIT_LIMIT. A row
+of nothing but NaN draws at random from the tokens that are not banned.
 """
 
 import math
@@ -22,8 +21,8 @@ from torch import Tensor
 from s1engine.ops import Penalties, SamplingMetadata
 
 LOGIT_LIMIT = 1e30  # finite even when divided by MIN_TEMPERATURE
-MIN_TEMPERATURE = 1e-6  # lower ones above 0 count as this
-_DRAW_ELEMENTS = 2**20  # of a [rows, V] piece drawn at a time, which bounds the noise's memory
+MIN_TEMPERATURE = 1e-6  # lower ones above 0 are raised to this
+_DRAW_ELEMENTS = 2**20  # of [B, V] drawn at a time, which bounds the noise's memory
 
 _WORD = 0xFFFFFFFF
 _ROUNDS = 10
@@ -36,7 +35,7 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 def sample(logits: Tensor, meta: SamplingMetadata) -> Tensor:
     """logits [B, V] float32, overwritten -> token ids [B] int64."""
     adjust_logits(logits, meta)
-    tokens = logits.argmax(dim=-1)  # of equal ones the first
+    tokens = logits.argmax(dim=-1)  # the lowest id among equals
     if meta.all_greedy:
         return tokens
     random_rows = meta.temperature.nonzero().squeeze(1)
@@ -46,7 +45,7 @@ def sample(logits: Tensor, meta: SamplingMetadata) -> Tensor:
 
 
 def adjust_logits(logits: Tensor, meta: SamplingMetadata) -> None:
-    """Make every logit a number, then apply bias, penalties and bans, in place."""
+    """Replace NaN and infinity, then apply bias, penalties and bans, in place."""
     logits.nan_to_num_(nan=-LOGIT_LIMIT).clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)
     if meta.bias is not None:
         rows, ids, values = meta.bias
@@ -69,7 +68,7 @@ def _penalize(logits: Tensor, penalties: Penalties) -> None:
 
 
 def _draw(logits: Tensor, rows: Tensor, meta: SamplingMetadata) -> Tensor:
-    """One token for each of ``rows``, whose adjusted logits are given; their temperature is > 0."""
+    """A token for each of ``rows`` of the batch from their adjusted logits; temperature > 0."""
     scaled = logits / meta.temperature[rows].clamp(min=MIN_TEMPERATURE).unsqueeze(1)
     if meta.filtered:
         kept = kept_tokens(scaled, meta.top_k[rows], meta.top_p[rows], meta.min_p[rows])
@@ -79,16 +78,16 @@ def _draw(logits: Tensor, rows: Tensor, meta: SamplingMetadata) -> Tensor:
 
 
 def kept_tokens(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Which tokens [B, V] the filters leave. Equally likely tokens are taken by rising id.
+    """Which tokens [B, V] the filters keep; equally likely tokens rank by rising id.
 
-    top_k (0: all) keeps the k likeliest; top_p (1: all) of these the fewest whose probability,
-    among these, reaches p; min_p those not less likely than min_p times the likeliest.
+    top_k (0: all) keeps the k likeliest. top_p (1: all) keeps the fewest of these whose share of
+    their probability reaches p. min_p keeps those at least min_p times as likely as the likeliest.
     """
     ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(scaled.shape[1], device=scaled.device)
     keep = (rank < top_k.unsqueeze(1)) | (top_k <= 0).unsqueeze(1)
     probabilities = ranked.masked_fill(~keep, -math.inf).softmax(dim=-1).double()
-    before = probabilities.cumsum(dim=-1) - probabilities  # of likelier ones: 0 for the first
+    before = probabilities.cumsum(dim=-1) - probabilities  # of likelier tokens: 0 for the first
     keep &= (before < top_p.unsqueeze(1)) | (top_p >= 1).unsqueeze(1)
     keep &= ranked >= ranked[:, :1] + min_p.log().unsqueeze(1)
     return torch.zeros_like(keep).scatter_(1, order, keep)
@@ -97,8 +96,8 @@ def kept_tokens(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> 
 def exponential_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     """Unit exponentials [B, vocab_size], whose negated logarithms are Gumbel noise.
 
-    float32 ends at 1 - 2^-24 near 1 but is fine near 0, so the uniform number is mirrored: the
-    rare large Gumbel values, which decide, come from small u, where -log1p(-u) is exact.
+    float32 is coarse near 1 (its largest value below is 1 - 2^-24) and fine near 0. So rare large
+    Gumbel values, which decide, come from small u, where -log1p(-u) is exact.
     """
     groups = torch.arange(-(-vocab_size // 4), device=seeds.device).unsqueeze(0)
     low, high = _halves(positions.unsqueeze(1))
@@ -121,5 +120,5 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Low and high 32 bits of 64; a product that overflows int64 still has the right ones."""
+    """Low and high 32 bits of 64; right even for a product that overflows int64."""
     return x & _WORD, (x >> 32) & _WORD

@@ -1,9 +1,9 @@
 """The operations on a CUDA device: the Triton kernels of ``kernels/``, and cuBLAS's products.
 
-Steps of few tokens run fused, five kernels a layer; which do follows from shapes alone.
+Steps of few tokens run fused, five kernels a layer; shapes alone decide which steps do.
 
-Refuses what the kernels do not cover, by name, and keeps the memory in which attention adds up its
-parts. The only module that imports ``s1engine.kernels``. Knows no model and no scheduler.
+Rejects what the kernels do not cover, and owns the workspaces in which they add partial results.
+The only module that imports ``s1engine.kernels``. Knows no model and no scheduler.
 """
 
 from functools import lru_cache
@@ -39,7 +39,7 @@ from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.unfused import Unfused
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-FP8_CAPABILITY = (8, 9)  # older devices have no conversion to and from e4m3
+FP8_CAPABILITY = (8, 9)  # older devices cannot convert to and from e4m3
 
 
 class TritonOps(Unfused):
@@ -50,9 +50,9 @@ class TritonOps(Unfused):
     def __init__(self) -> None:
         self._torch = TorchOps()
         self._outgrown: list[Tensor] = []  # kept: a captured graph may still write there
-        self._parts: Tensor | None = None  # float32, partial results of decode attention
-        self._arrived: Tensor | None = None  # int32, how many of them there are: zeros between
-        self._sums: tuple[Tensor, Tensor] | None = None  # the same two for the small linears
+        self._decode_partials: Tensor | None = None  # float32, of decode attention's splits
+        self._decode_arrivals: Tensor | None = None  # int32, zeros between launches
+        self._split_k: tuple[Tensor, Tensor] | None = None  # the same two for skinny_gemm
 
     def check_model(
         self,
@@ -65,8 +65,8 @@ class TritonOps(Unfused):
         cache_dtype: torch.dtype,
         quantization: str | None = None,
     ) -> None:
-        _check_covered(head_dim, num_heads, num_kv_heads, block_size, dtype)
-        _refuse(quantization in (None, FP8), f"quantization {quantization}", FP8, "quantization")
+        _check_shapes(head_dim, num_heads, num_kv_heads, block_size, dtype)
+        _require(quantization in (None, FP8), f"quantization {quantization}", FP8, "quantization")
         kv_quant.check_covered(cache_dtype, dtype, "fp8", "CUDA")
         if cache_dtype is torch.float8_e4m3fn:
             _check_fp8("kv_cache_dtype")
@@ -86,7 +86,7 @@ class TritonOps(Unfused):
     def linear(self, x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
         values, scale = _values(weight)
         if launch_table.fits_skinny_gemm(x.shape[0], *values.shape):
-            return linear(x, values, bias, self._split_sums(x.device), scale=scale)
+            return linear(x, values, bias, self._split_k_workspace(x.device), scale=scale)
         if isinstance(weight, QuantizedMatrix):
             return fp8_linear(x, weight, bias)
         return functional.linear(x, values, bias)
@@ -97,7 +97,7 @@ class TritonOps(Unfused):
         values, scale = _values(weight)
         if not launch_table.fits_skinny_gemm(x.shape[0], *values.shape):
             return super().linear_residual(x, weight, bias, residual)
-        linear(x, values, bias, self._split_sums(x.device), residual, scale)
+        linear(x, values, bias, self._split_k_workspace(x.device), residual, scale)
         return None
 
     def norm_qkv_rope_write(
@@ -116,18 +116,15 @@ class TritonOps(Unfused):
         meta: AttentionMetadata,
     ) -> Tensor:
         values, scale = _values(weight)
-        if (
-            pending_residual is not None
-            or q_norm is not None
-            or not launch_table.fits_skinny_gemm(residual.shape[0], *values.shape)
-        ):
+        fits = launch_table.fits_skinny_gemm(residual.shape[0], *values.shape)
+        if pending_residual is not None or q_norm is not None or not fits:
             return super().norm_qkv_rope_write(
                 pending_residual, residual, norm, eps, weight, bias, q_norm, k_norm,
                 cos_sin, k_cache, v_cache, meta,
             )  # fmt: skip
         return norm_qkv_rope_write(
             residual, norm, eps, values, bias, cos_sin, k_cache, v_cache,
-            meta.positions, meta.slot_mapping, self._split_sums(residual.device), scale,
+            meta.positions, meta.slot_mapping, self._split_k_workspace(residual.device), scale,
         )  # fmt: skip
 
     def norm_gate_up(
@@ -139,11 +136,11 @@ class TritonOps(Unfused):
         weight: Matrix,
     ) -> Tensor:
         values, scale = _values(weight)
-        if pending_residual is not None or not launch_table.fits_skinny_gemm(
-            residual.shape[0], *values.shape
-        ):
+        fits = launch_table.fits_skinny_gemm(residual.shape[0], *values.shape)
+        if pending_residual is not None or not fits:
             return super().norm_gate_up(pending_residual, residual, norm, eps, weight)
-        return norm_gate_up(residual, norm, eps, values, self._split_sums(residual.device), scale)
+        workspace = self._split_k_workspace(residual.device)
+        return norm_gate_up(residual, norm, eps, values, workspace, scale)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return rms_norm(x, weight, eps)
@@ -161,26 +158,19 @@ class TritonOps(Unfused):
         v_cache: Tensor,
         meta: AttentionMetadata,
     ) -> None:
-        _check_covered(*q.shape[:0:-1], *k_cache.shape[1:3], q.dtype)
+        _check_shapes(*q.shape[:0:-1], *k_cache.shape[1:3], q.dtype)
         rope_write(q, k, v, cos_sin, k_cache, v_cache, meta.positions, meta.slot_mapping)
 
     def paged_attention(
         self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
     ) -> Tensor:
-        """Rows of one token each go to the kernel that splits contexts; mixed ones do not."""
-        _check_covered(*q.shape[:0:-1], *k_cache.shape[1:3], q.dtype)
+        """A step of one token a row runs paged_decode, any other paged_prefill."""
+        _check_shapes(*q.shape[:0:-1], *k_cache.shape[1:3], q.dtype)
         rows = meta.context_lens.shape[0]
         if meta.max_seqlen_q == 1 and q.shape[0] == rows:
-            parts, arrived = self._workspace(q, k_cache.shape[1])
+            workspace = self._decode_workspace(q, k_cache.shape[1])
             return paged_decode(
-                q,
-                k_cache,
-                v_cache,
-                meta.block_table,
-                meta.context_lens,
-                scale,
-                parts,
-                arrived,
+                q, k_cache, v_cache, meta.block_table, meta.context_lens, scale, *workspace
             )
         if rows > launch_table.MAX_BATCH_ROWS:
             raise RequestError(
@@ -188,34 +178,21 @@ class TritonOps(Unfused):
                 param="max_num_seqs",
             )
         return paged_prefill(
-            q,
-            k_cache,
-            v_cache,
-            meta.block_table,
-            meta.cu_seqlens_q,
-            meta.context_lens,
-            meta.max_seqlen_q,
-            scale,
-        )
+            q, k_cache, v_cache, meta.block_table, meta.cu_seqlens_q, meta.context_lens,
+            meta.max_seqlen_q, scale,
+        )  # fmt: skip
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         return silu_and_mul(gate_up)
 
     def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
-        clean = not (meta.bias is None and meta.penalties is None and meta.banned is None)
-        if clean:
+        adjusts = not (meta.bias is None and meta.penalties is None and meta.banned is None)
+        if adjusts:
             torch_sampling.adjust_logits(logits, meta)
         return sample(
-            logits,
-            meta.temperature,
-            meta.top_k,
-            meta.top_p,
-            meta.min_p,
-            meta.seeds,
-            meta.positions,
-            filtered=meta.filtered,
-            clean=clean,
-        )
+            logits, meta.temperature, meta.top_k, meta.top_p, meta.min_p, meta.seeds,
+            meta.positions, filtered=meta.filtered, logits_sanitized=adjusts,
+        )  # fmt: skip
 
     def sample_and_advance(
         self,
@@ -223,76 +200,63 @@ class TritonOps(Unfused):
         norm: Tensor,
         eps: float,
         weight: Matrix,
-        run: DeviceBatchTensors,
+        batch: DeviceBatchTensors,
         *,
         filtered: bool,
     ) -> None:
         assert isinstance(weight, Tensor)  # HEAD_FORMATS
-        bans = {"banned": run.field("sample_banned"), "triggers": run.triggers}
+        bans = {"banned": batch.field("sample_banned"), "triggers": batch.triggers}
         if not filtered and launch_table.fits_skinny_gemm(hidden.shape[0], *weight.shape):
             sampled = norm_head_sample(
-                hidden, norm, eps, weight, run.temperature, run.seeds, run.sample_positions, **bans
-            )
-        else:
-            logits = self.logits(hidden, norm, eps, weight)
-            sampled = sample(
-                logits,
-                run.temperature,
-                run.top_k,
-                run.top_p,
-                run.min_p,
-                run.seeds,
-                run.sample_positions,
-                filtered=filtered,
-                clean=False,
+                hidden, norm, eps, weight, batch.temperature, batch.seeds, batch.sample_positions,
                 **bans,
-            )
+            )  # fmt: skip
+        else:
+            sampled = sample(
+                self.logits(hidden, norm, eps, weight), batch.temperature, batch.top_k,
+                batch.top_p, batch.min_p, batch.seeds, batch.sample_positions,
+                filtered=filtered, logits_sanitized=False, **bans,
+            )  # fmt: skip
         budget_step(
-            sampled,
-            run.rows_state,
-            run.phrases,
-            run.triggers,
-            run.newlines,
-            run.block_table,
-            slot_mapping=run.slot_mapping,
-            sample_positions=run.sample_positions,
-            output_tokens=run.output_tokens,
-            step_counter=run.step_counter,
-            block_size=run.block_size,
-            null_slot=run.null_slot,
-        )
+            sampled, batch.fields, batch.phrases, batch.triggers, batch.newlines,
+            batch.block_table, slot_mapping=batch.slot_mapping,
+            sample_positions=batch.sample_positions, output_tokens=batch.output_tokens,
+            step_counter=batch.step_counter, block_size=batch.block_size,
+            null_slot=batch.null_slot,
+        )  # fmt: skip
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         return self._torch.logprobs(logits, token_ids, k)
 
-    def _split_sums(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Memory for the small linears, enough for all: made in the first step, an eager one."""
-        if self._sums is None or self._sums[0].device != device:
+    def _split_k_workspace(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Workspace of any skinny_gemm launch; allocated in the first step, which runs eagerly."""
+        if self._split_k is None or self._split_k[0].device != device:
             floats, counters = launch_table.SPLIT_K_WORKSPACE
-            parts = torch.empty(floats, dtype=torch.float32, device=device)
-            self._sums = parts, torch.zeros(counters, dtype=torch.int32, device=device)
-        return self._sums
+            partials = torch.empty(floats, dtype=torch.float32, device=device)
+            self._split_k = partials, torch.zeros(counters, dtype=torch.int32, device=device)
+        return self._split_k
 
-    def _workspace(self, q: Tensor, num_kv_heads: int) -> tuple[Tensor, Tensor]:
-        """Memory for decode attention. It grows when a step asks for more; a graph's own step has
-        been taken before it is captured, so what the graph knows stays where it is."""
+    def _decode_workspace(self, q: Tensor, num_kv_heads: int) -> tuple[Tensor, Tensor]:
+        """Workspace of decode attention. It grows when a step needs more. A graph's step runs once
+        before its capture, so a graph's addresses stay valid."""
         rows, num_heads, dim = q.shape
         floats, counters = workspace_sizes(rows, num_kv_heads, dim, num_heads // num_kv_heads)
-        if self._parts is None or self._parts.numel() < floats or self._parts.device != q.device:
-            self._outgrown += [] if self._parts is None else [self._parts]
-            self._parts = torch.empty(floats, dtype=torch.float32, device=q.device)
-        if (
-            self._arrived is None
-            or self._arrived.numel() < counters
-            or self._arrived.device != q.device
-        ):
-            self._outgrown += [] if self._arrived is None else [self._arrived]
-            self._arrived = torch.zeros(counters, dtype=torch.int32, device=q.device)
-        return self._parts, self._arrived
+        if not _holds(self._decode_partials, floats, q.device):
+            self._outgrown += [] if self._decode_partials is None else [self._decode_partials]
+            self._decode_partials = torch.empty(floats, dtype=torch.float32, device=q.device)
+        if not _holds(self._decode_arrivals, counters, q.device):
+            self._outgrown += [] if self._decode_arrivals is None else [self._decode_arrivals]
+            self._decode_arrivals = torch.zeros(counters, dtype=torch.int32, device=q.device)
+        assert self._decode_partials is not None and self._decode_arrivals is not None
+        return self._decode_partials, self._decode_arrivals
+
+
+def _holds(buffer: Tensor | None, size: int, device: torch.device) -> bool:
+    return buffer is not None and buffer.numel() >= size and buffer.device == device
 
 
 def _values(weight: Matrix) -> tuple[Tensor, Tensor | None]:
-    """What the kernels read: weights, or e4m3 and the scale of each row."""
+    """What the kernels read: the weight, or its e4m3 values and the scale of each row."""
     if isinstance(weight, QuantizedMatrix):
         return weight.values, weight.scales
     assert isinstance(weight, Tensor)
@@ -301,7 +265,7 @@ def _values(weight: Matrix) -> tuple[Tensor, Tensor | None]:
 
 def _check_fp8(param: str) -> None:
     if torch.cuda.is_available():
-        _refuse(
+        _require(
             torch.cuda.get_device_capability() >= FP8_CAPABILITY,
             f"{param} fp8 of {torch.cuda.get_device_name()}",
             "devices of compute capability 8.9 and above",
@@ -310,29 +274,28 @@ def _check_fp8(param: str) -> None:
 
 
 @lru_cache
-def _check_covered(
+def _check_shapes(
     head_dim: int, num_heads: int, num_kv_heads: int, block_size: int, dtype: torch.dtype
 ) -> None:
-    """Raises RequestError with the list of what is covered."""
+    """Raises RequestError, with a list of what is covered."""
+    head_dims, block_sizes = launch_table.HEAD_DIMS, launch_table.BLOCK_SIZES
     group = num_heads // num_kv_heads
     names = [str(covered).removeprefix("torch.") for covered in DTYPES]
-    _refuse(dtype in DTYPES, f"dtype {dtype}", ", ".join(names), "dtype")
-    _refuse(
-        head_dim in launch_table.HEAD_DIMS, f"head size {head_dim}", _listed(launch_table.HEAD_DIMS)
-    )
-    _refuse(
-        block_size in launch_table.BLOCK_SIZES,
+    _require(dtype in DTYPES, f"dtype {dtype}", ", ".join(names), "dtype")
+    _require(head_dim in head_dims, f"head size {head_dim}", ", ".join(map(str, head_dims)))
+    _require(
+        block_size in block_sizes,
         f"block_size {block_size}",
-        _listed(launch_table.BLOCK_SIZES),
+        ", ".join(map(str, block_sizes)),
         "block_size",
     )
-    _refuse(
+    _require(
         num_heads % num_kv_heads == 0 and group <= launch_table.MAX_GROUP,
         f"{num_heads} query heads on {num_kv_heads} KV heads",
         f"up to {launch_table.MAX_GROUP} on each",
     )
     widest, largest = launch_table.MAX_FLOAT32
-    _refuse(
+    _require(
         dtype is not torch.float32 or (head_dim <= widest and group <= largest),
         f"dtype float32 with head size {head_dim} and {group} query heads on each KV head",
         f"head sizes up to {widest} and up to {largest} on each; bfloat16 and float16 beyond",
@@ -340,10 +303,6 @@ def _check_covered(
     )
 
 
-def _listed(values: tuple[int, ...]) -> str:
-    return ", ".join(map(str, values))
-
-
-def _refuse(covered: bool, what: str, covers: str, param: str | None = None) -> None:
+def _require(covered: bool, what: str, covers: str, param: str | None = None) -> None:
     if not covered:
         raise RequestError(f"{what} is not covered on CUDA; covered: {covers}", param=param)

@@ -1,7 +1,7 @@
-"""The operations of ``Ops`` that span a whole part of a layer, put together from the single ones.
+"""The operations of ``Ops`` that span part of a layer, composed of single operations.
 
-This is what they mean. A device inherits it, and replaces what it does faster in one kernel; where
-that kernel does not fit it comes back to this.
+This defines them. A device inherits it and overrides what one kernel computes faster; where that
+kernel does not fit, it calls this.
 """
 
 import torch
@@ -12,13 +12,12 @@ from s1engine.ops.torch_budget import budget_step, sampling_metadata
 
 
 class Unfused:
-    """To be inherited by classes that have the other operations of ``Ops``."""
+    """Base of classes that implement the other operations of ``Ops``."""
 
     def embed_shard(self: Ops, ids: Tensor, weight: Matrix, first: int) -> Tensor:
         own = ids - first
-        away = (own < 0) | (own >= weight.shape[0])
-        found = self.embed(own.masked_fill(away, 0), weight)
-        return found.masked_fill_(away[:, None], 0)
+        outside = (own < 0) | (own >= weight.shape[0])
+        return self.embed(own.masked_fill(outside, 0), weight).masked_fill_(outside[:, None], 0)
 
     def norm_qkv_rope_write(
         self: Ops,
@@ -68,18 +67,18 @@ class Unfused:
         norm: Tensor,
         eps: float,
         weight: Matrix,
-        run: DeviceBatchTensors,
+        batch: DeviceBatchTensors,
         *,
         filtered: bool,
     ) -> None:
         logits = self.logits(hidden, norm, eps, weight)
-        budget_step(self.sample(logits, sampling_metadata(run, filtered)), run)
+        budget_step(self.sample(logits, sampling_metadata(batch, filtered)), batch)
 
 
 def add_norm(
     ops: Ops, pending_residual: Tensor | None, residual: Tensor, norm: Tensor, eps: float
 ) -> Tensor:
-    """residual += pending_residual if there is one, then its rms_norm."""
+    """residual += pending_residual if there is one, then rms_norm(residual)."""
     if pending_residual is None:
         return ops.rms_norm(residual, norm, eps)
     return ops.add_rms_norm(pending_residual, residual, norm, eps)

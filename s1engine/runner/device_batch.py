@@ -58,7 +58,7 @@ class DeviceBatchBuffer:
         self._copies = [] if device == "cpu" else list(zip(on_device, hosts, strict=True))
         ints, longs, floats, phrases = on_device
         self.state = DeviceBatchTensors(
-            rows_state=ints[:-1],
+            fields=ints[:-1],
             phrases=phrases,
             slot_mapping=longs[0],
             sample_positions=longs[1],

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from s1engine.models.model_config import ModelConfig
-from s1engine.ops.kv_quant import row_size
+from s1engine.ops.kv_quant import stored_dim
 
 
 class KVCache:
-    """K and V of every layer, each [num_blocks, num_kv_heads, block_size, row_size] in ``dtype``,
+    """K and V of every layer, each [num_blocks, num_kv_heads, block_size, stored_dim] in ``dtype``,
     which is the model's or one of 8 bits (ops/kv_quant).
 
     Zeroed once: a kernel may read unused slots of a block, and NaN there would survive a mask.
@@ -26,7 +26,7 @@ class KVCache:
         dtype: torch.dtype,
         device: str,
     ) -> None:
-        row = row_size(config.head_dim, dtype)
+        row = stored_dim(config.head_dim, dtype)
         shape = (num_blocks, config.num_kv_heads, block_size, row)
         self.num_blocks = num_blocks
         self.block_size = block_size

@@ -94,7 +94,7 @@ class DeviceMock(PagedMock):
         table[: self.rows, :-1] = torch.from_numpy(self.buffers["block_table"][: self.rows])
         unused = torch.zeros(num_rows)
         tensors = DeviceBatchTensors(
-            rows_state=self.fields,
+            fields=self.fields,
             phrases=self.phrases,
             slot_mapping=self.slots,
             sample_positions=self.positions,

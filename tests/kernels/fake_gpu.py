@@ -1,4 +1,4 @@
-"""A machine on which Triton compiles for an H100 that is not there. Launches would fail."""
+"""Lets Triton compile for an H100 on a machine without one. Launches would fail."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from s1engine.kernels import pdl
 
 
 class FakeDriver:
-    """What compiling asks of a driver."""
+    """The part of a driver that compiling uses."""
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
@@ -26,7 +26,7 @@ class FakeDriver:
 
 
 def install() -> None:
-    """For the whole process; not with TRITON_INTERPRET=1."""
+    """For the whole process; incompatible with TRITON_INTERPRET=1."""
     fake: Any = FakeDriver()
     driver.set_active(fake)
     pdl.available = lambda: True  # type: ignore[assignment]

@@ -1,7 +1,6 @@
-"""How kernels are judged: against float64, by what plain torch makes of the same numbers.
+"""How kernels are judged: their error against float64 is at most twice torch's in the same type.
 
-A kernel may be twice as far from the truth as torch in the same type, and no further; ``slack`` is
-for sums that torch happens to get exactly right.
+``slack`` allows for sums that torch happens to compute exactly.
 """
 
 import math
@@ -30,17 +29,17 @@ def attention_case(
     dtype: torch.dtype,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, AttentionMetadata]:
-    """q as a view of a wider buffer, and caches with NaN wherever no token stands; ``lens`` are
-    tokens and context of each row, ``heads`` query heads, KV heads and head size."""
+    """q as a view of a wider buffer, caches with NaN in every slot without a token, and metadata.
+    ``lens``: tokens and context of each row; ``heads``: query heads, KV heads, head size."""
     counts, contexts = [count for count, _ in lens], [context for _, context in lens]
     num_heads, num_kv_heads, dim = heads
     blocks = len(lens) * -(-max(contexts) // block_size) + 1
-    everything = make_meta(contexts, contexts, block_size, blocks, seed=seed)
+    whole = make_meta(contexts, contexts, block_size, blocks, seed=seed)
     meta = make_meta(counts, contexts, block_size, blocks, seed=seed)
     caches = []
     for salt in (1, 2):
         cache = torch.full((blocks, num_kv_heads, block_size, dim), math.nan, dtype=dtype)
-        slots = everything.slot_mapping
+        slots = whole.slot_mapping
         filled = randn(len(slots), num_kv_heads, dim, seed=seed + salt, dtype=dtype)
         cache[slots // block_size, :, slots % block_size] = filled
         caches.append(cache)
@@ -51,21 +50,21 @@ def attention_case(
 def in_double(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
 ) -> Tensor:
-    """Attention of every token written out in float64, [T, Hq * D]."""
+    """Attention of every token in float64, [T, Hq * D]."""
     size, group = k_cache.shape[2], q.shape[1] // k_cache.shape[1]
     starts, contexts = meta.cu_seqlens_q.tolist(), meta.context_lens.tolist()
     out = torch.empty(q.shape, dtype=torch.float64)
     for row, context in enumerate(contexts):
-        mine = slice(starts[row], starts[row + 1])
+        tokens = slice(starts[row], starts[row + 1])
         blocks = meta.block_table[row, : -(-context // size)].long()
         keys, values = (
             cache[blocks].transpose(0, 1).flatten(1, 2)[:, :context].double()
             for cache in (k_cache, v_cache)
         )  # [Hkv, context, D]
         keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
-        scores = torch.einsum("thd,hcd->htc", q[mine].double(), keys) * scale
+        scores = torch.einsum("thd,hcd->htc", q[tokens].double(), keys) * scale
         count = starts[row + 1] - starts[row]
         allowed = torch.arange(context) <= torch.arange(context - count, context)[:, None]
         weights = scores.masked_fill(~allowed, -math.inf).softmax(-1)
-        out[mine] = torch.einsum("htc,hcd->thd", weights, values)
+        out[tokens] = torch.einsum("htc,hcd->thd", weights, values)
     return out.flatten(1)

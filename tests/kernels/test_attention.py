@@ -1,5 +1,5 @@
-"""Both attention kernels on odd shapes: contexts that end in any place of a block, permuted blocks,
-NaN behind every context, any number of splits."""
+"""Both attention kernels on odd shapes: contexts that end anywhere in a block, permuted blocks, NaN
+behind every context, any number of splits."""
 
 import math
 
@@ -24,21 +24,29 @@ EDGES = st.sampled_from([1, 15, 16, 17, 63, 64, 65])
 
 
 class Workspace:
-    """Memory for the parts, full of NaN, and counters."""
+    """Partial results full of NaN, and counters."""
 
     def __init__(self, rows: int, kv_heads: int, dim: int, group: int, num_splits: int) -> None:
         _, counters = workspace_sizes(rows, kv_heads, dim, group)
-        self.parts = torch.full((counters * num_splits * 16 * (dim + 2),), math.nan)
-        self.arrived = torch.zeros(counters, dtype=torch.int32)
+        self.partials = torch.full((counters * num_splits * 16 * (dim + 2),), math.nan)
+        self.arrivals = torch.zeros(counters, dtype=torch.int32)
 
 
-def run_decode(
+def decode(
     q: Tensor, k: Tensor, v: Tensor, meta: AttentionMetadata, num_splits: int
 ) -> tuple[Tensor, Workspace]:
     group = q.shape[1] // k.shape[1]
     space = Workspace(q.shape[0], k.shape[1], q.shape[2], group, num_splits)
     out = paged_decode(
-        q, k, v, meta.block_table, meta.context_lens, SCALE, space.parts, space.arrived, num_splits
+        q,
+        k,
+        v,
+        meta.block_table,
+        meta.context_lens,
+        SCALE,
+        space.partials,
+        space.arrivals,
+        num_splits,
     )
     return out, space
 
@@ -63,20 +71,26 @@ def test_decode(
     seed: int,
 ) -> None:
     case = attention_case([(1, n) for n in contexts], block_size, (*heads, dim), dtype, seed)
-    out, space = run_decode(*case, num_splits)
+    out, space = decode(*case, num_splits)
     q, k, v, meta = case
     by_torch = TORCH.paged_attention(q, k, v, SCALE, meta)
     assert_as_good_as(out, by_torch, in_double(q, k, v, SCALE, meta), slack=2)
-    assert not space.arrived.any()
+    assert not space.arrivals.any()
 
 
 def test_decode_of_a_long_context_gives_the_same_bits_again() -> None:
     case = attention_case([(1, 1100), (1, 3)], 64, (7, 1, 16), torch.float16)
-    first, space = run_decode(*case, num_splits=8)
+    first, space = decode(*case, num_splits=8)
     again = paged_decode(
-        *case[:3], case[3].block_table, case[3].context_lens, SCALE, space.parts, space.arrived, 8
+        *case[:3],
+        case[3].block_table,
+        case[3].context_lens,
+        SCALE,
+        space.partials,
+        space.arrivals,
+        8,
     )
-    assert torch.equal(first, again) and not space.arrived.any()
+    assert torch.equal(first, again) and not space.arrivals.any()
     q, k, v, meta = case
     by_torch = TORCH.paged_attention(q, k, v, SCALE, meta)
     assert_as_good_as(first, by_torch, in_double(q, k, v, SCALE, meta), slack=2)
@@ -84,11 +98,11 @@ def test_decode_of_a_long_context_gives_the_same_bits_again() -> None:
 
 def test_decode_of_an_idle_row_is_zero_and_leaves_others_alone() -> None:
     q, k, v, meta = attention_case([(1, 40), (1, 20)], 16, (4, 2, 16), torch.float32)
-    busy, _ = run_decode(q, k, v, meta, num_splits=4)
+    busy, _ = decode(q, k, v, meta, num_splits=4)
     lens = meta.context_lens.clone()
     lens[0] = 0
     space = Workspace(2, 2, 16, 2, 4)
-    out = paged_decode(q, k, v, meta.block_table, lens, SCALE, space.parts, space.arrived, 4)
+    out = paged_decode(q, k, v, meta.block_table, lens, SCALE, space.partials, space.arrivals, 4)
     assert not out[0].any() and torch.equal(out[1], busy[1])
 
 
@@ -114,7 +128,7 @@ ROWS = st.integers(1, 90).flatmap(lambda n: st.tuples(st.integers(0, n), st.just
     dtype=DTYPES,
     seed=st.integers(0, 99),
 )
-def test_extend(
+def test_prefill(
     lens: list[tuple[int, int]],
     heads: tuple[int, int],
     dim: int,

@@ -1,4 +1,4 @@
-"""The step kernel against the core's state machine: the same rows, token by token, bit for bit."""
+"""The step kernel against the core's state machine: equal rows after every token, bit for bit."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from s1engine import _core
-from s1engine.kernels.budget_step import FIELDS, IGNORED, budget_step
+from s1engine.kernels import row_fields
+from s1engine.kernels.budget_step import budget_step
 
 VOCAB = 12
 TRIGGERS = (2, 3)
@@ -18,6 +19,7 @@ STOPS = (4, 5)
 BLOCK_SIZE = 4
 NULL_SLOT = 999
 FOREVER = 2**31 - 1
+FIELDS = _core.ROW_FIELDS
 PHASES = (_core.Phase.OFF, _core.Phase.THINKING, _core.Phase.ANSWERING)
 FINISH = {"": 0, "stop": 1, "length": 2}
 
@@ -27,7 +29,7 @@ phrases = st.lists(ids, max_size=3)
 
 @dataclass
 class Row:
-    """One sequence as the host sees it; ``queue``: appended but not yet fed."""
+    """One sequence as the host sees it; ``queue``: tokens appended but not yet fed."""
 
     thinks: bool
     wait: list[int]
@@ -77,8 +79,8 @@ class Row:
         self.num_tokens = self.prompt_len
         self.max_len = self.prompt_len + self.max_new
 
-    def take(self, sampled: int) -> None:
-        """What the scheduler does with a sampled token, then feeds one token."""
+    def apply_token(self, sampled: int) -> None:
+        """Apply a sampled token as the scheduler does, then feed one token."""
         if self.finish:
             return
         if not self.queue:
@@ -95,7 +97,7 @@ class Row:
 
     @property
     def position(self) -> int:
-        """Of the token just fed."""
+        """Position of the token fed last."""
         return self.num_tokens - 1 - len(self.queue)
 
 
@@ -123,16 +125,17 @@ def rows(draw: st.DrawFn, newlines: tuple[int, ...]) -> Row:
 class Device:
     """The kernel's tensors for some rows."""
 
-    def __init__(self, batch: list[Row], ring_steps: int) -> None:
+    def __init__(self, batch: list[Row], num_steps: int) -> None:
         count = len(batch)
         flat: list[int] = []
 
-        def put(words: list[int]) -> int:
+        def append(words: list[int]) -> int:
+            """Where they begin."""
             flat.extend(words)
             return len(flat) - len(words)
 
-        stops = put(list(STOPS))
-        self.lanes = torch.full((len(FIELDS), count), 77, dtype=torch.int32)
+        stops = append(list(STOPS))
+        self.fields = torch.full((len(FIELDS), count), 77, dtype=torch.int32)
         for i, row in enumerate(batch):
             last = row.wait[-1] if row.wait else -1
             fields = {
@@ -149,12 +152,12 @@ class Device:
                 "finish": 0,
                 "min_thinking": row.min_thinking,
                 "num_waits": row.num_waits,
-                "wait_begin": put(row.wait),
+                "wait_begin": append(row.wait),
                 "wait_len": len(row.wait),
                 "wait_newline": last in row.newlines,
-                "natural_begin": put(row.natural_end),
+                "natural_begin": append(row.natural_end),
                 "natural_len": len(row.natural_end),
-                "forced_begin": put(row.newline + row.forced_end),
+                "forced_begin": append(row.newline + row.forced_end),
                 "newline_len": len(row.newline),
                 "forced_len": len(row.forced_end),
                 "newline_always": row.newline_always,
@@ -163,14 +166,14 @@ class Device:
                 "stop_len": len(STOPS),
             }
             for name, value in fields.items():
-                self.lanes[FIELDS.index(name), i] = int(value)
+                self.fields[FIELDS.index(name), i] = int(value)
         self.phrases = torch.tensor(flat, dtype=torch.int32)
         flags = np.zeros(VOCAB, np.uint8)
         flags[list(batch[0].newlines)] = 1
         self.newlines = torch.from_numpy(flags)
         capacity = max(row.max_len for row in batch) // BLOCK_SIZE + 3
         self.table = torch.randperm(count * capacity).view(count, capacity).to(torch.int32)
-        self.output_tokens = torch.full((ring_steps, count), 77, dtype=torch.int32)
+        self.output_tokens = torch.full((num_steps, count), 77, dtype=torch.int32)
         self.step_counter = torch.zeros(1, dtype=torch.int32)
         self.next: dict[str, Tensor] = {
             name: torch.full((count,), 77, dtype=torch.int64)
@@ -178,13 +181,13 @@ class Device:
         }
 
     def get(self, name: str, row: int) -> int:
-        found = self.lanes[FIELDS.index(name)] if name in FIELDS else self.next[name]
-        return int(found[row])
+        values = self.fields[FIELDS.index(name)] if name in FIELDS else self.next[name]
+        return int(values[row])
 
     def step(self, sampled: list[int]) -> None:
         budget_step(
             torch.tensor(sampled),
-            self.lanes,
+            self.fields,
             self.phrases,
             torch.tensor(TRIGGERS, dtype=torch.int32),
             self.newlines,
@@ -205,16 +208,16 @@ def check_row(device: Device, row: Row, i: int) -> None:
     assert device.get("max_thinking", i) == state.max_thinking
     assert device.get("waits_used", i) == state.waits_used
     assert device.get("finish", i) == FINISH[row.finish]
-    found = {name: device.get(name, i) for name in (*device.next, *FIELDS[-4:])}
-    assert found["sample_banned"] == _core.bans_triggers(row.core, state)
+    inputs = {name: device.get(name, i) for name in (*device.next, *FIELDS[-4:])}
+    assert inputs["sample_banned"] == _core.bans_triggers(row.core, state)
     if row.finish:
-        assert (found["slot_mapping"], found["context_lens"]) == (NULL_SLOT, 0)
+        assert (inputs["slot_mapping"], inputs["context_lens"]) == (NULL_SLOT, 0)
         return
     assert device.get("remaining", i) == len(row.queue)
-    assert (found["input_ids"], found["positions"]) == (row.fed, row.position)
-    assert found["context_lens"] == found["sample_positions"] == row.position + 1
+    assert (inputs["input_ids"], inputs["positions"]) == (row.fed, row.position)
+    assert inputs["context_lens"] == inputs["sample_positions"] == row.position + 1
     block = int(device.table[i, row.position // BLOCK_SIZE])
-    assert found["slot_mapping"] == block * BLOCK_SIZE + row.position % BLOCK_SIZE
+    assert inputs["slot_mapping"] == block * BLOCK_SIZE + row.position % BLOCK_SIZE
 
 
 @settings(max_examples=20)
@@ -222,31 +225,41 @@ def check_row(device: Device, row: Row, i: int) -> None:
 def test_rows_follow_the_core_bit_for_bit(data: st.DataObject) -> None:
     newlines = tuple(data.draw(st.sets(ids, max_size=3)))
     batch = data.draw(st.lists(rows(newlines), min_size=1, max_size=8))
-    device = Device(batch, ring_steps=7)
+    device = Device(batch, num_steps=7)
     favourites = st.sampled_from([*TRIGGERS, *STOPS, 6, 7, 8]) | ids
     for step in range(data.draw(st.integers(1, 20))):
         sampled = [data.draw(favourites) for _ in batch]
-        decides = [not row.finish and not row.queue for row in batch]
+        advances = [not row.finish and not row.queue for row in batch]
         for row, token in zip(batch, sampled, strict=True):
-            row.take(token)
+            row.apply_token(token)
         device.step(sampled)
         for i, row in enumerate(batch):
             check_row(device, row, i)
-        wanted = [t if d else IGNORED for t, d in zip(sampled, decides, strict=True)]
+        wanted = [t if a else _core.NO_TOKEN for t, a in zip(sampled, advances, strict=True)]
         assert device.output_tokens[step % 7].tolist() == wanted
         assert int(device.step_counter) == step + 1
 
 
-def test_a_finished_row_changes_no_more() -> None:
+def test_a_finished_row_stays_as_it_is() -> None:
     row = Row(False, [], [], [], [7], False, 0, 5, 0, 3, 9, (), False)
-    device = Device([row], ring_steps=4)
+    device = Device([row], num_steps=4)
     device.step([STOPS[0]])
-    before = device.lanes.clone()
+    before = device.fields.clone()
     device.step([8])
-    assert torch.equal(device.lanes, before)
-    assert device.output_tokens[:2, 0].tolist() == [STOPS[0], IGNORED]
+    assert torch.equal(device.fields, before)
+    assert device.output_tokens[:2, 0].tolist() == [STOPS[0], _core.NO_TOKEN]
 
 
-def test_the_fields_are_the_schedulers() -> None:
-    assert FIELDS == _core.ROW_FIELDS
-    assert IGNORED == _core.NO_TOKEN
+def test_the_layout_is_the_cores() -> None:
+    """Field by field: kernels cannot import the core, which owns the layout."""
+    assert len(FIELDS) == row_fields.NUM_FIELDS
+    numbers = {name: getattr(row_fields, name.upper()).value for name in FIELDS}
+    assert numbers == {name: number for number, name in enumerate(FIELDS)}
+
+
+def test_the_values_are_the_cores() -> None:
+    for name in ("THINKING", "ANSWERING"):
+        assert getattr(row_fields, name).value == getattr(_core.Phase, name).value
+    for name in ("STOP", "LENGTH"):
+        assert getattr(row_fields, name).value == getattr(_core.FinishReason, name).value
+    assert row_fields.NO_TOKEN.value == _core.NO_TOKEN

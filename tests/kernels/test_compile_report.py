@@ -1,4 +1,4 @@
-"""The ahead-of-time report: every kernel compiles for an H100 as the committed table says."""
+"""The compile report: every kernel compiles for an H100 as in the committed table."""
 
 import json
 import os
@@ -29,8 +29,8 @@ FINE = Compiled(
 def test_every_case_compiles_as_committed() -> None:
     compiled = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "s1engine.kernels.compile_report", "--check"]
-    found = subprocess.run(command, env=compiled, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr[-4000:]
+    done = subprocess.run(command, env=compiled, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.parametrize(
@@ -44,17 +44,17 @@ def test_every_case_compiles_as_committed() -> None:
         ({"early": 0}, "before the wait"),
     ],
 )
-def test_what_must_not_be_is_seen(change: dict[str, int], problem: str) -> None:
+def test_problems_are_reported(change: dict[str, int], problem: str) -> None:
     assert FINE.problems(True, True) == []
-    (found,) = replace(FINE, **change).problems(True, True)  # type: ignore[arg-type]
-    assert problem in found
+    (message,) = replace(FINE, **change).problems(True, True)  # type: ignore[arg-type]
+    assert problem in message
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("registers", 97), ("shared", 70_001), ("mma", 31), ("loads128", 15), ("early", 3)],
 )
-def test_regressions_are_seen(name: str, value: int) -> None:
+def test_regressions_are_reported(name: str, value: int) -> None:
     committed = {"a": asdict(FINE)}
     assert compare({"a": FINE}, committed) == []
     worse = replace(FINE, **{name: value})  # type: ignore[arg-type]
@@ -63,9 +63,9 @@ def test_regressions_are_seen(name: str, value: int) -> None:
     assert compare({"a": better}, committed) == []
 
 
-def test_cases_that_come_or_go_are_seen() -> None:
-    found = compare({"new": FINE}, {"old": asdict(FINE)})
-    assert found == ["new: not in the committed table", "old: gone"]
+def test_new_and_missing_cases_are_reported() -> None:
+    problems = compare({"new": FINE}, {"old": asdict(FINE)})
+    assert problems == ["new: not in the committed table", "old: gone"]
 
 
 def test_the_page_shows_the_committed_table() -> None:

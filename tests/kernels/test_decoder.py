@@ -1,4 +1,4 @@
-"""Whole models on the kernels, through Triton's interpreter, against the same models on torch."""
+"""Whole models on the kernels, in Triton's interpreter, against the same models on torch."""
 
 import json
 import re
@@ -25,12 +25,12 @@ from tests.tiny_models import make_model
 
 @pytest.fixture(autouse=True)
 def tall_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer programs to interpret; every shape of tile has its own test."""
+    """Fewer programs to interpret; test_linear covers the other tiles."""
     table = launch_table.skinny_gemm_tiles
 
     def tall(tokens: int, n: int, k: int, itemsize: int) -> launch_table.SkinnyTiles:
         tiles = table(tokens, n, k, itemsize)
-        return launch_table.SkinnyTiles(64, tiles.tokens, 64, min(tiles.splits, 2), tiles.launch)
+        return launch_table.SkinnyTiles(64, tiles.block_t, 64, min(tiles.split_k, 2), tiles.launch)
 
     monkeypatch.setattr(launch_table, "skinny_gemm_tiles", tall)
 
@@ -41,7 +41,7 @@ def decoder(path: Path, ops: Ops, quantization: str | None = None) -> Decoder:
 
 
 def greedy_tokens(model: Decoder, prompts: list[list[int]], chunk: int, steps: int) -> list[int]:
-    """Prompts in chunks, the rows at different places, then ``steps`` tokens of each."""
+    """Feed prompts in chunks, so rows are at different positions, then ``steps`` tokens each."""
     rows = Rows(model, len(prompts), max(map(len, prompts)) + steps, block_size=16)
     pending = [list(prompt) for prompt in prompts]
     tokens = []
@@ -80,7 +80,7 @@ def test_greedy_tokens_are_those_of_torch(
 
 @pytest.fixture(scope="module")
 def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model cut down to its first layer, which is quicker to interpret."""
+    """The bundled model's first layer alone, which is faster to interpret."""
     path = tmp_path_factory.mktemp("shallow") / "model"
     shutil.copytree(BUNDLED_MODEL, path)
     fields = json.loads((path / "config.json").read_text())
@@ -94,9 +94,9 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def engine(monkeypatch: pytest.MonkeyPatch, path: Path, ops: Ops, run_ahead: int = 1) -> LLMEngine:
-    """An engine short of memory and of tokens a step: it chunks and preempts."""
+    """An engine with little memory and few tokens a step: it chunks and preempts."""
     monkeypatch.setattr("s1engine.runner.model_runner.select_ops", lambda device: ops)
-    # Fewer programs to interpret: of the fused operations the one that writes the cache.
+    # Fewer programs to interpret: the only fused operation is the one that writes the cache.
     monkeypatch.setattr(launch_table, "NUM_SMS", 4)
     monkeypatch.setattr(
         launch_table, "fits_skinny_gemm", lambda tokens, n, k: tokens <= 64 and n == 256
@@ -119,7 +119,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, path: Path, ops: Ops, run_ahead: int
 
 
 def run(engine: LLMEngine) -> list[CompletionOutput]:
-    """Questions with budgets that end in every way, one of them asked twice."""
+    """Questions whose budgets end in different ways, one of them asked twice."""
     questions = ["2 + 3 * 4 = ?\n\n", "9 - 5?"]
     budgets = [
         ThinkingBudget(max_tokens=16, min_tokens=16),
@@ -141,7 +141,7 @@ def run(engine: LLMEngine) -> list[CompletionOutput]:
 
 
 def test_the_engine_gives_the_same_outputs(monkeypatch: pytest.MonkeyPatch, shallow: Path) -> None:
-    """The kernels, which decide five steps at a time, against torch and a host that decides all."""
+    """The kernels with five steps a launch, against torch with single steps."""
     on_torch = engine(monkeypatch, shallow, TorchOps())
     wanted = run(on_torch)
     on_triton = engine(monkeypatch, shallow, TritonOps(), run_ahead=5)

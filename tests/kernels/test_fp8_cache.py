@@ -1,4 +1,4 @@
-"""Kernels over a KV cache in fp8: what they write is what torch writes, what they read likewise."""
+"""Kernels over an fp8 KV cache write and read the same values as torch."""
 
 from typing import Any
 
@@ -29,14 +29,14 @@ SCALE = 0.2
 
 @pytest.fixture(autouse=True)
 def a_small_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer parts of a context to interpret; any number has its test in test_attention."""
+    """Fewer splits to interpret; test_attention covers any number."""
     monkeypatch.setattr(launch_table, "NUM_SMS", 4)
 
 
 @pytest.fixture
 def rounded_as_by_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter loses the carry when it rounds to fp8 (1.99 becomes 1), so torch rounds. It
-    also takes what is too large to the largest value, on which a kernel should not rely."""
+    """Torch rounds to fp8: the interpreter loses the carry (1.99 becomes 1). It also clamps values
+    that are too large, on which a kernel must not rely; here they become NaN."""
     theirs = interpreter._convert_float
 
     def convert(data: Any, source: Any, target: Any, rounding: Any) -> Any:
@@ -54,22 +54,22 @@ def caches(num_kv_heads: int, dim: int) -> tuple[Tensor, Tensor]:
     return empty, empty.clone()
 
 
-def as_bytes(found: tuple[Tensor, Tensor]) -> Tensor:
-    return torch.stack([cache.view(torch.uint8) for cache in found])
+def as_bytes(pair: tuple[Tensor, Tensor]) -> Tensor:
+    return torch.stack([cache.view(torch.uint8) for cache in pair])
 
 
 @pytest.mark.usefixtures("rounded_as_by_hardware")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("dim", [16, 64])
 def test_rope_write_writes_the_same_bytes(dtype: torch.dtype, dim: int) -> None:
-    """Turned by no angle, for sums of products may be fused or not; some values are beyond 448."""
+    """Rotated by angle 0, since sums of products may be fused or not; some values exceed 448."""
     meta = make_meta([2, 1, 3], [40, 7, 3], 16, num_blocks=9)
     turn = torch.zeros(64, dim)
     turn[:, : dim // 2] = 1
     wanted, got = caches(2, dim), caches(2, dim)
-    for ops, found in ((TORCH, wanted), (TRITON, got)):
+    for ops, pair in ((TORCH, wanted), (TRITON, got)):
         q, k, v = (values(6, heads, dim, seed=heads, dtype=dtype) for heads in (6, 2, 2))
-        ops.rope_write(q, k, v, turn, *found, meta)
+        ops.rope_write(q, k, v, turn, *pair, meta)
     assert torch.equal(as_bytes(got), as_bytes(wanted))
     assert float(kv_quant.dequantize(got[1]).nan_to_num(0).max()) == 448
 
@@ -77,16 +77,16 @@ def test_rope_write_writes_the_same_bytes(dtype: torch.dtype, dim: int) -> None:
 @pytest.mark.usefixtures("rounded_as_by_hardware")
 @pytest.mark.parametrize("tokens", [2, 20])
 def test_the_fused_kernel_writes_what_torch_does(tokens: int) -> None:
-    """But for a value between two of fp8 which rounding before decides, one place apart."""
+    """A value between two fp8 values may differ by one place: an earlier rounding decides."""
     heads, kv_heads, dim, hidden = 3, 1, 16, 32
     meta = make_meta([tokens], [tokens + 3], 16, 9)
     table = torch.cat([f(randn(80, dim // 2, seed=7)) for f in (torch.cos, torch.sin)], dim=-1)
     norm, weight = randn(hidden, seed=1), randn((heads + 2 * kv_heads) * dim, hidden, seed=2)
     wanted, got = caches(kv_heads, dim), caches(kv_heads, dim)
-    for ops, found in ((TORCH, wanted), (TRITON, got)):
+    for ops, pair in ((TORCH, wanted), (TRITON, got)):
         x = randn(tokens, hidden)
         ops.norm_qkv_rope_write(
-            None, x, norm, 1e-6, weight, None, None, None, table, *found, meta
+            None, x, norm, 1e-6, weight, None, None, None, table, *pair, meta
         )  # fmt: skip
     apart = (as_bytes(got).int() - as_bytes(wanted).int()).abs()
     assert int(apart.max()) <= 1 and float((apart > 0).float().mean()) < 0.01
@@ -135,14 +135,14 @@ def test_decode(
     dtype=DTYPES,
     seed=st.integers(0, 99),
 )
-def test_extend(
+def test_prefill(
     lens: list[tuple[int, int]], heads: tuple[int, int], dim: int, dtype: torch.dtype, seed: int
 ) -> None:
     check_attention(*attention_case(lens, 16, (*heads, dim), dtype, FP8, seed))
 
 
 def test_queries_in_bf16_meet_keys_in_fp16() -> None:
-    """Both hold every e4m3; only the rounding of the output, the interpreter's, is bf16's."""
+    """Both types hold every e4m3; only the output is rounded to bf16, by the interpreter."""
     q, k, v, meta = attention_case([(1, 40), (1, 70)], 16, (6, 2, 16), torch.bfloat16, FP8, 3)
     truth = in_double(q, kv_quant.dequantize(k), kv_quant.dequantize(v), SCALE, meta)
     out = TRITON.paged_attention(q, k, v, SCALE, meta)

@@ -1,4 +1,4 @@
-"""Kernels over weights in fp8 against torch over what these stand for; whole decoders likewise."""
+"""Kernels over fp8 weights against torch over the dequantized weights."""
 
 import math
 
@@ -27,7 +27,7 @@ EPS = 1e-5
 
 
 def matrix(n: int, k: int, seed: int, dtype: torch.dtype) -> tuple[QuantizedMatrix, Tensor]:
-    """Rows of very different size in fp8, and what they stand for in float64."""
+    """fp8 rows of very different magnitudes, and their exact values in float64."""
     rows = torch.logspace(-2, 1, n).to(dtype)[:, None]
     weight = quantize(randn(n, k, seed=seed, dtype=dtype) * rows / math.sqrt(k), "fp8")
     return weight, weight.values.double() * weight.scales.double()
@@ -79,7 +79,7 @@ def test_norm_gate_up(tokens: int, f: int, k: int, dtype: torch.dtype, seed: int
     seed=st.integers(0, 99),
 )
 def test_norm_qkv_rope_write(tokens: int, heads: tuple[int, int], k: int, seed: int) -> None:
-    """Every row of the weights lands with its own scale: rows are paired across a head."""
+    """Every row of the weight gets its own scale, though rows are paired across a head."""
     (num_heads, num_kv), dim = heads, 16
     meta = make_meta([1] * tokens, [7 * i % 41 + 1 for i in range(tokens)], 16, 3 * tokens, seed)
     angles = randn(64, dim // 2, seed=1)
@@ -87,7 +87,7 @@ def test_norm_qkv_rope_write(tokens: int, heads: tuple[int, int], k: int, seed: 
     x, norm = randn(tokens, k, seed=seed), randn(k, seed=1)
     weight, exact = matrix((num_heads + 2 * num_kv) * dim, k, seed + 1, torch.float32)
     bias = randn(len(exact), seed=seed + 2)
-    found = []
+    results = []
     for ops, at, w in (
         (TRITON, torch.float32, weight),
         (TORCH, torch.float32, weight),
@@ -98,8 +98,8 @@ def test_norm_qkv_rope_write(tokens: int, heads: tuple[int, int], k: int, seed: 
             None, x.to(at), norm.to(at), EPS, w, bias.to(at), None, None, table.to(at),
             *caches, meta,
         )  # fmt: skip
-        found.append((q, *caches))
-    for got, by_torch, truth in zip(*found, strict=True):
+        results.append((q, *caches))
+    for got, by_torch, truth in zip(*results, strict=True):
         check(got, by_torch, truth, k)
 
 
@@ -114,7 +114,7 @@ def test_norm_qkv_rope_write(tokens: int, heads: tuple[int, int], k: int, seed: 
 def test_many_tokens_are_rounded_to_fp8_each_with_its_own_scale(
     tokens: int, n: int, k: int, bias: bool, seed: int
 ) -> None:
-    """torch's scaled product is that of what both sides stand for. Tokens differ in size by far."""
+    """torch's scaled product equals that of the exact values. Tokens differ widely in magnitude."""
     sizes = torch.logspace(-6, 6, tokens)[:, None]
     x = (randn(tokens, k, seed=seed) * sizes).bfloat16()
     x[3] = 0

@@ -29,7 +29,7 @@ MODEL = replace(
 def computed(
     decoder: Decoder, batch: int, chosen: list[LaunchCandidate]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """By a step with these launches."""
+    """Outputs of a step with these launches."""
     torch.manual_seed(1)
     step = tune.make_step(decoder, batch, 50)
     with torch.inference_mode(), use_launches(chosen, MODEL):
@@ -42,9 +42,11 @@ def test_a_step_is_the_same_by_every_launch(batch: int, monkeypatch: pytest.Monk
     decoder = random_decoder(MODEL, torch.float32, "cpu", TritonOps(), quantization=None)
     wanted = computed(decoder, batch, [])
     for kernel in KERNELS:
-        found = launch_candidates(kernel, batch, MODEL.num_kv_heads)
-        assert len(found) > 1 and len({choice.name for choice in found}) == len(found)
-        for choice in (found[1], found[-1]):
+        candidates = launch_candidates(kernel, batch, MODEL.num_kv_heads)
+        assert len(candidates) > 1 and len({choice.name for choice in candidates}) == len(
+            candidates
+        )
+        for choice in (candidates[1], candidates[-1]):
             torch.testing.assert_close(computed(decoder, batch, [choice]), wanted)
 
 
@@ -58,13 +60,13 @@ def test_no_launch_needs_more_workspace_than_there_is(batch: int) -> None:
                     continue
                 assert choice.value is not None
                 tiles = choice.value(batch, n, k, 2)
-                programs = launch_table.cdiv(n, tiles.rows) * tiles.splits
-                if tiles.splits > 1:
+                programs = launch_table.cdiv(n, tiles.block_n) * tiles.split_k
+                if tiles.split_k > 1:
                     assert (
-                        programs * (tiles.rows + 1) * tiles.tokens
+                        programs * (tiles.block_n + 1) * tiles.block_t
                         <= launch_table.SPLIT_K_WORKSPACE[0]
                     )
-                    assert programs // tiles.splits <= launch_table.SPLIT_K_WORKSPACE[1]
+                    assert programs // tiles.split_k <= launch_table.SPLIT_K_WORKSPACE[1]
 
 
 def test_a_choice_reaches_its_kernel_alone() -> None:

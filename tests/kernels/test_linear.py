@@ -1,4 +1,4 @@
-"""The small linears on odd shapes: rows and columns that fill no tile, any number of parts of K."""
+"""The skinny linears on odd shapes: rows and columns that fill no tile, any number of K splits."""
 
 import math
 
@@ -26,7 +26,7 @@ EPS = 1e-5
 
 
 def workspace() -> tuple[Tensor, Tensor]:
-    """Parts full of NaN, and counters."""
+    """Partial sums full of NaN, and counters."""
     floats, counters = launch_table.SPLIT_K_WORKSPACE
     return torch.full((floats,), math.nan), torch.zeros(counters, dtype=torch.int32)
 
@@ -37,7 +37,7 @@ def normed(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def check(actual: Tensor, by_torch: Tensor, truth: Tensor, k: int) -> None:
-    """Sums of k products in another order than torch's."""
+    """Allow for sums of k products in another order than torch's."""
     slack = 2.0 if actual.dtype == torch.float16 else math.sqrt(k)
     assert_as_good_as(actual, by_torch, truth, slack)
 
@@ -137,7 +137,7 @@ def test_norm_qkv_rope_write(
 def test_split_sums_are_the_same_bits_again(tokens: int) -> None:
     x, w = randn(tokens, 2048, dtype=torch.float16), randn(9, 2048, seed=1, dtype=torch.float16)
     space = workspace()
-    assert launch_table.skinny_gemm_tiles(tokens, 9, 2048, 2).splits > 1
+    assert launch_table.skinny_gemm_tiles(tokens, 9, 2048, 2).split_k > 1
     first = linear(x, w, None, space)
     assert torch.equal(linear(x, w, None, space), first)
 
@@ -157,14 +157,14 @@ def test_a_norm_in_front_of_a_product_does_not_overflow() -> None:
     k=st.integers(1, 60_000),
     itemsize=st.sampled_from([1, 2, 4]),
 )
-def test_every_part_has_work_and_fits_into_the_workspace(
+def test_every_split_has_work_and_fits_into_the_workspace(
     tokens: int, n: int, k: int, itemsize: int
 ) -> None:
     tiles = launch_table.skinny_gemm_tiles(tokens, n, k, itemsize)
-    blocks, programs = launch_table.cdiv(k, tiles.block_k), launch_table.cdiv(n, tiles.rows)
-    share = launch_table.cdiv(blocks, tiles.splits)
-    assert (tiles.splits - 1) * share < blocks and tiles.tokens >= tokens
-    if tiles.splits > 1:
+    blocks, programs = launch_table.cdiv(k, tiles.block_k), launch_table.cdiv(n, tiles.block_n)
+    share = launch_table.cdiv(blocks, tiles.split_k)
+    assert (tiles.split_k - 1) * share < blocks and tiles.block_t >= tokens
+    if tiles.split_k > 1:
         floats, counters = launch_table.SPLIT_K_WORKSPACE
         assert programs <= counters
-        assert programs * tiles.splits * (tiles.rows + 1) * tiles.tokens <= floats
+        assert programs * tiles.split_k * (tiles.block_n + 1) * tiles.block_t <= floats

@@ -1,7 +1,7 @@
-"""Head and sampling in one: the tokens are those of the unfused way on the same logits.
+"""Head and sampling in one kernel give the tokens of the unfused operations on the same logits.
 
-Inputs are such that every sum is exact in any order: +-1 with a mean square of 1, small integers as
-weights. So logits are equal bit by bit, and many of them to each other.
+Inputs make every sum exact in any order: +-1 with a mean square of 1, and small integers as
+weights. So logits agree bit for bit, and many of them are equal.
 """
 
 import math
@@ -34,7 +34,9 @@ def case(rows: int, size: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, T
     return x.to(dtype), torch.ones(40, dtype=dtype), head.to(dtype)
 
 
-def run(x: Tensor, norm: Tensor, head: Tensor, meta: SamplingMetadata, **ban: Tensor) -> list[int]:
+def fused(
+    x: Tensor, norm: Tensor, head: Tensor, meta: SamplingMetadata, **ban: Tensor
+) -> list[int]:
     columns = (meta.temperature, meta.seeds, meta.positions)
     return norm_head_sample(x, norm, 0.0, head, *columns, **ban).tolist()
 
@@ -55,7 +57,7 @@ def test_tokens(rows: int, size: int, seed: int, dtype: torch.dtype, greedy: boo
         seeds=seed - torch.arange(rows) * 2**40,
         positions=torch.arange(rows) + 2**33 * (seed % 2),
     )
-    assert run(x, norm, head, meta) == unfused(x, norm, head, meta)
+    assert fused(x, norm, head, meta) == unfused(x, norm, head, meta)
 
 
 @pytest.mark.parametrize("rows", [2, 6])
@@ -64,7 +66,7 @@ def test_what_is_no_number_is_never_the_best(rows: int) -> None:
     head[3:20] = math.nan
     for temperature in (0.0, 1.0):
         meta = make_sampling(rows, temperature=temperature, positions=torch.arange(rows))
-        got = run(x, norm, head, meta)
+        got = fused(x, norm, head, meta)
         assert got == unfused(x, norm, head, meta)
         assert not set(got) & set(range(3, 20))
 
@@ -77,38 +79,38 @@ def test_triggers_are_banned_row_by_row(rows: int) -> None:
     head[triggers] = torch.arange(40).lt(9).half() * 30  # certain, if allowed
     flags = (torch.arange(rows) < rows // 2).to(torch.int32)
     meta = make_sampling(rows, temperature=[0.0, 1.0] * (rows // 2), positions=torch.arange(rows))
-    got = run(x, norm, head, meta, banned=flags, triggers=triggers)
+    got = fused(x, norm, head, meta, banned=flags, triggers=triggers)
     logits = TORCH.linear(x, head).float()
     logits[: rows // 2, triggers] = -math.inf
     assert got[: rows // 2] == TORCH.sample(logits, meta).tolist()[: rows // 2]
     assert set(got[rows // 2 :]) <= {3, 77}
 
 
-def lanes_of(rows: int, size: int) -> DeviceBatchBuffer:
-    """Lanes that think and filter differently, all of which go on for a while."""
+def make_batch(rows: int, size: int) -> DeviceBatchBuffer:
+    """Rows with different bans and filters, none of which finishes soon."""
     fmt = DeviceBatchFormat((3, 7), np.zeros(size, np.uint8), block_size=4, null_slot=99)
     table = torch.arange(rows * 9, dtype=torch.int32).view(rows, 9)
-    lanes = DeviceBatchBuffer(rows, steps=2, fmt=fmt, block_table=table, device="cpu")
+    batch = DeviceBatchBuffer(rows, steps=2, fmt=fmt, block_table=table, device="cpu")
     fields = {"finish": 0, "phase": 1, "max_thinking": 9, "max_len": 30, "num_waits": 9}
     fields |= {"wait_len": 1, "natural_len": 1, "position": 5}
     for name, value in fields.items():
-        lanes.state.field(name).fill_(value)
-    lanes.state.field("sample_banned").copy_(torch.arange(rows) % 2)
-    lanes.temperature[:] = np.arange(rows) % 3
-    lanes.top_k[:] = np.arange(rows) % 4
-    lanes.top_p[:] = 1
-    return lanes
+        batch.state.field(name).fill_(value)
+    batch.state.field("sample_banned").copy_(torch.arange(rows) % 2)
+    batch.temperature[:] = np.arange(rows) % 3
+    batch.top_k[:] = np.arange(rows) % 4
+    batch.top_p[:] = 1
+    return batch
 
 
 @pytest.mark.parametrize(("rows", "filtered"), [(5, False), (65, False), (5, True)])
-def test_lanes_decide_as_on_torch(rows: int, filtered: bool) -> None:
-    """65 lanes are too many for the fused kernel, filters are not its business."""
+def test_rows_advance_as_on_torch(rows: int, filtered: bool) -> None:
+    """The fused kernel covers neither 65 rows nor filters."""
     x, norm, head = case(rows, 50, 2, torch.float32)
-    ours, torchs = (lanes_of(rows, 50).state for _ in range(2))
+    ours, torchs = (make_batch(rows, 50).state for _ in range(2))
     for _ in range(2):
         TritonOps().sample_and_advance(x, norm, 0.0, head, ours, filtered=filtered)
         TORCH.sample_and_advance(x, norm, 0.0, head, torchs, filtered=filtered)
     assert torch.equal(ours.output_tokens, torchs.output_tokens)
-    assert torch.equal(ours.rows_state, torchs.rows_state)
+    assert torch.equal(ours.fields, torchs.fields)
     assert torch.equal(ours.slot_mapping, torchs.slot_mapping)
     assert len(ours.output_tokens.unique()) > 4

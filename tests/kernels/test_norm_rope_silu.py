@@ -1,4 +1,4 @@
-"""Norms, SwiGLU and rotation: kernels that treat each row by itself."""
+"""Norms, SwiGLU and rotation: kernels that treat each token independently."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_add_rms_norm(rows: int, width: int, dtype: torch.dtype, seed: int) -> N
     assert_as_good_as(out, TORCH.rms_norm(total, weight, 1e-5), normed(total, weight))
 
 
-def test_rms_norm_of_heads_within_a_buffer() -> None:
+def test_rms_norm_of_heads_in_a_wider_buffer() -> None:
     buffer = randn(5, 7, 24, dtype=torch.float16)
     before, view, weight = buffer.clone(), buffer[:, 2:5], randn(24, seed=1, dtype=torch.float16)
     out = rms_norm(view, weight, 1e-5)

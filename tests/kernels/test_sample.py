@@ -1,4 +1,4 @@
-"""Sampling against its definition: the same noise, so the same tokens, filters and ties too."""
+"""Sampling against its definition: the same noise gives the same tokens, with filters and ties."""
 
 import math
 
@@ -45,10 +45,10 @@ def logits_of(rows: int, size: int, seed: int, rounded: bool) -> Tensor:
     return logits.round() if rounded else logits
 
 
-def run(logits: Tensor, meta: SamplingMetadata, **options: Tensor) -> list[int]:
+def sample_ids(logits: Tensor, meta: SamplingMetadata, **options: Tensor) -> list[int]:
     columns = (meta.temperature, meta.top_k, meta.top_p, meta.min_p, meta.seeds, meta.positions)
     before = logits.clone()
-    out = sample(logits, *columns, filtered=meta.filtered, clean=False, **options)
+    out = sample(logits, *columns, filtered=meta.filtered, logits_sanitized=False, **options)
     assert torch.equal(logits.nan_to_num(), before.nan_to_num())
     return out.tolist()
 
@@ -63,7 +63,7 @@ def test_without_filters(size: int, seed: int, rounded: bool) -> None:
         seeds=[seed, -seed, 2**62, seed],
         positions=[0, 5, 2**33, seed],
     )
-    assert run(logits, meta) == torch_sampling.sample(logits.clone(), meta).tolist()
+    assert sample_ids(logits, meta) == torch_sampling.sample(logits.clone(), meta).tolist()
 
 
 @settings(max_examples=15)
@@ -88,7 +88,7 @@ def test_filters(
         seeds=seed,
         positions=torch.arange(4) + seed,
     )
-    assert run(logits, meta) == torch_sampling.sample(logits.clone(), meta).tolist()
+    assert sample_ids(logits, meta) == torch_sampling.sample(logits.clone(), meta).tolist()
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 2}, {"top_p": 0.6}])
@@ -98,11 +98,11 @@ def test_draws_reach_every_kept_token_and_no_other(filters: dict[str, float]) ->
     kept = torch_sampling.kept_tokens(
         logits[:1] / 2, meta.top_k[:1], meta.top_p[:1], meta.min_p[:1]
     )
-    assert set(run(logits, meta)) == set(kept[0].nonzero().flatten().tolist())
+    assert set(sample_ids(logits, meta)) == set(kept[0].nonzero().flatten().tolist())
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}])
-def test_what_is_no_number(filters: dict[str, float]) -> None:
+def test_nan_and_infinity(filters: dict[str, float]) -> None:
     logits = torch.tensor(
         [
             [math.nan, 1.0, math.inf, 0.0],
@@ -113,7 +113,7 @@ def test_what_is_no_number(filters: dict[str, float]) -> None:
     )
     for temperature in (0.0, 1.0):
         meta = make_sampling(4, temperature=temperature, seeds=3, **filters)
-        assert run(logits, meta) == torch_sampling.sample(logits.clone(), meta).tolist()
+        assert sample_ids(logits, meta) == torch_sampling.sample(logits.clone(), meta).tolist()
 
 
 @settings(max_examples=5)
@@ -124,7 +124,7 @@ def test_banned_triggers(seed: int, filters: dict[str, float]) -> None:
     logits[:, triggers] = 60.0  # certain, if allowed
     meta = make_sampling(4, temperature=[0.0, 1.0, 0.0, 1.0], seeds=seed, **filters)
     flags = torch.tensor([1, 1, 0, 0], dtype=torch.int32)
-    got = run(logits, meta, banned=flags, triggers=torch.tensor(triggers, dtype=torch.int32))
+    got = sample_ids(logits, meta, banned=flags, triggers=torch.tensor(triggers, dtype=torch.int32))
     masked = logits.clone()
     masked[:2, triggers] = -math.inf
     assert got[:2] == torch_sampling.sample(masked, meta)[:2].tolist()

@@ -1,4 +1,4 @@
-"""Rows of a KV cache in 8 bits: what they mean, and that the CPU's kernels keep the same."""
+"""An 8-bit KV cache: its definition, and that the CPU's kernels store the same bytes."""
 
 import math
 from collections.abc import Iterator
@@ -27,15 +27,15 @@ SCALE = 0.2
 
 
 def usable_isas() -> list[str]:
-    found = []
+    names = []
     for name in ("portable", "avx2", "avx512", "avx512_bf16"):
         try:
             cpu.set_isa(name)
         except ValueError:
             continue
-        found.append(name)
+        names.append(name)
     cpu.set_isa("auto")
-    return found
+    return names
 
 
 @pytest.fixture(params=usable_isas())
@@ -46,7 +46,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def values(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rows of very different sizes, some of them zeros, with one large element here and there."""
+    """Vectors of very different magnitudes, some zero, with a few large elements."""
     x = randn(*shape, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     size = torch.randint(-12, 9, (*shape[:-1], 1), generator=generator)
@@ -55,10 +55,10 @@ def values(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor
 
 
 @given(rows=st.integers(1, 6), dim=DIMS, seed=st.integers(0, 999))
-def test_an_int8_row_is_off_by_half_a_step(rows: int, dim: int, seed: int) -> None:
+def test_an_int8_vector_is_off_by_half_a_step(rows: int, dim: int, seed: int) -> None:
     x = values(rows, dim, seed=seed)
     stored = kv_quant.quantize(x, torch.int8)
-    assert stored.shape == (rows, kv_quant.row_size(dim, torch.int8)) == (rows, dim + 4)
+    assert stored.shape == (rows, kv_quant.stored_dim(dim, torch.int8)) == (rows, dim + 4)
     back = kv_quant.dequantize(stored)
     largest = x.abs().amax(-1, keepdim=True)
     assert bool(((back - x).abs() <= largest / 127 * 0.5001).all())
@@ -66,12 +66,14 @@ def test_an_int8_row_is_off_by_half_a_step(rows: int, dim: int, seed: int) -> No
 
 
 @given(rows=st.integers(1, 6), dim=DIMS, seed=st.integers(0, 999))
-def test_an_fp8_row_is_off_by_a_sixteenth_and_ends_at_448(rows: int, dim: int, seed: int) -> None:
+def test_an_fp8_vector_is_off_by_a_sixteenth_and_ends_at_448(
+    rows: int, dim: int, seed: int
+) -> None:
     x = values(rows, dim, seed=seed)
     back = kv_quant.dequantize(kv_quant.quantize(x, FP8))
     wanted = x.clamp(-448, 448)
     assert bool(((back - wanted).abs() <= wanted.abs() / 16 + 2.0**-10).all())
-    assert kv_quant.row_size(dim, FP8) == dim
+    assert kv_quant.stored_dim(dim, FP8) == dim
 
 
 @pytest.mark.parametrize("tiny", [0.0, 1e-45, 1e-38, 3e38])
@@ -96,7 +98,7 @@ def written(
 ) -> tuple[Tensor, Tensor]:
     """Caches full of 85 after a write of copies of q, k and v."""
     q, k, v = (part.clone() for part in x)
-    row = kv_quant.row_size(q.shape[2], cache_dtype)
+    row = kv_quant.stored_dim(q.shape[2], cache_dtype)
     k_cache = torch.full((9, k.shape[1], 16, row), 85).to(cache_dtype)
     v_cache = k_cache.clone()
     ops.rope_write(q, k, v, table, k_cache, v_cache, meta)
@@ -127,12 +129,12 @@ def attention_case(
     cache_dtype: torch.dtype,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, AttentionMetadata]:
-    """q, and caches that hold NaN, or scales of it, wherever no token stands."""
+    """q, caches with NaN (or NaN scales) in every slot without a token, and metadata."""
     counts, contexts = [count for count, _ in lens], [context for _, context in lens]
     num_heads, num_kv_heads, dim = heads
     blocks = len(lens) * -(-max(contexts) // block_size) + 1
     slots = make_meta(contexts, contexts, block_size, blocks, seed=seed).slot_mapping
-    row = kv_quant.row_size(dim, cache_dtype)
+    row = kv_quant.stored_dim(dim, cache_dtype)
     caches = []
     for salt in (1, 2):
         raw = torch.full((blocks, num_kv_heads, block_size, row * cache_dtype.itemsize), 0xFF)
@@ -159,7 +161,7 @@ HEADS = st.sampled_from([(4, 4), (6, 1), (10, 2)])
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 99),
 )
-def test_attention_reads_what_the_rows_mean(
+def test_attention_reads_the_stored_values(
     cache_dtype: torch.dtype | None,
     lens: list[tuple[int, int]],
     heads: tuple[int, int],
@@ -189,16 +191,16 @@ def test_long_contexts_are_the_same_alone_batched_and_cut(isa: str, threads: int
         together = CPU.paged_attention(q, k, v, SCALE, meta)
         starts = meta.cu_seqlens_q.tolist()
         for row, (count, context) in enumerate(lens):
-            mine = slice(starts[row], starts[row + 1])
+            tokens = slice(starts[row], starts[row + 1])
             alone = AttentionMetadata(
-                positions=meta.positions[mine],
-                slot_mapping=meta.slot_mapping[mine],
+                positions=meta.positions[tokens],
+                slot_mapping=meta.slot_mapping[tokens],
                 cu_seqlens_q=torch.tensor([0, count], dtype=torch.int32),
                 context_lens=torch.tensor([context], dtype=torch.int32),
                 block_table=meta.block_table[row : row + 1],
                 max_seqlen_q=count,
             )
-            assert torch.equal(CPU.paged_attention(q[mine], k, v, SCALE, alone), together[mine])
+            assert torch.equal(CPU.paged_attention(q[tokens], k, v, SCALE, alone), together[tokens])
     finally:
         cpu.set_num_threads(before)
     truth = in_double(q, kv_quant.dequantize(k), kv_quant.dequantize(v), SCALE, meta)
@@ -209,7 +211,7 @@ def test_long_contexts_are_the_same_alone_batched_and_cut(isa: str, threads: int
     ("ops", "refused", "name", "covered"),
     [(CPU, FP8, "fp8", "auto, int8"), (TritonOps(), torch.int8, "int8", "auto, fp8")],
 )
-def test_what_a_device_does_not_keep_is_refused_by_name(
+def test_a_format_that_a_device_lacks_is_rejected_by_name(
     ops: Ops, refused: torch.dtype, name: str, covered: str
 ) -> None:
     shapes = {"head_dim": 64, "num_heads": 14, "num_kv_heads": 2, "block_size": 64}

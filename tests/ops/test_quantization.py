@@ -1,5 +1,5 @@
-"""fp8 matrices: what rounding costs, what is kept, and that each row is alone. The integer formats
-have their tests beside the CPU's products."""
+"""fp8 matrices: rounding errors, exact values, independence of rows. test_cpu_linear tests the
+integer formats."""
 
 import pytest
 import torch
@@ -23,8 +23,8 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 def test_fp8_is_within_half_a_step(
     n: int, k: int, dtype: torch.dtype, power: int, seed: int
 ) -> None:
-    """Three bits of mantissa: a value is off by 1/16 of itself at most, or by half of the smallest
-    step, 2^-9 of a scale; the largest of a row is kept."""
+    """Three bits of mantissa: the error is at most 1/16 of a value or half of the smallest step,
+    2^-9 of a scale. The largest of a row is exact."""
     weight = (randn(n, k, seed=seed) * 10.0**power).to(dtype)
     made = quantize(weight, "fp8")
     assert made.values.dtype == torch.float8_e4m3fn and made.scales.shape == (n, 1)
@@ -46,7 +46,7 @@ def test_a_row_does_not_depend_on_the_others(n: int, k: int, seed: int) -> None:
 
 
 @given(st.integers(1, 9), st.integers(1, 40), st.integers(0, 999))
-def test_what_is_in_fp8_already_stays(n: int, k: int, seed: int) -> None:
+def test_quantizing_twice_changes_nothing(n: int, k: int, seed: int) -> None:
     once = quantize(randn(n, k, seed=seed), "fp8")
     again = quantize(once.dequantize(), "fp8")
     torch.testing.assert_close(again.dequantize(), once.dequantize(), rtol=1e-6, atol=0)
@@ -65,12 +65,12 @@ def test_large_matrices_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     assert torch.equal(quantize(weight, "fp8").dequantize(), whole)
 
 
-def test_what_it_takes() -> None:
+def test_bytes_per_weight() -> None:
     assert bytes_per_weight("fp8", 1000) == 1.004
     assert HEAD_FORMATS["fp8"] is None
 
 
-def test_the_cpu_refuses_it() -> None:
+def test_the_cpu_rejects_fp8() -> None:
     with pytest.raises(RequestError, match="quantization fp8 is not for the CPU"):
         CpuOps().check_model(
             head_dim=64,

@@ -1,5 +1,5 @@
-"""Sampling: the generator against published vectors, the rules against slow pure Python, and the
-draws against the distribution that they must have."""
+"""Sampling: the generator against published vectors, the rules against slow pure Python, the draws
+against their exact distribution."""
 
 import math
 from typing import Any
@@ -256,8 +256,8 @@ def one_row(fields: dict[str, Any], row: int) -> dict[str, Any]:
         **{name: getattr(penalties, name)[row : row + 1] for name in Penalties.__slots__}
     )
     for name in ("bias", "banned"):
-        mine = fields[name][0] == row
-        alone[name] = tuple(part[mine] for part in fields[name])
+        own = fields[name][0] == row
+        alone[name] = tuple(part[own] for part in fields[name])
         alone[name] = (torch.zeros_like(alone[name][0]), *alone[name][1:])
     return alone
 

@@ -1,4 +1,4 @@
-"""The torch operations against definitions written out one number at a time."""
+"""The torch operations against definitions computed one number at a time."""
 
 import math
 
@@ -21,7 +21,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def close(actual: Tensor, expected: Tensor) -> None:
-    """``actual`` is ``expected`` [float64] but for the rounding of its own type."""
+    """``actual`` equals ``expected`` (float64) up to the rounding of its type."""
     eps = torch.finfo(actual.dtype).eps
     torch.testing.assert_close(actual.double(), expected, rtol=4 * eps, atol=4 * eps)
 
@@ -68,7 +68,7 @@ def test_silu_and_mul(dtype: torch.dtype) -> None:
 def rope_case(
     dtype: torch.dtype, meta: AttentionMetadata, blocks: int, block_size: int
 ) -> tuple[Tensor, ...]:
-    """q, k, v as views of one buffer, a table of angles, and caches that are full of NaN."""
+    """q, k, v as views of one buffer, a table of angles, and caches full of NaN."""
     tokens, heads, kv_heads, dim = len(meta.positions), 4, 2, 6
     q, k, v = torch.split(randn(tokens, heads + 2 * kv_heads, dim, dtype=dtype), [4, 2, 2], dim=1)
     angles = randn(64, dim // 2, seed=1)
@@ -108,7 +108,7 @@ def test_rope_write_rotates_and_stores(dtype: torch.dtype) -> None:
 def attention_reference(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
 ) -> Tensor:
-    """One query and one head at a time, in double precision, token by token out of the cache."""
+    """One query and one head at a time, in double precision, token by token from the cache."""
     size, group = k_cache.shape[2], q.shape[1] // k_cache.shape[1]
     starts = meta.cu_seqlens_q.tolist()
     out = torch.empty(q.shape, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The operations that span part of a layer: what they do to the residual, on every device alike."""
+"""Operations that span part of a layer, and their effect on the residual, on every device."""
 
 import math
 
@@ -23,7 +23,7 @@ HEADS, KV_HEADS = 3, 1
 
 @pytest.fixture(autouse=True)
 def few_tokens_fused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that five are too many."""
+    """Five tokens are too many to fuse."""
     monkeypatch.setattr(launch_table, "MAX_SKINNY_TOKENS", 4)
 
 
