@@ -45,17 +45,17 @@ class TraceEngine(BareEngine):
     """Replaces sampled tokens by those of ``traces``, one for each job, prompt included."""
 
     traces: list[np.ndarray] = field(default_factory=list)
-    _by_req_index: dict[int, int] = field(default_factory=dict)
+    _job_ids: dict[int, int] = field(default_factory=dict)  # by req_index
 
-    def _admit(self, name: int) -> NewRequest:
-        request = BareEngine._admit(self, name)
-        self._by_req_index[request.req_index] = name
+    def _admit(self, job_id: int) -> NewRequest:
+        request = BareEngine._admit(self, job_id)
+        self._job_ids[request.req_index] = job_id
         return request
 
     def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         output, rows = self.runner.execute(step), self.runner.batch.inputs().rows
-        places = zip(rows.req_indices.tolist(), rows.positions.tolist(), strict=True)
-        tokens = [self.traces[self._by_req_index[req_index]][at] for req_index, at in places]
+        positions = zip(rows.req_indices.tolist(), rows.positions.tolist(), strict=True)
+        tokens = [self.traces[self._job_ids[req_index]][at] for req_index, at in positions]
         return replace(output, token_ids=np.array(tokens, np.int64))
 
 

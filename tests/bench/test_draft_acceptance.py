@@ -32,7 +32,7 @@ def test_the_engines_drafter_matches_the_scheduler(trace: RecordedTrace) -> None
     """Where all steps cost the same, the scheduler uses every draft token above its threshold."""
     mock = PagedMock(max_num_batched_tokens=64, max_draft=LIMIT, max_samples=9)
     mock.scheduler.add(0, trace.tokens[:3], max_len=len(trace.tokens))
-    mock.run(lambda ids: [int(trace.tokens[len(ids)])])
+    mock.run_to_end(lambda ids: [int(trace.tokens[len(ids)])])
     steps = list(replay(trace, EngineDrafter(trace.tokens, least=0.05)))
     stats = mock.scheduler.stats()
     assert stats.num_steps == len(steps)
