@@ -7,9 +7,9 @@ namespace s1 {
 
 namespace {
 
-constexpr double kMinGain = 1.05;          // of a step's yield, to be worth drafts
+constexpr double kMinGain = 1.05;          // in tokens per time, to be worth drafts
 constexpr double kMinProbability = 0.05;   // a draft token less likely pays in no step
-constexpr double kBestProbability = 0.95;  // that the best draft tokens may reach
+constexpr double kBestProbability = 0.95;  // assumed of the best draft tokens
 
 // Tokens that may be drafted so that every sampled position still decides about a plain token: none
 // after the last token of the thinking or of the sequence.

@@ -1,7 +1,7 @@
-// Fuzzes the scheduler without Python, to be run under address and undefined-behaviour sanitizers:
-// random sequences with budgets, small caches, aborts and limits at random moments, the integrity
-// of everything checked after each step; then records of steps (fuzz_output_collector.cpp). Exit
-// status 0 and a line of counts if all is well.
+// Fuzzes the scheduler without Python, under address and undefined-behaviour sanitizers: random
+// sequences with budgets, small caches, aborts and limits at random moments. The integrity of
+// everything is checked after each step. Then fuzzes output records (fuzz_output_collector.cpp).
+// Success is exit status 0 and a line of counts.
 
 #include <cstdio>
 #include <random>
