@@ -1,8 +1,8 @@
-"""Everything at once, for SOAK_SECONDS: clients that ask, stream, read slowly, leave, send poison
-and end the thinking of others, at a server that is short of everything.
+"""Everything at once, for SOAK_SECONDS: clients that ask, stream, read slowly, disconnect, send bad
+requests and end their thinking, on a server that is short of everything.
 
-Every answer is compared with what the same request got alone, and in the end nothing is left: no
-sequence, no block, no memory. `make soak` runs it for minutes.
+Every answer equals that of the same request alone, and at the end no sequence, block or memory is
+left. `make soak` runs it for minutes.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ def answer_of(whole: dict[str, Any]) -> Answer:
 
 
 class Client:
-    """One of many; does one random thing after another and counts what it did."""
+    """One of many; performs random actions and counts them."""
 
     def __init__(
         self, http: httpx.AsyncClient, alone: list[Answer], seed: int, done: Counter[str]
@@ -147,7 +147,7 @@ class Client:
         writer.close()
 
     async def hurry(self) -> None:
-        """Ends the thinking of a stream of its own: the answer is shorter, but an answer."""
+        """End the thinking of its own stream: the answer is shorter, but complete."""
         body = {**BODIES[0], "min_thinking_tokens": 60}
         last = ""
         async for event in self._events(body):

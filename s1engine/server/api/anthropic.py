@@ -15,7 +15,7 @@ from s1engine.errors import RequestError
 from s1engine.outputs import CompletionOutput, RequestOutput
 from s1engine.server.api.block_formatter import BlockResponseFormatter
 from s1engine.server.api.chat_completions import ChatRequest
-from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_total
+from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_usage
 from s1engine.server.api.thinking_fields import STRICT, ThinkingFields
 from s1engine.server.api.tool_call_parser import CallBegin, ParsedAnswer
 
@@ -258,6 +258,5 @@ def _usage(output: RequestOutput) -> Json:
         "cache_read_input_tokens": usage.cached_tokens,
         "cache_creation_input_tokens": 0,
         "output_tokens": usage.completion_tokens,
-        "thinking": thinking_total([sample.thinking for sample in output.outputs]),
-        "checkpoints": [checkpoint.to_json() for checkpoint in output.checkpoints],
+        **thinking_usage(output),
     }

@@ -54,7 +54,7 @@ class ChatRequest(ToolFields, HttpFields):
         structure, calls = super().grammar(), self.calls_grammar()
         if structure is not None and self.offered:
             raise RequestError(
-                "an answer that has a structure cannot call tools; say tool_choice: none",
+                "a structured answer cannot call tools; set tool_choice to none",
                 param="tool_choice",
             )
         return structure or calls

@@ -203,5 +203,5 @@ def _same(value: object, allowed: object) -> bool:
 def _token_bias(bias: Mapping[str, float]) -> dict[int, float]:
     for token in bias:
         if not token.isdecimal():
-            raise RequestError(f"logit_bias: {token!r} is no token id", param="logit_bias")
+            raise RequestError(f"logit_bias: {token!r} is not a token id", param="logit_bias")
     return {int(token): value for token, value in bias.items()}

@@ -56,6 +56,14 @@ def thinking_total(samples: Sequence[ThinkingUsage | None]) -> Json:
     }
 
 
+def thinking_usage(output: RequestOutput) -> Json:
+    """Return our own fields in the usage of APIs that have no other place for them."""
+    return {
+        "thinking": thinking_total([sample.thinking for sample in output.outputs]),
+        "checkpoints": [checkpoint.to_json() for checkpoint in output.checkpoints],
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
     """Fields that identify a response in each of its objects."""

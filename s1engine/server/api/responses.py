@@ -15,7 +15,7 @@ from s1engine.errors import RequestError
 from s1engine.outputs import RequestOutput
 from s1engine.server.api.block_formatter import BlockResponseFormatter
 from s1engine.server.api.chat_completions import ChatRequest
-from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_total
+from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_usage
 from s1engine.server.api.thinking_fields import ThinkingFields
 from s1engine.server.api.tool_call_parser import CallBegin
 from s1engine.server.api.tools import Function, FunctionName
@@ -76,11 +76,10 @@ class ResponsesRequest(ThinkingFields):
         fields |= {"messages": items, "max_tokens": self.max_output_tokens}
         fields["tools"] = [tool.to_chat() for tool in self.tools or ()]
         fields["parallel_tool_calls"] = self.parallel_tool_calls
-        choice = self.tool_choice
-        if isinstance(choice, FunctionChoice):
-            fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
-        else:
-            fields["tool_choice"] = choice
+        fields["tool_choice"] = self.tool_choice
+        if isinstance(self.tool_choice, FunctionChoice):
+            name = {"name": self.tool_choice.name}
+            fields["tool_choice"] = {"type": "function", "function": name}
         return ChatRequest.model_validate(fields | _response_format(self.text))
 
 
@@ -106,10 +105,7 @@ def _turns(items: Iterable[Json]) -> list[Json]:
             call = {"id": item.get("call_id"), "type": "function", "function": function}
             turns[-1].setdefault("tool_calls", []).append(call)
         elif item.get("type") == "function_call_output":
-            output = item.get("output")
-            if isinstance(output, list):
-                output = "".join(_part(part) for part in output)
-            name = item.get("call_id")
+            output, name = _joined_text(item.get("output")), item.get("call_id")
             turns.append({"role": "tool", "tool_call_id": name, "content": output})
         else:
             turns.append(_turn(item))
@@ -120,17 +116,19 @@ def _turn(item: Json) -> Json:
     content = item.get("content")
     if item.get("type", "message") != "message" or not isinstance(content, str | list):
         raise RequestError("input: only messages of text are supported", param="input")
-    if isinstance(content, list):
-        content = "".join(_part(part) for part in content)
     role = "system" if item.get("role") == "developer" else item.get("role")
-    return {"role": role, "content": content}
+    return {"role": role, "content": _joined_text(content)}
 
 
-def _part(part: Any) -> str:
-    text = part.get("text") if isinstance(part, dict) else None
-    if not isinstance(text, str) or part.get("type") not in TEXT_PARTS:
-        raise RequestError("input: only parts of text are supported", param="input")
-    return text
+def _joined_text(content: Any) -> Any:
+    """Join a list of text parts; anything else is returned as it is."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        typed = isinstance(part, dict) and part.get("type") in TEXT_PARTS
+        if not typed or not isinstance(part.get("text"), str):
+            raise RequestError("input: only parts of text are supported", param="input")
+    return "".join(part["text"] for part in content)
 
 
 class ResponsesFormatter(BlockResponseFormatter):
@@ -193,9 +191,9 @@ class ResponsesFormatter(BlockResponseFormatter):
     def _item(self, index: int, kind: str, text: str, status: str = "completed") -> Json:
         prefix = "rs" if kind == "reasoning" else "msg"
         item: Json = {"id": f"{prefix}_{self.head.id}_{index}", "type": kind, "status": status}
-        if kind == "reasoning":
-            return item | {"summary": [], "content": [_part_of(kind, text)] if text else []}
-        return item | {"role": "assistant", "content": [_part_of(kind, text)] if text else []}
+        content = [_part_of(kind, text)] if text else []
+        own: Json = {"summary": []} if kind == "reasoning" else {"role": "assistant"}
+        return item | own | {"content": content}
 
     def _call(self, index: int, number: int, name: str, arguments: str, status: str = "") -> Json:
         """Return the item of call ``number``."""
@@ -312,6 +310,5 @@ def _usage(output: RequestOutput) -> Json:
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "thinking": thinking_total([sample.thinking for sample in output.outputs]),
-        "checkpoints": [checkpoint.to_json() for checkpoint in output.checkpoints],
+        **thinking_usage(output),
     }

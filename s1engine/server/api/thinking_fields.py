@@ -168,7 +168,7 @@ def resolve_spellings(**spellings: T | None) -> T | None:
     for name, value in given[1:]:
         if value != given[0][1]:
             raise RequestError(
-                f"{given[0][0]} ({given[0][1]}) and {name} ({value}) say different things",
+                f"{given[0][0]} ({given[0][1]}) and {name} ({value}) differ; give one of them",
                 param=name,
             )
     return given[0][1] if given else None

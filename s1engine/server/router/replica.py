@@ -20,6 +20,7 @@ from s1engine.engine.process_client import ProcessEngineClient
 from s1engine.engine.request import Request
 from s1engine.engine.request_output import StreamEvent
 from s1engine.errors import EngineDeadError
+from s1engine.logs import configure_logging
 from s1engine.server.admission import Admission
 from s1engine.server.app import create_app
 from s1engine.server.router.autoscaling import REQUESTS, RUNNING, WAITING
@@ -92,6 +93,7 @@ class Replica:
         import ray
         from ray import serve
 
+        configure_logging()
         raise_open_file_limit()
         name = serve.get_replica_context().replica_id.unique_id
         self._engine = await asyncio.to_thread(ReplicaEngine, options.config)
