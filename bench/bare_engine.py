@@ -12,7 +12,7 @@ import numpy as np
 from s1engine import _core
 from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import make_scheduler
-from s1engine.engine.multi_step import MultiStepDecoder
+from s1engine.engine.multi_step import MultiStepDecoder, make_multi_step
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import random_decoder
 from s1engine.models.model_config import ModelConfig
@@ -51,7 +51,7 @@ class BareEngine:
     decoder: Decoder
     runner: ModelRunner = field(init=False)
     scheduler: _core.Scheduler = field(init=False)
-    _multi_step: MultiStepDecoder = field(init=False)
+    _multi_step: MultiStepDecoder | None = field(init=False)
     _jobs: dict[int, Job] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class BareEngine:
             progress=False,
         )
         self.scheduler = make_scheduler(config, self.runner)
-        self._multi_step = MultiStepDecoder(self.scheduler, self.runner, config.max_num_seqs)
+        self._multi_step = make_multi_step(config, self.scheduler, self.runner)
         self._format = _core.BudgetFormat(
             triggers=list(TRIGGERS), newline_always=False, ends_in_newline=self._newlines,
             **FORMAT_IDS,
@@ -96,15 +96,16 @@ class BareEngine:
 
     def step(self) -> int:
         """Run one step, or apply those that the device ran; returns their number."""
-        if self._multi_step.in_flight:
-            return self._multi_step.advance()
+        multi_step = self._multi_step
+        if multi_step is not None and multi_step.in_flight:
+            return multi_step.advance()
         core = self.runner.batch.core
         begin = time.monotonic()
         step = SchedulerOutput([self._admit(job_id) for job_id in self.scheduler.schedule(core)])
         if core.num_rows == 0:
             return 0
-        if self._multi_step.begin(step):
-            return self._multi_step.advance()
+        if multi_step is not None and multi_step.begin(step):
+            return multi_step.advance()
         output = self._execute(step)
         self.scheduler.update(output.token_ids)
         if not output.recorded_now:
@@ -129,7 +130,7 @@ class BareEngine:
         steps = 0
         while self.scheduler.has_unfinished():
             steps += self.step()
-        while self._multi_step.in_flight:
+        while self._multi_step is not None and self._multi_step.in_flight:
             self.step()
         return steps
 

@@ -1,7 +1,7 @@
-"""What an engine is started with. Frozen, checked once, written by nobody afterwards.
+"""Options of an engine. Frozen, and checked once, in the constructor.
 
 Knows nothing of the model's own facts (layers, end-of-text ids): those come from the model
-directory and are constructor arguments of what needs them.
+directory (models/model_config.py). ``runner.resolved_config`` fills in what the device decides.
 """
 
 import json
@@ -19,7 +19,7 @@ DEVICES = ("auto", "cpu", "cuda")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 REASONING_FORMATS = ("auto", "s1", "think-tag", "none")
 MAX_DRAFT = 32
-MAX_DRAFTING_SAMPLES = 512  # of a step with drafts; each is a row of logits
+MAX_DRAFTING_SAMPLES = 512  # rows of logits in a step with drafts
 DEFAULT_ANSWER_RESERVE = 100  # s1's "auto" keeps as many tokens free of thinking
 
 
@@ -33,20 +33,20 @@ class EngineConfig:
     """Weights, and the KV cache unless ``kv_cache_dtype`` says otherwise. ``auto``: the
     checkpoint's own type on CUDA and on CPUs with bf16 instructions, float32 on other CPUs."""
     quantization: str | None = None
-    """``int8`` or ``int4`` on the CPU, ``fp8`` (e4m3) on CUDA: matrices in fewer bits, made at
-    load. ``fp8`` leaves embeddings and head as they are, and on CUDA rounds the activations of
-    steps of more than 64 tokens to fp8 as well. None: as the checkpoint has them."""
+    """``int8`` or ``int4`` on the CPU, ``fp8`` (e4m3) on CUDA: quantizes matrices at load. ``fp8``
+    keeps embeddings and head as they are, and on CUDA rounds the activations of steps of more than
+    64 tokens to fp8 as well. None: the checkpoint's own format."""
     device: str = "auto"
-    """``auto`` takes CUDA if there is a device, else the CPU."""
+    """``auto``: CUDA if there is a device, else the CPU."""
     tensor_parallel_size: int = 1
-    """Ranks, each a process of its own, that share the model: one GPU each, or on the CPU an equal
+    """Number of ranks (processes) that share the model: each has one GPU, or on the CPU an equal
     part of the threads."""
     max_model_len: int | None = None
-    """Longest prompt plus output, in tokens. None: what the model was made for."""
+    """Longest prompt plus output, in tokens. None: the model's own limit."""
     max_num_seqs: int = 256
     """Sequences that may run at once: rows of the largest batch."""
     max_num_batched_tokens: int = 2048
-    """Tokens of one step, over all sequences; longer prompts are computed in chunks."""
+    """Tokens of one step over all sequences; longer prompts are computed in chunks."""
     block_size: int | None = None
     """Tokens of one KV block, a power of two; prefixes are shared by whole blocks. None: 64 on
     CUDA, 16 on the CPU."""
@@ -55,21 +55,21 @@ class EngineConfig:
     is free after the weights; on the CPU a quarter of the available memory, at most 4 GiB, for all
     ranks together."""
     kv_cache_dtype: str = "auto"
-    """``auto``: ``dtype``. Eight bits hold about twice the tokens of 16, at some error: ``int8`` on
-    the CPU, ``fp8`` (e4m3) on CUDA."""
+    """``auto``: ``dtype``. ``int8`` on the CPU and ``fp8`` (e4m3) on CUDA hold about twice the
+    tokens of 16 bits, at some error."""
     gpu_memory_utilization: float = 0.9
-    """Share of a GPU's memory that weights and KV cache together may take."""
+    """Share of a GPU's memory for weights and KV cache together."""
     enable_prefix_caching: bool = True
-    """Keep computed blocks, of prompts and of generated tokens, for later requests."""
+    """Reuse computed blocks of prompts and generated tokens in later requests."""
     enforce_eager: bool = False
     """Never capture CUDA graphs."""
     run_ahead: int | None = None
-    """Decode steps that the device takes while the host is behind, budgets included. None: 8 on
-    CUDA, 1 (the host decides each step) with ``enforce_eager``, drafts, on the CPU, and
-    where ``tensor_parallel_size`` is above 1, which allows no more."""
+    """Multi-step decode: steps that the device decodes by itself, budgets included, before the host
+    reads their tokens. None: 8 on CUDA; 1 (single steps) on the CPU, with ``enforce_eager``, with
+    drafts, and with ``tensor_parallel_size`` above 1, which allows no more."""
     num_speculative_tokens: int = 0
-    """Longest draft: tokens guessed from how the request's own text went on before, and verified in
-    one step. Outputs stay the same; fewer are drafted, or none, where they would not pay. 0: off.
+    """Longest draft: tokens proposed from the request's own earlier text and verified in one step.
+    Outputs stay the same; drafts are shorter, or left out, where they would not pay. 0: off.
     Excludes ``run_ahead``."""
     served_model_name: str | None = None
     """Name in the API. None: the last part of ``model``."""
@@ -78,10 +78,10 @@ class EngineConfig:
     reasoning_format: str = "auto"
     """``s1``, ``think-tag``, ``none``, or detected from tokenizer and template."""
     overload_thinking_floor: int | None = None
-    """While requests wait, thinking of those that run is cut towards this many tokens, the further
-    the more wait (all the way at ``max_num_seqs``). None: never."""
+    """While requests wait, lower the thinking budgets of running ones towards this many tokens, the
+    further the more wait (all the way at ``max_num_seqs`` waiting requests). None: never."""
     seed: int = 0
-    """Seed of requests that bring none."""
+    """Seed of requests without one."""
     profile: str | None = None
     """Folder for a trace of steps 9 to 72 by torch's profiler. None: no trace."""
 
@@ -131,31 +131,30 @@ class EngineConfig:
 
     @property
     def max_samples(self) -> int:
-        """Tokens that one step may sample: one a sequence, and as many as are drafted."""
+        """Tokens that one step may sample: one a sequence, and one for each drafted token."""
         if not self.num_speculative_tokens:
             return self.max_num_seqs
-        most = max(MAX_DRAFTING_SAMPLES, self.max_num_seqs)
-        return min(
-            self.max_num_seqs * (1 + self.num_speculative_tokens), self.max_num_batched_tokens, most
-        )
+        wanted = self.max_num_seqs * (1 + self.num_speculative_tokens)
+        bound = max(MAX_DRAFTING_SAMPLES, self.max_num_seqs)
+        return min(wanted, self.max_num_batched_tokens, bound)
 
 
 def parse_speculative_config(text: str) -> int:
-    """``num_speculative_tokens`` of vLLM's JSON object, whose method must be one of ours."""
+    """``num_speculative_tokens`` of vLLM's JSON object; its method must be ngram or suffix."""
     param = "speculative_config"
     try:
-        given = json.loads(text)
+        options = json.loads(text)
     except ValueError as error:
         raise RequestError(f"{param} is not JSON: {error}", param=param) from error
-    if not isinstance(given, dict) or given.get("method") not in ("ngram", "suffix"):
+    if not isinstance(options, dict) or options.get("method") not in ("ngram", "suffix"):
         raise RequestError(
             f'{param} must be an object whose method is "ngram" or "suffix"; got {text}',
             param=param,
         )
-    unknown = sorted(set(given) - {"method", "num_speculative_tokens"})
+    unknown = sorted(set(options) - {"method", "num_speculative_tokens"})
     if unknown:
         raise RequestError(f"{param} has unknown fields: {', '.join(unknown)}", param=param)
-    return check_int("num_speculative_tokens", given.get("num_speculative_tokens"), 1, MAX_DRAFT)
+    return check_int("num_speculative_tokens", options.get("num_speculative_tokens"), 1, MAX_DRAFT)
 
 
 def _one_of(param: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -166,7 +165,7 @@ def _one_of(param: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def check_int(param: str, value: object, low: int, high: int) -> int:
-    """Return ``value`` if it is an int (not a bool) in [low, high], else raise naming ``param``."""
+    """Returns ``value`` if it is an int (no bool) in [low, high], else raises RequestError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise RequestError(f"{param} must be an integer; got {value!r}", param=param)
     if not low <= value <= high:
@@ -175,7 +174,7 @@ def check_int(param: str, value: object, low: int, high: int) -> int:
 
 
 def check_float(param: str, value: object, low: float, high: float) -> float:
-    """Return ``value`` if it is a finite number in [low, high], else raise naming ``param``."""
+    """Returns ``value`` if it is a finite number in [low, high], else raises RequestError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise RequestError(f"{param} must be a finite number; got {value!r}", param=param)
     if not low <= value <= high:
@@ -186,7 +185,7 @@ def check_float(param: str, value: object, low: float, high: float) -> float:
 
 
 def check_unicode(param: str, text: str) -> str:
-    """Return ``text`` unless it holds a lone surrogate, which no encoding knows."""
+    """Returns ``text`` unless it holds a lone surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -5,7 +5,6 @@ thread-safe: one thread adds, steps and aborts (AsyncLLMEngine starts it); only 
 be called from any thread.
 """
 
-import heapq
 import logging
 import random
 import time
@@ -29,10 +28,11 @@ from s1engine.engine.live_request import (
     PendingGrammars,
     sample_seed,
 )
-from s1engine.engine.multi_step import MultiStepDecoder
+from s1engine.engine.multi_step import MultiStepDecoder, make_multi_step
 from s1engine.engine.output_processor import OutputProcessor, RequestEvent
 from s1engine.engine.request import Prompt, Request, drafting_mode
 from s1engine.engine.request_compiler import ModelText, RequestCompiler
+from s1engine.engine.thinking_limits import ThinkingLimits
 from s1engine.errors import RequestFailedError
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
@@ -43,8 +43,6 @@ from s1engine.runner.resolved_config import ResolvedConfig, resolve_config
 from s1engine.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
-
-THINKING_NOW = 0  # a maximum that ends thinking at the next token
 
 
 class LLMEngine:
@@ -87,14 +85,14 @@ class LLMEngine:
         )
         self.max_model_len = self.runner.max_model_len
         self.scheduler = make_scheduler(resolved, self.runner)
-        self._multi_step = MultiStepDecoder(self.scheduler, self.runner, config.max_num_seqs)
+        self._multi_step = make_multi_step(resolved, self.scheduler, self.runner)
         self._appended: tuple[np.ndarray, np.ndarray] | None = None  # of the last single step
         self.compiler = RequestCompiler(text, self.max_model_len)
         self._budget_format = text.core_format()
         self._random = random.Random(config.seed)
         self._live_requests: dict[str, LiveRequest] = {}
         self._sequences: dict[int, LiveSequence] = {}  # by id
-        self._deadlines: list[tuple[float, str]] = []  # heap
+        self._limits = ThinkingLimits(self.scheduler, self._live_requests)
         self._new_branches: list[int] = []  # not in any EngineCoreOutputs yet
         self._failures = FailedRequests()
         self._tracer = StepTracer(config.profile) if config.profile else None
@@ -129,8 +127,7 @@ class LLMEngine:
         live = self._live_requests[request.request_id] = LiveRequest(request, seed)
         with self._failures.isolate(live):
             self._output_processor.add_request(request)
-            if request.deadline is not None:
-                heapq.heappush(self._deadlines, (request.deadline, request.request_id))
+            self._limits.add_deadline(request)
             if request.params.grammar is not None:
                 self._pending_grammars.add(live, request.params.grammar)
             else:
@@ -167,8 +164,7 @@ class LLMEngine:
             )
         finally:  # the scheduler may have forked a branch before it failed
             self._add_branches()
-        if live.thinking_limit is not None:
-            self._limit_sequences(live, *live.thinking_limit)
+        self._limits.apply(live)
 
     def _add_sequence(self, sequence: LiveSequence) -> None:
         self._sequences[sequence.seq_id] = sequence
@@ -227,42 +223,9 @@ class LLMEngine:
         """Requests that failed alone since the last call; ``step`` returns them too."""
         return self._failures.pop_errors()
 
-    # --- limiting thinking ---
-
     def end_thinking(self, request_id: str) -> bool:
         """Makes a live request answer now. False if there is no such request."""
-        return self._limit_thinking(request_id, THINKING_NOW, _core.EndReason.CLIENT)
-
-    def _limit_thinking(self, request_id: str, maximum: int, reason: _core.EndReason) -> bool:
-        live = self._live_requests.get(request_id)
-        if live is None:
-            return False
-        live.thinking_limit = (maximum, reason)
-        self._limit_sequences(live, maximum, reason)
-        return True
-
-    def _limit_sequences(self, live: LiveRequest, maximum: int, reason: _core.EndReason) -> None:
-        for sequence in live.all_sequences():
-            self.scheduler.limit_thinking(sequence.seq_id, maximum, reason)
-
-    def _enforce_deadlines(self) -> None:
-        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
-            request_id = heapq.heappop(self._deadlines)[1]
-            self._limit_thinking(request_id, THINKING_NOW, _core.EndReason.DEADLINE)
-
-    def _shed_load(self, floor: int) -> None:
-        """Lowers budgets towards ``floor``, the further the more requests wait after this step."""
-        pressure = min(self.scheduler.stats().num_waiting / self.config.max_num_seqs, 1.0)
-        if pressure == 0:
-            return
-        for request_id, live in self._live_requests.items():
-            budget = live.request.budget
-            if budget is None:
-                continue
-            excess = budget.max_thinking - max(floor, budget.min_thinking)
-            maximum = budget.max_thinking - int(pressure * max(excess, 0))
-            if maximum < (live.thinking_limit[0] if live.thinking_limit else budget.max_thinking):
-                self._limit_thinking(request_id, maximum, _core.EndReason.OVERLOAD)
+        return self._limits.end_thinking(request_id, _core.EndReason.CLIENT)
 
     @property
     def has_unfinished(self) -> bool:
@@ -306,7 +269,7 @@ class LLMEngine:
     def step_core(self) -> EngineCoreOutputs | None:
         """The same, but returns the tokens; None if there was nothing to compute."""
         self.runner.check_health()
-        self._enforce_deadlines()
+        self._limits.enforce_deadlines()
         self._add_pending()
         outputs = self._step()
         self._remove_failing()
@@ -338,16 +301,17 @@ class LLMEngine:
 
     def _step(self) -> EngineCoreOutputs | None:
         began = time.monotonic()
-        if self._multi_step.in_flight:
-            return self._advance(began, [])
+        multi_step = self._multi_step
+        if multi_step is not None and multi_step.in_flight:
+            return self._advance(multi_step, began, [])
         batch = self.runner.batch
         with profile_range("schedule"):
             admitted = self.scheduler.schedule(batch.core)
-            new_requests = self._admit(admitted, began)
+            new_requests = self._admit(admitted, began) if admitted else []
         if batch.core.num_rows == 0:
             return None
         if self.config.overload_thinking_floor is not None:
-            self._shed_load(self.config.overload_thinking_floor)
+            self._limits.shed_load(self.config.overload_thinking_floor, self.config.max_num_seqs)
         step = SchedulerOutput(
             new_requests,
             self._appended,
@@ -355,8 +319,8 @@ class LLMEngine:
             self._output_processor.has_grammar,
         )
         self._appended = None
-        if self._multi_step.begin(step):
-            return self._advance(began, admitted)
+        if multi_step is not None and multi_step.begin(step):
+            return self._advance(multi_step, began, admitted)
         with profile_range("execute"):
             output = self.runner.execute(step)
         with profile_range("process"):
@@ -367,9 +331,11 @@ class LLMEngine:
                 self.scheduler.record_step_time(time.monotonic() - began)
             return self._collect(began, admitted, output.logprobs)
 
-    def _advance(self, began: float, admitted: list[int]) -> EngineCoreOutputs:
+    def _advance(
+        self, multi_step: MultiStepDecoder, began: float, admitted: list[int]
+    ) -> EngineCoreOutputs:
         with profile_range("execute"):
-            self._multi_step.advance()
+            multi_step.advance()
         with profile_range("process"):
             self._add_branches()
             return self._collect(began, admitted, {})

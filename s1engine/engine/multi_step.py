@@ -8,6 +8,7 @@ import numpy as np
 
 from s1engine import _core
 from s1engine.runner.interface import Runner, SchedulerOutput
+from s1engine.runner.resolved_config import ResolvedConfig
 
 MAX_INLINE_TOKENS = 8  # of a forced phrase, fed one token a step; longer ones are one extend
 
@@ -28,8 +29,6 @@ class MultiStepDecoder:
     def begin(self, step: SchedulerOutput) -> bool:
         """Launches the scheduled step and those after it, if the device can decide them all."""
         runner, core = self._runner, self._runner.batch.core
-        if runner.max_steps == 1:
-            return False
         for request in step.new_requests:
             self._needs_single_step[request.req_index] = request.needs_single_step
         if step.has_structured_output or core.num_samples < core.num_rows:
@@ -59,3 +58,12 @@ class MultiStepDecoder:
         output = runner.collect()
         scheduler.apply_multi_step(output.token_ids)
         return len(output.token_ids)
+
+
+def make_multi_step(
+    config: ResolvedConfig, scheduler: _core.Scheduler, runner: Runner
+) -> MultiStepDecoder | None:
+    """None: the host decides every step."""
+    if runner.max_steps == 1:
+        return None
+    return MultiStepDecoder(scheduler, runner, config.max_num_seqs)

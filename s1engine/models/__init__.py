@@ -1,4 +1,4 @@
-"""Models: what they are (config), how they compute (decoder) and how they are read (loader)."""
+"""Models: their facts (model_config), their computation (decoder), their weights (loader)."""
 
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import load_decoder, resolve_model

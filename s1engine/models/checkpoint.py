@@ -1,7 +1,7 @@
-"""The tensors of a Hugging Face directory: which there are, in which file, and reading them.
+"""The tensors of a Hugging Face directory: their names, their files, and reading them.
 
-Owns safetensors, one file or shards with an index, and the errors of files that are missing,
-truncated, or hold something else than the model needs. Knows tensors by name and shape only.
+Owns safetensors (one file, or shards with an index) and the errors about files that are missing,
+truncated, or do not hold what the model needs. Knows tensors by name and shape only.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self._listing, index = _weight_map(path)
-        """The file that a reader would look into for what tensors there are."""
+        """The file that lists the tensors; named in errors about missing ones."""
         self._files: dict[str, Path] = {}
         self._handles: dict[Path, Any] = {}  # of safetensors, without types
         for file in sorted(set(index.values())) or [self._listing]:
@@ -62,10 +62,10 @@ class Checkpoint:
         allowed: Collection[str],
         fp8: Fp8Layout | None = None,
     ) -> None:
-        """Raise unless there are exactly the tensors of ``shapes``, so shaped, in a float type.
+        """Raises ModelError unless the tensors are exactly those of ``shapes``, in a float type.
 
-        Matrices that ``fp8`` covers may be in fp8 and have their scales beside them. Further
-        tensors may be those of ``allowed``, and tables of rotary frequencies, which old checkpoints
+        Matrices that ``fp8`` covers may be in fp8, with their scales as tensors of their own. Also
+        allowed: the tensors ``allowed``, and tables of rotary frequencies, which old checkpoints
         store although they follow from the config.
         """
         known = {*shapes, *allowed}
@@ -85,8 +85,8 @@ class Checkpoint:
     ) -> None:
         stored = self._slice(name)
         if tuple(stored.get_shape()) not in shapes:
-            wanted = " or ".join(str(list(shape)) for shape in shapes)
-            raise self.error(name, f"has shape {stored.get_shape()}, not {wanted}")
+            expected = " or ".join(str(list(shape)) for shape in shapes)
+            raise self.error(name, f"has shape {stored.get_shape()}, not {expected}")
         if stored.get_dtype() not in dtypes:
             raise self.error(name, f"has type {stored.get_dtype()}, not {', '.join(dtypes)}")
 
@@ -101,8 +101,8 @@ class Checkpoint:
         return self._handles[self._files[name]].get_slice(name)
 
     def read(self, name: str) -> Tensor:
-        """A tensor on the CPU as it is stored, backed by the file: by a mapping of its own, whose
-        pages go with the tensor and do not pile up beside what is made of them."""
+        """A tensor on the CPU as it is stored. It has a mapping of the file of its own, so its
+        pages are freed with it and do not add up while a model loads."""
         try:
             with safe_open(self._files[name], framework="pt", device="cpu") as handle:
                 tensor: Tensor = handle.get_tensor(name)
@@ -111,8 +111,7 @@ class Checkpoint:
         return tensor
 
     def weights_digest(self) -> str:
-        """The same for equal weights only, as far as names, types, shapes and the first
-        DIGEST_VALUES numbers of each tensor tell."""
+        """A hash of names, dtypes, shapes and the first DIGEST_VALUES numbers of each tensor."""
         digest = hashlib.sha256()
         for name in sorted(self._files):
             tensor = self.read(name)
@@ -122,12 +121,12 @@ class Checkpoint:
         return digest.hexdigest()
 
     def error(self, name: str, why: str) -> ModelError:
-        """An error about tensor ``name``, to be raised."""
+        """An error about tensor ``name``, for the caller to raise."""
         return ModelError(f"{self._files[name]}: tensor {name!r} {why}")
 
 
 def _weight_map(path: Path) -> tuple[Path, dict[str, Path]]:
-    """The one weight file and no map, or the index and what it says: tensor -> file."""
+    """The single weight file and an empty map, or the index and its map: tensor -> file."""
     if (path / _SINGLE).exists():
         return path / _SINGLE, {}
     if (path / _INDEX).exists():

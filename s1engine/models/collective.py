@@ -1,7 +1,7 @@
-"""How the ranks of a model add up and gather what each has computed of it.
+"""All-reduce and gather among the ranks that share a model.
 
-Ranks on the CPU do so in memory that all have mapped (csrc/cpu/collective.hpp), ranks on CUDA
-devices through NCCL. Every rank must make the same calls in the same order.
+Ranks on the CPU use memory that all of them map (csrc/cpu/collective.hpp), ranks on CUDA devices
+NCCL. Every rank must make the same calls in the same order.
 """
 
 from datetime import timedelta
@@ -17,50 +17,51 @@ from s1engine.ops.layouts import DTYPES
 from s1engine.ops.workspace import Workspace
 
 dist: Any = torch.distributed  # whose types leave out what process groups can
-TIMEOUT = timedelta(seconds=120)  # for the slowest rank to come to the same call
+TIMEOUT = timedelta(seconds=120)  # for the slowest rank to reach the same call
 
 CollectiveError = cpu.CollectiveError
-"""Another rank has not come: it has died, or it hangs."""
+"""Another rank has not reached the call: it has died, or it hangs."""
 
 
 class Collective(Protocol):
-    """Sums and gathers among the ranks on this machine."""
+    """All-reduce and gather among the ranks on this machine."""
 
     shard: Shard
-    """This rank, and how many there are."""
+    """This rank, and the number of ranks."""
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        """x, equally shaped on all ranks, becomes the sum over them, in place."""
+        """x becomes the sum over ranks, in place. Its shape is the same on all ranks."""
 
     def all_reduce_residual(self, x: Tensor, residual: Tensor) -> Tensor | None:
-        """residual += the sum over ranks of x, and None; or that sum, still to be added."""
+        """Adds the sum over ranks of x to residual and returns None; or returns that sum, which the
+        caller still has to add."""
 
     def gather(self, x: Tensor) -> Tensor:
-        """x [B, N], equally shaped on all ranks, side by side: [B, size * N], on rank 0 alone; the
-        others get their own back. Valid until the next call."""
+        """On rank 0 the x [B, N] of all ranks side by side, [B, size * N]; on the others their own
+        x. Valid until the next call."""
 
     def abort(self) -> None:
-        """Lets a call that waits for a lost rank fail now; may come from another thread."""
+        """Makes a call that waits for a lost rank fail now. Any thread may call it."""
 
 
 class SharedCollective:
-    """A Collective of ranks whose tensors are in main memory. Its calls can be recorded, as those
+    """A Collective of ranks whose tensors are in main memory. Its calls can be recorded, like those
     of CpuOps.
 
     Args:
-        memory: ``memory_bytes`` of them, the same for all ranks, zeros at first.
+        memory: ``memory_bytes`` bytes that all ranks share, zeroed.
     """
 
     def __init__(self, shard: Shard, memory: Tensor) -> None:
         assert memory.nbytes >= self.memory_bytes(shard.size)
         self.shard = shard
         self.workspace = Workspace()
-        self._memory = memory  # kept
+        self._memory = memory  # keeps it mapped
         self._core = cpu.Collective(memory.data_ptr(), shard.rank, shard.size)
 
     @staticmethod
     def memory_bytes(size: int) -> int:
-        """What so many ranks need."""
+        """Shared memory that so many ranks need."""
         return cpu.Collective.memory_bytes(size)
 
     def all_reduce(self, x: Tensor) -> Tensor:
@@ -94,10 +95,11 @@ class SharedCollective:
 
 
 class NcclCollective:
-    """A Collective of ranks that have a CUDA device each; returns when all have connected.
+    """A Collective of ranks with a CUDA device each. The constructor returns when all ranks have
+    connected.
 
-    Owns one process group. It belongs to this object: the process's default group, which may be
-    somebody else's, is not touched.
+    Owns one process group, and does not touch the process's default group, which an embedding
+    application may use.
 
     Args:
         store: path of a file, empty at first, that all ranks may write.

@@ -1,6 +1,6 @@
 """Typed reading of a model's JSON files. Owns the error messages: file, field, what is wrong.
 
-Knows no field by name. A field that is null counts as absent, as Hugging Face writes it.
+Knows no field by name. A null field counts as absent: Hugging Face writes absent fields so.
 """
 
 import json
@@ -15,7 +15,7 @@ MAX_INT = 2**31 - 1
 
 
 class ConfigReader:
-    """The fields of one JSON object, each read with its type and bounds or a ModelError."""
+    """One JSON object. Each method reads a field with its type and bounds, or raises ModelError."""
 
     def __init__(self, file: Path, values: dict[str, Any], prefix: str = "") -> None:
         self.file = file
@@ -24,7 +24,7 @@ class ConfigReader:
 
     @classmethod
     def read(cls, file: Path) -> "ConfigReader":
-        """The object that ``file`` holds."""
+        """The JSON object in ``file``."""
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -36,7 +36,7 @@ class ConfigReader:
         return cls(file, values)
 
     def error(self, key: str, why: str) -> ModelError:
-        """An error about ``key``, to be raised."""
+        """An error about ``key``, for the caller to raise."""
         return ModelError(f"{self.file}: {self._prefix}{key} {why}")
 
     def __contains__(self, key: str) -> bool:
@@ -46,13 +46,13 @@ class ConfigReader:
         return iter(self._values)
 
     def get(self, key: str) -> Any:
-        """The value as JSON has it, None if absent."""
+        """The JSON value, None if absent."""
         return self._values.get(key)
 
     def integer(
         self, key: str, default: int | None = None, *, low: int = 1, high: int = MAX_INT
     ) -> int:
-        """An integer in [low, high]; without a default the field must be there."""
+        """An integer in [low, high]; without a default the field is required."""
         value = self._present(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.error(key, f"must be an integer from {low} to {high}; got {value!r}")
@@ -61,7 +61,7 @@ class ConfigReader:
     def number(
         self, key: str, default: float | None = None, *, low: float = 0.0, high: float = 1e30
     ) -> float:
-        """A finite number in [low, high]; without a default the field must be there."""
+        """A finite number in [low, high]; without a default the field is required."""
         value = self._present(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, f"must be a number; got {value!r}")
@@ -70,7 +70,7 @@ class ConfigReader:
         return float(value)
 
     def positive(self, key: str, default: float | None = None) -> float:
-        """A finite number above zero; without a default the field must be there."""
+        """A finite number above zero; without a default the field is required."""
         value = self.number(key, default)
         if value == 0:
             raise self.error(key, "must be above 0")

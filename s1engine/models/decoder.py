@@ -1,8 +1,8 @@
-"""The decoder: one definition for every supported family, told apart by ModelConfig alone.
+"""The decoder: one definition for all supported families; ModelConfig holds their differences.
 
-Owns the order of operations of a forward pass. Knows no sequence, no block and no device: where
-tokens stand is in AttentionMetadata, and how things are computed is up to Ops: a layer is five
-operations, each of which may be one kernel.
+Owns the order of operations of a forward pass. Knows no sequence, no block and no device:
+AttentionMetadata says where tokens are, and Ops computes. A layer is five operations, each of which
+may be one kernel.
 
 Shapes: T tokens of a step, B rows, H hidden size, Hq/Hkv query/KV heads, D head size, F inner size
 of the MLP, V vocabulary.
@@ -37,7 +37,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderWeights:
-    """A whole model on one device in one type."""
+    """A model, or one rank's part of it, on one device in one dtype."""
 
     embed: Matrix  # [V, H]
     layers: tuple[LayerWeights, ...]
@@ -46,7 +46,7 @@ class DecoderWeights:
 
 
 class Decoder:
-    """A model ready to run. Immutable: all that changes between steps is in the arguments."""
+    """A model ready to run. Immutable: whatever changes between steps is an argument."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Decoder:
         max_positions: int | None = None,
         collective: Collective | None = None,
     ) -> None:
-        """``max_positions`` bounds the positions that will be asked for; None: the model's own.
+        """``max_positions`` bounds the positions of all steps; None: the model's own bound.
         ``collective``: config and weights are one rank's part of a model (models/shard.py)."""
         assert len(weights.layers) == config.num_layers
         self.config = config
@@ -76,7 +76,7 @@ class Decoder:
     def forward(
         self, input_ids: Tensor, kv: Sequence[tuple[Tensor, Tensor]], meta: AttentionMetadata
     ) -> Tensor:
-        """input_ids [T] -> hidden states after the last layer [T, H], not normed; writes K and V of
+        """input_ids [T] -> hidden states after the last layer [T, H], not normed. Writes K and V of
         these tokens into ``kv``, the (k_cache, v_cache) of each layer."""
         ops, eps = self.ops, self.config.rms_norm_eps
         residual = self._embed(input_ids)  # [T, H]
@@ -102,7 +102,7 @@ class Decoder:
         return residual if pending_residual is None else residual.add_(pending_residual)
 
     def _embed(self, input_ids: Tensor) -> Tensor:
-        """Rows of ids that another rank holds come from there, by a sum with zeros."""
+        """Each rank embeds the ids it holds and zeros for the others; the sum is complete."""
         if self._collective is None:
             return self.ops.embed(input_ids, self.weights.embed)
         first = self._collective.shard.rank * self.config.vocab_size
@@ -113,15 +113,15 @@ class Decoder:
     def _linear_residual(
         self, x: Tensor, weight: Matrix, bias: Tensor | None, residual: Tensor
     ) -> Tensor | None:
-        """The product that ends a branch. Ranks have summands of it, so it is summed before anyone
-        may add it to the residual."""
+        """The product that ends attention or MLP. Each rank has a summand of it, so it is
+        all-reduced before it is added to the residual."""
         if self._collective is None:
             return self.ops.linear_residual(x, weight, bias, residual)
         return self._collective.all_reduce_residual(self.ops.linear(x, weight, bias), residual)
 
     def logits(self, hidden: Tensor, vocab_limit: int) -> Tensor:
         """hidden [B, H] -> float32 [B, vocab_limit]; padding rows of the head are not computed. If
-        ranks share the head, the first gets them, the others only what is their own."""
+        ranks share the head, rank 0 gets all logits, the others their own part."""
         if self._collective is None:
             return self._own_logits(hidden, vocab_limit)
         own = self._own_logits(hidden, self.config.vocab_size)

@@ -1,8 +1,8 @@
-"""Ready-made fp8 checkpoints: which of their layouts are read, and where the scales stand.
+"""Layouts of fp8 checkpoints: which are supported, and where their scales are.
 
-Matrices of the layers are e4m3 beside a tensor of scales: one for each row, one for the whole
-matrix, or one for each block. Matrices that a checkpoint left in 16 bits are read as ever. How it
-wants activations rounded is its runtime's affair and not followed here. Opens no files.
+Matrices of the layers are e4m3, each with a tensor of scales: one for each row, one for the whole
+matrix, or one for each block. Matrices may also be in 16 bits. How a checkpoint wants activations
+rounded is ignored. Opens no files.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ _PER_STRATEGY = {"channel": "row", "tensor": "matrix"}
 
 @dataclass(frozen=True, slots=True)
 class Fp8Layout:
-    """What belongs to a matrix X.weight in e4m3."""
+    """Scales of a matrix X.weight in e4m3."""
 
     suffix: str
     """Its scales are X.<suffix>."""
     per: str
-    """What has a scale of its own: row, matrix or block."""
+    """One scale for each row, matrix or block."""
     block: tuple[int, int] = (1, 1)
     """Rows and columns of a block."""
 
@@ -36,7 +36,7 @@ class Fp8Layout:
         return name.removesuffix("weight") + self.suffix
 
     def inputs(self, name: str) -> str:
-        """The scale of the inputs of matrix ``name``, which is not read."""
+        """The input scale of matrix ``name``, which is ignored."""
         return name.removesuffix("weight") + "input_scale"
 
     def scale_shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
@@ -49,12 +49,12 @@ class Fp8Layout:
         return ((-(-rows // self.block[0]), -(-columns // self.block[1])),)
 
     def row_scales(self, scales: Tensor, rows: int) -> Tensor:
-        """[N, 1] float32, where no row has several."""
+        """[N, 1] float32, for layouts with at most one scale a row."""
         assert self.per != "block"
         return scales.float().reshape(-1, 1).expand(rows, 1)
 
     def dequantize(self, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """What e4m3 values [N, K] and their scales stand for."""
+        """e4m3 values [N, K] times their scales, in ``dtype``."""
         if self.per == "block":
             height, width = self.block
             wide = scales.float().repeat_interleave(height, 0).repeat_interleave(width, 1)
@@ -65,7 +65,7 @@ class Fp8Layout:
 
 
 def parse_fp8(config: ConfigReader) -> Fp8Layout | None:
-    """The layout that config.json tells of, None if nothing is quantized, or a ModelError."""
+    """The layout that config.json describes; None: nothing is quantized. Raises ModelError."""
     if not config.get("quantization_config"):
         return None
     quantized = config.section("quantization_config")
@@ -78,7 +78,7 @@ def parse_fp8(config: ConfigReader) -> Fp8Layout | None:
 
 
 def _plain(quantized: ConfigReader) -> Fp8Layout:
-    """As Qwen publishes it, in blocks, or with a scale for each matrix."""
+    """In blocks, as Qwen publishes it, or with a scale for each matrix."""
     _one_of(quantized, "fmt", (None, "e4m3"))
     block = quantized.get("weight_block_size")
     if block is None:

@@ -1,8 +1,7 @@
 """From a model's name to a Decoder on a device. Owns how checkpoint tensors become weights.
 
-q, k and v become one matrix, gate and up another, each copied straight from the memory-mapped file
-to its place, so that loading takes no second copy of the model. A rank that holds a part of the
-model reads that part alone.
+q, k and v become one matrix, gate and up another. Each is copied straight from the memory-mapped
+file to its place, so loading needs no second copy of the model. A rank reads its own part only.
 """
 
 import os
@@ -39,7 +38,7 @@ def resolve_model(name_or_path: str) -> Path:
         raise ModelError(f"{path}: no such directory, and no hub id of the form owner/name")
     try:
         return Path(snapshot_download(name_or_path, allow_patterns=_HUB_FILES))
-    except Exception as error:  # network, permission, disk: whatever it was, the model is not here
+    except Exception as error:  # network, permission, disk
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(
             f"{name_or_path}: no such directory, and it could not be fetched from the hub: {reason}"
@@ -83,7 +82,7 @@ def load_decoder(
 
 
 class _Reader:
-    """Places checkpoint tensors on the device in the wanted type."""
+    """Copies checkpoint tensors to the device in the model's dtype."""
 
     def __init__(
         self,
@@ -102,8 +101,8 @@ class _Reader:
         self._bar = bar
         self._shard = shard
 
-    def take(self, *names: str) -> Tensor:
-        """The tensors ``names``, one below the other in one new tensor."""
+    def read(self, *names: str) -> Tensor:
+        """The tensors ``names``, concatenated by rows."""
         rows = [self._shapes[name][0] for name in names]
         columns = self._shapes[names[0]][1:]
         out = torch.empty((sum(rows), *columns), dtype=self._dtype, device=self._device)
@@ -116,11 +115,11 @@ class _Reader:
             self._bar.update(part.nbytes)
         return out
 
-    def matrix(self, *names: str) -> Tensor | QuantizedMatrix:
-        """The same in fp8 if that is how they are stored, with a scale for each row at most."""
+    def read_matrix(self, *names: str) -> Tensor | QuantizedMatrix:
+        """The same, kept in fp8 if they are stored so with at most one scale a row."""
         fp8 = self._fp8
         if fp8 is None or fp8.per == "block" or not all(map(self._checkpoint.is_fp8, names)):
-            return self.take(*names)
+            return self.read(*names)
         rows = [self._shapes[name][0] for name in names]
         size = (sum(rows), self._shapes[names[0]][1])
         values = torch.empty(size, dtype=torch.float8_e4m3fn, device=self._device)
@@ -135,7 +134,7 @@ class _Reader:
         return QuantizedMatrix(FP8, values, scales, self._dtype)
 
     def _plain(self, name: str) -> Tensor:
-        """A tensor as it is stored, from fp8 as what it stands for."""
+        """A tensor as it is stored; fp8 is dequantized."""
         stored = self._checkpoint.read(name)
         if self._fp8 is None or not self._checkpoint.is_fp8(name):
             return stored
@@ -145,7 +144,7 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True)
 class _Packer:
-    """Brings matrices into the form of the device, in fewer bits if asked for."""
+    """Packs matrices for the device, quantized if asked for."""
 
     ops: Ops
     quantization: str | None
@@ -154,7 +153,7 @@ class _Packer:
         return self._pack(weight, self.quantization)
 
     def head(self, weight: Tensor) -> Matrix:
-        """Head and tied embeddings: what few bits harm most."""
+        """Head and tied embeddings, which few bits harm most."""
         return self._pack(weight, HEAD_FORMATS.get(self.quantization or "", self.quantization))
 
     def _pack(self, weight: Tensor | QuantizedMatrix, fmt: str | None) -> Matrix:
@@ -168,14 +167,14 @@ class _Packer:
 def _weights(
     reader: "_Reader | _RandomReader", config: ModelConfig, pack: _Packer
 ) -> DecoderWeights:
-    embed = reader.take(EMBED)
-    head = pack.head(embed if config.tie_word_embeddings else reader.take(LM_HEAD))
+    embed = reader.read(EMBED)
+    head = pack.head(embed if config.tie_word_embeddings else reader.read(LM_HEAD))
     if config.tie_word_embeddings:
         del embed  # the packed one serves both
     return DecoderWeights(
         embed=head if config.tie_word_embeddings else embed,
         layers=tuple(_layer(reader, config, index, pack) for index in range(config.num_layers)),
-        norm=reader.take("model.norm.weight"),
+        norm=reader.read("model.norm.weight"),
         lm_head=head,
     )
 
@@ -187,21 +186,21 @@ def _layer(
     attention, mlp = layer + "self_attn.", layer + "mlp."
     qkv = [attention + name for name in ("q_proj", "k_proj", "v_proj")]
     return LayerWeights(
-        input_norm=reader.take(layer + "input_layernorm.weight"),
-        qkv=pack.layer(reader.matrix(*(name + ".weight" for name in qkv))),
-        qkv_bias=reader.take(*(name + ".bias" for name in qkv)) if config.qkv_bias else None,
-        q_norm=reader.take(attention + "q_norm.weight") if config.qk_norm else None,
-        k_norm=reader.take(attention + "k_norm.weight") if config.qk_norm else None,
-        o=pack.layer(reader.matrix(attention + "o_proj.weight")),
-        o_bias=reader.take(attention + "o_proj.bias") if config.o_bias else None,
-        post_norm=reader.take(layer + "post_attention_layernorm.weight"),
-        gate_up=pack.layer(reader.matrix(mlp + "gate_proj.weight", mlp + "up_proj.weight")),
-        down=pack.layer(reader.matrix(mlp + "down_proj.weight")),
+        input_norm=reader.read(layer + "input_layernorm.weight"),
+        qkv=pack.layer(reader.read_matrix(*(name + ".weight" for name in qkv))),
+        qkv_bias=reader.read(*(name + ".bias" for name in qkv)) if config.qkv_bias else None,
+        q_norm=reader.read(attention + "q_norm.weight") if config.qk_norm else None,
+        k_norm=reader.read(attention + "k_norm.weight") if config.qk_norm else None,
+        o=pack.layer(reader.read_matrix(attention + "o_proj.weight")),
+        o_bias=reader.read(attention + "o_proj.bias") if config.o_bias else None,
+        post_norm=reader.read(layer + "post_attention_layernorm.weight"),
+        gate_up=pack.layer(reader.read_matrix(mlp + "gate_proj.weight", mlp + "up_proj.weight")),
+        down=pack.layer(reader.read_matrix(mlp + "down_proj.weight")),
     )
 
 
 def _check_tied(checkpoint: Checkpoint, config: ModelConfig) -> None:
-    """A head beside tied embeddings must be the embeddings, or one of the two would be lost."""
+    """Raises ModelError if a checkpoint has a head that differs from the tied embeddings."""
     if not config.tie_word_embeddings or LM_HEAD not in checkpoint:
         return
     if not torch.equal(checkpoint.read(LM_HEAD), checkpoint.read(EMBED)):
@@ -218,8 +217,8 @@ def random_decoder(
     max_positions: int | None = None,
     quantization: str | None = None,
 ) -> Decoder:
-    """A model of these shapes with normal weights of deviation 0.02, made on the device: for
-    measuring, where no weights are at hand."""
+    """A model of these shapes with normal weights of deviation 0.02, generated on the device; for
+    measurements."""
     generator = torch.Generator(device).manual_seed(seed)
     reader = _RandomReader(config.tensor_shapes(), dtype, device, generator)
     return Decoder(config, _weights(reader, config, _Packer(ops, quantization)), ops, max_positions)
@@ -232,7 +231,7 @@ class _RandomReader:
     device: str
     generator: torch.Generator
 
-    def take(self, *names: str) -> Tensor:
+    def read(self, *names: str) -> Tensor:
         rows = sum(self.shapes[name][0] for name in names)
         size = (rows, *self.shapes[names[0]][1:])
         out = torch.empty(size, dtype=self.dtype, device=self.device)
@@ -240,5 +239,5 @@ class _RandomReader:
             return out.fill_(1)
         return out.normal_(0, 0.02, generator=self.generator)
 
-    def matrix(self, *names: str) -> Tensor:
-        return self.take(*names)
+    def read_matrix(self, *names: str) -> Tensor:
+        return self.read(*names)

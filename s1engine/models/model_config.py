@@ -1,6 +1,6 @@
-"""What a model is: the facts of config.json and generation_config.json, checked and frozen.
+"""A model's facts from config.json and generation_config.json, checked and frozen.
 
-Owns which models are supported and the names and shapes of their tensors. Reads no weights and
+Owns the list of supported models, and the names and shapes of their tensors. Reads no weights and
 runs no code of the model directory: ``auto_map`` is ignored, other architectures are refused.
 """
 
@@ -29,13 +29,13 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """In what an architecture differs from the others."""
+    """How an architecture differs from the others."""
 
-    qkv_bias: bool | None  # None: as config.json's attention_bias says, then of o_proj too
+    qkv_bias: bool | None  # None: config.json's attention_bias decides, for o_proj as well
     qk_norm: bool = False
     head_dim: int | None = None  # if config.json has none; None: hidden_size / heads
-    has_window_switch: bool = False  # use_sliding_window decides whether there is a window
-    default_window: int | None = None  # sliding_window, if config.json does not mention it
+    has_window_switch: bool = False  # use_sliding_window switches the window on
+    default_window: int | None = None  # if config.json does not mention sliding_window
 
 
 FAMILIES = {
@@ -68,15 +68,15 @@ class ModelConfig:
     """RMS norm of each query and key head before the rotation."""
     tie_word_embeddings: bool
     max_position_embeddings: int
-    """Longest context the model is made for, yarn's extension included."""
+    """Longest context of the model, yarn's extension included."""
     eos_token_ids: tuple[int, ...]
     torch_dtype: torch.dtype
-    """What the checkpoint was saved in."""
+    """The checkpoint's dtype."""
     generation_defaults: dict[str, float]
-    """Sampling parameters that the model's authors recommend; temperature 0 if they do not ask
-    for sampling."""
+    """Sampling parameters that the model's authors recommend; temperature 0 if they recommend no
+    sampling."""
     fp8: Fp8Layout | None = None
-    """How matrices that are stored in fp8 are stored; None: none is."""
+    """Layout of the matrices stored in fp8; None: there are none."""
 
     @classmethod
     def from_dir(cls, path: str | Path) -> "ModelConfig":
@@ -85,7 +85,7 @@ class ModelConfig:
 
     @classmethod
     def from_file(cls, file: Path) -> "ModelConfig":
-        """The same from its config.json, which may stand alone and have any name."""
+        """The model of a config.json, which may have any name and no weights beside it."""
         config = ConfigReader.read(file)
         architecture = _architecture(config)
         family = FAMILIES[architecture]
@@ -119,9 +119,9 @@ class ModelConfig:
             fp8=parse_fp8(config),
         )
 
-    def quantization(self, wanted: str | None) -> str | None:
-        """Format of the matrices in memory: the wanted one, else the checkpoint's own."""
-        return wanted or (None if self.fp8 is None else FP8)
+    def quantization(self, requested: str | None) -> str | None:
+        """Format of the matrices in memory: the requested one, else the checkpoint's own."""
+        return requested or (None if self.fp8 is None else FP8)
 
     @property
     def num_parameters(self) -> int:
@@ -129,7 +129,7 @@ class ModelConfig:
         return sum(prod(shape) for shape in self.tensor_shapes().values())
 
     def kv_bytes_per_token(self, cache_dtype: torch.dtype) -> int:
-        """Bytes that one token takes in a KV cache of this type, over all layers."""
+        """Bytes of one token in a KV cache of this dtype, over all layers."""
         row = stored_dim(self.head_dim, cache_dtype) * cache_dtype.itemsize
         return 2 * self.num_layers * self.num_kv_heads * row
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding: what config.json may ask for, and the table of cosines and sines.
+"""Rotary position embedding: its parameters in config.json, and the table of cosines and sines.
 
 Owns the frequency formulas of the supported kinds (default, linear, llama3, yarn), in float32 as
 transformers computes them. Knows nothing of attention; the rotation itself is an operation.
@@ -90,13 +90,13 @@ def _original_positions(rope: ConfigReader, max_positions: int) -> int:
 
 
 def _yarn_growth(factor: float, mscale: float) -> float:
-    """How much longer contexts sharpen the softmax: the scale of cosines and sines."""
+    """Scale of cosines and sines: longer contexts need a sharper softmax."""
     return 0.1 * mscale * math.log(factor) + 1.0
 
 
 def extended_positions(scaling: dict[str, Any] | None, max_positions: int) -> int:
-    """The context a model is made for. Yarn is added to models whose max_position_embeddings still
-    says the original length (so Qwen2.5 documents it), so there the factor counts."""
+    """Longest context of a model. With yarn, max_position_embeddings may still be the original
+    length (Qwen2.5 documents it so), and the factor extends it."""
     if scaling is None or scaling["rope_type"] != "yarn":
         return max_positions
     original: int = scaling["original_max_position_embeddings"]
@@ -133,17 +133,17 @@ def _frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None) ->
 
 
 def _llama3_kept(plain: Tensor, scaling: dict[str, Any]) -> Tensor:
-    """1 for pairs that turn often within the original context, 0 for those that hardly do."""
+    """[head_dim / 2]: 1 for pairs that turn often within the original context, 0 for slow ones."""
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     turns = plain * (float(scaling["original_max_position_embeddings"]) / (2 * math.pi))
     return ((turns - low) / (high - low)).clamp(0, 1)
 
 
 def _yarn_kept(theta: float, head_dim: int, scaling: dict[str, Any]) -> Tensor:
-    """Like llama3's, but linear in the pair's index between those of two numbers of turns."""
+    """Like llama3's, but linear in the pair's index between two numbers of turns."""
 
     def pair_of(turns: float) -> float:
-        """The pair, as a real number, that turns so often within the original context."""
+        """Index, as a real number, of the pair with so many turns in the original context."""
         length = scaling["original_max_position_embeddings"]
         return head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
 

@@ -124,7 +124,12 @@ class InputBatch:
 
     def inputs(self, sizes: StepSizes | None = None) -> StepInputs:
         """The scheduled step; on a worker, the step of these ``sizes`` that rank 0 scheduled."""
-        return self._make_inputs(*(sizes or self.sizes))
+        if sizes is not None:
+            return self._make_inputs(*sizes)
+        core = self.core
+        return self._make_inputs(
+            core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q
+        )
 
     def fill_dummy(self, query_lens: Sequence[int], block: int, block_size: int) -> StepSizes:
         """Writes a dummy step over ``block`` that samples at every token. Returns its sizes. Only

@@ -1,6 +1,5 @@
-"""On the CPU a request's tokens and log-probabilities are bitwise the same whatever surrounds it:
-alone, in a crowd, cut into chunks, preempted, forked, or after a cache hit; in the types in which a
-last bit could be lost."""
+"""On the CPU a request's tokens and log-probabilities are bitwise the same alone, in a batch, in
+chunks, preempted, forked, and after a cache hit, in the dtypes that could lose a last bit."""
 
 from collections.abc import Iterator
 
@@ -22,7 +21,7 @@ KINDS = ("bfloat16", "int8", "int4", "int8 cache")
 
 @pytest.fixture(scope="module", params=KINDS)
 def engines(request: pytest.FixtureRequest) -> Iterator[tuple[LLM, LLM]]:
-    """One with room, and one short of memory and of tokens a step."""
+    """One with ample memory, one with little memory and few tokens a step."""
     options = {
         "bfloat16": {},
         "int8": {"quantization": "int8"},
@@ -67,7 +66,7 @@ def facts(output: RequestOutput) -> list[object]:
 
 @settings(max_examples=10)
 @given(requests)
-def test_a_request_is_bitwise_the_same_in_any_company(
+def test_a_request_is_bitwise_the_same_in_any_batch(
     engines: tuple[LLM, LLM], asked: list[tuple[int, SamplingParams]]
 ) -> None:
     wide, tight = engines

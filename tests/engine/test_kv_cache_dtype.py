@@ -1,4 +1,4 @@
-"""An engine with its KV cache in int8: the same promises, more tokens, nearly the same logits."""
+"""An int8 KV cache: the same promises, more tokens, nearly the same logits."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def int8() -> LLM:
 
 @pytest.fixture(scope="module")
 def tight_int8() -> LLM:
-    """As ``tight``: memory for one and a half sequences, which it counts in int8."""
+    """Like ``tight``: memory for one and a half sequences in int8."""
     return LLM(
         progress=False,
         dtype="float32",
@@ -62,7 +62,7 @@ def test_batched_preempted_and_cached_equal_alone_and_cold(
 
 
 def test_the_tight_engine_preempts_and_shares(tight_int8: LLM) -> None:
-    """Here or in a test before this one: after a preemption the scheduler admits more carefully."""
+    """In this test or an earlier one: after a preemption the scheduler admits more carefully."""
     tight_int8.chat([chat(i // 2) for i in range(6)], greedy(min_tokens=190), progress=False)
     stats = tight_int8.engine.scheduler.stats()
     assert stats.num_preemptions > 0 and stats.prefix_hits > 0
@@ -81,8 +81,8 @@ def test_checkpoints_equal_separate_runs(int8: LLM, tight_int8: LLM) -> None:
 
 
 @pytest.mark.parametrize(("cache_dtype", "most"), [(torch.int8, 0.02), (torch.float8_e4m3fn, 0.05)])
-def test_the_error_is_small_and_there(llm: LLM, cache_dtype: torch.dtype, most: float) -> None:
-    """On the model's own traces, every token given."""
+def test_the_error_is_small_and_not_zero(llm: LLM, cache_dtype: torch.dtype, most: float) -> None:
+    """On the model's own traces, teacher-forced."""
     path = Path(llm.engine.config.model)
     model = ModelConfig.from_dir(path)
     decoder = load_decoder(path, model, torch.float32, "cpu", TorchOps())
@@ -104,7 +104,7 @@ def test_blocks_are_counted_in_their_own_type(int8: LLM, llm: LLM) -> None:
     assert bytes_held == cache.num_tokens * TOKEN_BYTES
 
 
-def test_what_the_cpu_does_not_keep_is_refused_when_it_starts() -> None:
+def test_an_unsupported_cache_dtype_is_refused_at_start() -> None:
     with pytest.raises(RequestError, match="fp8 is not covered on the CPU") as caught:
         LLM(progress=False, device="cpu", kv_cache_dtype="fp8")
     assert caught.value.param == "kv_cache_dtype"

@@ -15,7 +15,7 @@ from s1engine.runner.model_runner import ModelRunner
 from s1engine.runner.resolved_config import resolve_config
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from s1engine.server.metrics import Metrics
-from tests.engine.test_run_ahead import QUESTIONS, requests, texts
+from tests.engine.test_multi_step import QUESTIONS, requests, texts
 
 
 @pytest.fixture(scope="module", params=[{}, {"max_num_batched_tokens": 16}], ids=["wide", "narrow"])

@@ -1,4 +1,4 @@
-"""A model that two processes share answers as one does, and ends as one: all of it."""
+"""A model shared by two processes gives the same outputs, and its processes end together."""
 
 import asyncio
 import contextlib
@@ -55,7 +55,7 @@ def is_gone(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[LLM]:
-    """Two ranks, short of memory and of tokens a step: they chunk, preempt and evict."""
+    """Two ranks with little memory and few tokens a step: they chunk, preempt and evict."""
     half = Shard(0, 2).config(ModelConfig.from_dir(BUNDLED_MODEL))
     token_bytes = half.kv_bytes_per_token(torch.float32)
     llm = LLM(
@@ -158,7 +158,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_a_rank_that_dies_while_nobody_asks_ends_the_engine() -> None:
+def test_a_rank_that_dies_while_idle_ends_the_engine() -> None:
     async def main() -> None:
         engine = ProcessEngineClient(EngineConfig(dtype="float32", tensor_parallel_size=2))
         await engine.start()
@@ -190,7 +190,7 @@ def test_ranks_with_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert torch.get_num_threads() == threads
 
 
-def test_what_cannot_be_is_refused_before_a_process_starts(
+def test_wrong_sizes_are_refused_before_a_process_starts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(**options: object) -> RequestError:

@@ -1,4 +1,4 @@
-"""Models as small as the tests' are run faster by one thread than by several."""
+"""One thread: models as small as these run faster on it than on several."""
 
 from collections.abc import Iterator
 

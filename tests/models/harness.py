@@ -1,4 +1,4 @@
-"""Runs a Decoder step by step, as an engine would but without one: the tests' model runner."""
+"""Runs a Decoder step by step without an engine, and transformers as its oracle."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
 
 
 def oracle(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The same model in transformers, with its plainest attention."""
+    """The same model in transformers, with eager attention."""
     return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
 
 
@@ -30,14 +30,16 @@ def oracle_logits(model: PreTrainedModel, prompt: Sequence[int]) -> Tensor:
 
 
 class Rows:
-    """Sequences that share one KV cache, whose free slots hold NaN, through shuffled tables."""
+    """Sequences in one KV cache with shuffled block tables; unused slots hold NaN."""
 
     def __init__(
         self, decoder: Decoder, rows: int, max_context: int, block_size: int = 4, seed: int = 0,
         vocab_size: int | None = None,
     ) -> None:  # fmt: skip
         self.decoder = decoder
-        self.vocab_size = vocab_size or decoder.config.vocab_size  # a rank has a part of it
+        self.vocab_size = (
+            vocab_size or decoder.config.vocab_size
+        )  # a rank's decoder has a part of it
         self.block_size = block_size
         self.lens = [0] * rows
         blocks = rows * -(-max_context // block_size) + 3

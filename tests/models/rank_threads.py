@@ -1,4 +1,4 @@
-"""Ranks of a model as threads of one process, in memory that all have anyway."""
+"""Ranks of a model as threads of one process."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def on_ranks(size: int, work: Callable[[SharedCollective], T]) -> list[T]:
-    """What ``work`` returns on each rank."""
+    """Runs ``work`` on each rank; returns the results in order."""
     memory = torch.zeros(SharedCollective.memory_bytes(size), dtype=torch.uint8)
     ranks = [SharedCollective(Shard(rank, size), memory) for rank in range(size)]
 
@@ -21,7 +21,7 @@ def on_ranks(size: int, work: Callable[[SharedCollective], T]) -> list[T]:
         try:
             return work(rank)
         except BaseException:
-            rank.abort()  # the others need not wait
+            rank.abort()  # so the others do not wait
             raise
 
     with ThreadPoolExecutor(size) as pool:

@@ -1,4 +1,4 @@
-"""Ranks in shared memory: sums and gathers by definition, the same bits everywhere, no hanging."""
+"""Collectives in shared memory: exact results, the same bits on all ranks, and no hanging."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from s1engine.models.collective import CollectiveError, SharedCollective
 from s1engine.models.shard import Shard
 from tests.models.rank_threads import on_ranks
 
-SLOT = 1 << 18  # bytes that pass at a time
+SLOT = 1 << 18  # bytes that are exchanged at a time
 
 
 def part(rank: int, *shape: int, dtype: torch.dtype) -> Tensor:
@@ -24,14 +24,14 @@ def part(rank: int, *shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, generator=generator).to(dtype)
 
 
-# nothing, less than a vector, odd rests, several slots
+# empty, less than a vector, odd tails, several slots
 SHAPES = st.sampled_from([(0, 4), (1, 3), (5, 97), (3, SLOT // 4), (7, 40_001)])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
 
 @settings(max_examples=20)
 @given(st.integers(1, 5), SHAPES, DTYPES)
-def test_sums_are_those_in_the_order_of_ranks_rounded_once(
+def test_all_reduce_sums_in_the_order_of_ranks_and_rounds_once(
     size: int, shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
     parts = [part(rank, *shape, dtype=dtype) for rank in range(size)]
@@ -52,9 +52,7 @@ def test_sums_are_those_in_the_order_of_ranks_rounded_once(
 
 @settings(max_examples=20)
 @given(st.integers(1, 4), SHAPES)
-def test_parts_are_gathered_side_by_side_on_the_first_rank(
-    size: int, shape: tuple[int, int]
-) -> None:
+def test_gather_concatenates_on_rank_0(size: int, shape: tuple[int, int]) -> None:
     parts = [part(rank, *shape, dtype=torch.float32) for rank in range(size)]
     first, *others = on_ranks(size, lambda ranks: ranks.gather(parts[ranks.shard.rank]))
     assert torch.equal(first, torch.cat(parts, dim=1))
@@ -62,7 +60,7 @@ def test_parts_are_gathered_side_by_side_on_the_first_rank(
 
 
 def test_many_calls_in_a_row_do_not_mix() -> None:
-    """Slots are written again while slower ranks may still be reading."""
+    """Slots are rewritten while slower ranks may still be reading."""
 
     def work(ranks: SharedCollective) -> list[float]:
         own = float(10**ranks.shard.rank)
@@ -70,25 +68,25 @@ def test_many_calls_in_a_row_do_not_mix() -> None:
             ranks.all_reduce(torch.full((67,), own * (i % 7)))[i % 67].item() for i in range(2000)
         ]
 
-    wanted = [111.0 * (i % 7) for i in range(2000)]
-    assert on_ranks(3, work) == [wanted] * 3
+    expected = [111.0 * (i % 7) for i in range(2000)]
+    assert on_ranks(3, work) == [expected] * 3
 
 
 def test_calls_are_recorded_and_replayed() -> None:
     def work(ranks: SharedCollective) -> list[float]:
-        x, residual, plan = torch.ones(5), torch.zeros(5), cpu.RecordedStep()
-        cpu.record_into(plan)
+        x, residual, step = torch.ones(5), torch.zeros(5), cpu.RecordedStep()
+        cpu.record_into(step)
         ranks.all_reduce_residual(x, residual)
         gathered = ranks.gather(residual.view(1, 5))
         cpu.record_into(None)
         x += ranks.shard.rank
-        plan.replay()
-        return [len(plan), *residual.tolist(), gathered.sum().item()]
+        step.replay()
+        return [len(step), *residual.tolist(), gathered.sum().item()]
 
     assert on_ranks(2, work) == [[2, *[5.0] * 5, 50.0], [2, *[5.0] * 5, 25.0]]
 
 
-def test_who_waits_for_a_lost_rank_is_told_so() -> None:
+def test_waiting_for_a_lost_rank_raises() -> None:
     memory = torch.zeros(SharedCollective.memory_bytes(2), dtype=torch.uint8)
     rank = SharedCollective(Shard(0, 2), memory)
     threading.Timer(0.1, rank.abort).start()
@@ -98,10 +96,10 @@ def test_who_waits_for_a_lost_rank_is_told_so() -> None:
         rank.gather(torch.ones(1, 3))
 
 
-def test_the_first_rank_sees_what_processes_have_written() -> None:
-    """Also of one that is killed at once, in the middle of what follows."""
+def test_rank_0_sees_what_other_processes_write() -> None:
+    """Even if the process is killed right after its call."""
     memory = torch.zeros(SharedCollective.memory_bytes(2), dtype=torch.uint8).share_memory_()
-    other = get_context("fork").Process(target=_sums_and_ends, args=(memory,))
+    other = get_context("fork").Process(target=_reduce_then_die, args=(memory,))
     other.start()
     rank = SharedCollective(Shard(0, 2), memory)
     assert rank.all_reduce(torch.full((9,), 2.0)).tolist() == [5.0] * 9
@@ -112,6 +110,6 @@ def test_the_first_rank_sees_what_processes_have_written() -> None:
         rank.all_reduce(torch.ones(9))
 
 
-def _sums_and_ends(memory: Tensor) -> None:
+def _reduce_then_die(memory: Tensor) -> None:
     SharedCollective(Shard(1, 2), memory).all_reduce(torch.full((9,), 3.0))
     os.kill(os.getpid(), signal.SIGKILL)

@@ -74,7 +74,7 @@ def test_logits_equal_transformers(model: Path) -> None:
 
 
 def generate(decoder: Decoder, prompts: list[list[int]], count: int) -> list[list[int]]:
-    """Greedy continuations of all prompts together."""
+    """Greedy continuations of all prompts in one batch."""
     rows = Rows(decoder, len(prompts), max(map(len, prompts)) + count)
     chunks, outputs = prompts, [[] for _ in prompts]
     for _ in range(count):

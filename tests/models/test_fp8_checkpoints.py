@@ -1,5 +1,5 @@
-"""Matrices in fp8: made at load, and read from ready-made checkpoints, which are held against the
-same model written out in float32."""
+"""Matrices in fp8: quantized at load, or read from fp8 checkpoints, which are compared with the
+same model dequantized to float32."""
 
 import json
 import shutil
@@ -50,14 +50,14 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def blocks_of(scales: Tensor, shape: torch.Size) -> Tensor:
-    """Each block's scale at each of its places."""
+    """The scale of its block for each element."""
     rows = [row // BLOCK[0] for row in range(shape[0])]
     columns = [column // BLOCK[1] for column in range(shape[1])]
     return scales[rows][:, columns]
 
 
 def in_layout(layout: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """weight in e4m3, its scales, and what the two stand for."""
+    """``weight`` in e4m3, its scales, and their product."""
     rows, columns = weight.shape
     if layout == "channel":
         made = quantize(weight, "fp8")
@@ -73,7 +73,7 @@ def in_layout(layout: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def make_pair(tmp_path: Path, layout: str, **sizes: Any) -> tuple[Path, Path]:
-    """A checkpoint in fp8, and its twin."""
+    """A checkpoint in fp8, and the same model in float32."""
     sizes = {"intermediate_size": 64, **sizes}
     twin = make_model(tmp_path / "twin", "qwen2", tie_word_embeddings=False, **sizes)
     path = tmp_path / "fp8"
@@ -122,7 +122,7 @@ def logits(decoder: Decoder) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["channel", "tensor", "plain"])
 def test_scales_of_rows_are_kept(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
-    """What is multiplied is what is stored, to the bit."""
+    """The matrix in memory equals the stored one bit for bit."""
     path, twin = make_pair(tmp_path, layout)
     decoder = load(path, dtype=dtype)
     stored = load_file(path / "model.safetensors")
@@ -142,7 +142,7 @@ def test_scales_of_blocks_become_scales_of_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_other_formats_are_made_from_what_fp8_stands_for(tmp_path: Path, layout: str) -> None:
+def test_other_formats_are_quantized_from_dequantized_fp8(tmp_path: Path, layout: str) -> None:
     path, twin = make_pair(tmp_path, layout)
     found = logits(load(path, "int8", CpuOps()))
     assert torch.equal(found, logits(load(twin, "int8", CpuOps())))
@@ -171,7 +171,7 @@ def test_ranks_read_their_parts(tmp_path: Path, layout: str, rank: int) -> None:
         assert torch.equal(found.dequantize(), expected)
 
 
-def test_at_load_all_but_embeddings_and_head(tmp_path: Path) -> None:
+def test_at_load_all_but_embeddings_and_head_become_fp8(tmp_path: Path) -> None:
     path = make_model(tmp_path, "qwen3", tie_word_embeddings=False, dtype=torch.bfloat16)
     plain, packed = load(path).weights, load(path, "fp8").weights
     assert torch.equal(packed.lm_head, plain.lm_head)
@@ -212,7 +212,7 @@ def test_the_engine_keeps_the_format_of_the_checkpoint(tmp_path: Path) -> None:
         ([1], ["quantization_config", "object"]),
     ],
 )
-def test_layouts_that_are_not_read(tmp_path: Path, section: Any, words: list[str]) -> None:
+def test_unsupported_layouts_are_refused(tmp_path: Path, section: Any, words: list[str]) -> None:
     path = make_model(tmp_path, "qwen2")
     set_quantization(path, section)
     with pytest.raises(ModelError) as refusal:
@@ -233,7 +233,7 @@ def test_layouts_that_are_not_read(tmp_path: Path, section: Any, words: list[str
         ({PROJECTION + "_zero_point": torch.ones(1)}, ["zero_point", "not part"]),
     ],
 )
-def test_tensors_that_do_not_fit(
+def test_tensors_of_a_wrong_shape_or_type_are_refused(
     tmp_path: Path, change: dict[str, Tensor | None], words: list[str]
 ) -> None:
     path, _ = make_pair(tmp_path, "channel")
@@ -246,7 +246,7 @@ def test_tensors_that_do_not_fit(
         assert word in str(refusal.value)
 
 
-def test_fp8_that_config_json_does_not_tell_of(tmp_path: Path) -> None:
+def test_fp8_that_config_json_does_not_declare_is_refused(tmp_path: Path) -> None:
     path, _ = make_pair(tmp_path, "channel")
     set_quantization(path, None)
     with pytest.raises(ModelError, match="type F8_E4M3"):

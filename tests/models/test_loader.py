@@ -1,4 +1,4 @@
-"""Reading checkpoints: whole, sharded, converted, and everything that can be wrong with one."""
+"""Reading checkpoints: single files, shards, conversion, and every defect of one."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def tensors_of(decoder: Decoder) -> list[Tensor]:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
-    """Save the tensors of ``path`` again after ``change``."""
+    """Saves the tensors of ``path`` again after ``change``."""
     tensors = load_file(path / SINGLE)
     change(tensors)
     save_file(tensors, path / SINGLE)
@@ -144,7 +144,7 @@ def test_an_unexpected_tensor_is_refused(tmp_path: Path) -> None:
     assert_refused(path, name, "not part of this model", str(path / SINGLE))
 
 
-def test_known_harmless_tensors_are_passed_over(tmp_path: Path) -> None:
+def test_known_harmless_tensors_are_ignored(tmp_path: Path) -> None:
     path = make_model(tmp_path, "llama", tie_word_embeddings=True)
 
     def add(tensors: dict[str, Tensor]) -> None:
@@ -210,7 +210,7 @@ def edit_index(path: Path, change: Callable[[dict[str, str]], object]) -> None:
     (path / INDEX).write_text(json.dumps(index))
 
 
-def test_an_index_that_lies_is_refused(tmp_path: Path) -> None:
+def test_an_index_that_names_a_wrong_file_is_refused(tmp_path: Path) -> None:
     path = make_model(tmp_path, "llama", max_shard_size="20KB")
     edit_index(path, lambda names: names.update({"lm_head.weight": names["model.norm.weight"]}))
     names = json.loads((path / INDEX).read_text())["weight_map"]

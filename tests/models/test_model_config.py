@@ -1,4 +1,4 @@
-"""Reading config.json and generation_config.json: what is understood, what is refused by name."""
+"""Reading config.json and generation_config.json; unsupported fields are refused by name."""
 
 import json
 from pathlib import Path
@@ -170,7 +170,7 @@ def test_refused_by_name(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"sliding_window": 512}, {"sliding_window": "wide"}])
 def test_a_mistral_window_in_use_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
-    """The first has none written: then it is 4096, as in transformers."""
+    """The first has no sliding_window: the default is 4096, as in transformers."""
     config = small("MistralForCausalLM", **fields)
     config["max_position_embeddings"] = 8192
     with pytest.raises(ModelError, match="sliding_window"):

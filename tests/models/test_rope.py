@@ -1,4 +1,4 @@
-"""Tables of cosines and sines against transformers' own, at the sizes of real models."""
+"""Tables of cosines and sines against those of transformers, at the sizes of real models."""
 
 from pathlib import Path
 from typing import Any

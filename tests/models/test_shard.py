@@ -1,4 +1,4 @@
-"""Parts of a model: together they are the whole, and compute what it computes."""
+"""The ranks' parts of a model: together they are the whole, and compute the same."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @st.composite
 def sharded_models(draw: st.DrawFn) -> tuple[ModelConfig, int]:
-    """A model that so many ranks can share."""
+    """A model, and a number of ranks that can share it."""
     size = draw(st.integers(1, 5))
     kv = draw(
         st.sampled_from([n for n in range(1, 2 * size + 1) if n % size == 0 or size % n == 0])
@@ -73,7 +73,7 @@ def test_parts_are_the_whole(drawn: tuple[ModelConfig, int]) -> None:
 
 
 def joined(name: str, parts: list[Tensor], model: ModelConfig, size: int) -> Tensor:
-    """The parts one behind the other; those that several ranks hold once."""
+    """The parts concatenated; replicated ones once."""
     if ".k_proj." in name or ".v_proj." in name:
         copies = max(size // model.num_kv_heads, 1)
         assert all(torch.equal(part, parts[i - i % copies]) for i, part in enumerate(parts))
@@ -83,7 +83,7 @@ def joined(name: str, parts: list[Tensor], model: ModelConfig, size: int) -> Ten
 
 
 @given(sharded_models())
-def test_query_heads_stand_with_their_kv_heads(drawn: tuple[ModelConfig, int]) -> None:
+def test_query_heads_are_on_the_rank_of_their_kv_head(drawn: tuple[ModelConfig, int]) -> None:
     model, size = drawn
     for rank in range(size):
         own = Shard(rank, size).config(model)
@@ -138,8 +138,7 @@ def fits(model: ModelConfig, size: int) -> bool:
 
 @given(sharded_models())
 def test_the_plan_accepts_what_the_engine_accepts(drawn: tuple[ModelConfig, int]) -> None:
-    """Also fewer KV heads than ranks, which are replicated, and not an inner size that the ranks
-    do not divide."""
+    """KV heads may be replicated; the inner size must be divisible."""
     model, size = drawn
     odd = replace(model, intermediate_size=size * model.intermediate_size + 1)
     for one in (model, odd):
@@ -154,7 +153,7 @@ def test_the_plan_accepts_what_the_engine_accepts(drawn: tuple[ModelConfig, int]
             footprint(odd, torch.bfloat16, ranks=size)
 
 
-def test_equal_weights_have_one_fingerprint_and_others_another(tmp_path: Path) -> None:
+def test_equal_weights_have_equal_digests_and_others_have_others(tmp_path: Path) -> None:
     paths = [make_model(tmp_path / str(i), "llama", seed=seed) for i, seed in enumerate((0, 0, 1))]
     first, same, other = (Checkpoint(path).weights_digest() for path in paths)
     assert first == same != other

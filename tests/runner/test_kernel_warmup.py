@@ -1,4 +1,4 @@
-"""No step compiles a kernel once an engine has started."""
+"""After the warm-up no step compiles a kernel."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def step(rows, longest):
 
 
 with torch.inference_mode(), compiled_ahead(progress=False):
-    step(1, 512)  # as the step that measures memory
+    step(1, 512)  # like the step that measures memory
 before = len(compiled)
 compile_kernels(decoder, cache, max_num_seqs=SEQS, vocab_limit=VOCAB, progress=False)
 in_time = len(compiled) - before

@@ -1,4 +1,4 @@
-"""What fits, and what is said where nothing does."""
+"""How much memory the KV cache gets, and the error where nothing fits."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def resolved(**options: object) -> ResolvedConfig:
     return resolve_config(EngineConfig(device="cpu", **options))  # type: ignore[arg-type]
 
 
-def test_what_a_step_takes_is_kept_free() -> None:
+def test_activation_memory_is_kept_free() -> None:
     block = 16 * NANO.kv_bytes_per_token(torch.float32)
     config = resolved(kv_cache_memory_gb=20 * block / GIB, max_num_seqs=9)
     assert plan_memory(config, NANO, torch.float32)[1] == 20
@@ -40,7 +40,7 @@ def test_too_little_memory_names_what_would_fit() -> None:
 
 
 @pytest.mark.parametrize("ops", [CpuOps(), TorchOps()])
-def test_the_run_largest_step_is_one_that_the_engine_could_take(ops: Ops) -> None:
+def test_the_largest_step_computes_finite_logits(ops: Ops) -> None:
     config = resolved(max_num_seqs=5, max_num_batched_tokens=70)
     decoder = make_decoder(NANO, config, ops)
     logits = run_largest_step(decoder, config, vocab_limit=30)
@@ -57,7 +57,7 @@ def test_sizes_follow_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_config(EngineConfig(enforce_eager=True)).run_ahead == 1
 
 
-def test_no_device_is_said_in_one_line() -> None:
+def test_a_missing_device_is_one_line() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a device")
     with pytest.raises(RequestError, match=r"^device cuda: no CUDA device is available$"):

@@ -1,4 +1,4 @@
-"""Points of a line that rises, from steps whose time is whatever the machine makes of it."""
+"""Step costs: an ascending line through noisy measurements."""
 
 import time
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def test_points_ascend_and_never_exceed_what_was_measured(noise: list[float], mo
     assert all(cost <= noise[n % 40] + 1e-9 for n, cost in points)
 
 
-def test_it_goes_on_as_long_as_larger_steps_gain() -> None:
+def test_it_stops_where_larger_steps_gain_nothing() -> None:
     assert [n for n, _ in measured(lambda n: 1.0, 24)] == [1, 2, 3, 4, 6, 8, 12, 16, 24]
     assert [n for n, _ in measured(lambda n: float(n), 512)] == [1, 2]
     assert measured(lambda n: max(n / 8, 1.0), 512)[-1] == (16, 2.0)

@@ -1,4 +1,4 @@
-"""However far the device runs ahead of the host, requests get the same outputs."""
+"""Multi-step decode gives the outputs of single steps, for any number of steps."""
 
 from dataclasses import replace
 
@@ -20,8 +20,8 @@ QUESTIONS = ["a=3 b=a+4 c=b*2 c?", "q=1 w=q*7 e=w-5 e?", "x=2 x?"]
 
 
 @pytest.fixture(scope="module", params=[3, 32])
-def ahead(request: pytest.FixtureRequest) -> LLM:
-    """The model of ``llm``, whose decode steps are taken in runs."""
+def multi(request: pytest.FixtureRequest) -> LLM:
+    """The model of ``llm`` with multi-step decode."""
     return LLM(
         progress=False,
         dtype="float32",
@@ -65,7 +65,7 @@ def asked(draw: st.DrawFn) -> SamplingParams:
 
 
 def texts(outputs: list[CompletionOutput]) -> list[CompletionOutput]:
-    """Without log-probabilities, whose last bits depend on who else is in the batch."""
+    """Without log-probabilities, whose last bits depend on the rest of the batch."""
     return [replace(output, logprobs=None) for output in outputs]
 
 
@@ -75,13 +75,13 @@ requests = st.lists(st.tuples(st.sampled_from(QUESTIONS), asked()), min_size=1, 
 @settings(max_examples=20)
 @given(requests)
 def test_outputs_are_those_of_single_steps(
-    llm: LLM, ahead: LLM, asked: list[tuple[str, SamplingParams]]
+    llm: LLM, multi: LLM, asked: list[tuple[str, SamplingParams]]
 ) -> None:
     chats = [[{"role": "user", "content": question}] for question, _ in asked]
     params = [p for _, p in asked]
-    launches = graphs_of(ahead).num_launches
-    got = ahead.chat(chats, params, progress=False)
-    event(f"multi-step: {graphs_of(ahead).num_launches > launches}")
+    launches = graphs_of(multi).num_launches
+    got = multi.chat(chats, params, progress=False)
+    event(f"multi-step: {graphs_of(multi).num_launches > launches}")
     for one, found, wanted in zip(
         params, got, llm.chat(chats, params, progress=False), strict=True
     ):
@@ -90,13 +90,13 @@ def test_outputs_are_those_of_single_steps(
         children = [[c.output for c in output.checkpoints] for output in (found, wanted)]
         assert texts(children[0]) == texts(children[1])
         assert found.usage.completion_tokens == wanted.usage.completion_tokens
-    ahead.engine.scheduler.check_integrity()
-    stats = ahead.engine.scheduler.stats()
-    assert stats.num_free_blocks == ahead.engine.runner.num_blocks
+    multi.engine.scheduler.check_integrity()
+    stats = multi.engine.scheduler.stats()
+    assert stats.num_free_blocks == multi.engine.runner.num_blocks
 
 
-def test_chunks_join_to_the_output(ahead: LLM) -> None:
-    engine = ahead.engine
+def test_chunks_join_to_the_output(multi: LLM) -> None:
+    engine = multi.engine
     params = SamplingParams(temperature=0, thinking=ThinkingBudget(num_waits=1))
     for i, question in enumerate(QUESTIONS):
         chat = [{"role": "user", "content": question}]
@@ -116,9 +116,9 @@ def test_chunks_join_to_the_output(ahead: LLM) -> None:
         assert tokens == output.outputs[0].token_ids
 
 
-def test_the_host_has_the_last_word(ahead: LLM) -> None:
-    """An end of thinking, an abort and a new request, each while the device is ahead."""
-    engine = ahead.engine
+def test_the_host_overrides_steps_in_flight(multi: LLM) -> None:
+    """end_thinking, abort and a new request while steps are in flight."""
+    engine = multi.engine
     budget = ThinkingBudget(min_tokens=40)
     params = SamplingParams(temperature=0, thinking=budget)
     chat = [{"role": "user", "content": QUESTIONS[0]}]
@@ -132,7 +132,7 @@ def test_the_host_has_the_last_word(ahead: LLM) -> None:
     while thought < 5:
         engine.step()
         thought = engine.scheduler.collect_output_dict(sequence)["thinking_tokens"]
-    assert graphs_of(ahead).in_flight
+    assert graphs_of(multi).in_flight
     assert engine.end_thinking("ended")
     assert engine.abort("aborted") is not None
     add("new")
@@ -141,15 +141,15 @@ def test_the_host_has_the_last_word(ahead: LLM) -> None:
         outputs |= {n: e for n, e in engine.step() if isinstance(e, RequestOutput)}
     ended = outputs["ended"].outputs[0].thinking
     assert ended is not None and ended.end_reason == "client"
-    assert ended.tokens <= thought + 1  # what the device thought on was dropped
-    alone = ahead.chat(chat, params, progress=False)[0]
+    assert ended.tokens <= thought + 1  # what the device decoded since was dropped
+    alone = multi.chat(chat, params, progress=False)[0]
     assert outputs["new"].outputs == alone.outputs
     stats = engine.scheduler.stats()
     assert stats.num_free_blocks == engine.runner.num_blocks
 
 
 @given(st.integers(1, 3000))
-def test_buckets_hold_every_batch_that_a_run_covers(max_num_seqs: int) -> None:
+def test_buckets_cover_every_batch_up_to_the_kernels_limit(max_num_seqs: int) -> None:
     sizes = buckets(max_num_seqs)
     assert sizes == sorted(set(sizes)) and sizes[0] == 1
     assert sizes[-1] == min(max_num_seqs, MAX_DEVICE_ROWS)

@@ -1,0 +1,72 @@
+"""Limits on the thinking of live requests: deadlines, calls of end_thinking, overload.
+
+Owns the deadlines and the rule for overload. A limit is a lowered maximum of thinking tokens; the
+scheduler's state machine ends the thinking.
+"""
+
+import heapq
+import time
+from collections.abc import Mapping
+
+from s1engine import _core
+from s1engine.engine.live_request import LiveRequest
+from s1engine.engine.request import Request
+
+THINKING_NOW = 0  # a maximum that ends thinking at the next token
+
+
+class ThinkingLimits:
+    """Lowers thinking maxima.
+
+    Args:
+        live_requests: by request id.
+    """
+
+    def __init__(
+        self, scheduler: _core.Scheduler, live_requests: Mapping[str, LiveRequest]
+    ) -> None:
+        self._scheduler = scheduler
+        self._live_requests = live_requests
+        self._deadlines: list[tuple[float, str]] = []  # heap
+
+    def add_deadline(self, request: Request) -> None:
+        """Ends the thinking of ``request`` at its deadline, if it has one."""
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, request.request_id))
+
+    def enforce_deadlines(self) -> None:
+        """Ends the thinking of requests whose deadline has passed."""
+        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
+            request_id = heapq.heappop(self._deadlines)[1]
+            self.end_thinking(request_id, _core.EndReason.DEADLINE)
+
+    def end_thinking(self, request_id: str, reason: _core.EndReason) -> bool:
+        """Makes a live request answer now. False if there is no such request."""
+        live = self._live_requests.get(request_id)
+        if live is not None:
+            self._limit(live, THINKING_NOW, reason)
+        return live is not None
+
+    def shed_load(self, floor: int, max_num_seqs: int) -> None:
+        """Lowers budgets towards ``floor``, all the way where ``max_num_seqs`` requests wait."""
+        pressure = min(self._scheduler.stats().num_waiting / max_num_seqs, 1.0)
+        if pressure == 0:
+            return
+        for live in self._live_requests.values():
+            budget = live.request.budget
+            if budget is None:
+                continue
+            excess = budget.max_thinking - max(floor, budget.min_thinking)
+            maximum = budget.max_thinking - int(pressure * max(excess, 0))
+            if maximum < (live.thinking_limit[0] if live.thinking_limit else budget.max_thinking):
+                self._limit(live, maximum, _core.EndReason.OVERLOAD)
+
+    def _limit(self, live: LiveRequest, maximum: int, reason: _core.EndReason) -> None:
+        live.thinking_limit = (maximum, reason)
+        self.apply(live)
+
+    def apply(self, live: LiveRequest) -> None:
+        """Applies the limit of a request to all its sequences, new ones included."""
+        if live.thinking_limit is not None:
+            for sequence in live.all_sequences():
+                self._scheduler.limit_thinking(sequence.seq_id, *live.thinking_limit)
