@@ -1,7 +1,7 @@
 """Logging of the package: one level, one format.
 
 Every module logs to ``logging.getLogger(__name__)``. A program that embeds s1engine configures
-logging itself; the command line and the processes that s1engine starts call ``configure_logging``.
+logging itself; the command line and the engine process call ``configure_logging``.
 """
 
 import logging

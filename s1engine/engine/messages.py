@@ -112,11 +112,7 @@ from_engine_decoder: "msgspec.msgpack.Decoder[FromEngine]" = msgspec.msgpack.Dec
 
 def encode_frame(message: ToEngine | FromEngine) -> bytes:
     """A message as one frame."""
-    return frame_bytes(_encoder.encode(message))
-
-
-def frame_bytes(body: bytes) -> bytes:
-    """A frame with this body, as ``FrameReader`` reads it."""
+    body = _encoder.encode(message)
     assert len(body) <= MAX_FRAME_BYTES, "message is too large"
     return _LENGTH.pack(len(body)) + body
 
