@@ -203,6 +203,8 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
         ("s1engine/ops/cpu_ops.py", "def late():\n    import s1engine.kernels.attention"),
         ("s1engine/models/x.py", "import s1engine.runner.sampler as s"),
         ("s1engine/eval/x.py", "from s1engine.server.app import app"),
+        ("s1engine/charts/x.py", "from s1engine.errors import RequestError"),
+        ("s1engine/plan/x.py", "from s1engine.eval.report import write_report"),
         ("s1engine/engine/x.py", "from s1engine import training"),
         ("s1engine/cli.py", "from s1engine.training.sft import main"),
         ("s1engine/errors.py", "from s1engine import _core"),

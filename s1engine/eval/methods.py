@@ -179,14 +179,10 @@ class CheckpointSweep:
     those of separate runs; the time is that of the one pass.
     """
 
-    runs: tuple[RunSettings, ...]
+    settings: tuple[RunSettings, ...]
     """In the order asked; all budgets differ, None is the largest."""
     params: SamplingParams
     choose: Chooser
-
-    @property
-    def settings(self) -> tuple[RunSettings, ...]:
-        return self.runs
 
     def answer(
         self, questions: Sequence[Question], backend: Backend, traces: frozenset[str]
@@ -197,7 +193,7 @@ class CheckpointSweep:
         budgets = self.params.thinking.checkpoints if self.params.thinking else ()
         for response in backend.responses():
             question, at_checkpoint = questions[response.request.key], dict(response.checkpoints)
-            for run in self.runs:
+            for run in self.settings:
                 samples = response.samples
                 if run.budget in budgets:
                     sample = at_checkpoint.get(run.budget)

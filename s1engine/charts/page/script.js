@@ -1,5 +1,5 @@
 "use strict";
-// What a mark says when it is pointed at or focused, and which series a legend entry lights up.
+// Tooltips of marks on hover and focus; a legend entry highlights its series.
 (() => {
   const tip = document.getElementById("tip");
 
