@@ -406,12 +406,17 @@ def test_only_a_clients_own_headers_pass_and_none_can_be_forged() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope)
         headers = [(b"connection", b"x-hop, keep-alive"), (b"x-hop", b"1"), (b"x-request-id", b"0")]
-        headers += [(b"x-s1engine-secret", b"1"), (b"server", b"s"), (b"retry-after", b"3")]
+        headers += [(b"x-s1engine-internal-x", b"1"), (b"server", b"s")]
+        headers += [(b"retry-after", b"3"), (b"x-s1engine-ignored", b"y")]
         await send({**START, "headers": headers})
         await send(body(b"", more=False))
 
     async def play() -> None:
-        forged = [(CLIENT, b"9"), (b"X-S1engine-Not-Begun", b"1"), (b"x-request-id", b"forged")]
+        forged = [
+            (CLIENT, b"9"),
+            (b"X-S1engine-Internal-Not-Begun", b"1"),
+            (b"x-request-id", b"forged"),
+        ]
         secret = [(b"authorization", b"Bearer key"), (b"x-api-key", b"key")]
         hops = [(b"connection", b"X-Mine, close"), (b"x-mine", b"1"), (b"te", b"trailers")]
         hops += [(b"transfer-encoding", b"chunked"), (b"expect", b"100-continue"), (b"host", b"h")]
@@ -419,7 +424,8 @@ def test_only_a_clients_own_headers_pass_and_none_can_be_forged() -> None:
         scope = scope_of(*forged, *secret, *hops, *own, (b"x-latin", b"\xe9"))
         async with connected(app) as pair:
             start, _ = [m async for m in pair.client.forward(forwarded_request(scope, b"{}"))]
-        assert start["headers"] == [(b"retry-after", b"3"), (b"x-replica", b"r")]
+        passed = [(b"retry-after", b"3"), (b"x-s1engine-ignored", b"y"), (b"x-replica", b"r")]
+        assert start["headers"] == passed
         (got,) = seen
         assert got["state"]["client"] == "1"
         values = {name: [v for n, v in got["headers"] if n == name] for name, _ in got["headers"]}

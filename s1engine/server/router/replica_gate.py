@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from s1engine.server.middleware import refuse
 
-INTERNAL_PREFIX = b"x-s1engine-"  # headers between router and replica; a client's are dropped
+INTERNAL_PREFIX = b"x-s1engine-internal-"  # between router and replica; never from a client
 CLIENT = INTERNAL_PREFIX + b"client"  # number of the client's API key
 NOT_BEGUN = INTERNAL_PREFIX + b"not-begun"
 
