@@ -6,6 +6,7 @@ Reads and writes the two formats that s1 published. s1K has one unnamed teacher
 are kept, so a row that is read and written stays the same. Knows no tokenizer.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -118,6 +119,15 @@ def read_jsonl(path: Path, param: str) -> Iterator[tuple[int, Json]]:
         if not isinstance(given, dict):
             raise RequestError(f"{param}: {path} line {number} must be an object", param=param)
         yield number, given
+
+
+def read_complete_lines(path: Path) -> list[Json]:
+    """Objects of a file that a run appends to; skips a truncated line. Empty if it is missing."""
+    rows: list[Json] = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def write_jsonl(path: Path, rows: list[Json]) -> None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from s1engine.eval.backend import Backend, EvalRequest, EvalSample
 from s1engine.sampling_params import SamplingParams
-from s1engine.training.rows import Json, TeacherTrace, write_jsonl
+from s1engine.training.rows import TeacherTrace, read_complete_lines, write_jsonl
 
 Answers = dict[str, TeacherTrace]
 
@@ -63,16 +63,7 @@ def split_thinking(sample: EvalSample, answer_start: str = "<|im_start|>answer")
 
 def load_answers(file: Path) -> Answers:
     """Answers of earlier calls; removes a truncated line from the file."""
-    answers: Answers = {}
-    if not file.exists():
-        return answers
-    complete: list[Json] = []
-    for line in file.read_text(encoding="utf-8").split("\n"):
-        try:
-            row = json.loads(line)
-            answers[row["id"]] = TeacherTrace(row["thinking"], row["attempt"])
-            complete.append(row)
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_jsonl(file, complete)
-    return answers
+    lines = read_complete_lines(file)
+    if file.exists():
+        write_jsonl(file, lines)
+    return {line["id"]: TeacherTrace(line["thinking"], line["attempt"]) for line in lines}

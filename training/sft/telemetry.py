@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from s1engine.training.rows import Json, write_jsonl
+from s1engine.training.rows import read_complete_lines, write_jsonl
 
 LOG, PLOT = "log.jsonl", "loss.png"
 
@@ -48,7 +48,7 @@ class Telemetry:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         path = folder / LOG
-        write_jsonl(path, [row for row in _read_log(path) if row["step"] <= start])
+        write_jsonl(path, [row for row in read_complete_lines(path) if row["step"] <= start])
         self._log = path.open("a", encoding="utf-8")
         self._board = _open_tensorboard(folder, purge_step=start + 1)
         self._bar = tqdm(total=num_steps, initial=start, unit="step", disable=not progress)
@@ -64,7 +64,10 @@ class Telemetry:
         if self._board is not None:
             self._board.close()
         if kind is None:
-            plot_losses([row["loss"] for row in _read_log(self._folder / LOG)], self._folder / PLOT)
+            plot_losses(
+                [row["loss"] for row in read_complete_lines(self._folder / LOG)],
+                self._folder / PLOT,
+            )
 
     def add(self, record: StepRecord) -> None:
         """Shows and writes a step immediately."""
@@ -105,17 +108,6 @@ def plot_losses(losses: Sequence[float], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     canvas.savefig(path, dpi=160)
     pyplot.close(canvas)
-
-
-def _read_log(path: Path) -> list[Json]:
-    """Complete records of a log; a truncated last line is dropped."""
-    records: list[Json] = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
 
 
 def _open_tensorboard(folder: Path, purge_step: int) -> Any:
