@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch._C._autograd import _profiler_enabled
 
 SKIPPED_STEPS = 8  # the first steps compile, record and fill caches
 TRACED_STEPS = 64
@@ -19,7 +20,7 @@ _NO_RANGE = nullcontext()
 def profile_range(name: str) -> AbstractContextManager[object]:
     """A named range of the calling thread, for torch's profiler if it records this thread, else for
     Nsight Systems if ``S1ENGINE_NVTX`` is 1."""
-    if torch.autograd._profiler_enabled():
+    if _profiler_enabled():
         return torch.profiler.record_function(name)
     if _uses_nvtx():
         return torch.cuda.nvtx.range(name)
