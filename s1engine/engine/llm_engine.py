@@ -273,12 +273,14 @@ class LLMEngine:
         self._add_pending()
         outputs = self._step()
         self._remove_failing()
-        if outputs is not None:
+        if self._tracer is not None or logger.isEnabledFor(logging.DEBUG):
             self._observe_step(outputs)
         return outputs
 
-    def _observe_step(self, outputs: EngineCoreOutputs) -> None:
-        """For traces and logs."""
+    def _observe_step(self, outputs: EngineCoreOutputs | None) -> None:
+        """Traces and logs a step, unless there was nothing to compute."""
+        if outputs is None:
+            return
         if self._tracer is not None:
             self._tracer.end_step()
         if logger.isEnabledFor(logging.DEBUG):
