@@ -117,6 +117,7 @@ class RayReplicaPool:
     async def shutdown(self) -> None:
         """End the replicas, and Ray if it was started for them."""
         self._watcher.cancel()
+        await asyncio.gather(self._watcher, return_exceptions=True)
         await self._session.close()
         self._end_ray()  # in the main thread, where Ray restores its signal handlers
 
