@@ -41,8 +41,9 @@ def use_launches(candidates: Sequence[LaunchCandidate], model: ModelConfig) -> I
         return by_shape.get((n, k)) is not cublas and table_fits(tokens, n, k)
 
     replaced = {"decode": "decode_tiles", "splits": "decode_splits", "head": "head_tiles"}
-    values = {name: by_kernel[kernel] for kernel, name in replaced.items() if kernel in by_kernel}
-    with patch.multiple(launch_table, skinny_gemm_tiles=tiles, fits_skinny_gemm=fits, **values):
+    functions: dict[str, Any] = {"skinny_gemm_tiles": tiles, "fits_skinny_gemm": fits}
+    functions |= {replaced[kernel]: by_kernel[kernel] for kernel in replaced if kernel in by_kernel}
+    with patch.multiple(launch_table, **functions):
         yield
 
 

@@ -1,12 +1,16 @@
-"""An fp8 KV cache inside the kernels: how values are stored, and the type of products with them.
+"""The KV cache inside the kernels: how fp8 values are stored, and the type of products with them.
 
 Stored values are e4m3 within +-448. Products with them use fp16, or float32 beside float32 queries:
 Hopper converts e4m3 to fp16 in one instruction but to bf16 in several through float32, and both
 types hold every e4m3 exactly. The layout of the cache is that of the other types.
 """
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from s1engine.kernels import launch_table
 
 FP8_LIMIT: tl.constexpr = tl.constexpr(448.0)  # the largest finite e4m3
 
@@ -25,3 +29,11 @@ def cast_query(q, cache_ptr):
     if cache_ptr.dtype.element_ty == tl.float8e4nv and q.dtype == tl.bfloat16:
         q = q.to(tl.float16)
     return q
+
+
+def check_caches(k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype, head_dim: int) -> None:
+    """Assert caches [num_blocks, Hkv, S, D] that the kernels cover beside q, k, v of ``dtype``."""
+    assert k_cache.shape == v_cache.shape and k_cache.shape[3] == head_dim
+    assert head_dim in launch_table.HEAD_DIMS and k_cache.shape[2] in launch_table.BLOCK_SIZES
+    assert k_cache.dtype == v_cache.dtype and k_cache.dtype in (dtype, torch.float8_e4m3fn)
+    assert k_cache.is_contiguous() and v_cache.is_contiguous()

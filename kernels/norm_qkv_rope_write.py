@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import launch_table
-from s1engine.kernels.kv_quant import quantize
+from s1engine.kernels.kv_quant import check_caches, quantize
 from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.skinny_gemm import (
     check_operands,
@@ -133,10 +133,7 @@ def norm_qkv_rope_write(
     _, num_kv_heads, block_size, dim = k_cache.shape
     num_heads = weight.shape[0] // dim - 2 * num_kv_heads
     assert weight.shape[0] == (num_heads + 2 * num_kv_heads) * dim and num_heads > 0
-    assert dim in launch_table.HEAD_DIMS and block_size in launch_table.BLOCK_SIZES
-    assert k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype
-    assert k_cache.dtype in (x.dtype, torch.float8_e4m3fn)
-    assert k_cache.is_contiguous() and v_cache.is_contiguous()
+    check_caches(k_cache, v_cache, x.dtype, dim)
     assert cos_sin.dtype == torch.float32 and cos_sin.is_contiguous() and cos_sin.shape[1] == dim
     assert positions.dtype == torch.int32 and slot_mapping.dtype == torch.int64
     assert positions.shape == slot_mapping.shape == (tokens,)

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import launch_table
-from s1engine.kernels.kv_quant import cast_query
+from s1engine.kernels.kv_quant import cast_query, check_caches
 from s1engine.kernels.online_softmax import LOG2E, LOWEST, online_softmax_tile
 from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
@@ -191,11 +191,8 @@ def paged_decode(
     _, num_kv_heads, block_size, _ = k_cache.shape
     group = num_heads // num_kv_heads
     assert num_heads == group * num_kv_heads and group <= launch_table.MAX_GROUP
-    assert dim in launch_table.HEAD_DIMS and block_size in launch_table.BLOCK_SIZES
-    assert q.stride()[1:] == (dim, 1) and k_cache.dtype == v_cache.dtype
-    assert k_cache.dtype in (q.dtype, torch.float8_e4m3fn)
-    assert k_cache.shape == v_cache.shape and k_cache.shape[3] == dim
-    assert k_cache.is_contiguous() and v_cache.is_contiguous()
+    check_caches(k_cache, v_cache, q.dtype, dim)
+    assert q.stride()[1:] == (dim, 1)
     assert block_table.dtype == context_lens.dtype == torch.int32
     assert context_lens.shape == (rows,) and block_table.shape[0] == rows
     assert block_table.stride(1) == 1 and context_lens.is_contiguous()

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import launch_table
-from s1engine.kernels.kv_quant import cast_query
+from s1engine.kernels.kv_quant import cast_query, check_caches
 from s1engine.kernels.online_softmax import LOG2E, LOWEST, online_softmax_tile
 from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
@@ -121,12 +121,9 @@ def paged_prefill(
     _, num_kv_heads, block_size, _ = k_cache.shape
     rows, group = context_lens.shape[0], num_heads // num_kv_heads
     assert num_heads == group * num_kv_heads and group <= launch_table.MAX_GROUP
-    assert dim in launch_table.HEAD_DIMS and block_size in launch_table.BLOCK_SIZES
+    check_caches(k_cache, v_cache, q.dtype, dim)
     assert 0 < rows <= launch_table.MAX_BATCH_ROWS
-    assert q.stride()[1:] == (dim, 1) and k_cache.dtype == v_cache.dtype
-    assert k_cache.dtype in (q.dtype, torch.float8_e4m3fn)
-    assert k_cache.shape == v_cache.shape and k_cache.shape[3] == dim
-    assert k_cache.is_contiguous() and v_cache.is_contiguous()
+    assert q.stride()[1:] == (dim, 1)
     assert block_table.dtype == cu_seqlens_q.dtype == context_lens.dtype == torch.int32
     assert cu_seqlens_q.shape == (rows + 1,) and block_table.shape[0] == rows
     assert block_table.stride(1) == 1

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import launch_table
-from s1engine.kernels.kv_quant import quantize
+from s1engine.kernels.kv_quant import check_caches, quantize
 from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 
@@ -105,13 +105,10 @@ def rope_write(
     """q [T, Hq, D], k, v [T, Hkv, D] with contiguous heads; caches [num_blocks, Hkv, S, D]."""
     tokens, num_heads, dim = q.shape
     num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
-    assert dim in launch_table.HEAD_DIMS and block_size in launch_table.BLOCK_SIZES
+    check_caches(k_cache, v_cache, q.dtype, dim)
     assert k.shape == v.shape == (tokens, num_kv_heads, dim)
     assert q.stride()[1:] == k.stride()[1:] == v.stride()[1:] == (dim, 1)
-    assert q.dtype == k.dtype == v.dtype and k_cache.dtype == v_cache.dtype
-    assert k_cache.dtype in (q.dtype, torch.float8_e4m3fn)
-    assert k_cache.shape == v_cache.shape and k_cache.shape[3] == dim
-    assert k_cache.is_contiguous() and v_cache.is_contiguous()
+    assert q.dtype == k.dtype == v.dtype
     assert cos_sin.dtype == torch.float32 and cos_sin.is_contiguous() and cos_sin.shape[1] == dim
     assert positions.shape == slot_mapping.shape == (tokens,)
     heads = min(launch_table.ROPE_HEADS, launch_table.next_power_of_2(num_heads))
