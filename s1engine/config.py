@@ -62,7 +62,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     """Reuse computed blocks of prompts and generated tokens in later requests."""
     enforce_eager: bool = False
-    """Never capture CUDA graphs."""
+    """Capture no CUDA graphs and record no CPU steps: every step runs call by call."""
     run_ahead: int | None = None
     """Multi-step decode: steps that the device decodes by itself, budgets included, before the host
     reads their tokens. None: 8 on CUDA; 1 (single steps) on the CPU, with ``enforce_eager``, with

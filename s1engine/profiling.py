@@ -1,30 +1,41 @@
 """Ranges around the parts of a step, and traces of the first steps.
 
-Owns what a profiler sees of the engine. Costs two lookups per range while no profiler is attached.
-Knows no scheduler and no device.
+Owns what a profiler sees of the engine. A part of a step has two forms, plain and within a range,
+and ``profiler_attached`` chooses once per step: without a profiler, ranges cost nothing. Knows no
+scheduler and no device.
 """
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch._C._autograd import _profiler_enabled
+from torch.profiler import record_function
 
 SKIPPED_STEPS = 8  # the first steps compile, record and fill caches
 TRACED_STEPS = 64
-_NO_RANGE = nullcontext()
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
-def profile_range(name: str) -> AbstractContextManager[object]:
-    """A named range of the calling thread, for torch's profiler if it records this thread, else for
-    Nsight Systems if ``S1ENGINE_NVTX`` is 1."""
-    if _profiler_enabled():
-        return torch.profiler.record_function(name)
-    if _uses_nvtx():
-        return torch.cuda.nvtx.range(name)
-    return _NO_RANGE
+def profiler_attached() -> bool:
+    """True while torch's profiler records the calling thread, or if ``S1ENGINE_NVTX`` is 1."""
+    return _profiler_enabled() or _uses_nvtx()
+
+
+def ranged(name: str, function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """``function`` within a range ``name``, for calls while ``profiler_attached()``."""
+
+    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        with torch.cuda.nvtx.range(name) if _uses_nvtx() else nullcontext(), record_function(name):
+            return function(*args, **kwargs)
+
+    return call
 
 
 @cache

@@ -10,24 +10,25 @@ import pytest
 import torch
 
 from s1engine import LLM, SamplingParams
-from s1engine.profiling import SKIPPED_STEPS, TRACED_STEPS, StepTracer, profile_range
+from s1engine.profiling import SKIPPED_STEPS, TRACED_STEPS, StepTracer, profiler_attached, ranged
 
 
-def test_a_range_is_nothing_without_a_profiler() -> None:
-    assert profile_range("execute") is profile_range("sample")
+def test_no_profiler_is_attached_by_itself() -> None:
+    assert not profiler_attached()
 
 
 def test_a_range_reaches_the_profiler() -> None:
-    with torch.profiler.profile() as profiler, profile_range("execute"):
-        torch.ones(1) + 1
+    add = ranged("execute", torch.add)
+    with torch.profiler.profile() as profiler:
+        assert profiler_attached()
+        assert add(torch.ones(1), 1).item() == 2
     assert "execute" in {event.key for event in profiler.key_averages()}
 
 
 def test_a_trace_holds_the_steps_after_the_first(tmp_path: Path) -> None:
     tracer = StepTracer(tmp_path / "traces")
     for step in range(SKIPPED_STEPS + TRACED_STEPS + 5):
-        with profile_range(f"step {step}"):
-            torch.ones(1) + 1
+        ranged(f"step {step}", torch.ones)(1)
         tracer.end_step()
     tracer.close()
     names = {event.get("name") for event in read_trace(tracer.path)}

@@ -28,7 +28,7 @@ from s1engine.engine.live_request import (
     PendingGrammars,
     sample_seed,
 )
-from s1engine.engine.multi_step import MultiStepDecoder, make_multi_step
+from s1engine.engine.multi_step import make_multi_step
 from s1engine.engine.output_processor import OutputProcessor, RequestEvent
 from s1engine.engine.request import Prompt, Request, drafting_mode
 from s1engine.engine.request_compiler import ModelText, RequestCompiler
@@ -36,8 +36,8 @@ from s1engine.engine.thinking_limits import ThinkingLimits
 from s1engine.errors import RequestFailedError
 from s1engine.models.loader import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
-from s1engine.profiling import StepTracer, profile_range
-from s1engine.runner.interface import NewRequest, Runner, SchedulerOutput
+from s1engine.profiling import StepTracer, profiler_attached, ranged
+from s1engine.runner.interface import ModelRunnerOutput, NewRequest, Runner, SchedulerOutput
 from s1engine.runner.model_runner import ModelRunner
 from s1engine.runner.resolved_config import ResolvedConfig, resolve_config
 from s1engine.sampling_params import SamplingParams
@@ -96,6 +96,12 @@ class LLMEngine:
         self._new_branches: list[int] = []  # not in any EngineCoreOutputs yet
         self._failures = FailedRequests()
         self._tracer = StepTracer(config.profile) if config.profile else None
+        self._plain_phases = self._schedule, self._execute, self._process
+        self._ranged_phases = (
+            ranged("schedule", self._schedule),
+            ranged("execute", self._execute),
+            ranged("process", self._process),
+        )
         self._pending_grammars = PendingGrammars(self.compiler.grammars)
         self._output_processor = OutputProcessor(
             self.scheduler,
@@ -303,15 +309,24 @@ class LLMEngine:
 
     def _step(self) -> EngineCoreOutputs | None:
         began = time.monotonic()
-        multi_step = self._multi_step
-        if multi_step is not None and multi_step.in_flight:
-            return self._advance(multi_step, began, [])
+        schedule, execute, process = (
+            self._ranged_phases if profiler_attached() else self._plain_phases
+        )
+        step, admitted = None, []
+        if self._multi_step is None or not self._multi_step.in_flight:
+            step, admitted = schedule(began)
+            if step is None:
+                return None
+        return process(execute(step), began, admitted)
+
+    def _schedule(self, now: float) -> tuple[SchedulerOutput | None, list[int]]:
+        """The next step, and the sequences that entered the persistent batch; None if there is
+        nothing to compute."""
         batch = self.runner.batch
-        with profile_range("schedule"):
-            admitted = self.scheduler.schedule(batch.core)
-            new_requests = self._admit(admitted, began) if admitted else []
+        admitted = self.scheduler.schedule(batch.core)
+        new_requests = self._admit(admitted, now) if admitted else []
         if batch.core.num_rows == 0:
-            return None
+            return None, admitted
         if self.config.overload_thinking_floor is not None:
             self._limits.shed_load(self.config.overload_thinking_floor, self.config.max_num_seqs)
         step = SchedulerOutput(
@@ -321,26 +336,29 @@ class LLMEngine:
             self._output_processor.has_grammar,
         )
         self._appended = None
-        if multi_step is not None and multi_step.begin(step):
-            return self._advance(multi_step, began, admitted)
-        with profile_range("execute"):
-            output = self.runner.execute(step)
-        with profile_range("process"):
+        return step, admitted
+
+    def _execute(self, step: SchedulerOutput | None) -> ModelRunnerOutput | None:
+        """Computes ``step``. None if the tokens have been applied, as a multi-step decode does; it
+        continues if ``step`` is None."""
+        multi_step = self._multi_step
+        if multi_step is not None and (step is None or multi_step.begin(step)):
+            multi_step.advance()
+            return None
+        assert step is not None
+        return self.runner.execute(step)
+
+    def _process(
+        self, output: ModelRunnerOutput | None, began: float, admitted: list[int]
+    ) -> EngineCoreOutputs:
+        """Applies the sampled tokens, and returns what the sequences gained."""
+        if output is not None:
             self.scheduler.update(output.token_ids)
             self._appended = self.scheduler.appended
-            self._add_branches()
             if not output.recorded_now:
                 self.scheduler.record_step_time(time.monotonic() - began)
-            return self._collect(began, admitted, output.logprobs)
-
-    def _advance(
-        self, multi_step: MultiStepDecoder, began: float, admitted: list[int]
-    ) -> EngineCoreOutputs:
-        with profile_range("execute"):
-            multi_step.advance()
-        with profile_range("process"):
-            self._add_branches()
-            return self._collect(began, admitted, {})
+        self._add_branches()
+        return self._collect(began, admitted, {} if output is None else output.logprobs)
 
     def _admit(self, admitted: list[int], now: float) -> list[NewRequest]:
         """The sequences that have entered the persistent batch, as the runner samples them."""

@@ -9,8 +9,10 @@ enough work per call: they run call by call.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from s1engine._core import cpu
 from s1engine.ops.cpu_ops import CpuOps
@@ -25,6 +27,19 @@ class _CpuGraph:
     step: cpu.RecordedStep
     inputs: StepInputs  # keeps the buffers alive
     logits: Tensor
+
+
+class _KernelsOnly(TorchDispatchMode):
+    """Within it, torch may allocate and view tensors, but not compute."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        allocates = func.__name__.startswith(("empty", "new_empty"))
+        assert func.is_view or allocates, (
+            f"{func} cannot be recorded: it needs a kernel in csrc/cpu"
+        )
+        return func(*args, **(kwargs or {}))
 
 
 class CpuGraphRunner:
@@ -45,8 +60,8 @@ class CpuGraphRunner:
         self.recorded_now = False
 
     def execute(self, inputs: StepInputs, step: Callable[[StepInputs], Tensor]) -> Tensor:
-        """Logits of ``step(inputs)``, valid until the next call. ``step`` must access memory
-        through kernels only."""
+        """Logits of ``step(inputs)``, valid until the next call. ``step`` must compute by kernels
+        of ``csrc/cpu`` only: AssertionError names a torch operation that a replay would skip."""
         sizes = inputs.input_ids.shape[0], inputs.attention.context_lens.shape[0]
         self.recorded_now = False
         if inputs.sample_tokens.shape[0] < sizes[0]:  # the step has prompt tokens
@@ -68,7 +83,7 @@ class CpuGraphRunner:
         recorded = cpu.RecordedStep()
         cpu.record_into(recorded)
         try:
-            with self._ops.reusing():
+            with self._ops.reusing(), _KernelsOnly():
                 logits = step(inputs)
         finally:
             cpu.record_into(None)

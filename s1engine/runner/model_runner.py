@@ -20,7 +20,7 @@ from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import UNSHARDED, check_tensor_parallel
 from s1engine.ops import AttentionMetadata, DeviceBatchTensors, select_ops
 from s1engine.ops.cpu_ops import CpuOps
-from s1engine.profiling import profile_range
+from s1engine.profiling import profiler_attached, ranged
 from s1engine.runner.cpu_graph import CpuGraphRunner
 from s1engine.runner.cuda_graph import CudaGraphRunner
 from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
@@ -84,10 +84,11 @@ class ModelRunner:
                 ops=self.ops,
                 device=self.device,
             )
+            self._ranged_sample = ranged("sample", self.sampler.sample)
             self._decode_starts = torch.arange(
                 config.max_num_seqs + 1, dtype=torch.int32, device=self.device
             )  # cu_seqlens_q of a decode step
-            self._cpu_graph = self._make_cpu_graph(workers)
+            self._cpu_graph = None if config.enforce_eager else self._make_cpu_graph(workers)
             null_slot = self.num_blocks * config.block_size
             fmt = DeviceBatchFormat(triggers, newlines, config.block_size, null_slot)
             self.multi_step = self._make_multi_step(config, fmt, progress)
@@ -207,14 +208,13 @@ class ModelRunner:
 
     def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         inputs = self.batch.inputs()
-        logits = self._compute(inputs)
-        with profile_range("sample"):
-            token_ids, logprobs = self.sampler.sample(
-                logits,
-                inputs.rows,
-                any_banned=self.batch.core.num_banned > 0,
-                allowed_tokens=step.allowed_tokens,
-            )
+        sample = self._ranged_sample if profiler_attached() else self.sampler.sample
+        token_ids, logprobs = sample(
+            self._compute(inputs),
+            inputs.rows,
+            any_banned=self.batch.core.num_banned > 0,
+            allowed_tokens=step.allowed_tokens,
+        )
         recorded_now = self._cpu_graph is not None and self._cpu_graph.recorded_now
         return ModelRunnerOutput(token_ids, logprobs, recorded_now)
 

@@ -46,6 +46,23 @@ def test_replayed_steps_give_the_same_tokens() -> None:
     assert tokens(recorded=True) == tokens(recorded=False)
 
 
+def test_enforce_eager_records_no_steps() -> None:
+    engine = BareEngine(replace(CONFIG, enforce_eager=True), MODEL, DECODER)
+    assert engine.runner._cpu_graph is None
+
+
+def test_a_torch_operation_in_a_recorded_step_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay would skip it."""
+    attention = CpuOps.paged_attention
+    monkeypatch.setattr(
+        CpuOps, "paged_attention", lambda self, *args: torch.tanh(attention(self, *args))
+    )
+    engine = BareEngine(CONFIG, MODEL, DECODER)
+    engine.add(Job(prompt=[10, 11, 12], max_new=3))
+    with pytest.raises(AssertionError, match=r"aten\.tanh.* needs a kernel in csrc/cpu"):
+        engine.run_jobs()
+
+
 def test_replayed_steps_with_qk_norm_give_the_same_tokens() -> None:
     model = replace(MODEL, qk_norm=True)
     decoder = make_decoder(model, CONFIG)
