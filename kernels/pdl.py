@@ -1,8 +1,8 @@
 """Programmatic dependent launch (PDL): a kernel starts while the previous one is still running.
 
 A kernel calls ``launch_dependents`` when its programs have done most of their work. Called at their
-start, the programs of the next kernels would occupy the SMs that become idle first: on an H100, one
-vector times the matrices of a 7B model took 1.22 times as long as without PDL.
+start, the programs of the next kernels would occupy the SMs that become idle first: on an H200,
+four layers and the head of a 7B model took 1.22 times as long as without PDL.
 
 Before ``grid_dependency_wait`` a kernel may read weights and constant tables only. The wait covers
 the whole previous kernel. Every program of every kernel waits, or a third kernel could overtake the

@@ -34,7 +34,7 @@ RETIRED = {
     r"ThinkingPlan|StepTokens|SampleStream|GuideMaker|ServedEngine|RemoteLLMEngine": "see GLOSSARY",
     r"BlockAnswers|OpenAIAnswers|ChatAnswers|CompletionAnswers": "response formatter",
     r"RayFleet|create_front|FleetOptions|PrefixTrail": "router, replica pool",
-    r"[Ww]hoever|[Nn]obody|[Ss]omebody|thereof": "the thing itself",
+    r"(?i:whoever|nobody|somebody|thereof)": "the thing itself",
 }
 
 ALLOWED = {
