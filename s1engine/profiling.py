@@ -8,7 +8,6 @@ scheduler and no device.
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -18,6 +17,7 @@ from torch.profiler import record_function
 
 SKIPPED_STEPS = 8  # the first steps compile, record and fill caches
 TRACED_STEPS = 64
+USES_NVTX = os.environ.get("S1ENGINE_NVTX") == "1"
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -25,22 +25,18 @@ Result = TypeVar("Result")
 
 def profiler_attached() -> bool:
     """True while torch's profiler records the calling thread, or if ``S1ENGINE_NVTX`` is 1."""
-    return _profiler_enabled() or _uses_nvtx()
+    return USES_NVTX or _profiler_enabled()
 
 
 def ranged(name: str, function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """``function`` within a range ``name``, for calls while ``profiler_attached()``."""
 
     def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        with torch.cuda.nvtx.range(name) if _uses_nvtx() else nullcontext(), record_function(name):
+        nvtx = USES_NVTX and torch.cuda.is_available()
+        with torch.cuda.nvtx.range(name) if nvtx else nullcontext(), record_function(name):
             return function(*args, **kwargs)
 
     return call
-
-
-@cache
-def _uses_nvtx() -> bool:
-    return os.environ.get("S1ENGINE_NVTX") == "1" and torch.cuda.is_available()
 
 
 class StepTracer:
