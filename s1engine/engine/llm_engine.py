@@ -312,7 +312,8 @@ class LLMEngine:
         schedule, execute, process = (
             self._ranged_phases if profiler_attached() else self._plain_phases
         )
-        step, admitted = None, []
+        step: SchedulerOutput | None = None
+        admitted: list[int] = []
         if self._multi_step is None or not self._multi_step.in_flight:
             step, admitted = schedule(began)
             if step is None:

@@ -83,7 +83,7 @@ class CpuGraphRunner:
         recorded = cpu.RecordedStep()
         cpu.record_into(recorded)
         try:
-            with self._ops.reusing(), _KernelsOnly():
+            with self._ops.reusing(), _KernelsOnly():  # type: ignore[no-untyped-call]
                 logits = step(inputs)
         finally:
             cpu.record_into(None)
