@@ -199,7 +199,7 @@ def _run_server(
 ) -> int:
     import uvicorn
 
-    from s1engine.server.serving import BoundedProtocol, DrainingServer
+    from s1engine.server.serving import KEEP_ALIVE_S, BoundedProtocol, DrainingServer
 
     server = DrainingServer(
         uvicorn.Config(
@@ -208,6 +208,7 @@ def _run_server(
             port=args.port,
             http=BoundedProtocol,
             log_level=args.uvicorn_log_level,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=CLOSE_S,
         ),
         backend,

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from s1engine.server.admission import Admission
 
 MAX_HEADER_BYTES = 64 * 2**10
+KEEP_ALIVE_S = 75  # an idle connection; above what clients and load balancers keep (5 to 60 s)
 LINGER_S = 3.0  # between the engine's death and the server's
 
 

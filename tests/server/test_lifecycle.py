@@ -1,8 +1,10 @@
 """How a server process ends: in order after SIGTERM, with an error if its engine is killed."""
 
 import contextlib
+import http.client
 import json
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -13,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from tests.server.conftest import start_server
+from tests.server.conftest import Served, start_server
 
 CHAT = "/v1/chat/completions"
 LONG = {
@@ -71,6 +73,22 @@ class Stream:
 
 def health(client: httpx.Client) -> int:
     return client.get("/health").status_code
+
+
+def test_an_idle_connection_outlives_the_clients_own_limit(served: Served) -> None:
+    """Clients close idle connections after 5 seconds (httpx) or later. If the server closed them
+    first, a request sent at that moment would be lost."""
+    address = served.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(address, timeout=30)
+    for pause in (6, 0):
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 200 and connection.sock is not None
+        time.sleep(pause)
+        readable, _, _ = select.select([connection.sock], [], [], 0)
+        assert not readable, "the server closed the connection"
+    connection.close()
 
 
 def test_a_killed_engine_is_unhealthy_at_once_and_ends_the_server() -> None:

@@ -93,7 +93,7 @@ def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + SETTLE_S
     while not condition():
         assert time.monotonic() < end, "the condition never became true"
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 class Reading:
@@ -245,7 +245,7 @@ def test_a_prefix_stays_with_its_replica_until_too_many_are_there(client: httpx.
 
 def test_ending_the_thinking_reaches_the_replica(client: httpx.Client) -> None:
     reading = Reading(client, long_ask(2, stream_options={"include_usage": True}))
-    until(lambda: len(reading.events) > 3)
+    until(lambda: bool(reading.events))
     name = reading.events[0]["id"]
     assert client.post(f"/v1/requests/{name}/end_thinking").json()["ending"]
     used = reading.join()[-1]["usage"]["thinking"]
@@ -311,7 +311,7 @@ def test_a_killed_replica_costs_only_its_own_requests(
     readings = [Reading(client, long_ask(i)) for i in range(6)]
     with ThreadPoolExecutor(40) as pool:
         wholes = [pool.submit(client.post, CHAT, json=long_ask(i)) for i in range(6)]
-        until(lambda: all(len(reading.events) > 3 for reading in readings))
+        until(lambda: all(reading.events for reading in readings))
         assert len({reading.home for reading in readings}) == 2
         os.kill(victims[0], signal.SIGKILL)
         later = [pool.submit(client.post, CHAT, json=ask(i)) for i in range(20)]
@@ -335,12 +335,13 @@ def test_a_dead_engine_counts_as_a_dead_replica_and_both_are_replaced(
 ) -> None:
     process, client = server
     until(lambda: client.get("/health").json() == {"replicas": 2, "wanted": 2})
-    readings = [Reading(client, long_ask(i)) for i in range(100, 104)]
-    until(lambda: all(len(reading.events) > 3 for reading in readings))
-    assert len({reading.home for reading in readings}) == 2
     inside = descendants(replica_processes(process)[0])
     (engine,) = [pid for pid in inside if "engine_process" in command(pid)]
+    # The kill follows the first events at once: the streams last about a second.
+    readings = [Reading(client, long_ask(i)) for i in range(100, 108)]
+    until(lambda: all(reading.events for reading in readings))
     os.kill(engine, signal.SIGKILL)
+    assert len({reading.home for reading in readings}) == 2
     later = together(lambda i: client.post(CHAT, json=ask(i)), range(20))
     assert {answer.status_code for answer in later} == {200}
     lost = {r.home for r in readings if r.join()[-1].get("error", {}).get("code") == "engine_dead"}
@@ -354,7 +355,7 @@ def test_sigterm_finishes_the_open_request_and_rejects_new_ones(
     process, client = server
     everything = descendants(process.pid)
     reading = Reading(client, long_ask(5))
-    until(lambda: len(reading.events) > 3)
+    until(lambda: bool(reading.events))
     process.send_signal(signal.SIGTERM)
     until(lambda: client.get("/health").status_code == 503)
     refused = client.post(CHAT, json=ask(1))
