@@ -73,6 +73,8 @@ class ReasoningFormat:
     """Prefix of ``start`` that identifies open thinking."""
     triggers: tuple[int, ...]
     """Ids by which the model ends its thinking."""
+    end_markers: tuple[str, ...]
+    """Texts that end the thinking as well and are no single token."""
     natural_end: tuple[int, ...]
     """Replaces a trigger."""
     newline: tuple[int, ...]
@@ -127,6 +129,7 @@ def _encode_spec(
         start=tuple(tokenizer.encode(spec.start)),
         open_marker=tuple(tokenizer.encode(spec.open_marker)),
         triggers=tuple(sorted(ids)),
+        end_markers=(),
         natural_end=tuple(tokenizer.encode(spec.end)),
         newline=tuple(tokenizer.encode("\n")),
         newline_always=spec.newline_always,
