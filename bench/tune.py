@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Tune every batch size; the table's and the fastest launches go to stderr."""
     if not torch.cuda.is_available():
         raise RequestError("bench tune needs a CUDA device", param="device")
-    model = replace(shape(args.shape), num_layers=args.layers)
+    model = replace(shape(args.shape), num_layers=args.layers, layer_windows=(0,) * args.layers)
     config = EngineConfig(device="cuda", dtype="bfloat16", quantization=args.quantization)
     decoder = make_decoder(model, config)
     steps = [

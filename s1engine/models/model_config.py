@@ -75,6 +75,9 @@ class ModelConfig:
     generation_defaults: dict[str, float]
     """Sampling parameters that the model's authors recommend; temperature 0 if they recommend no
     sampling."""
+    layer_windows: tuple[int, ...]
+    """Sliding window of each layer in tokens; 0: full attention. A query at position p sees the
+    keys p - window + 1 to p."""
     fp8: Fp8Layout | None = None
     """Layout of the matrices stored in fp8; None: there are none."""
 
@@ -116,12 +119,18 @@ class ModelConfig:
             eos_token_ids=_eos_token_ids(config, generation),
             torch_dtype=_dtype(config),
             generation_defaults=_generation_defaults(generation),
+            layer_windows=(0,) * config.integer("num_hidden_layers", high=1000),
             fp8=parse_fp8(config),
         )
 
     def quantization(self, requested: str | None) -> str | None:
         """Format of the matrices in memory: the requested one, else the checkpoint's own."""
         return requested or (None if self.fp8 is None else FP8)
+
+    @property
+    def max_window(self) -> int:
+        """The largest window if every layer has one, else 0: older keys serve no layer."""
+        return max(self.layer_windows) if all(self.layer_windows) else 0
 
     @property
     def num_parameters(self) -> int:

@@ -30,7 +30,7 @@ fake_gpu.install()
 compiled = []
 triton.knobs.runtime.jit_post_compile_hook = lambda *, fn, **_: compiled.append(fn.name)
 SEQS, VOCAB = 40, 300
-model = replace(shape("nano"), num_layers=1, vocab_size=VOCAB)
+model = replace(shape("nano"), num_layers=1, layer_windows=(0,), vocab_size=VOCAB)
 decoder = random_decoder(model, torch.bfloat16, "cpu", TritonOps(), quantization=None)
 cache = KVCache(model, num_blocks=4, block_size=64, dtype=torch.bfloat16, device="cpu")
 
