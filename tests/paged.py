@@ -65,3 +65,13 @@ def make_meta(
     capacity = max_context if max_context is not None else max(lens_ctx, default=0)
     tables = block_tables(len(lens_q), capacity, block_size, num_blocks, seed)
     return meta_of(lens_q, lens_ctx, tables, block_size)
+
+
+def hide_blocks_before_windows(meta: AttentionMetadata, block_size: int, window: int) -> None:
+    """Undefine the entries of the block table that no window of the step's tokens reaches."""
+    if window == 0:
+        return
+    counts = meta.cu_seqlens_q.diff().tolist()
+    for row, (count, context) in enumerate(zip(counts, meta.context_lens.tolist(), strict=True)):
+        oldest = max(context - count - window + 1, 0)
+        meta.block_table[row, : min(oldest, context) // block_size] = UNDEFINED_BLOCK

@@ -154,9 +154,21 @@ class Ops(Protocol):
         slot_mapping in the caches."""
 
     def paged_attention(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        scale: float,
+        meta: AttentionMetadata,
+        window: int = 0,
+        sinks: Tensor | None = None,
     ) -> Tensor:
-        """Causal attention of q [T, Hq, D] over each row's cached context -> [T, Hq * D]."""
+        """Causal attention of q [T, Hq, D] over each row's cached context -> [T, Hq * D].
+
+        ``window`` W > 0: a query at position p sees the keys p - W + 1 .. p. Blocks whose every key
+        lies before the windows of a row's tokens are not read: their entries in the block table may
+        be any block. ``sinks`` [Hq] float32: each softmax has one more logit, whose value vector is
+        0 (Xiao et al., arXiv 2309.17453; as learned by gpt-oss)."""
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """gate_up [T, 2F] -> silu(gate_up[:, :F]) * gate_up[:, F:] -> [T, F]."""

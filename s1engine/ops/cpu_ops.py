@@ -268,8 +268,16 @@ class CpuOps(Unfused):
         )
 
     def paged_attention(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        scale: float,
+        meta: AttentionMetadata,
+        window: int = 0,
+        sinks: Tensor | None = None,
     ) -> Tensor:
+        assert window == 0 and sinks is None, "not implemented yet"
         self._check(meta)
         tokens, num_heads, head_dim = q.shape
         num_kv_heads, block_size = cache_sizes(k_cache, v_cache, q)

@@ -68,15 +68,24 @@ class TorchOps(Unfused):
         v_cache[blocks, :, offsets] = kv_quant.quantize(v, v_cache.dtype)
 
     def paged_attention(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        scale: float,
+        meta: AttentionMetadata,
+        window: int = 0,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         starts, contexts = meta.cu_seqlens_q.tolist(), meta.context_lens.tolist()
         for row, context in enumerate(contexts):
-            keys = _gather(k_cache, meta.block_table[row], context)
-            values = _gather(v_cache, meta.block_table[row], context)
             tokens = slice(starts[row], starts[row + 1])
-            out[tokens] = _attend(q[tokens], keys, values, scale)
+            oldest = context - (tokens.stop - tokens.start) - window + 1 if window else 0
+            first = max(oldest, 0) // k_cache.shape[2]  # block of the oldest key that is seen
+            keys = _gather(k_cache, meta.block_table[row], first, context)
+            values = _gather(v_cache, meta.block_table[row], first, context)
+            out[tokens] = _attend(q[tokens], keys, values, scale, window, sinks)
         return out.flatten(1)
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
@@ -114,18 +123,30 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     x.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
 
 
-def _gather(cache: Tensor, block_table: Tensor, context: int) -> Tensor:
-    """A row's context of a cache: [Hkv, context, D], float32 or float64."""
-    used = -(-context // cache.shape[2])
-    blocks = cache[block_table[:used]]  # [used, Hkv, S, stored_dim]
-    return kv_quant.dequantize(blocks.transpose(0, 1).flatten(1, 2)[:, :context])
+def _gather(cache: Tensor, block_table: Tensor, first: int, context: int) -> Tensor:
+    """A row's context of a cache, from its block ``first`` on: [Hkv, n, D], float32 or float64."""
+    size = cache.shape[2]
+    blocks = cache[block_table[first : -(-context // size)]]  # [used, Hkv, S, stored_dim]
+    return kv_quant.dequantize(blocks.transpose(0, 1).flatten(1, 2)[:, : context - first * size])
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def _attend(
+    q: Tensor, keys: Tensor, values: Tensor, scale: float, window: int, sinks: Tensor | None
+) -> Tensor:
     """Attention of the last n tokens of a context: q [n, Hq, D] -> [n, Hq, D]."""
     count, context = q.shape[0], keys.shape[1]
-    at = torch.arange(context, device=q.device)
-    mask = at <= at[context - count :, None]  # [n, context]
+    key = torch.arange(context, device=q.device)
+    query = key[context - count :, None]
+    mask = key <= query  # [n, context]
+    if window:
+        mask &= key > query - window
+    if sinks is not None:  # a key and a value of zeros, whose logit is the mask's
+        keys, values = functional.pad(keys, (0, 0, 0, 1)), functional.pad(values, (0, 0, 0, 1))
+        seen = torch.zeros(mask.shape, dtype=keys.dtype, device=q.device).masked_fill(
+            ~mask, -torch.inf
+        )
+        sink = sinks.to(keys.dtype)[:, None, None].expand(-1, count, 1)
+        mask = torch.cat((seen.expand(len(sinks), -1, -1), sink), dim=-1)  # [Hq, n, context + 1]
     heads = functional.scaled_dot_product_attention(
         _wide(q).transpose(0, 1)[None],
         keys[None],

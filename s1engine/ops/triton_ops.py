@@ -162,9 +162,17 @@ class TritonOps(Unfused):
         rope_write(q, k, v, cos_sin, k_cache, v_cache, meta.positions, meta.slot_mapping)
 
     def paged_attention(
-        self, q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        scale: float,
+        meta: AttentionMetadata,
+        window: int = 0,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """A step of one token a row runs paged_decode, any other paged_prefill."""
+        assert window == 0 and sinks is None, "not implemented yet"
         _check_shapes(*q.shape[:0:-1], *k_cache.shape[1:3], q.dtype)
         rows = meta.context_lens.shape[0]
         if meta.max_seqlen_q == 1 and q.shape[0] == rows:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s1engine.ops import AttentionMetadata
 from s1engine.ops.torch_ops import TorchOps
-from tests.paged import UNDEFINED_BLOCK, make_meta
+from tests.paged import UNDEFINED_BLOCK, hide_blocks_before_windows, make_meta
 
 OPS = TorchOps()
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -106,7 +106,13 @@ def test_rope_write_rotates_and_stores(dtype: torch.dtype) -> None:
 
 
 def attention_reference(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    scale: float,
+    meta: AttentionMetadata,
+    window: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """One query and one head at a time, in double precision, token by token from the cache."""
     size, group = k_cache.shape[2], q.shape[1] // k_cache.shape[1]
@@ -114,13 +120,16 @@ def attention_reference(
     out = torch.empty(q.shape, dtype=torch.float64)
     for row, table in enumerate(meta.block_table.tolist()):
         for token in range(starts[row], starts[row + 1]):
-            seen = range(int(meta.positions[token]) + 1)
+            position = int(meta.positions[token])
+            seen = range(max(position - window + 1, 0) if window else 0, position + 1)
             for head in range(q.shape[1]):
                 at = [(table[p // size], head // group, p % size) for p in seen]
                 keys = torch.stack([k_cache[a] for a in at]).double()
                 values = torch.stack([v_cache[a] for a in at]).double()
-                weights = (keys @ q[token, head].double() * scale).softmax(0)
-                out[token, head] = weights @ values
+                logits = keys @ q[token, head].double() * scale
+                if sinks is not None:
+                    logits = torch.cat((logits, sinks[head : head + 1].double()))
+                out[token, head] = logits.softmax(0)[: len(seen)] @ values
     return out.flatten(1)
 
 
@@ -178,6 +187,29 @@ def test_paged_attention_of_rows_without_tokens() -> None:
     )
     out = OPS.paged_attention(q, k_cache, v_cache, 0.3, meta)
     close(out, attention_reference(q, k_cache, v_cache, 0.3, meta))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lens=st.lists(ROWS, min_size=1, max_size=4),
+    block_size=st.sampled_from([1, 2, 8]),
+    heads=st.sampled_from([(4, 4), (4, 2), (6, 1)]),
+    window=st.integers(0, 22),
+    with_sinks=st.booleans(),
+)
+def test_paged_attention_with_a_window_and_sinks(
+    lens: list[tuple[int, int]],
+    block_size: int,
+    heads: tuple[int, int],
+    window: int,
+    with_sinks: bool,
+) -> None:
+    q, k_cache, v_cache, meta = attention_case(lens, block_size, heads, torch.float32)
+    sinks = randn(heads[0], seed=6) if with_sinks else None
+    expected = attention_reference(q, k_cache, v_cache, 0.3, meta, window, sinks)
+    hide_blocks_before_windows(meta, block_size, window)
+    out = OPS.paged_attention(q, k_cache, v_cache, 0.3, meta, window, sinks)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_metadata_is_undefined_behind_the_context() -> None:
