@@ -244,12 +244,12 @@ def test_a_prefix_stays_with_its_replica_until_too_many_are_there(client: httpx.
 
 
 def test_ending_the_thinking_reaches_the_replica(client: httpx.Client) -> None:
-    reading = Reading(client, long_ask(2, stream_options={"include_usage": True}))
+    reading = Reading(client, long_ask(2, n=8, stream_options={"include_usage": True}))
     until(lambda: bool(reading.events))
     name = reading.events[0]["id"]
     assert client.post(f"/v1/requests/{name}/end_thinking").json()["ending"]
     used = reading.join()[-1]["usage"]["thinking"]
-    assert used["end_reason"] == "client" and used["tokens"] < LONG
+    assert used["end_reason"] == "client" and used["tokens"] < 8 * LONG
     assert client.post(f"/v1/requests/{name}/end_thinking").status_code == 404
 
 
@@ -307,8 +307,10 @@ def test_a_killed_replica_costs_only_its_own_requests(
     process, client = server
     victims = replica_processes(process)
     assert len(victims) == 2 and client.get("/health").json() == {"replicas": 2, "wanted": 2}
-    want = together(lambda i: whole_text(served.http.post(CHAT, json=long_ask(i)).json()), range(6))
-    readings = [Reading(client, long_ask(i)) for i in range(6)]
+    want = together(
+        lambda i: whole_text(served.http.post(CHAT, json=long_ask(i)).json()), range(12)
+    )
+    readings = [Reading(client, long_ask(i)) for i in range(12)]
     with ThreadPoolExecutor(40) as pool:
         wholes = [pool.submit(client.post, CHAT, json=long_ask(i)) for i in range(6)]
         until(lambda: all(reading.events for reading in readings))
@@ -323,7 +325,7 @@ def test_a_killed_replica_costs_only_its_own_requests(
             assert last["error"]["code"] == "replica_lost"
         else:
             assert reading.text() == text
-    for answer, text in zip([whole.result() for whole in wholes], want, strict=True):
+    for answer, text in zip([whole.result() for whole in wholes], want[:6], strict=True):
         assert answer.status_code == 200  # nothing of it was sent, so another replica could answer
         assert home(answer) not in lost and whole_text(answer.json()) == text
     assert {answer.result().status_code for answer in later} == {200}
@@ -338,7 +340,7 @@ def test_a_dead_engine_counts_as_a_dead_replica_and_both_are_replaced(
     inside = descendants(replica_processes(process)[0])
     (engine,) = [pid for pid in inside if "engine_process" in command(pid)]
     # The kill follows the first events at once: the streams last about a second.
-    readings = [Reading(client, long_ask(i)) for i in range(100, 108)]
+    readings = [Reading(client, long_ask(i)) for i in range(100, 112)]
     until(lambda: all(reading.events for reading in readings))
     os.kill(engine, signal.SIGKILL)
     assert len({reading.home for reading in readings}) == 2
