@@ -133,6 +133,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
         environment = _environment()
         try:
             self._template = environment.from_string(source, globals=dict(special_tokens))
@@ -142,10 +143,15 @@ class ChatTemplate:
             raise RequestError(f"chat_template: {error}", param="chat_template") from error
 
     def render(
-        self, messages: object, options: Mapping[str, Any], tools: Sequence[Message] = ()
+        self,
+        messages: object,
+        options: Mapping[str, Any],
+        tools: Sequence[Message] = (),
+        *,
+        add_generation_prompt: bool = True,
     ) -> str:
-        """The chat up to the header of the assistant's next turn. Raises RequestError naming
-        ``messages``, ``tools`` or ``chat_template``."""
+        """The chat, by default up to the header of the assistant's next turn. Raises RequestError
+        naming ``messages``, ``tools`` or ``chat_template``."""
         checked = check_messages(messages)
         if not self.knows_tools:
             _refuse_tools(checked, tools)
@@ -154,7 +160,7 @@ class ChatTemplate:
             "messages": checked,
             "tools": list(tools) or None,
             "documents": None,
-            "add_generation_prompt": True,
+            "add_generation_prompt": add_generation_prompt,
         }
         pieces: list[str] = []
         size = 0

@@ -132,8 +132,10 @@ class Tokenizer:
         enable_thinking: bool | None = None,
         template_kwargs: dict[str, Any] | None = None,
         tools: Sequence[dict[str, Any]] = (),
+        *,
+        add_generation_prompt: bool = True,
     ) -> str:
-        """Text of a chat up to the header of the assistant's next turn.
+        """Text of a chat, by default up to the header of the assistant's next turn.
 
         Raises RequestError naming ``messages``, ``tools`` or ``chat_template``.
         """
@@ -142,7 +144,14 @@ class Tokenizer:
         options = dict(template_kwargs or {})
         if enable_thinking is not None:
             options["enable_thinking"] = enable_thinking
-        return self._template.render(messages, options, tools)
+        return self._template.render(
+            messages, options, tools, add_generation_prompt=add_generation_prompt
+        )
+
+    @property
+    def template_source(self) -> str:
+        """Jinja text of the chat template; empty if the model has none."""
+        return "" if self._template is None else self._template.source
 
 
 class _VisibleBytes(dict[int, bytes]):
