@@ -13,8 +13,8 @@ import torch
 
 from s1engine.models.config_reader import ConfigReader
 from s1engine.models.fp8_layout import Fp8Layout, parse_fp8
+from s1engine.models.interface import ModelFacts
 from s1engine.models.rope import extended_positions, parse_rope
-from s1engine.ops.kv_quant import stored_dim
 from s1engine.ops.quantization import FP8
 
 MAX_POSITIONS = 2**24
@@ -47,17 +47,11 @@ FAMILIES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """A decoder-only transformer: grouped-query attention, rotary positions, gated MLP."""
+class ModelConfig(ModelFacts):
+    """A model that our decoder computes: grouped-query attention, rotary positions, gated MLP."""
 
-    architecture: str
-    vocab_size: int
     hidden_size: int
     intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     rms_norm_eps: float
     rope_theta: float
     rope_scaling: dict[str, Any] | None
@@ -67,17 +61,6 @@ class ModelConfig:
     qk_norm: bool
     """RMS norm of each query and key head before the rotation."""
     tie_word_embeddings: bool
-    max_position_embeddings: int
-    """Longest context of the model, yarn's extension included."""
-    eos_token_ids: tuple[int, ...]
-    torch_dtype: torch.dtype
-    """The checkpoint's dtype."""
-    generation_defaults: dict[str, float]
-    """Sampling parameters that the model's authors recommend; temperature 0 if they recommend no
-    sampling."""
-    layer_windows: tuple[int, ...]
-    """Sliding window of each layer in tokens; 0: full attention. A query at position p sees the
-    keys p - window + 1 to p."""
     fp8: Fp8Layout | None = None
     """Layout of the matrices stored in fp8; None: there are none."""
 
@@ -128,19 +111,9 @@ class ModelConfig:
         return requested or (None if self.fp8 is None else FP8)
 
     @property
-    def max_window(self) -> int:
-        """The largest window if every layer has one, else 0: older keys serve no layer."""
-        return max(self.layer_windows) if all(self.layer_windows) else 0
-
-    @property
     def num_parameters(self) -> int:
         """Weights, tied ones counted once."""
         return sum(prod(shape) for shape in self.tensor_shapes().values())
-
-    def kv_bytes_per_token(self, cache_dtype: torch.dtype) -> int:
-        """Bytes of one token in a KV cache of this dtype, over all layers."""
-        row = stored_dim(self.head_dim, cache_dtype) * cache_dtype.itemsize
-        return 2 * self.num_layers * self.num_kv_heads * row
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor of this model's checkpoint by its Hugging Face name."""

@@ -6,7 +6,7 @@ Owns tensors only. The BlockManager (csrc/core) decides which sequence has which
 import torch
 from torch import Tensor
 
-from s1engine.models.model_config import ModelConfig
+from s1engine.models.interface import ModelFacts
 from s1engine.ops.kv_quant import stored_dim
 
 
@@ -19,7 +19,7 @@ class KVCache:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelFacts,
         *,
         num_blocks: int,
         block_size: int,
