@@ -7,24 +7,27 @@ output. Knows no token ids.
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
 from jinja2.meta import find_undeclared_variables
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
 from s1engine.errors import RequestError
+from s1engine.template_environment import (
+    MAX_RENDERED_CHARS,
+    RefusedError,
+    create_environment,
+    failing_line,
+)
 
+REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
+"""Names of an earlier turn's thinking, in requests and templates."""
+_INSTEAD_OF_CONTENT = (*REASONING_NAMES, "tool_calls")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 4096
-MAX_RENDERED_CHARS = 2**25
+TURN_OPTIONS = ("add_generation_prompt", "continue_final_message")
+_END_MARK = "S1ENGINE_END_OF_FINAL_MESSAGE "  # its space shows whether the template keeps spaces
 
 Message = dict[str, Any]
 
@@ -33,8 +36,8 @@ Message = dict[str, Any]
 
 def check_messages(messages: object) -> list[Message]:
     """Messages as templates expect them: content is one string, role ``developer`` becomes
-    ``system``, thinking is in ``reasoning_content``, arguments of calls are objects. Raises
-    RequestError naming the field."""
+    ``system``, thinking is in ``reasoning_content`` and under the names that other templates read,
+    arguments of calls are objects. Raises RequestError naming the field."""
     if not isinstance(messages, list) or not 0 < len(messages) <= MAX_MESSAGES:
         raise RequestError(f"messages must be a list of 1 to {MAX_MESSAGES}", param="messages")
     return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
@@ -47,7 +50,7 @@ def _message(message: object, where: str) -> Message:
     if role not in ROLES:
         raise RequestError(f"{where}.role must be one of {', '.join(ROLES)}", param=f"{where}.role")
     content = message.get("content")
-    if content is None and role == "assistant" and message.get("tool_calls"):
+    if content is None and role == "assistant" and any(map(message.get, _INSTEAD_OF_CONTENT)):
         content = ""
     checked: Message = {
         "role": "system" if role == "developer" else role,
@@ -60,7 +63,7 @@ def _message(message: object, where: str) -> Message:
             checked[key] = _string(value, f"{where}.{key}")
         elif key == "tool_calls" and role == "assistant":
             checked[key] = _tool_calls(value, f"{where}.{key}")
-        elif key in ("reasoning", "reasoning_content") and role == "assistant":
+        elif key in REASONING_NAMES and role == "assistant":
             _add_reasoning(checked, _string(value, f"{where}.{key}"), f"{where}.{key}")
         else:
             raise RequestError(f"{where}.{key} is not supported", param=f"{where}.{key}")
@@ -117,8 +120,9 @@ def _arguments(arguments: object, where: str) -> dict[str, Any]:
 
 
 def _add_reasoning(message: Message, text: str, where: str) -> None:
-    if message.setdefault("reasoning_content", text) != text:
-        raise RequestError("reasoning and reasoning_content differ", param=where)
+    for name in REASONING_NAMES:
+        if message.setdefault(name, text) != text:
+            raise RequestError(f"{where} differs from another name of it", param=where)
 
 
 # --- templates ---
@@ -134,13 +138,20 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
-        environment = _environment()
+        environment = create_environment()
         try:
             self._template = environment.from_string(source, globals=dict(special_tokens))
-            self.knows_tools: bool = "tools" in find_undeclared_variables(environment.parse(source))
-            """True if the template uses the variable ``tools``."""
+            self.variables: frozenset[str] = frozenset(
+                find_undeclared_variables(environment.parse(source))
+            )
+            """Names that the template expects."""
         except TemplateError as error:
-            raise RequestError(f"chat_template: {error}", param="chat_template") from error
+            raise _failure(error) from error
+
+    @property
+    def knows_tools(self) -> bool:
+        """True if the template uses the variable ``tools``."""
+        return "tools" in self.variables
 
     def render(
         self,
@@ -149,9 +160,11 @@ class ChatTemplate:
         tools: Sequence[Message] = (),
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> str:
-        """The chat, by default up to the header of the assistant's next turn. Raises RequestError
-        naming ``messages``, ``tools`` or ``chat_template``."""
+        """The chat, by default up to the header of the assistant's next turn; with
+        ``continue_final_message`` up to the end of the last message's text. Raises RequestError
+        naming ``messages``, ``tools``, ``continue_final_message`` or ``chat_template``."""
         checked = check_messages(messages)
         if not self.knows_tools:
             _refuse_tools(checked, tools)
@@ -160,8 +173,25 @@ class ChatTemplate:
             "messages": checked,
             "tools": list(tools) or None,
             "documents": None,
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
         }
+        return self._render_open(variables) if continue_final_message else self._render(variables)
+
+    def _render_open(self, variables: dict[str, Any]) -> str:
+        """The chat without what closes its last message. The method is that of transformers: the
+        text ends where a mark at the end of the message appears."""
+        *others, last = variables["messages"]
+        if last["role"] != "assistant" or "tool_calls" in last:
+            raise _not_continued("it must be text of the assistant", len(others))
+        marked = {**last, "content": last["content"] + _END_MARK}
+        text = self._render({**variables, "messages": [*others, marked]})
+        end = text.rfind(_END_MARK.strip())
+        if end < 0 or last["content"].strip() not in text:
+            raise _not_continued("the chat template changes its text", len(others))
+        kept = text.startswith(_END_MARK, end)
+        return text[:end] if kept else text[:end].rstrip()
+
+    def _render(self, variables: Mapping[str, Any]) -> str:
         pieces: list[str] = []
         size = 0
         try:
@@ -170,11 +200,48 @@ class ChatTemplate:
                 if size > MAX_RENDERED_CHARS:
                     raise SecurityError(f"it renders more than {MAX_RENDERED_CHARS} characters")
                 pieces.append(piece)
-        except _RefusedError as error:
+        except RefusedError as error:
             raise RequestError(f"the chat template refuses: {error}", param="messages") from error
         except Exception as error:  # an expression in a template can raise anything
-            raise RequestError(f"chat_template fails: {error}", param="chat_template") from error
+            raise _failure(error) from error
         return "".join(pieces)
+
+
+def resolve_turn(messages: object, options: Mapping[str, Any]) -> tuple[bool, bool]:
+    """``add_generation_prompt`` and ``continue_final_message`` of a request, from ``options`` with
+    these names: by default a chat that ends in an assistant's message is continued, and another
+    one gets the header. Raises RequestError for options that contradict one another."""
+    header, continues = (_flag(options, name) for name in TURN_OPTIONS)
+    if header and continues:
+        raise RequestError(
+            "add_generation_prompt and continue_final_message exclude one another",
+            param="continue_final_message",
+        )
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if continues is None:
+        is_answer = isinstance(last, dict) and last.get("role") == "assistant"
+        continues = is_answer and not header
+    return header if header is not None else not continues, continues
+
+
+def _flag(options: Mapping[str, Any], name: str) -> bool | None:
+    flag = options.get(name)
+    if flag is not None and not isinstance(flag, bool):
+        raise RequestError(f"{name} must be true or false", param=name)
+    return flag
+
+
+def _not_continued(why: str, index: int) -> RequestError:
+    return RequestError(
+        f"messages[{index}] cannot be continued: {why}", param="continue_final_message"
+    )
+
+
+def _failure(error: Exception) -> RequestError:
+    line = failing_line(error)
+    where = "" if line is None else f" line {line}"
+    text = str(error) or type(error).__name__
+    return RequestError(f"chat_template{where}: {text}", param="chat_template")
 
 
 def _refuse_tools(messages: Sequence[Message], tools: Sequence[Message]) -> None:
@@ -184,65 +251,3 @@ def _refuse_tools(messages: Sequence[Message], tools: Sequence[Message]) -> None
     for message in messages:
         if message["role"] == "tool" or "tool_calls" in message:
             raise RequestError("this model's chat template does not know tools", param="messages")
-
-
-class _RefusedError(TemplateError):
-    """The template called ``raise_exception``."""
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox that also rejects a sequence repeated beyond the bound of the output."""
-
-    intercepted_binops = frozenset({"*"})
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        for sequence, count in ((left, right), (right, left)):
-            repeats = isinstance(sequence, str | list | tuple) and isinstance(count, int)
-            if repeats and len(sequence) * count > MAX_RENDERED_CHARS:
-                raise SecurityError(f"it repeats a value {count} times")
-        return super().call_binop(context, operator, left, right)
-
-
-class _GenerationTag(Extension):
-    """Ignores ``{% generation %}``, which marks the assistant's part for trainers."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja's declaration)
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """An environment with the block trimming, names and JSON that templates of the hub expect."""
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(
-        raise_exception=_refuse, strftime_now=_strftime_now, namespace=_namespace, dict=_dict
-    )
-    return environment
-
-
-def _refuse(message: object) -> None:
-    raise _RefusedError(str(message))
-
-
-def _strftime_now(layout: str) -> str:
-    return datetime.now().strftime(layout)
-
-
-def _namespace(**values: Any) -> Namespace:
-    if any(name.startswith("_") for name in values):
-        raise SecurityError("names in a namespace must not begin with an underscore")
-    return Namespace(**values)
-
-
-def _dict(*args: Any, **values: Any) -> dict[Any, Any]:
-    return dict(*args, **values)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **how: Any) -> str:
-    """Plain JSON; Jinja's own filter escapes HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **how)

@@ -20,6 +20,9 @@ KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 REASONING_FORMATS = ("auto", "s1", "think-tag", "none")
 MAX_DRAFT = 32
 MAX_DRAFTING_SAMPLES = 512  # rows of logits in a step with drafts
+MAX_WAITS = 1024
+MAX_TOKENS = 2**24
+GENERATION_CONFIGS = ("auto", "none")
 DEFAULT_ANSWER_RESERVE = 100  # s1's "auto" keeps as many tokens free of thinking
 
 
@@ -73,10 +76,21 @@ class EngineConfig:
     Excludes ``run_ahead``."""
     served_model_name: str | None = None
     """Name in the API. None: the last part of ``model``."""
+    generation_config: str = "auto"
+    """``auto``: requests sample as the model's generation_config.json recommends, except for what
+    they set themselves. ``none``: that file only adds ends of a turn."""
     chat_template: str | None = None
     """Path of a Jinja file that replaces the model's own chat template."""
     reasoning_format: str = "auto"
     """``s1``, ``think-tag``, ``none``, or detected from tokenizer and template."""
+    default_thinking_token_budget: int | None = None
+    """Thinking budget of requests that think and have none of their own. None: what max_tokens and
+    the context leave."""
+    default_num_waits: int = 0
+    """``num_waits`` of requests that think and do not set it."""
+    max_thinking_token_budget: int | None = None
+    """Most thinking tokens of any request: larger and unlimited budgets, and the default one, are
+    lowered to it. The usage reports the effective budget. None: no limit."""
     overload_thinking_floor: int | None = None
     """While requests wait, lower the thinking budgets of running ones towards this many tokens, the
     further the more wait (all the way at ``max_num_seqs`` waiting requests). None: never."""
@@ -91,6 +105,7 @@ class EngineConfig:
         _one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         if self.quantization is not None:
             _one_of("quantization", self.quantization, QUANTIZATIONS)
+        _one_of("generation_config", self.generation_config, GENERATION_CONFIGS)
         _one_of("reasoning_format", self.reasoning_format, REASONING_FORMATS)
         if self.max_model_len is not None:
             check_int("max_model_len", self.max_model_len, 1, 2**24)
@@ -109,6 +124,12 @@ class EngineConfig:
                 "host decides each step",
                 param="num_speculative_tokens",
             )
+        if self.default_thinking_token_budget is not None:
+            name = "default_thinking_token_budget"
+            check_int(name, self.default_thinking_token_budget, 0, MAX_TOKENS)
+        check_int("default_num_waits", self.default_num_waits, 0, MAX_WAITS)
+        if self.max_thinking_token_budget is not None:
+            check_int("max_thinking_token_budget", self.max_thinking_token_budget, 1, MAX_TOKENS)
         if self.overload_thinking_floor is not None:
             check_int("overload_thinking_floor", self.overload_thinking_floor, 0, 2**24)
         check_int("seed", self.seed, 0, 2**63 - 1)

@@ -6,7 +6,7 @@ turns texts into token ids and budgets into effective budgets.
 
 from dataclasses import dataclass, field
 
-from s1engine.config import check_float, check_int, check_unicode
+from s1engine.config import MAX_TOKENS, MAX_WAITS, check_float, check_int, check_unicode
 from s1engine.errors import RequestError
 
 MAX_N = 128
@@ -16,9 +16,8 @@ MAX_STOP_CHARS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_FORCED_CHARS = 4096
 MAX_GRAMMAR_CHARS = 2**16
-MAX_WAITS = 1024
 MAX_CHECKPOINTS = 64
-MAX_TOKENS = 2**24
+UNLIMITED = MAX_TOKENS  # a thinking budget that only max_tokens and the context bound
 NO_PENALTIES = (1.0, 0.0, 0.0)  # neutral values of ``SamplingParams.penalties``
 
 
@@ -30,12 +29,14 @@ class ThinkingBudget:
     """
 
     max_tokens: int | None = None
-    """(thinking_token_budget) Maximum; 0 answers at once. None: as many as max_tokens and the
-    context allow, without the answer reserve."""
+    """(thinking_token_budget) Maximum; 0 answers at once. None: the engine's
+    default_thinking_token_budget, else as many as max_tokens and the context allow, without the
+    answer reserve. UNLIMITED: as many in any case."""
     min_tokens: int = 0
     """(min_thinking_tokens) ``wait_text`` replaces an end that the model writes earlier."""
-    num_waits: int = 0
-    """(num_waits) Number of the model's own ends that ``wait_text`` replaces."""
+    num_waits: int | None = None
+    """(num_waits) Number of the model's own ends that ``wait_text`` replaces. None: the engine's
+    default_num_waits."""
     wait_text: str = "Wait"
     """(wait_text) Replaces an end. Empty: the end is only suppressed."""
     final_text: str | None = None
@@ -58,7 +59,7 @@ class ThinkingBudget:
     def __post_init__(self) -> None:
         _optional_int("thinking_token_budget", self.max_tokens, 0, MAX_TOKENS)
         check_int("min_thinking_tokens", self.min_tokens, 0, MAX_TOKENS)
-        check_int("num_waits", self.num_waits, 0, MAX_WAITS)
+        _optional_int("num_waits", self.num_waits, 0, MAX_WAITS)
         _optional_int("answer_reserve", self.answer_reserve, 0, MAX_TOKENS)
         _optional_int("thinking_deadline_ms", self.deadline_ms, 0, 2**31)
         _optional_int("thinking_early_exit", self.early_exit, 2, MAX_CHECKPOINTS)

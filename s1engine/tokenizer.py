@@ -1,7 +1,7 @@
 """Text to token ids and back, whole or incrementally.
 
-Loads with transformers, but uses the ``tokenizers`` object inside: it keeps no state between calls,
-so any thread may encode. Special strings in a text become special tokens, as s1's delimiters must.
+Uses the ``tokenizers`` object inside of transformers': it keeps no state between calls, so any
+thread may encode. Special strings in a text become special tokens, as s1's delimiters must.
 Knows nothing of thinking.
 """
 
@@ -15,6 +15,7 @@ import tokenizers
 
 from s1engine.chat_template import ChatTemplate
 from s1engine.errors import ModelError, RequestError
+from s1engine.tokenizer_files import TokenizerFiles
 
 REPLACEMENT = "\ufffd"  # a decoder's sign for an unfinished or broken character
 MAX_WINDOW = 64  # ids without the end of a character before they count as broken
@@ -25,21 +26,33 @@ class Tokenizer:
 
     Args:
         backend: encodes and decodes.
-        chat_template: Jinja text; None if the model has none.
+        chat_template: Jinja text, or several by name: ``default``, and ``tool_use`` for requests
+            with tools. None if the model has none.
         special_tokens: special tokens by name, such as ``eos_token``.
     """
 
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
-        chat_template: str | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
         special_tokens: Mapping[str, str] | None = None,
     ) -> None:
         self._backend = backend
         backend.no_truncation()
         backend.no_padding()
         named = dict(special_tokens or {})
-        self._template = ChatTemplate(chat_template, named) if chat_template else None
+        sources = {"default": chat_template} if isinstance(chat_template, str) else chat_template
+        self._templates = {
+            name: ChatTemplate(source, named)
+            for name, source in (sources or {}).items()
+            if name in ("default", "tool_use")
+        }
+        end = named.get("eos_token")
+        self.eos_token_id: int | None = None if end is None else backend.token_to_id(end)
+        """The id of ``eos_token``; None if there is none."""
+        bos = named.get("bos_token")
+        added = backend.encode("").ids
+        self._adds_bos = bos is not None and added[:1] == [backend.token_to_id(bos)]
         self._special_ids = frozenset(
             i for i, token in backend.get_added_tokens_decoder().items() if token.special
         )
@@ -61,27 +74,13 @@ class Tokenizer:
     @classmethod
     def from_dir(cls, path: Path, chat_template: str | None = None) -> "Tokenizer":
         """Loads the tokenizer of a model directory. ``chat_template`` is the path of a Jinja file
-        that replaces the directory's template. Raises ModelError, or RequestError for that file.
+        that replaces the directory's templates. Raises ModelError, or RequestError for that file.
         Code in the directory is never executed."""
-        from transformers import AutoTokenizer  # this import takes two seconds
-
-        try:
-            loaded = AutoTokenizer.from_pretrained(
-                str(path), trust_remote_code=False, local_files_only=True
-            )
-        except Exception as error:  # transformers passes on any error of its parsers
-            reason = str(error).strip().partition("\n")[0]
-            raise ModelError(f"{path}: the tokenizer cannot be loaded: {reason}") from error
-        if not loaded.is_fast:
-            raise ModelError(f"{path}: only fast tokenizers are supported")
-        named = {k: str(v) for k, v in loaded.special_tokens_map.items() if isinstance(v, str)}
+        files = TokenizerFiles.read(path)
         if chat_template is not None:
-            return cls(loaded.backend_tokenizer, _read(chat_template), named)
-        template = loaded.chat_template
-        if isinstance(template, dict):  # several templates by name
-            template = template.get("default")
+            return cls(files.backend, _read(chat_template), files.special_tokens)
         try:
-            return cls(loaded.backend_tokenizer, template, named)
+            return cls(files.backend, files.templates, files.special_tokens)
         except RequestError as error:
             raise ModelError(f"{path}: {error}") from error
 
@@ -93,11 +92,21 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without added tokens before or after. Raises RequestError if ``text`` is
         not valid Unicode."""
+        return self._encode(text, add_special_tokens=False)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a raw prompt, with the tokens that the tokenizer adds, such as the beginning of
+        text; one that ``text`` itself begins with is not repeated. Raises RequestError."""
+        ids = self._encode(text, add_special_tokens=True)
+        return ids[1:] if self._adds_bos and ids[:1] == ids[1:2] else ids
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
             # A batch of one: unlike ``encode`` it releases the GIL, and it skips offsets.
-            return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise RequestError("text holds a lone surrogate, which no encoding knows") from error
+        return batch[0].ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of ``ids``; broken characters become U+FFFD."""
@@ -134,24 +143,35 @@ class Tokenizer:
         tools: Sequence[dict[str, Any]] = (),
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> str:
-        """Text of a chat, by default up to the header of the assistant's next turn.
+        """Text of a chat, by default up to the header of the assistant's next turn;
+        ``template_kwargs`` are further variables of the template.
 
         Raises RequestError naming ``messages``, ``tools`` or ``chat_template``.
         """
-        if self._template is None:
-            raise RequestError("this model has no chat template", param="messages")
+        template = self._templates.get("tool_use") if tools else None
+        template = template or self._templates.get("default")
+        if template is None:
+            raise RequestError(
+                "this model has no chat template, or none named default", param="messages"
+            )
         options = dict(template_kwargs or {})
         if enable_thinking is not None:
             options["enable_thinking"] = enable_thinking
-        return self._template.render(
-            messages, options, tools, add_generation_prompt=add_generation_prompt
+        return template.render(
+            messages,
+            options,
+            tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
         )
 
     @property
     def template_source(self) -> str:
         """Jinja text of the chat template; empty if the model has none."""
-        return "" if self._template is None else self._template.source
+        template = self._templates.get("default")
+        return "" if template is None else template.source
 
 
 class _VisibleBytes(dict[int, bytes]):

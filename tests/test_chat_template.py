@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from s1engine.chat_template import MAX_RENDERED_CHARS, ChatTemplate
+from s1engine.chat_template import REASONING_NAMES, ChatTemplate
 from s1engine.errors import RequestError
+from s1engine.template_environment import MAX_RENDERED_CHARS
 from s1engine.tokenizer import Tokenizer
 from tests.shared_data import shared_file
 from tests.tiny_tokenizer import TEMPLATE, make_backend, make_tokenizer
@@ -82,9 +83,10 @@ def test_messages_are_normalised() -> None:
         },
         {"role": "assistant", "content": "c", "reasoning": "d", "refusal": None, "annotations": []},
     ]
+    thinking = dict.fromkeys(REASONING_NAMES, "d")
     assert json.loads(template.render(messages, {})) == [
         {"role": "system", "content": "ab"},
-        {"role": "assistant", "content": "c", "reasoning_content": "d"},
+        {"role": "assistant", "content": "c", **thinking},
     ]
 
 

@@ -16,7 +16,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What each part of s1engine may import of s1engine, besides itself. "leaves" are single files.
 LEAVES = {"errors", "config", "sampling_params", "outputs", "tokenizer", "chat_template"}
-LEAVES |= {"reasoning", "flags", "logs", "machine", "profiling"}
+LEAVES |= {
+    "template_environment",
+    "tokenizer_files",
+    "reasoning",
+    "flags",
+    "logs",
+    "machine",
+    "profiling",
+}
 BASE = LEAVES | {"__init__", "_core"}
 ALLOWED = {
     **{leaf: LEAVES for leaf in LEAVES},

@@ -48,6 +48,7 @@ bool Sequence::is_end(TokenId token) const {
 
 void Sequence::append_transition(TokenId sampled, uint8_t region, const Appended& appended) {
   const auto append_one = [&](TokenId token, uint8_t mark) {
+    if (num_tokens() == max_len) return;  // max_tokens holds only a part of the phrase
     append(token, mark);
     num_forced += (mark & kForced) != 0;
     if (loop == nullptr || (mark & kRegionMask) != kThink) return;

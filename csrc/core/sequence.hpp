@@ -106,8 +106,8 @@ struct Sequence {
     marks.push_back(mark);
   }
 
-  // Appends the tokens of one budget transition; `region` marks the sampled one. A loop in the
-  // thinking lowers its maximum, though not below the minimum.
+  // Appends the tokens of one budget transition, up to max_len; `region` marks the sampled one. A
+  // loop in the thinking lowers its maximum, though not below the minimum.
   void append_transition(TokenId sampled, uint8_t region, const Appended& appended);
 };
 

@@ -87,7 +87,7 @@ class LLMEngine:
         self.scheduler = make_scheduler(resolved, self.runner)
         self._multi_step = make_multi_step(resolved, self.scheduler, self.runner)
         self._appended: tuple[np.ndarray, np.ndarray] | None = None  # of the last single step
-        self.compiler = RequestCompiler(text, self.max_model_len)
+        self.compiler = RequestCompiler(text, self.max_model_len, config)
         self._budget_format = text.core_format()
         self._random = random.Random(config.seed)
         self._live_requests: dict[str, LiveRequest] = {}
@@ -113,7 +113,7 @@ class LLMEngine:
 
     def default_sampling(self) -> dict[str, Any]:
         """Sampling fields that the model directory sets; greedy if it sets ``do_sample`` false."""
-        return self.compiler.text.default_sampling()
+        return self.compiler.default_sampling()
 
     def make_request(self, prompt: Prompt, params: SamplingParams, **options: Any) -> Request:
         """Validates a request (see RequestCompiler.compile). Raises RequestError."""

@@ -80,7 +80,7 @@ class ProcessEngineClient:
             self._process.kill()
             self._process.wait()
             raise
-        self.compiler = RequestCompiler(text, ready.max_model_len)
+        self.compiler = RequestCompiler(text, ready.max_model_len, config)
         self._stats = ready.stats
         self._throttle = _ReadThrottle(self._wake_pending, READ_PAUSE[ready.device])
         self._last_sign = time.monotonic()

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from s1engine import _core
+from s1engine.chat_template import resolve_turn
 from s1engine.config import DEFAULT_ANSWER_RESERVE, EngineConfig, check_int, check_unicode
 from s1engine.engine.grammar import GrammarCompiler
 from s1engine.engine.request import CompiledBudget, Prompt, Request
-from s1engine.errors import RequestError
+from s1engine.errors import ModelError, RequestError
 from s1engine.models.model_config import ModelConfig
 from s1engine.reasoning import ReasoningFormat, detect_format, find_open_thinking
-from s1engine.sampling_params import SamplingParams, ThinkingBudget
+from s1engine.sampling_params import UNLIMITED, SamplingParams, ThinkingBudget
 from s1engine.tokenizer import Tokenizer
 
 MAX_SALT_CHARS = 1024
@@ -40,6 +41,7 @@ class ModelText:
     config: ModelConfig
     tokenizer: Tokenizer
     format: ReasoningFormat | None
+    eos_token_ids: tuple[int, ...]  # end a turn: those of both configs and of the tokenizer
     vocab_limit: int  # ids below it may be sampled; a prompt may use every row of the embedding
 
     @classmethod
@@ -47,12 +49,9 @@ class ModelText:
         """Raises ModelError or RequestError."""
         model = ModelConfig.from_dir(path)
         tokenizer = Tokenizer.from_dir(path, config.chat_template)
-        reasoning = detect_format(tokenizer, model.eos_token_ids, config.reasoning_format)
-        return cls(model, tokenizer, reasoning, min(tokenizer.num_tokens, model.vocab_size))
-
-    def default_sampling(self) -> dict[str, Any]:
-        """Sampling fields that the model directory sets; greedy if it sets ``do_sample`` false."""
-        return dict(self.config.generation_defaults)
+        ends = _end_token_ids(path, model, tokenizer)
+        reasoning = detect_format(tokenizer, ends, config.reasoning_format)
+        return cls(model, tokenizer, reasoning, ends, min(tokenizer.num_tokens, model.vocab_size))
 
     def core_format(self) -> _core.BudgetFormat | None:
         """The reasoning format as the scheduler needs it; None for a model without one."""
@@ -67,19 +66,40 @@ class ModelText:
         )
 
 
+def _end_token_ids(path: Path, model: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end a turn: the model's and the tokenizer's own. Raises ModelError."""
+    own = tokenizer.eos_token_id
+    if own is None or own in model.eos_token_ids:
+        return model.eos_token_ids
+    if own >= model.vocab_size:
+        raise ModelError(
+            f"{path}: the tokenizer's eos_token has id {own}, outside of vocab_size "
+            f"({model.vocab_size})"
+        )
+    return (*model.eos_token_ids, own)
+
+
 class RequestCompiler:
     """Compiles requests for one model.
 
     Args:
         max_model_len: prompt and output together, tokens.
+        config: defaults and limits of thinking, and of sampling.
     """
 
-    def __init__(self, text: ModelText, max_model_len: int) -> None:
+    def __init__(self, text: ModelText, max_model_len: int, config: EngineConfig) -> None:
         self.text = text
         self.max_model_len = max_model_len
+        self._config = config
         self._tokenizer = text.tokenizer
         self._reasoning = text.format
-        self.grammars = GrammarCompiler(text.tokenizer, text.vocab_limit, text.config.eos_token_ids)
+        self.grammars = GrammarCompiler(text.tokenizer, text.vocab_limit, text.eos_token_ids)
+
+    def default_sampling(self) -> dict[str, Any]:
+        """Sampling fields that the model's authors recommend: defaults of SamplingParams."""
+        if self._config.generation_config == "none":
+            return {}
+        return dict(self.text.config.generation_defaults)
 
     def compile(
         self,
@@ -96,9 +116,12 @@ class RequestCompiler:
     ) -> Request:
         """Compiles a request. Raises RequestError naming the field.
 
-        ``enable_thinking`` None: a chat thinks; a raw prompt thinks if it comes with a thinking
-        budget or already contains open thinking. ``tools`` are rendered by the chat template; with
-        tools the forced end has no final text, because the answer may be a call.
+        A raw text gets the tokens that the tokenizer adds, such as the beginning of text; a chat
+        gets what its template writes. ``enable_thinking`` None: a chat thinks; a raw prompt, or a
+        chat whose last message is continued, thinks if it already contains open thinking; a raw
+        prompt also if it comes with a thinking budget. ``template_kwargs`` are variables of the
+        template, and the options of ``resolve_turn``. ``tools`` are rendered by the chat template;
+        with tools the forced end has no final text, because the answer may be a call.
         """
         check_int("priority", priority, -(2**31), 2**31 - 1)
         if cache_salt is not None and not 0 < len(cache_salt) <= MAX_SALT_CHARS:
@@ -107,10 +130,11 @@ class RequestCompiler:
             )
         chat = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
         ids = self._encode(prompt, chat, enable_thinking, template_kwargs, tools)
+        begun = chat and not resolve_turn(prompt, template_kwargs or {})[0]
         self._check_ids(params)
         if params.grammar is not None:
             self.grammars.validate(params.grammar)
-        tokens_thought = self._open_thinking(ids, params, chat, enable_thinking)
+        tokens_thought = self._open_thinking(ids, params, chat, enable_thinking, begun)
         available = self.max_model_len - len(ids)
         if available < 1:
             raise self._too_long("messages" if chat else "prompt", f"{len(ids)} tokens")
@@ -121,7 +145,7 @@ class RequestCompiler:
             budget = self._compile_budget(params, tokens_thought, len(ids), max_len, structured)
         stop_tokens = [*params.stop_token_ids]
         if not params.ignore_eos:
-            stop_tokens += self.text.config.eos_token_ids
+            stop_tokens += self.text.eos_token_ids
         request = Request(
             request_id=request_id or uuid.uuid4().hex,
             number=next(_numbers),
@@ -149,10 +173,12 @@ class RequestCompiler:
         messages: list[dict[str, Any]],
         enable_thinking: bool | None,
         tools: Sequence[dict[str, Any]] = (),
+        template_kwargs: dict[str, Any] | None = None,
     ) -> list[int]:
         """The prompt of a chat: template applied, thinking opened."""
-        ids = self._encode(messages, True, enable_thinking, None, tools)
-        self._open_thinking(ids, SamplingParams(), True, enable_thinking)
+        ids = self._encode(messages, True, enable_thinking, template_kwargs, tools)
+        begun = not resolve_turn(messages, template_kwargs or {})[0]
+        self._open_thinking(ids, SamplingParams(), True, enable_thinking, begun)
         return ids
 
     def _encode(
@@ -167,10 +193,19 @@ class RequestCompiler:
         if chat:
             messages: Any = prompt
             kwargs = template_kwargs or {}
-            prompt = self._tokenizer.render_chat(messages, enable_thinking, kwargs, tools)
+            header, continues = resolve_turn(messages, kwargs)
+            prompt = self._tokenizer.render_chat(
+                messages,
+                enable_thinking,
+                kwargs,
+                tools,
+                add_generation_prompt=header,
+                continue_final_message=continues,
+            )
         if isinstance(prompt, str):
             self._check_text(prompt, param)
-            ids = self._tokenizer.encode(prompt)
+            encode = self._tokenizer.encode if chat else self._tokenizer.encode_prompt
+            ids = encode(prompt)
         else:
             ids = self._check_prompt_ids(prompt)
         if not ids:
@@ -214,9 +249,15 @@ class RequestCompiler:
                     )
 
     def _open_thinking(
-        self, ids: list[int], params: SamplingParams, chat: bool, enable_thinking: bool | None
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        chat: bool,
+        enable_thinking: bool | None,
+        begun: bool,
     ) -> int | None:
         """Appends the start marker to ``ids`` if the request thinks and the marker is missing.
+        ``begun``: the chat ends within the assistant's turn, too late to open thinking.
 
         Returns the number of thinking tokens that ``ids`` already contains; None if the request
         does not think."""
@@ -238,7 +279,13 @@ class RequestCompiler:
         begin = find_open_thinking(ids, self._reasoning)
         if begin is not None:
             return len(ids) - begin
-        if not (chat or wanted):
+        if begun and wanted:
+            raise RequestError(
+                "the last message is continued and contains no open thinking, so no thinking field "
+                "applies",
+                param="thinking_token_budget" if params.thinking else "enable_thinking",
+            )
+        if begun or not (chat or wanted):
             return None
         ids.extend(self._reasoning.start)
         return 0
@@ -255,6 +302,10 @@ class RequestCompiler:
         text is left out of the forced end."""
         assert self._reasoning is not None
         budget = params.thinking or ThinkingBudget()
+        limit = self._thinking_limit(budget)
+        num_waits = budget.num_waits
+        if num_waits is None:
+            num_waits = self._config.default_num_waits
         final_text = "" if structured and budget.final_text is None else budget.final_text
         forced_end = self._reasoning.forced_end(final_text)
         end_len = max(
@@ -263,26 +314,44 @@ class RequestCompiler:
         max_new = max_len - prompt_len
         available = max_new - end_len - answer_reserve(budget, max_new)
         min_remaining = max(budget.min_tokens - tokens_thought, 0)
-        if available < min_remaining:
+        if available < min_remaining and params.thinking is None:
+            available, num_waits = max_new + 1, 0  # max_tokens cuts the thinking
+            limit = max(limit, tokens_thought + 1)
+        elif available < min_remaining:
             raise RequestError(
                 f"max_tokens and context leave {max_new} tokens: too few for "
                 f"{min_remaining} of thinking, {end_len} to end it and the answer reserve",
                 param="min_thinking_tokens" if available >= 0 else "max_tokens",
             )
-        maximum = tokens_thought + available
-        if budget.max_tokens is not None:
-            maximum = min(maximum, budget.max_tokens)
         return CompiledBudget(
             wait=self._tokenizer.encode(budget.wait_text),
             forced_end=list(forced_end),
             delimiter_len=_delimiter_len(forced_end, self._reasoning.natural_end),
             min_thinking=budget.min_tokens,
-            num_waits=budget.num_waits,
+            num_waits=num_waits,
             tokens_thought=tokens_thought,
-            max_thinking=maximum,
+            max_thinking=min(tokens_thought + available, limit),
             checkpoints=budget.checkpoints,
             loop_repeats=budget.loop_repeats or 0,
         )
+
+    def _thinking_limit(self, budget: ThinkingBudget) -> int:
+        """Most thinking tokens by the request's budget, the engine's default and its maximum."""
+        config = self._config
+        limit = UNLIMITED if budget.max_tokens is None else budget.max_tokens
+        if budget.max_tokens is None and config.default_thinking_token_budget is not None:
+            # A default must not contradict what the request asks for.
+            asked = (budget.min_tokens, *budget.checkpoints)
+            limit = max(config.default_thinking_token_budget, *asked)
+        if config.max_thinking_token_budget is None:
+            return limit
+        if budget.min_tokens > config.max_thinking_token_budget:
+            raise RequestError(
+                f"min_thinking_tokens ({budget.min_tokens}) exceeds this engine's "
+                f"max_thinking_token_budget ({config.max_thinking_token_budget})",
+                param="min_thinking_tokens",
+            )
+        return min(limit, config.max_thinking_token_budget)
 
 
 def answer_reserve(budget: ThinkingBudget, max_tokens: int) -> int:

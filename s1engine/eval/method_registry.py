@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from s1engine.config import check_float, check_int
+from s1engine.config import MAX_TOKENS, MAX_WAITS, check_float, check_int
 from s1engine.errors import RequestError
 from s1engine.eval.methods import (
     ONE_TRACE,
@@ -22,7 +22,7 @@ from s1engine.eval.methods import (
     majority_vote,
     most_confident,
 )
-from s1engine.sampling_params import MAX_N, MAX_TOKENS, MAX_WAITS, SamplingParams, ThinkingBudget
+from s1engine.sampling_params import MAX_N, SamplingParams, ThinkingBudget
 
 TOKEN_SUFFIX = "Think for up to {n} tokens."
 STEP_SUFFIX = "Think for up to {n} steps."

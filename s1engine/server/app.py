@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from s1engine import __version__
+from s1engine.chat_template import TURN_OPTIONS
 from s1engine.engine.client import EngineClient
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.server.admission import MAX_QUEUED, Admission, NotAdmitted
@@ -32,7 +33,6 @@ from s1engine.server.api.request_fields import (
 from s1engine.server.api.response_formatter import Json, error_object
 from s1engine.server.api.responses import ResponsesFormatter, ResponsesRequest
 from s1engine.server.api.thinking_fields import EFFORTS
-from s1engine.server.api.tools import ToolFields
 from s1engine.server.generation import Generation, RequestTimeoutError, unknown_model
 from s1engine.server.metrics import Metrics
 from s1engine.server.middleware import ApiKey, BodyLimit, RequestId
@@ -182,10 +182,19 @@ class Handlers:
 
     def _tokenize(self, body: TokenizeRequest) -> list[int]:
         if body.prompt is not None:
-            return self._tokenizer.encode(body.prompt)
+            encode = self._tokenizer.encode_prompt
+            return (encode if body.add_special_tokens else self._tokenizer.encode)(body.prompt)
         assert body.messages is not None
-        tools = ToolFields(tools=body.tools).offered
-        return self._compiler.chat_token_ids(body.messages, body.enable_thinking, tools)
+        chat = ChatRequest(
+            messages=body.messages,
+            tools=body.tools,
+            enable_thinking=body.enable_thinking,
+            **body.model_dump(include={*TURN_OPTIONS, "chat_template_kwargs"}),
+        )
+        options = chat.options()
+        return self._compiler.chat_token_ids(
+            body.messages, options["enable_thinking"], chat.offered, options["template_kwargs"]
+        )
 
     async def detokenize(self, body: DetokenizeRequest) -> Response:
         """Return the text of token ids, special tokens included."""

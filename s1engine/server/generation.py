@@ -67,7 +67,7 @@ class Generation:
         self._efforts = efforts
         self._timeout = timeout
         self._tracing = tracing
-        self._defaults = engine.compiler.text.default_sampling()
+        self._defaults = engine.compiler.default_sampling()
         # Checking a grammar may take a second, so these requests have threads of their own.
         self._grammar_pool = ThreadPoolExecutor(MAX_GRAMMARS, "s1engine-compile")
 

@@ -177,7 +177,7 @@ def test_abort_frees_everything_at_any_moment(llm: LLM) -> None:
 @pytest.mark.parametrize(
     ("params", "param"),
     [
-        (SamplingParams(max_tokens=5), "max_tokens"),
+        (SamplingParams(max_tokens=5, thinking=ThinkingBudget()), "max_tokens"),
         (SamplingParams(max_tokens=60, thinking=ThinkingBudget(answer_reserve=60)), "max_tokens"),
         (
             SamplingParams(max_tokens=60, thinking=ThinkingBudget(min_tokens=50)),

@@ -37,7 +37,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"n": 0}, "n"),
     (CHAT, {"n": 10**9}, "n"),
     (CHAT, {"max_tokens": 0}, "max_tokens"),
-    (CHAT, {"max_tokens": 3}, "max_tokens"),
+    (CHAT, {"max_tokens": 3, "answer_reserve": 1}, "max_tokens"),
     (CHAT, {"max_tokens": 2**63}, "max_tokens"),
     (CHAT, {"max_tokens": 50, "max_completion_tokens": 60}, "max_completion_tokens"),
     (CHAT, {"seed": 2**70}, "seed"),

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s1engine.errors import RequestError
-from s1engine.sampling_params import ThinkingBudget
-from s1engine.server.api.thinking_fields import ThinkingFields, parse_efforts
+from s1engine.sampling_params import UNLIMITED, ThinkingBudget
+from s1engine.server.api.thinking_fields import EFFORTS, ThinkingFields, parse_efforts
 
 MAXIMUM = {
     "thinking_token_budget": lambda n: n,
@@ -45,7 +45,7 @@ def test_spellings_that_agree_mean_one_thing(
 def test_no_field_is_no_budget() -> None:
     assert budget() is None and enabled() is None
     assert budget(enable_thinking=True) is None and enabled(enable_thinking=True) is True
-    assert budget(max_tokens_thinking="auto") == ThinkingBudget()
+    assert budget(max_tokens_thinking="auto") == ThinkingBudget(max_tokens=UNLIMITED)
 
 
 def test_all_fields_arrive() -> None:
@@ -75,13 +75,19 @@ def test_an_empty_wait_text_is_a_text() -> None:
 def test_effort_is_a_budget_by_configuration() -> None:
     fields = ThinkingFields(reasoning_effort="low")
     assert fields.requested_thinking({"low": 7})[0] == ThinkingBudget(max_tokens=7)
-    assert (
-        ThinkingFields(reasoning_effort="x").requested_thinking({"x": None})[0] == ThinkingBudget()
-    )
+    unlimited = ThinkingFields(reasoning_effort="x").requested_thinking({"x": None})[0]
+    assert unlimited == ThinkingBudget(max_tokens=UNLIMITED)
     with pytest.raises(RequestError, match="one of none, low"):
         fields.model_copy(update={"reasoning_effort": "huge"}).requested_thinking({"low": 7})
-    with pytest.raises(RequestError, match="reasoning_effort"):
-        ThinkingFields(reasoning_effort="low", thinking_budget=8).requested_thinking({"low": 7})
+
+
+@given(st.sampled_from(sorted(EFFORTS)), st.sampled_from(sorted(MAXIMUM)), st.integers(0, 9000))
+def test_a_budget_wins_over_an_effort(effort: str, name: str, value: int) -> None:
+    fields: dict[str, object] = {"reasoning_effort": effort, name: MAXIMUM[name](value)}
+    assert budget(**fields) == ThinkingBudget(max_tokens=value)
+    if name == "reasoning":
+        one = {"effort": effort, "max_tokens": value}
+        assert budget(reasoning=one) == ThinkingBudget(max_tokens=value)
 
 
 @pytest.mark.parametrize(

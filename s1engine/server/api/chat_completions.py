@@ -34,6 +34,12 @@ class ChatRequest(ToolFields, HttpFields):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: Annotated[
+        bool | None, Field(description="Begin a new turn; default: unless the last one is open")
+    ] = None
+    continue_final_message: Annotated[
+        bool | None, Field(description="Continue the last message; default: if an assistant's")
+    ] = None
 
     def prompts(self) -> list[Prompt]:
         """Return the chat as the only prompt."""
@@ -76,6 +82,15 @@ class ChatRequest(ToolFields, HttpFields):
             enable_thinking=options["enable_thinking"],
             chat_template_kwargs=kwargs.pop("enable_thinking", None),
         )
+        same = {
+            "reasoning_effort": self.requested_effort(),
+            "add_generation_prompt": self.add_generation_prompt,
+            "continue_final_message": self.continue_final_message,
+        }
+        for name, value in same.items():
+            agreed = resolve_spellings(**{name: value, "chat_template_kwargs": kwargs.get(name)})
+            if agreed is not None:
+                kwargs[name] = agreed
         return options | {"template_kwargs": kwargs, "tools": self.offered}
 
 

@@ -117,7 +117,8 @@ class GenerationFields(ThinkingFields):
         fields["stop_token_ids"] = tuple(self.stop_token_ids or ())
         fields["logit_bias"] = _token_bias(self.logit_bias or {})
         fields["logprobs"] = self.requested_logprobs()
-        fields["max_tokens"] = self.requested_max_tokens()
+        if (max_tokens := self.requested_max_tokens()) is not None:
+            fields["max_tokens"] = max_tokens
         fields["grammar"] = self.grammar()
         fields["thinking"], _ = self.requested_thinking(efforts)
         return SamplingParams(**fields)
@@ -125,8 +126,10 @@ class GenerationFields(ThinkingFields):
     def options(self, efforts: Mapping[str, int | None] = EFFORTS) -> dict[str, Any]:
         """Return the keyword arguments of ``RequestCompiler.compile`` besides prompt and params."""
         _, enabled = self.requested_thinking(efforts)
+        effort = self.requested_effort()
         return {
             "enable_thinking": enabled,
+            "template_kwargs": {} if effort is None else {"reasoning_effort": effort},
             "priority": self.priority,
             "cache_salt": self.cache_salt,
         }
@@ -164,6 +167,12 @@ class TokenizeRequest(BaseModel):
     messages: list[dict[str, Any]] | None = None
     tools: list[Tool] | None = None
     enable_thinking: bool | None = None
+    add_special_tokens: Annotated[
+        bool, Field(description="Of a text: add what the tokenizer adds, such as beginning of text")
+    ] = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class DetokenizeRequest(BaseModel):

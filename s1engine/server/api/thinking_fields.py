@@ -1,7 +1,7 @@
 """The thinking fields of a request: our own, and other engines' and APIs' spellings.
 
 Our names are canonical. A request may use any spelling; two that disagree are an error. Owns the
-map from effort to budget. Knows nothing of sampling.
+map from effort to budget; a budget beside an effort wins. Knows nothing of sampling.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from s1engine.errors import RequestError
-from s1engine.sampling_params import ThinkingBudget
+from s1engine.sampling_params import UNLIMITED, ThinkingBudget
 
 T = TypeVar("T")
 
@@ -121,15 +121,19 @@ class ThinkingFields(BaseModel):
             "loop_repeats": self.thinking_loop_repeats,
         }
         fields = {name: value for name, value in fields.items() if value is not None}
-        thinks = self.max_tokens_thinking == "auto" or effort not in (None, NO_THINKING)
+        thinks = effort not in (None, NO_THINKING)
         budget = ThinkingBudget(**fields) if fields or thinks else None
         return budget, self._enabled(effort)
 
-    def _effort(self, efforts: Mapping[str, int | None]) -> str | None:
-        effort = resolve_spellings(
+    def requested_effort(self) -> str | None:
+        """Return the effort, for the chat template. Raises RequestError if two differ."""
+        return resolve_spellings(
             reasoning_effort=self.reasoning_effort,
             reasoning_effort_=self.reasoning.effort if self.reasoning else None,
         )
+
+    def _effort(self, efforts: Mapping[str, int | None]) -> str | None:
+        effort = self.requested_effort()
         if effort is not None and effort != NO_THINKING and effort not in efforts:
             raise RequestError(
                 f"reasoning_effort must be one of {', '.join((NO_THINKING, *efforts))}; "
@@ -139,16 +143,20 @@ class ThinkingFields(BaseModel):
         return effort
 
     def _maximum(self, effort: str | None, efforts: Mapping[str, int | None]) -> int | None:
+        """The given budget, else that of the effort."""
         from_s1 = self.max_tokens_thinking
-        return resolve_spellings(
+        given = resolve_spellings(
             thinking_token_budget=self.thinking_token_budget,
             thinking_budget=self.thinking_budget,
             max_thinking_tokens=self.max_thinking_tokens,
-            max_tokens_thinking=None if from_s1 == "auto" else from_s1,
+            max_tokens_thinking=UNLIMITED if from_s1 == "auto" else from_s1,
             thinking=self.thinking.budget_tokens if self.thinking else None,
             reasoning=self.reasoning.max_tokens if self.reasoning else None,
-            reasoning_effort=efforts.get(effort) if effort is not None else None,
         )
+        if given is not None or effort in (None, NO_THINKING):
+            return given
+        budget = efforts[effort]
+        return UNLIMITED if budget is None else budget
 
     def _enabled(self, effort: str | None) -> bool | None:
         return resolve_spellings(
