@@ -390,6 +390,8 @@ class cpu:
         block_size: int,
         q_stride: int,
         scale: float,
+        window: int,
+        sinks: int,
         /,
     ) -> None: ...
     @staticmethod

@@ -5,6 +5,7 @@
 // their context. The load decides about the split; the result is the same with and without it.
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "isa.hpp"
@@ -28,7 +29,7 @@ struct Task {
 struct WorkList {
   std::vector<AttentionUnit> units;
   std::vector<Task> tasks;
-  std::vector<Task> merges;  // split 0's task of each unit that was split
+  std::vector<Task> merges;  // the first split's task of each unit that was split
   int64_t part_floats = 0;
   int64_t work = 0;  // multiply-adds of the step
 
@@ -41,7 +42,7 @@ struct WorkList {
 };
 
 int64_t work_of(const Attention& a, const AttentionUnit& unit) {
-  return 2 * unit.num_tokens * a.group_size * unit.end() * a.width();
+  return 2 * unit.num_tokens * a.group_size * (unit.end() - unit.first_key) * a.width();
 }
 
 void add_units(const Attention& a, const int32_t* cu_seqlens_q, const int32_t* context_lens,
@@ -50,12 +51,14 @@ void add_units(const Attention& a, const int32_t* cu_seqlens_q, const int32_t* c
   const int64_t end = cu_seqlens_q[sequence + 1];
   const int64_t tokens = std::max<int64_t>(1, kUnitRows / a.group_size);
   for (int64_t token = begin; token < end; token += tokens) {
+    const int64_t position = context_lens[sequence] - end + token;
     for (int64_t head = 0; head < a.num_kv_heads; ++head) {
       list.units.push_back({.sequence = sequence,
                             .kv_head = head,
                             .token = token,
                             .num_tokens = std::min(tokens, end - token),
-                            .position = context_lens[sequence] - end + token});
+                            .position = position,
+                            .first_key = std::max<int64_t>(position + 1 - a.window, 0)});
       list.work += work_of(a, list.units.back());
     }
   }
@@ -63,13 +66,12 @@ void add_units(const Attention& a, const int32_t* cu_seqlens_q, const int32_t* c
 
 void add_tasks(const Attention& a, int64_t index, int64_t limit, WorkList& list) {
   const AttentionUnit& unit = list.units[static_cast<size_t>(index)];
-  const int64_t splits = unit.num_splits();
-  if (splits == 1 || work_of(a, unit) <= limit) {
+  if (unit.end_split() - unit.first_split() == 1 || work_of(a, unit) <= limit) {
     list.tasks.push_back({index, -1, 0});
     return;
   }
-  list.merges.push_back({index, 0, list.part_floats});
-  for (int64_t split = 0; split < splits; ++split) {
+  list.merges.push_back({index, unit.first_split(), list.part_floats});
+  for (int64_t split = unit.first_split(); split < unit.end_split(); ++split) {
     list.tasks.push_back({index, split, list.part_floats});
     list.part_floats += SoftmaxState::size(unit.num_tokens * a.group_size, a.width());
   }
@@ -123,7 +125,7 @@ void paged_attention(int dtype, int cache_dtype, Address q, Address k_cache, Add
                      Address out, Address cu_seqlens_q, Address context_lens, Address block_table,
                      int64_t sequences, int64_t block_table_stride, int64_t num_heads,
                      int64_t num_kv_heads, int64_t head_dim, int64_t block_size, int64_t q_stride,
-                     float scale) {
+                     float scale, int64_t window, Address sinks) {
   const Attention args{.q = pointer<const void>(q),
                        .k_cache = pointer<const void>(k_cache),
                        .v_cache = pointer<const void>(v_cache),
@@ -135,6 +137,8 @@ void paged_attention(int dtype, int cache_dtype, Address q, Address k_cache, Add
                        .group_size = num_heads / num_kv_heads,
                        .head_dim = head_dim,
                        .block_size = block_size,
+                       .window = window > 0 ? window : std::numeric_limits<int64_t>::max() / 2,
+                       .sinks = pointer<const float>(sinks),
                        .scale = scale};
   static thread_local WorkList list;  // static to reuse its memory
   static thread_local Scratch parts;

@@ -68,6 +68,8 @@ struct Attention {
   const int32_t* block_table;
   int64_t block_table_stride, q_stride;
   int64_t num_kv_heads, group_size, head_dim, block_size;
+  int64_t window;      // keys that a query sees at most, its own included
+  const float* sinks;  // [num_kv_heads * group_size], one more logit of each head; null: none
   float scale;
 
   int64_t width() const { return padded(head_dim); }
@@ -80,14 +82,16 @@ struct AttentionUnit {
   int64_t kv_head;
   int64_t token;  // first token, index in the step
   int64_t num_tokens;
-  int64_t position;  // of the first token in its sequence
+  int64_t position;   // of the first token in its sequence
+  int64_t first_key;  // oldest position that a token sees; blocks before it may be freed
 
   // A context is summed in splits of this many keys, then the splits' results are merged in order.
   // Always, so that a token's result depends neither on threads nor on the rest of the step.
   static constexpr int64_t kSplit = 512;
 
   int64_t end() const { return position + num_tokens; }
-  int64_t num_splits() const { return (end() + kSplit - 1) / kSplit; }
+  int64_t first_split() const { return first_key / kSplit; }
+  int64_t end_split() const { return (end() + kSplit - 1) / kSplit; }
 };
 
 // Online-softmax state: per row the largest score and, relative to it, the sum of weights and the

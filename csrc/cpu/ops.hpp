@@ -41,12 +41,14 @@ void rope_write(int dtype, int cache_dtype, Address q, Address k, Address v, Add
                 int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, int64_t block_size,
                 int64_t q_stride, int64_t k_stride, int64_t v_stride);
 
-// out [T, Hq * D] = causal attention of q over the cached context of its sequence.
+// out [T, Hq * D] = causal attention of q over the cached context of its sequence, or over its last
+// `window` keys if that is not 0. Blocks before all windows are not read. `sinks`: one float per
+// query head, 0: none.
 void paged_attention(int dtype, int cache_dtype, Address q, Address k_cache, Address v_cache,
                      Address out, Address cu_seqlens_q, Address context_lens, Address block_table,
                      int64_t sequences, int64_t block_table_stride, int64_t num_heads,
                      int64_t num_kv_heads, int64_t head_dim, int64_t block_size, int64_t q_stride,
-                     float scale);
+                     float scale, int64_t window, Address sinks);
 
 // out = x [rows, columns] W^T + bias, for W [outputs, columns] in panels (kernels.hpp); `format` is
 // a WeightFormat, `epilogue` an Epilogue. 0: no bias or no scales.

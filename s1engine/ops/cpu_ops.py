@@ -277,11 +277,12 @@ class CpuOps(Unfused):
         window: int = 0,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        assert window == 0 and sinks is None, "not implemented yet"
         self._check(meta)
         tokens, num_heads, head_dim = q.shape
         num_kv_heads, block_size = cache_sizes(k_cache, v_cache, q)
         assert num_heads % num_kv_heads == 0 and meta.positions.shape[0] == tokens
+        assert window >= 0 and (sinks is None or sinks.shape == (num_heads,))
+        assert sinks is None or (sinks.dtype is torch.float32 and sinks.is_contiguous())
         out = self._out("attention", tokens, num_heads * head_dim, q.dtype)
         cpu.paged_attention(
             DTYPES[q.dtype],
@@ -301,6 +302,8 @@ class CpuOps(Unfused):
             block_size,
             token_stride(q),
             scale,
+            window,
+            _address(sinks),
         )
         return out
 

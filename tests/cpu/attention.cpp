@@ -1,5 +1,7 @@
 // Cases of paged attention: steps of decodes and extends over caches of every type.
 
+#include <limits>
+
 #include "harness.hpp"
 
 namespace fuzz {
@@ -57,6 +59,7 @@ struct Step {
   bool int8;
   int64_t kv_heads, group, dim, block_size;
   std::vector<Span> spans;
+  int64_t window;  // 0: full attention
   int64_t tokens = 0, positions = 0, blocks = 0, table_stride = 0;
 
   explicit Step(Case& c)
@@ -65,7 +68,10 @@ struct Step {
         kv_heads(c.pick(1, 3)),
         group(c.one_in(15) ? 66 : c.pick(1, 9)),
         dim(c.one_in(2) ? c.pick({32, 64, 96}) : 2 * c.size(20, 70)),
-        block_size(c.one_in(2) ? c.pick({16, 32}) : c.pick(1, 40)) {
+        block_size(c.one_in(2) ? c.pick({16, 32}) : c.pick(1, 40)),
+        window(c.one_in(2)   ? 0
+               : c.one_in(4) ? c.pick(1, 700)
+                             : c.pick(1, 90)) {
     const bool decodes = c.one_in(2);
     for (int64_t s = c.pick(1, 4); s > 0; --s) {
       const int64_t context = c.one_in(10) ? c.pick(500, 1100) : c.pick(1, 150);
@@ -82,9 +88,12 @@ struct Step {
     blocks += count;
     table_stride = std::max(table_stride, count);
   }
+
+  // Oldest of the first `end` positions that the last of them sees.
+  int64_t oldest(int64_t end) const { return window == 0 ? 0 : std::max<int64_t>(end - window, 0); }
 };
 
-// Shuffled blocks for every sequence; entries beyond its context are invalid.
+// Shuffled blocks for every sequence; entries before all windows or beyond its context are invalid.
 TightArray<int32_t> block_table(Case& c, const Step& step, int64_t spare) {
   std::vector<int32_t> free;
   for (int64_t i = 0; i < step.blocks + spare; ++i) free.push_back(static_cast<int32_t>(i));
@@ -95,8 +104,9 @@ TightArray<int32_t> block_table(Case& c, const Step& step, int64_t spare) {
   TightArray<int32_t> table(c, rows * step.table_stride);
   for (int64_t i = 0; i < table.size(); ++i) table[i] = -1 << 24;
   for (int64_t s = 0; s < rows; ++s) {
-    const int64_t context = step.spans[static_cast<size_t>(s)].context;
-    for (int64_t i = 0; i * step.block_size < context; ++i) {
+    const Span& span = step.spans[static_cast<size_t>(s)];
+    const int64_t first = step.oldest(span.context - span.pending + 1) / step.block_size;
+    for (int64_t i = first; i * step.block_size < span.context; ++i) {
       table[s * step.table_stride + i] = free.back();
       free.pop_back();
     }
@@ -104,11 +114,13 @@ TightArray<int32_t> block_table(Case& c, const Step& step, int64_t spare) {
   return table;
 }
 
-// Checks softmax(q k^T scale) v of one head of one token that sees `seen` rows from `first` on.
+// Checks softmax(q k^T scale) v of one head of one token that sees `seen` rows from `first` on,
+// with one more logit `sink` (-infinity: none).
 void check_head(Case& c, const Step& step, const double* query, const Cached& k, const Cached& v,
-                int64_t first, int64_t seen, double scale, const Numbers& out, int64_t at) {
+                int64_t first, int64_t seen, double scale, double sink, const Numbers& out,
+                int64_t at) {
   std::vector<double> weights;
-  double top = -1e300, total = 0.0;
+  double top = std::max(sink, -1e300), total = 0.0;
   for (int64_t i = 0; i < seen; ++i) {
     double score = 0.0;
     for (int64_t d = 0; d < step.dim; ++d) {
@@ -118,6 +130,7 @@ void check_head(Case& c, const Step& step, const double* query, const Cached& k,
     top = std::max(top, weights.back());
   }
   for (double& weight : weights) total += weight = std::exp(weight - top);
+  total += std::exp(sink - top);
   const bool rounded = step.dtype == DType::kBFloat16;  // the kernels round weights to bfloat16
   for (int64_t d = 0; d < step.dim; ++d) {
     double want = 0.0, terms = 0.0;
@@ -151,6 +164,7 @@ void attention(Case& c) {
     context_lens[s] = static_cast<int32_t>(span.context);
     for (int64_t i = 0; i < span.context; ++i, ++position) {
       const int64_t block = table[s * step.table_stride + i / step.block_size];
+      if (block < 0) continue;  // before all windows
       for (int64_t h = 0; h < step.kv_heads; ++h) {
         const int64_t slot = (block * step.kv_heads + h) * step.block_size + i % step.block_size;
         k.store(position * step.kv_heads + h, slot);
@@ -162,12 +176,14 @@ void attention(Case& c) {
   const Numbers q =
       Numbers::random(c, step.dtype, (step.tokens - 1) * stride + heads * step.dim, 2.0);
   const Numbers out(c, step.dtype, step.tokens * heads * step.dim);
+  const bool has_sinks = c.one_in(3);
+  const Numbers sinks = Numbers::random(c, DType::kFloat32, heads, 4.0);
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(step.dim)));
   s1::cpu::paged_attention(
       static_cast<int>(step.dtype), static_cast<int>(step.int8 ? DType::kInt8 : step.dtype),
       q.address(), k.memory.address(), v.memory.address(), out.address(), cu_seqlens.address(),
       context_lens.address(), table.address(), sequences, step.table_stride, heads, step.kv_heads,
-      step.dim, step.block_size, stride, scale);
+      step.dim, step.block_size, stride, scale, step.window, has_sinks ? sinks.address() : 0);
   const std::vector<double> queries = q.values();
   for (int64_t s = 0, token = 0, position = 0; s < sequences; ++s) {
     const Span& span = step.spans[static_cast<size_t>(s)];
@@ -175,9 +191,11 @@ void attention(Case& c) {
       // The reference is slow: check only some heads of each token.
       const int64_t skip = span.context > 200 ? heads : (heads + 5) / 6;
       for (int64_t h = token % skip; h < heads; h += skip) {
-        const int64_t first = position * step.kv_heads + h / step.group;
+        const int64_t end = span.context - span.pending + i + 1, oldest = step.oldest(end);
+        const int64_t first = (position + oldest) * step.kv_heads + h / step.group;
+        const double sink = has_sinks ? sinks[h] : -std::numeric_limits<double>::infinity();
         check_head(c, step, queries.data() + token * stride + h * step.dim, k, v, first,
-                   span.context - span.pending + i + 1, scale, out, (token * heads + h) * step.dim);
+                   end - oldest, scale, sink, out, (token * heads + h) * step.dim);
       }
     }
     position += span.context;

@@ -48,9 +48,15 @@ def attention_case(
 
 
 def in_double(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, scale: float, meta: AttentionMetadata
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    scale: float,
+    meta: AttentionMetadata,
+    window: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attention of every token in float64, [T, Hq * D]."""
+    """Attention of every token in float64, [T, Hq * D]. Reads every block of the contexts."""
     size, group = k_cache.shape[2], q.shape[1] // k_cache.shape[1]
     starts, contexts = meta.cu_seqlens_q.tolist(), meta.context_lens.tolist()
     out = torch.empty(q.shape, dtype=torch.float64)
@@ -64,7 +70,12 @@ def in_double(
         keys, values = keys.repeat_interleave(group, 0), values.repeat_interleave(group, 0)
         scores = torch.einsum("thd,hcd->htc", q[tokens].double(), keys) * scale
         count = starts[row + 1] - starts[row]
-        allowed = torch.arange(context) <= torch.arange(context - count, context)[:, None]
-        weights = scores.masked_fill(~allowed, -math.inf).softmax(-1)
+        key, query = torch.arange(context), torch.arange(context - count, context)[:, None]
+        allowed = (key <= query) & (key > query - (window or context))
+        scores = scores.masked_fill(~allowed, -math.inf)
+        if sinks is not None:
+            logits = sinks.double()[:, None, None].expand(-1, count, 1)
+            scores = torch.cat((scores, logits), dim=-1)
+        weights = scores.softmax(-1)[..., :context]
         out[tokens] = torch.einsum("htc,hcd->thd", weights, values)
     return out.flatten(1)
