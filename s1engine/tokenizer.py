@@ -73,9 +73,9 @@ class Tokenizer:
 
     @classmethod
     def from_dir(cls, path: Path, chat_template: str | None = None) -> "Tokenizer":
-        """Loads the tokenizer of a model directory. ``chat_template`` is the path of a Jinja file
-        that replaces the directory's templates. Raises ModelError, or RequestError for that file.
-        Code in the directory is never executed."""
+        """Loads the tokenizer of a model directory or a GGUF file. ``chat_template`` is the path of
+        a Jinja file that replaces the model's templates. Raises ModelError, or RequestError for
+        that file. Code in the directory is never executed."""
         files = TokenizerFiles.read(path)
         if chat_template is not None:
             return cls(files.backend, _read(chat_template), files.special_tokens)

@@ -14,6 +14,8 @@ from typing import Any
 import tokenizers
 
 from s1engine.errors import ModelError
+from s1engine.gguf_file import SUFFIX
+from s1engine.gguf_tokenizer import load_gguf_tokenizer
 
 PROBE = "Two  spaces, a\ttab;\n1234 + 5 = 1239, it's naïve: 你好 🙂\ndef f(x):\n    return x"
 
@@ -32,13 +34,11 @@ class TokenizerFiles:
 
     @classmethod
     def read(cls, path: Path) -> "TokenizerFiles":
-        """Reads a model directory. Raises ModelError."""
-        from transformers import AutoTokenizer  # this import takes two seconds
-
+        """Reads a model directory or a GGUF file. Raises ModelError."""
         try:
-            loaded: Any = AutoTokenizer.from_pretrained(
-                str(path), trust_remote_code=False, local_files_only=True
-            )
+            loaded = _load(path)
+        except ModelError:
+            raise
         except Exception as error:  # transformers passes on any error of its parsers
             reason = str(error).strip().partition("\n")[0]
             raise ModelError(f"{path}: the tokenizer cannot be loaded: {reason}") from error
@@ -49,6 +49,14 @@ class TokenizerFiles:
         if isinstance(templates, str):
             templates = {"default": templates}
         return cls(_checked(loaded.backend_tokenizer, path / "tokenizer.json"), templates, named)
+
+
+def _load(path: Path) -> Any:
+    from transformers import AutoTokenizer  # this import takes two seconds
+
+    if path.suffix == SUFFIX:
+        return load_gguf_tokenizer(path)
+    return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
 
 
 def _checked(backend: tokenizers.Tokenizer, file: Path) -> tokenizers.Tokenizer:

@@ -24,6 +24,8 @@ LEAVES |= {
     "logs",
     "machine",
     "profiling",
+    "gguf_file",
+    "gguf_tokenizer",
 }
 BASE = LEAVES | {"__init__", "_core"}
 ALLOWED = {

@@ -21,8 +21,9 @@ from s1engine.config import BUNDLED_MODEL
 from s1engine.engine.llm import LLM
 from s1engine.eval.arithmetic import generate
 from s1engine.models.decoder import Decoder
-from s1engine.models.loader import load_decoder, resolve_model
+from s1engine.models.loader import load_decoder
 from s1engine.models.model_config import ModelConfig
+from s1engine.models.model_path import resolve_model
 from s1engine.ops import AttentionMetadata, Ops, kv_quant
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.ops.torch_ops import TorchOps

@@ -17,8 +17,9 @@ from torch import Tensor
 from s1engine.bench.studies.quantized_kv_cache import difference, forced_logits, traces_of
 from s1engine.config import BUNDLED_MODEL
 from s1engine.engine.llm import LLM
-from s1engine.models.loader import load_decoder, resolve_model
+from s1engine.models.loader import load_decoder
 from s1engine.models.model_config import ModelConfig
+from s1engine.models.model_path import resolve_model
 from s1engine.models.weight_bytes import weight_bytes
 from s1engine.ops import Matrix, Ops
 from s1engine.ops.cpu_ops import CpuOps

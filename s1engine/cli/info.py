@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 def print_plan(args: argparse.Namespace, config: EngineConfig) -> int:
     """Prints the plan of a workload on GPUs. The model may be a config.json alone."""
-    from s1engine.models.loader import resolve_model
     from s1engine.models.model_config import ModelConfig
+    from s1engine.models.model_path import resolve_model
     from s1engine.plan.plan_report import plan_lines, write_plan_page
     from s1engine.plan.planner import build_plan
 
@@ -87,8 +87,8 @@ def report_facts(config: EngineConfig) -> dict[str, Any]:
     """The sections that only ``--json`` prints, for a bug report."""
     from s1engine import __version__
     from s1engine.machine import environment, hardware, software
-    from s1engine.models.loader import resolve_model
     from s1engine.models.model_config import ModelConfig
+    from s1engine.models.model_path import resolve_model
 
     return {
         "software": {"s1engine": __version__, **software()},
@@ -153,8 +153,8 @@ def model_needs(
     config: "ResolvedConfig", device: str, ceilings: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Sizes of a model, or of one rank's shard of it, and of its KV cache. Reads no weights."""
-    from s1engine.models.loader import resolve_model
     from s1engine.models.model_config import ModelConfig
+    from s1engine.models.model_path import resolve_model
     from s1engine.models.shard import Shard
     from s1engine.models.weight_bytes import weight_bytes
     from s1engine.runner.memory import plan_memory

@@ -165,8 +165,8 @@ def _create_router(
     replicas: "ReplicaPoolOptions",
 ) -> "Service":
     """A pool of replicas behind a router."""
-    from s1engine.models.loader import resolve_model
     from s1engine.models.model_config import ModelConfig
+    from s1engine.models.model_path import resolve_model
     from s1engine.models.shard import check_tensor_parallel
     from s1engine.runner.resolved_config import resolve_config
     from s1engine.server.admission import Admission

@@ -34,7 +34,7 @@ from s1engine.engine.request import Prompt, Request, drafting_mode
 from s1engine.engine.request_compiler import ModelText, RequestCompiler
 from s1engine.engine.thinking_limits import ThinkingLimits
 from s1engine.errors import RequestFailedError
-from s1engine.models.loader import resolve_model
+from s1engine.models.model_path import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
 from s1engine.profiling import StepTracer, profiler_attached, ranged
 from s1engine.runner.interface import ModelRunnerOutput, NewRequest, Runner, SchedulerOutput

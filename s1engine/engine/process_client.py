@@ -31,7 +31,7 @@ from s1engine.engine.request import Request
 from s1engine.engine.request_compiler import ModelText, RequestCompiler
 from s1engine.engine.request_output import RequestOutputBuilder, StreamEvent
 from s1engine.errors import EngineDeadError, ModelError, RequestError, RequestFailedError
-from s1engine.models.loader import resolve_model
+from s1engine.models.model_path import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
 
 PROCESS = "s1engine.engine.engine_process"

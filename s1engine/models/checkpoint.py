@@ -14,11 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from s1engine.errors import ModelError
+from s1engine.gguf_file import SUFFIX
 from s1engine.models.config_reader import ConfigReader
 from s1engine.models.fp8_layout import Fp8Layout
+from s1engine.models.gguf_checkpoint import GgufCheckpoint
 
 DIGEST_VALUES = 64
-_SUFFIX = ".safetensors"
+_SAFETENSORS = ".safetensors"
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -125,6 +127,15 @@ class Checkpoint:
         return ModelError(f"{self._files[name]}: tensor {name!r} {why}")
 
 
+StoredWeights = Checkpoint | GgufCheckpoint
+"""The tensors of a model on disk, by their Hugging Face names."""
+
+
+def open_weights(path: Path) -> StoredWeights:
+    """The tensors of a Hugging Face directory or of a GGUF file. Raises ModelError."""
+    return GgufCheckpoint(path) if path.suffix == SUFFIX else Checkpoint(path)
+
+
 def _weight_map(path: Path) -> tuple[Path, dict[str, Path]]:
     """The single weight file and an empty map, or the index and its map: tensor -> file."""
     if (path / _SINGLE).exists():
@@ -145,8 +156,8 @@ def _read_index(path: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for name in weight_map:
         file = weight_map.get(name)
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(_SUFFIX):
-            raise weight_map.error(name, f"must name a {_SUFFIX} file beside it; got {file!r}")
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(_SAFETENSORS):
+            raise weight_map.error(name, f"must name a {_SAFETENSORS} file beside it; got {file!r}")
         files[name] = path / file
     if not files:
         raise weight_map.error("", "is empty")

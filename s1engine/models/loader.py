@@ -1,48 +1,23 @@
-"""From a model's name to a Decoder on a device. Owns how checkpoint tensors become weights.
+"""From a model's files to a Decoder on a device. Owns how checkpoint tensors become weights.
 
 q, k and v become one matrix, gate and up another. Each is copied straight from the memory-mapped
 file to its place, so loading needs no second copy of the model. A rank reads its own part only.
 """
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor
 from tqdm import tqdm
 
-from s1engine.errors import ModelError
-from s1engine.models.checkpoint import Checkpoint
+from s1engine.models.checkpoint import StoredWeights, open_weights
 from s1engine.models.collective import Collective
 from s1engine.models.decoder import Decoder, DecoderWeights, LayerWeights
 from s1engine.models.model_config import EMBED, LM_HEAD, ModelConfig
 from s1engine.models.shard import UNSHARDED, Shard
 from s1engine.ops import Matrix, Ops
 from s1engine.ops.quantization import FP8, HEAD_FORMATS, QuantizedMatrix, quantize
-
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_HUB_FILES = ["*.json", "*.jinja", "merges.txt", "model*.safetensors"]
-
-
-def resolve_model(name_or_path: str) -> Path:
-    """The directory of a model: a local one, else that of a hub id, downloaded once and cached."""
-    path = Path(os.path.expanduser(name_or_path))
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise ModelError(f"{path}: not a directory; a model is a Hugging Face directory")
-    if not _HUB_ID.fullmatch(name_or_path):
-        raise ModelError(f"{path}: no such directory, and no hub id of the form owner/name")
-    try:
-        return Path(snapshot_download(name_or_path, allow_patterns=_HUB_FILES))
-    except Exception as error:  # network, permission, disk
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelError(
-            f"{name_or_path}: no such directory, and it could not be fetched from the hub: {reason}"
-        ) from error
 
 
 def load_decoder(
@@ -56,14 +31,14 @@ def load_decoder(
     quantization: str | None = None,
     collective: Collective | None = None,
 ) -> Decoder:
-    """The model of directory ``path`` in ``dtype``; ``progress`` draws a bar on stderr.
+    """The model of directory or file ``path`` in ``dtype``; ``progress`` draws a bar on stderr.
 
     ``max_positions`` and ``collective`` as for Decoder; ``config`` is the whole model's.
     ``quantization``: format of the matrices (``ops.quantization``), None: the checkpoint's own.
     """
     shard = UNSHARDED if collective is None else collective.shard
     own = shard.config(config)
-    checkpoint = Checkpoint(path)
+    checkpoint = open_weights(path)
     allowed = (LM_HEAD,) if config.tie_word_embeddings else ()
     checkpoint.check(config.tensor_shapes(), allowed, config.fp8)
     _check_tied(checkpoint, config)
@@ -86,7 +61,7 @@ class _Reader:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: StoredWeights,
         config: ModelConfig,
         dtype: torch.dtype,
         device: str,
@@ -199,7 +174,7 @@ def _layer(
     )
 
 
-def _check_tied(checkpoint: Checkpoint, config: ModelConfig) -> None:
+def _check_tied(checkpoint: StoredWeights, config: ModelConfig) -> None:
     """Raises ModelError if a checkpoint has a head that differs from the tied embeddings."""
     if not config.tie_word_embeddings or LM_HEAD not in checkpoint:
         return

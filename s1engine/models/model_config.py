@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from s1engine import gguf_file
 from s1engine.models.config_reader import ConfigReader
 from s1engine.models.fp8_layout import Fp8Layout, parse_fp8
+from s1engine.models.gguf_config import read_gguf_config
 from s1engine.models.interface import ModelFacts
 from s1engine.models.rope import extended_positions, parse_rope
 from s1engine.ops.quantization import FP8
@@ -66,13 +68,16 @@ class ModelConfig(ModelFacts):
 
     @classmethod
     def from_dir(cls, path: str | Path) -> "ModelConfig":
-        """The model of a Hugging Face directory, or a ModelError naming file and field."""
-        return cls.from_file(Path(path) / "config.json")
+        """The model of a Hugging Face directory or a GGUF file, or a ModelError naming file and
+        field."""
+        path = Path(path)
+        return cls.from_file(path if path.suffix == gguf_file.SUFFIX else path / "config.json")
 
     @classmethod
     def from_file(cls, file: Path) -> "ModelConfig":
-        """The model of a config.json, which may have any name and no weights beside it."""
-        config = ConfigReader.read(file)
+        """The model of a config.json, which may have any name and no weights beside it, or of a
+        GGUF file."""
+        config, generation = _read(file)
         architecture = _architecture(config)
         family = FAMILIES[architecture]
         _refuse_unsupported(config)
@@ -81,7 +86,6 @@ class ModelConfig(ModelFacts):
         rope_theta, rope_scaling = parse_rope(config, max_positions)
         num_heads, num_kv_heads, head_dim = _heads(config, family)
         attention_bias = config.flag("attention_bias", False)
-        generation = _generation(file.parent)
         return cls(
             architecture=architecture,
             vocab_size=config.integer("vocab_size"),
@@ -214,6 +218,13 @@ def _dtype(config: ConfigReader) -> torch.dtype:
     if name not in _DTYPES:
         raise config.error("torch_dtype", f"{name!r} is not supported; use {', '.join(_DTYPES)}")
     return _DTYPES[name]
+
+
+def _read(file: Path) -> tuple[ConfigReader, ConfigReader]:
+    """Contents of config.json and of generation_config.json."""
+    if file.suffix == gguf_file.SUFFIX:
+        return read_gguf_config(file)
+    return ConfigReader.read(file), _generation(file.parent)
 
 
 def _generation(path: Path) -> ConfigReader:

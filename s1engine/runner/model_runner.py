@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from s1engine.models.checkpoint import Checkpoint
+from s1engine.models.checkpoint import open_weights
 from s1engine.models.collective import SharedCollective
 from s1engine.models.decoder import Decoder
 from s1engine.models.loader import load_decoder
@@ -151,7 +151,7 @@ class ModelRunner:
         capacity = plan_memory(config, own, self._cache_dtype, self._activation_bytes(config))
         if workers is not None:
             assert isinstance(path, Path)
-            capacity = workers.sync_kv_capacity(Checkpoint(path).weights_digest(), capacity)
+            capacity = workers.sync_kv_capacity(open_weights(path).weights_digest(), capacity)
         self.max_model_len, self.num_blocks = capacity
         self.kv_cache = KVCache(
             own,

@@ -264,7 +264,7 @@ def test_a_hub_model_is_fetched_without_its_other_weights(
         asked.update(name=name, patterns=allow_patterns)
         return str(tmp_path)
 
-    monkeypatch.setattr("s1engine.models.loader.snapshot_download", snapshot)
+    monkeypatch.setattr("s1engine.models.model_path.snapshot_download", snapshot)
     assert resolve_model("simplescaling/s1.1-32B") == tmp_path
     assert asked["name"] == "simplescaling/s1.1-32B"
     assert not any(Path("consolidated.safetensors").match(p) for p in asked["patterns"])
@@ -275,21 +275,21 @@ def test_a_hub_model_is_fetched_without_its_other_weights(
     "name", ["/no/such/dir", "./missing", "missing", "a/b/c", "../x/y", "~nobody/x"]
 )
 def test_what_is_neither_directory_nor_hub_id_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match="no such directory"):
+    with pytest.raises(ModelError, match="no such file or directory"):
         resolve_model(name)
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_text("")
-    with pytest.raises(ModelError, match="not a directory"):
-        resolve_model(str(tmp_path / "model.gguf"))
+    (tmp_path / "model.bin").write_text("")
+    with pytest.raises(ModelError, match=r"a Hugging Face directory or a \.gguf file"):
+        resolve_model(str(tmp_path / "model.bin"))
 
 
 def test_a_failing_hub_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str, allow_patterns: list[str]) -> str:
         raise OSError("cannot reach the hub\nlong explanation")
 
-    monkeypatch.setattr("s1engine.models.loader.snapshot_download", fail)
+    monkeypatch.setattr("s1engine.models.model_path.snapshot_download", fail)
     with pytest.raises(ModelError, match=r"someone/something.*cannot reach the hub") as refusal:
         resolve_model("someone/something")
     assert "\n" not in str(refusal.value)

@@ -30,8 +30,9 @@ from transformers import (
 )
 
 from s1engine.errors import ModelError, RequestError
+from s1engine.gguf_file import SUFFIX
 from s1engine.models.checkpoint import Checkpoint
-from s1engine.models.loader import resolve_model
+from s1engine.models.model_path import resolve_model
 from s1engine.training.sft.distributed import DistributedContext
 from s1engine.training.sft.loss import linear_cross_entropy
 from s1engine.training.sft.packing import PackedRow
@@ -105,7 +106,10 @@ def load_architecture(config: SftConfig) -> PretrainedConfig:
         architecture = AutoConfig.for_model(fields.pop("model_type"), **fields)
     else:
         assert config.model is not None
-        architecture = AutoConfig.from_pretrained(resolve_model(config.model))
+        path = resolve_model(config.model)
+        if path.suffix == SUFFIX:
+            raise ModelError(f"{path}: cannot be trained; use the model's Hugging Face directory")
+        architecture = AutoConfig.from_pretrained(path)
     kinds = set(getattr(architecture, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or getattr(architecture, "sliding_window", None):
         raise ModelError("models with sliding-window attention cannot be trained")

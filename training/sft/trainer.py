@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from s1engine.models.loader import resolve_model
+from s1engine.models.model_path import resolve_model
 from s1engine.training.sft.checkpoint_manager import CheckpointManager, run_identity
 from s1engine.training.sft.distributed import DistributedContext, TrainingError, init_distributed
 from s1engine.training.sft.flops import peak_flops, training_flops
