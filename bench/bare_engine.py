@@ -20,10 +20,10 @@ from s1engine.ops import Ops, select_ops
 from s1engine.runner.interface import ModelRunnerOutput, NewRequest, SchedulerOutput
 from s1engine.runner.model_runner import ModelRunner
 from s1engine.runner.resolved_config import resolve_cache_dtype, resolve_config, resolve_dtype
+from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import SamplingParams
 
 TRIGGERS = (2,)
-FORMAT_IDS = {"natural_end": [3], "newline": [4]}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,15 +62,15 @@ class BareEngine:
             self.model,
             self.decoder,
             vocab_limit=self.model.vocab_size,
-            triggers=TRIGGERS,
+            ends=ThinkingEnds(TRIGGERS),
             newlines=self._newlines,
             progress=False,
         )
         self.scheduler = make_scheduler(config, self.runner)
         self._multi_step = make_multi_step(config, self.scheduler, self.runner)
         self._format = _core.BudgetFormat(
-            triggers=list(TRIGGERS), newline_always=False, ends_in_newline=self._newlines,
-            **FORMAT_IDS,
+            triggers=list(TRIGGERS), natural_end=[3], newline=[4], newline_always=False,
+            ends_in_newline=self._newlines,
         )  # fmt: skip
 
     _newlines: np.ndarray = field(init=False)

@@ -22,6 +22,7 @@ from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import InputBatch
 from s1engine.runner.interface import ModelRunnerOutput, SchedulerOutput
 from s1engine.runner.sampler import Sampler
+from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 BLOCK_SIZE = 16
@@ -50,7 +51,7 @@ class HostRunner:
         self.sampler = Sampler(
             max_num_seqs=num_seqs,
             vocab_size=8,
-            triggers=(0,),
+            ends=ThinkingEnds((0,)),
             ops=ConstantOps(num_seqs, token),
             device="cpu",
         )

@@ -107,17 +107,19 @@ s1::Salt salt_from(const py::bytes& bytes) {
 py::dict collect_output_dict(s1::Scheduler& scheduler, s1::SeqId id) {
   s1::Sequence& s = scheduler.get(id);
   const auto first = static_cast<size_t>(s.num_collected);
-  s.num_collected = s.num_generated();
+  s.num_collected = s.num_settled - s.prompt_len;
   py::dict out;
   const auto* tokens = s.tokens.data() + s.prompt_len;
   out["token_ids"] = std::vector<int32_t>(tokens + first, tokens + s.num_collected);
-  out["marks"] = std::vector<int>(s.marks.begin() + static_cast<int64_t>(first), s.marks.end());
+  out["marks"] = std::vector<int>(s.marks.begin() + static_cast<int64_t>(first),
+                                  s.marks.begin() + s.num_collected);
   out["phase"] = s.thinking.phase;
   out["finish_reason"] = s.finish_reason;
   out["end_reason"] = s.thinking.end_reason;
   out["thinking_tokens"] = s.thinking.thinking_tokens;
   out["max_thinking"] = s.thinking.max_thinking;
   out["waits_used"] = s.thinking.waits_used;
+  out["held"] = s.thinking.held;
   out["num_cached"] = std::max(s.num_cached, 0);
   out["checkpoints_left"] = static_cast<int32_t>(s.checkpoints.size());
   return out;

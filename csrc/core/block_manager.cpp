@@ -89,7 +89,7 @@ bool BlockManager::holds(BlockId id, const Probe& probe) const {
 std::vector<BlockId> BlockManager::find_prefix(const Sequence& sequence) const {
   std::vector<BlockId> prefix;
   if (!caching_) return prefix;
-  const int32_t limit = (sequence.num_tokens() - 1) / block_size_;
+  const int32_t limit = std::min(sequence.num_tokens() - 1, sequence.num_settled) / block_size_;
   for (uint64_t parent_hash = 0; static_cast<int32_t>(prefix.size()) < limit;) {
     const auto block = static_cast<int32_t>(prefix.size());
     const auto hit = cache_.find(probe_for(sequence, block, parent_hash));
@@ -124,7 +124,8 @@ bool BlockManager::grow(Sequence& sequence, int32_t num_tokens) {
 
 void BlockManager::cache_full_blocks(Sequence& sequence) {
   if (!caching_) return;
-  while ((sequence.num_hashed_blocks + 1) * block_size_ <= sequence.num_computed) {
+  const int32_t num_final = std::min(sequence.num_computed, sequence.num_settled);
+  while ((sequence.num_hashed_blocks + 1) * block_size_ <= num_final) {
     const Probe content = probe_for(sequence, sequence.num_hashed_blocks, sequence.parent_hash);
     const BlockId own = sequence.blocks[static_cast<size_t>(sequence.num_hashed_blocks)];
     const auto twin = cache_.find(content);

@@ -35,15 +35,15 @@ class BlockManager {
   }
 
   // Gives a sequence without blocks the longest cached prefix of its tokens (at least one token
-  // stays to be computed) and new blocks for the rest. Returns false, and changes nothing, if fewer
-  // than `headroom` blocks would be left free.
+  // stays to be computed, and all held ones) and new blocks for the rest. Returns false, and
+  // changes nothing, if fewer than `headroom` blocks would be left free.
   bool allocate(Sequence& sequence, int32_t headroom);
 
   // Appends blocks until they hold `num_tokens` tokens. Returns false, and changes nothing, if too
   // few blocks are free.
   bool grow(Sequence& sequence, int32_t num_tokens);
 
-  // Adds blocks that became full and computed to the prefix cache.
+  // Adds blocks that became full and computed to the prefix cache, unless they have held tokens.
   void cache_full_blocks(Sequence& sequence);
 
   // Releases all blocks of the sequence, the last first, so prefixes outlive their continuations.

@@ -10,49 +10,100 @@ bool BudgetFormat::is_trigger(TokenId token) const {
 
 namespace {
 
-Appended append_sampled(const BudgetParams& params, BudgetState& state, TokenId sampled) {
-  state.tail_newline = params.format->is_newline(sampled);
-  ++state.thinking_tokens;
+// A token that completes a marker, or a trigger: how many held tokens are part of the end.
+struct End {
+  bool is_trigger = false;
+  int32_t num_held = 0;
+};
+
+void forget_match(BudgetState& state) {
+  state.match = 0;
+  state.held = 0;
+  state.starts = 0;
+}
+
+// Appends the sampled token, which is held if it may belong to a marker, and releases the held
+// tokens that no longer may.
+Appended append_sampled(const BudgetFormat& format, BudgetState& state, TokenId sampled) {
+  const EndMatcher& matcher = format.end_markers;
+  const int32_t held_before = state.held;
+  state.match = matcher.next(state.match, sampled);
+  if (state.match == 0) {
+    forget_match(state);
+  } else {
+    state.starts = matcher.append(state.starts, sampled);
+    state.held = EndMatcher::count_tokens(state.starts, matcher.depth(state.match));
+  }
+  const int32_t released = held_before + 1 - state.held;
+  state.thinking_tokens += released;
+  if (released > 0) {  // a token that was held ends in no newline, because markers have none
+    state.tail_newline = state.held == 0 && format.is_newline(sampled);
+    state.banned = false;
+  }
   return {.sampled = true};
 }
 
+// Drops half a marker, except for the tokens that the minimum lacks. The last held token is the
+// sampled one if `sampled`.
 Appended force_end(const BudgetParams& params, BudgetState& state, bool sampled) {
+  const int32_t lacking = std::min(params.min_thinking, state.max_thinking) - state.thinking_tokens;
+  const int32_t released = std::clamp(lacking, 0, state.held);
+  int32_t dropped = state.held - released;
+  if (released > 0) state.tail_newline = false;
+  state.thinking_tokens += released;
+  forget_match(state);
+  if (sampled && dropped > 0) {
+    sampled = false;
+    --dropped;
+  }
   const bool newline = params.format->newline_always || !state.tail_newline;
   state.phase = Phase::kAnswering;
   state.end_reason = state.max_reason;
-  return {sampled, newline, &params.forced_end, params.delimiter_len};
+  return {.dropped = dropped,
+          .sampled = sampled,
+          .newline = newline,
+          .phrase = &params.forced_end,
+          .delimiter_len = params.delimiter_len};
 }
 
-Appended natural_end(const BudgetParams& params, BudgetState& state) {
-  const std::vector<TokenId>& end = params.format->natural_end;
+Appended natural_end(const BudgetParams& params, BudgetState& state, End end) {
+  const BudgetFormat& format = *params.format;
+  const std::vector<TokenId>& rest = end.is_trigger ? format.natural_end : format.after_marker;
+  const int32_t dropped = end.is_trigger ? state.held : 0;
+  forget_match(state);
   state.phase = Phase::kAnswering;
   state.end_reason = EndReason::kNatural;
-  return {.phrase = &end, .delimiter_len = static_cast<int32_t>(end.size())};
+  return {.dropped = dropped,
+          .sampled = !end.is_trigger,
+          .marker_len = end.is_trigger ? 0 : end.num_held + 1,
+          .phrase = &rest,
+          .delimiter_len = static_cast<int32_t>(rest.size())};
 }
 
-Appended append_wait(const BudgetParams& params, BudgetState& state) {
+Appended append_wait(const BudgetParams& params, BudgetState& state, End end, int32_t thinking) {
   state.banned = true;
   state.waits_used += 1;
-  state.thinking_tokens += static_cast<int32_t>(params.wait.size());
   if (params.wait.empty()) return {};
+  state.thinking_tokens = thinking + static_cast<int32_t>(params.wait.size());
   state.tail_newline = params.format->is_newline(params.wait.back());
-  return {.phrase = &params.wait};
+  forget_match(state);
+  return {.dropped = end.num_held, .phrase = &params.wait};
 }
 
-bool wait_fits(const BudgetParams& params, const BudgetState& state) {
-  return state.thinking_tokens + static_cast<int64_t>(params.wait.size()) < state.max_thinking;
-}
-
-Appended on_trigger(const BudgetParams& params, BudgetState& state) {
-  const bool below_min = state.thinking_tokens < params.min_thinking;
+Appended on_end(const BudgetParams& params, BudgetState& state, End end) {
+  // Held tokens before the marker are thinking.
+  const int32_t thinking = state.thinking_tokens + state.held - end.num_held;
+  const bool below_min = thinking < params.min_thinking;
   if (below_min || state.waits_used < params.num_waits) {
-    if (wait_fits(params, state)) return append_wait(params, state);
-    if (below_min && state.thinking_tokens < state.max_thinking) {
+    const int64_t after_wait = thinking + static_cast<int64_t>(params.wait.size());
+    if (after_wait < state.max_thinking) return append_wait(params, state, end, thinking);
+    if (below_min && thinking < state.max_thinking) {
       state.banned = true;
       return {};
     }
   }
-  return natural_end(params, state);
+  state.thinking_tokens = thinking;
+  return natural_end(params, state, end);
 }
 
 }  // namespace
@@ -64,12 +115,18 @@ Appended start_thinking(const BudgetParams& params, BudgetState& state) {
 
 Appended advance(const BudgetParams& params, BudgetState& state, TokenId sampled) {
   if (state.phase != Phase::kThinking) return {.sampled = true};
-  state.banned = false;
-  if (params.format->is_trigger(sampled)) return on_trigger(params, state);
-  if (state.thinking_tokens >= state.max_thinking) return force_end(params, state, false);
-  Appended appended = append_sampled(params, state, sampled);
-  if (state.thinking_tokens == state.max_thinking) return force_end(params, state, true);
-  return appended;
+  const BudgetFormat& format = *params.format;
+  if (format.is_trigger(sampled)) return on_end(params, state, {true, state.held});
+  const int32_t counted = state.thinking_tokens + state.held;
+  if (counted >= state.max_thinking) return force_end(params, state, false);
+  const uint8_t next = format.end_markers.next(state.match, sampled);
+  if (next >= EndMatcher::kComplete) {
+    const int32_t bytes_before = next - EndMatcher::kComplete;
+    return on_end(params, state, {false, EndMatcher::count_tokens(state.starts, bytes_before)});
+  }
+  const Appended appended = append_sampled(format, state, sampled);
+  const bool full = state.thinking_tokens + state.held == state.max_thinking;
+  return full ? force_end(params, state, true) : appended;
 }
 
 bool bans_triggers(const BudgetParams& params, const BudgetState& state) {

@@ -21,6 +21,7 @@ std::unique_ptr<Sequence> make_branch(const Sequence& parent, SeqId id, const Bu
   branch->marks = parent.marks;
   branch->stop_tokens = parent.stop_tokens;
   branch->prompt_len = parent.prompt_len;
+  branch->num_settled = parent.num_settled;
   branch->max_len = parent.max_len;
   branch->stream_output = true;
   branch->salt = parent.salt;

@@ -18,8 +18,8 @@ void append_bytes(std::string& out, const T* values, size_t count) {
 
 void append_output(Sequence& sequence, int32_t req_index, std::string& out) {
   const auto first = static_cast<size_t>(sequence.num_collected);
-  const auto count = static_cast<size_t>(sequence.num_generated()) - first;
-  sequence.num_collected = sequence.num_generated();
+  const auto count = static_cast<size_t>(sequence.num_settled - sequence.prompt_len) - first;
+  sequence.num_collected += static_cast<int32_t>(count);
   const BudgetState& thinking = sequence.thinking;
   const int32_t numbers[] = {req_index,
                              static_cast<int32_t>(count),
@@ -27,9 +27,9 @@ void append_output(Sequence& sequence, int32_t req_index, std::string& out) {
                              thinking.max_thinking,
                              thinking.waits_used,
                              std::max(sequence.num_cached, 0)};
-  const uint8_t states[] = {static_cast<uint8_t>(thinking.phase),
-                            static_cast<uint8_t>(sequence.finish_reason),
-                            static_cast<uint8_t>(thinking.end_reason)};
+  const uint8_t states[] = {
+      static_cast<uint8_t>(thinking.phase), static_cast<uint8_t>(sequence.finish_reason),
+      static_cast<uint8_t>(thinking.end_reason), static_cast<uint8_t>(thinking.held)};
   append_bytes(out, &sequence.id, 1);
   append_bytes(out, numbers, std::size(numbers));
   append_bytes(out, states, std::size(states));

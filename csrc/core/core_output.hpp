@@ -7,7 +7,7 @@
 //   int64   id
 //   int32   req_index in the step, number of tokens k, thinking tokens, effective maximum,
 //           waits used, prompt tokens found in the cache
-//   uint8   phase, finish reason, end reason
+//   uint8   phase, finish reason, end reason, held tokens (budget.hpp), which are not in the record
 //   int32   token ids [k]
 //   uint8   marks [k]
 
@@ -23,7 +23,7 @@ namespace s1 {
 inline constexpr size_t kRecordCount = sizeof(SeqId) + sizeof(int32_t);
 inline constexpr size_t kRecordCached = sizeof(SeqId) + 5 * sizeof(int32_t);
 inline constexpr size_t kRecordFinish = sizeof(SeqId) + 6 * sizeof(int32_t) + 1;
-inline constexpr size_t kRecordHead = kRecordFinish + 2;
+inline constexpr size_t kRecordHead = kRecordFinish + 3;
 
 // Appends the record of `sequence` to `out`, and marks its tokens as collected.
 void append_output(Sequence& sequence, int32_t req_index, std::string& out);

@@ -20,7 +20,7 @@ int32_t draft_limit(const Sequence& sequence) {
     return sequence.drafting == Drafting::kAlways ? limit : 0;
   }
   if (sequence.drafting == Drafting::kNever) return 0;
-  return std::min(limit, state.max_thinking - state.thinking_tokens - 1);
+  return std::min(limit, state.max_thinking - state.thinking_tokens - state.held - 1);
 }
 
 // The draft tokens of a step come in few sizes (all up to 8, then 12, 16, 24, ...), because a
@@ -82,7 +82,8 @@ void DraftPlanner::propose(PlannedRow& row) {
   if (limit <= 0) return;
   if (sequence.drafter == nullptr) sequence.drafter = std::make_unique<Drafter>(stats_.as_prior());
   const size_t first = proposals_.size();
-  sequence.drafter->propose(sequence.tokens, limit, kMinProbability, proposals_);
+  sequence.drafter->propose(sequence.tokens, sequence.num_settled, limit, kMinProbability,
+                            proposals_);
   const auto draft = std::span<const DraftToken>(proposals_).subspan(first);
   const auto end = std::find_if(draft.begin(), draft.end(), [&](const DraftToken& draft_token) {
     return sequence.is_end(draft_token.token);

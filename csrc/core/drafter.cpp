@@ -66,9 +66,9 @@ std::pair<TokenId, int32_t> vote(Voters& voters, const TokenAt& token_at) {
 
 }  // namespace
 
-int32_t Drafter::propose(std::span<const TokenId> tokens, int32_t limit, double min_probability,
-                         std::vector<DraftToken>& draft) {
-  index_.grow(tokens);
+int32_t Drafter::propose(std::span<const TokenId> tokens, int32_t num_settled, int32_t limit,
+                         double min_probability, std::vector<DraftToken>& draft) {
+  index_.grow(tokens.first(static_cast<size_t>(num_settled)));
   Voters voters = find_voters(tokens, index_);
   if (voters.count == 0) return 0;
   const size_t first = draft.size();

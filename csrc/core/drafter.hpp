@@ -37,10 +37,10 @@ class Drafter {
   explicit Drafter(const AcceptanceStats& prior = {}) : stats_(prior) {}
 
   // Appends to `draft` up to `limit` tokens that may follow `tokens`, all tokens of the sequence so
-  // far. Stops before the first whose probability is below `min_probability`. Returns the number of
-  // tokens appended.
-  int32_t propose(std::span<const TokenId> tokens, int32_t limit, double min_probability,
-                  std::vector<DraftToken>& draft);
+  // far, of which `num_settled` stay. Stops before the first whose probability is below
+  // `min_probability`. Returns the number of tokens appended.
+  int32_t propose(std::span<const TokenId> tokens, int32_t num_settled, int32_t limit,
+                  double min_probability, std::vector<DraftToken>& draft);
 
   // Records whether a draft token of this bucket was accepted, all before it being accepted.
   void record(int32_t bucket, bool accepted) { stats_.record(bucket, accepted); }

@@ -49,14 +49,15 @@ void ScheduledBatch::write_samples(const PlannedRow& row) {
   BudgetState state = sequence.thinking;
   for (int32_t i = 0; i < row.num_samples; ++i) {
     const int32_t sample = num_samples++;
-    const bool banned = bans_triggers(sequence.budget, state);
+    const uint8_t banned = ban_code(sequence.budget, state);
     sample_tokens[sample] = num_tokens - row.num_samples + i;
     sample_req_indices[sample] = sequence.req_index;
     sample_positions[sample] = sequence.num_tokens() + i;
     sample_banned[sample] = banned;
-    num_banned += banned;
-    state.banned = false;
-    ++state.thinking_tokens;
+    num_banned += banned != 0;
+    if (i < row.num_drafted) {
+      advance(sequence.budget, state, row.draft[static_cast<size_t>(i)].token);
+    }
   }
 }
 

@@ -13,6 +13,13 @@ void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
+// Half a marker is no text: a sequence that ends in one ends before it.
+void drop_held(Sequence& sequence) {
+  if (sequence.thinking.held == 0) return;
+  sequence.drop(sequence.thinking.held);
+  sequence.thinking.held = 0;
+}
+
 }  // namespace
 
 Scheduler::Scheduler(const SchedulerConfig& config)
@@ -105,6 +112,7 @@ void Scheduler::remove(SeqId id) {
 void Scheduler::finish_sequence(Sequence& sequence, FinishReason reason) {
   queue_changed_ = true;
   run_.remove(sequence);
+  drop_held(sequence);
   if (sequence.running) {
     stop_running(sequence);
   } else {
@@ -258,7 +266,7 @@ void Scheduler::update(std::span<const int64_t> sampled) {
     if (sequence.finished()) continue;  // during the step
     sequence.num_computed += row.num_scheduled;
     const int32_t req_index = sequence.req_index;
-    const int32_t before = sequence.num_tokens();
+    const int32_t before = sequence.num_settled;
     apply_samples(row, own);
     report(sequence, req_index, before);
     if (!sequence.finished()) blocks_.cache_full_blocks(sequence);
@@ -274,11 +282,8 @@ void Scheduler::apply_samples(PlannedRow& row, std::span<const int64_t> sampled)
   Sequence& sequence = *row.sequence;
   for (int32_t i = 0; i < row.num_samples; ++i) {
     const auto token = static_cast<TokenId>(sampled[static_cast<size_t>(i)]);
-    const int32_t before = sequence.num_tokens();
-    const Phase phase = sequence.thinking.phase;
     const bool accepted = drafts_.verify(row, i, token);
-    apply_token(sequence, token);
-    const bool plain = sequence.num_tokens() == before + 1 && sequence.thinking.phase == phase;
+    const bool plain = apply_token(sequence, token);
     if (sequence.finished() || !accepted || !plain || i == row.num_drafted) return;
     ++sequence.num_computed;
     ++row.num_accepted;
@@ -286,7 +291,8 @@ void Scheduler::apply_samples(PlannedRow& row, std::span<const int64_t> sampled)
   }
 }
 
-void Scheduler::apply_token(Sequence& sequence, TokenId sampled) {
+// Returns true if the token was appended, nothing else, and the sequence goes on in its phase.
+bool Scheduler::apply_token(Sequence& sequence, TokenId sampled) {
   ++stats_.num_sampled_tokens;
   const bool thinking = sequence.thinking.phase == Phase::kThinking;
   if (thinking && !sequence.checkpoints.empty()) {
@@ -295,28 +301,39 @@ void Scheduler::apply_token(Sequence& sequence, TokenId sampled) {
   const int32_t before = sequence.num_tokens();
   const int32_t forced_before = sequence.num_forced;
   const int32_t max_before = sequence.thinking.max_thinking;
-  sequence.append_transition(sampled, thinking ? kThink : kAnswer,
-                             advance(sequence.budget, sequence.thinking, sampled));
+  const Phase phase_before = sequence.thinking.phase;
+  const Appended appended = advance(sequence.budget, sequence.thinking, sampled);
+  const int32_t kept = before - appended.dropped;
+  for (int32_t i = kept; i < before; ++i)
+    record_token(sequence, ~sequence.tokens[static_cast<size_t>(i)]);
+  sequence.append_transition(sampled, thinking ? kThink : kAnswer, appended);
   stats_.num_forced_tokens += sequence.num_forced - forced_before;
   if (sequence.thinking.max_thinking != max_before) run_.invalidate(sequence);  // a loop
-  if (sequence.num_tokens() == before) {
+  if (sequence.num_pending() == 0) {
     --sequence.num_computed;  // nothing was appended: the same position is sampled again
-    return;
+    return false;
   }
-  for (int32_t i = before; i < sequence.num_tokens(); ++i) {
-    events_.appended_req_indices.push_back(sequence.req_index);
-    events_.appended_tokens.push_back(sequence.tokens[static_cast<size_t>(i)]);
+  for (int32_t i = kept; i < sequence.num_tokens(); ++i) {
+    record_token(sequence, sequence.tokens[static_cast<size_t>(i)]);
   }
+  const bool plain = appended.sampled && appended.dropped == 0 &&
+                     sequence.num_tokens() == before + 1 && sequence.thinking.phase == phase_before;
   if (!thinking && sequence.is_end(sampled)) {
     finish_sequence(sequence, FinishReason::kStop);
   } else if (sequence.num_tokens() >= sequence.max_len) {
     finish_sequence(sequence, FinishReason::kLength);
   }
+  return plain;
 }
 
-// Reports a sequence that ended, or a streamed one that gained tokens.
-void Scheduler::report(const Sequence& sequence, int32_t req_index, int32_t num_tokens_before) {
-  const bool gained = sequence.num_tokens() > num_tokens_before;
+void Scheduler::record_token(const Sequence& sequence, TokenId token) {
+  events_.appended_req_indices.push_back(sequence.req_index);
+  events_.appended_tokens.push_back(token);
+}
+
+// Reports a sequence that ended, or a streamed one that gained tokens, held ones included.
+void Scheduler::report(const Sequence& sequence, int32_t req_index, int32_t num_settled_before) {
+  const bool gained = sequence.num_settled > num_settled_before || sequence.thinking.held > 0;
   if (sequence.finished() || (sequence.stream_output && gained)) {
     events_.outputs.emplace_back(sequence.id, req_index);
   }
@@ -338,6 +355,8 @@ int32_t Scheduler::begin_multi_step(ScheduledBatch& batch, DeviceBatch& device_b
   if (plan_.rows.size() != running_.size()) return 0;
   for (const PlannedRow& row : plan_.rows) {
     if (row.num_samples == 0 || row.num_scheduled > max_inline_tokens) return 0;
+    const BudgetFormat* format = row.sequence->budget.format.get();
+    if (format != nullptr && !format->end_markers.empty()) return 0;
   }
   num_steps = run_.begin(plan_, batch, device_batch, num_steps);
   if (num_steps > 0) in_step_ = false;
@@ -355,16 +374,16 @@ void Scheduler::apply_multi_step(std::span<const TokenId> sampled, int32_t num_s
   struct Before {
     const Sequence* sequence;
     int32_t req_index;
-    int32_t num_tokens;
+    int32_t num_settled;
   };
   std::vector<Before> before;
   for (const Sequence* s : run_.rows()) {
-    if (s != nullptr) before.push_back({s, s->req_index, s->num_tokens()});
+    if (s != nullptr) before.push_back({s, s->req_index, s->num_settled});
   }
   stats_.num_computed_tokens +=
       run_.apply(sampled, num_steps, [this](Sequence& s, TokenId token) { apply_token(s, token); });
-  for (const auto& [sequence, req_index, num_tokens] : before) {
-    report(*sequence, req_index, num_tokens);
+  for (const auto& [sequence, req_index, num_settled] : before) {
+    report(*sequence, req_index, num_settled);
   }
   stats_.num_steps += num_steps;
 }
@@ -393,6 +412,8 @@ void Scheduler::check_integrity() const {
     check_invariant(sequence->running || sequence->blocks.empty(), "blocks without running");
     check_invariant(sequence->finished() || sequence->num_pending() > 0, "live, nothing pending");
     check_invariant(sequence->num_tokens() <= sequence->max_len, "longer than max_len");
+    check_invariant(sequence->num_settled == sequence->num_tokens() - sequence->thinking.held,
+                    "held tokens are not the last ones");
     check_invariant(sequence->marks.size() == static_cast<size_t>(sequence->num_generated()),
                     "one mark per generated token");
     if (!sequence->running) continue;

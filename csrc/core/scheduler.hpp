@@ -121,8 +121,9 @@ class Scheduler {
   void preempt(Sequence& victim);
 
   void apply_samples(PlannedRow& row, std::span<const int64_t> sampled);
-  void apply_token(Sequence& sequence, TokenId sampled);
-  void report(const Sequence& sequence, int32_t req_index, int32_t num_tokens_before);
+  bool apply_token(Sequence& sequence, TokenId sampled);
+  void record_token(const Sequence& sequence, TokenId token);
+  void report(const Sequence& sequence, int32_t req_index, int32_t num_settled_before);
 
   SchedulerConfig config_;
   BlockManager blocks_;

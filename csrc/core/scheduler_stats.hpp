@@ -36,7 +36,7 @@ struct StepEvents {
   // Branches and their parents, also of an add(). They are scheduled like any sequence; the prefix
   // cache gives them what their parent has computed.
   std::vector<std::pair<SeqId, SeqId>> forked;
-  // Appended tokens, forced ones included, and the row of each.
+  // Appended tokens, forced ones included, and the row of each. ~token: it was dropped again.
   std::vector<int32_t> appended_req_indices;
   std::vector<TokenId> appended_tokens;
 

@@ -5,7 +5,9 @@
 //   KV cache | valid ......................... |  pending  |
 //            0                            num_computed  num_tokens
 //
-// There is no prefill or decode state: one pending token is a decode, more are an extend.
+// There is no prefill or decode state: one pending token is a decode, more are an extend. The last
+// tokens may be held (budget.hpp): computed like others, but perhaps dropped later. Nothing that
+// outlasts a step may depend on them: output, prefix cache, index of drafts, loop detector.
 // Knows its own tokens and budget only: scheduling, blocks and branches are decided elsewhere.
 
 #pragma once
@@ -62,6 +64,7 @@ struct Sequence {
   std::vector<BlockId> blocks;  // logical block i -> physical block
   int32_t prompt_len = 0;
   int32_t max_len = 0;
+  int32_t num_settled = 0;          // leading tokens that are not held
   int32_t num_computed = 0;         // tokens whose K and V are in the cache
   int32_t num_hashed_blocks = 0;    // leading blocks that are in the prefix cache
   uint64_t parent_hash = 0;         // block_hash of the last of these, 0 if there is none
@@ -106,9 +109,15 @@ struct Sequence {
     marks.push_back(mark);
   }
 
-  // Appends the tokens of one budget transition, up to max_len; `region` marks the sampled one. A
+  // Applies the tokens of one budget transition, up to max_len; `region` marks the sampled one. A
   // loop in the thinking lowers its maximum, though not below the minimum.
   void append_transition(TokenId sampled, uint8_t region, const Appended& appended);
+
+  // Drops the last tokens, which are held.
+  void drop(int32_t count);
+
+ private:
+  void settle();
 };
 
 }  // namespace s1

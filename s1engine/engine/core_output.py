@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from s1engine import _core
 from s1engine.outputs import RowLogprobs
 
-_HEADER = struct.Struct("<q6i3B")
+_HEADER = struct.Struct("<q6i4B")
 _BRANCH_BITS = 7  # 0: the sample itself, i: its branch at checkpoint i - 1
 _INDEX_BITS = 7
 SEQUENCE_BITS = _BRANCH_BITS + _INDEX_BITS  # of an id, below the request's number
@@ -55,6 +55,7 @@ class EngineCoreOutput:
     thinking: bool  # still in the thinking phase
     finish_reason: str | None
     end_reason: str | None
+    num_held: int  # sampled tokens that may begin an end marker: not in token_ids yet
     token_ids: list[int]
     marks: bytes
     logprobs: list[RowLogprobs] = field(default_factory=list)  # of the sampled tokens, if asked for
@@ -63,6 +64,21 @@ class EngineCoreOutput:
     def num_sampled(self) -> int:
         """Number of tokens that were sampled, not forced."""
         return sum(not mark & _core.MARK_FORCED for mark in self.marks)
+
+
+class HeldLogprobs:
+    """Log-probabilities of the held tokens of one sequence: tokens that may begin an end marker."""
+
+    def __init__(self) -> None:
+        self._held: list[RowLogprobs] = []
+
+    def settle(self, output: EngineCoreOutput) -> list[RowLogprobs]:
+        """One row for each sampled token of a record; ``output.logprobs`` holds those of its steps.
+        Rows of dropped tokens are forgotten."""
+        rows = [*self._held, *output.logprobs]
+        settled = output.num_sampled
+        self._held = rows[settled : settled + output.num_held]
+        return rows[:settled]
 
 
 @dataclass(slots=True)
@@ -80,7 +96,8 @@ class EngineCoreOutputs:
         """The records, each with its log-probabilities."""
         for output in decode_core_outputs(self.records):
             row = self.logprobs.get(output.req_index) if self.logprobs else None
-            if row is not None and output.num_sampled:  # else a forced token replaced the sampled
+            # Without either, a forced token replaced the sampled one.
+            if row is not None and (output.num_sampled or output.num_held):
                 output.logprobs.append(row)
             yield output
 
@@ -109,7 +126,19 @@ def decode_core_outputs(records: bytes) -> Iterator[EngineCoreOutput]:
     at = 0
     while at < len(records):
         head = _HEADER.unpack_from(records, at)
-        seq_id, req_index, count, thinking_tokens, maximum, waits, cached, phase, finish, end = head
+        (
+            seq_id,
+            req_index,
+            count,
+            thinking_tokens,
+            maximum,
+            waits,
+            cached,
+            phase,
+            finish,
+            end,
+            held,
+        ) = head
         at += _HEADER.size
         tokens = struct.unpack_from(f"<{count}i", records, at)
         at += 4 * count
@@ -125,6 +154,7 @@ def decode_core_outputs(records: bytes) -> Iterator[EngineCoreOutput]:
             thinking=phase == THINKING,
             finish_reason=FINISH_REASONS[finish],
             end_reason=END_REASONS[end] if end else None,
+            num_held=held,
             token_ids=list(tokens),
             marks=marks,
         )

@@ -40,6 +40,7 @@ from s1engine.profiling import StepTracer, profiler_attached, ranged
 from s1engine.runner.interface import ModelRunnerOutput, NewRequest, Runner, SchedulerOutput
 from s1engine.runner.model_runner import ModelRunner
 from s1engine.runner.resolved_config import ResolvedConfig, resolve_config
+from s1engine.runner.thinking_ends import EndTables, ThinkingEnds
 from s1engine.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -74,12 +75,15 @@ class LLMEngine:
         self.model_config = text.config
         self.tokenizer = text.tokenizer
         self.format = text.format
+        self._budget_format = text.core_format()
         self.runner: Runner = runner or ModelRunner(
             resolved,
             self.model_config,
             path,
             vocab_limit=text.vocab_limit,
-            triggers=self.format.triggers if self.format else (),
+            ends=ThinkingEnds(
+                self.format.triggers if self.format else (), EndTables.of(self._budget_format)
+            ),
             newlines=self.tokenizer.newlines,
             progress=progress,
         )
@@ -88,7 +92,6 @@ class LLMEngine:
         self._multi_step = make_multi_step(resolved, self.scheduler, self.runner)
         self._appended: tuple[np.ndarray, np.ndarray] | None = None  # of the last single step
         self.compiler = RequestCompiler(text, self.max_model_len, config)
-        self._budget_format = text.core_format()
         self._random = random.Random(config.seed)
         self._live_requests: dict[str, LiveRequest] = {}
         self._sequences: dict[int, LiveSequence] = {}  # by id

@@ -24,6 +24,7 @@ from s1engine.engine.core_output import (
     EngineCoreOutput,
     EngineCoreOutputs,
     EngineStats,
+    HeldLogprobs,
     decode_core_outputs,
     request_number,
 )
@@ -273,6 +274,7 @@ class _RequestStream:
         self.builder = builder
         self._collector = collector
         self._logprobs: dict[int, list[RowLogprobs]] = {}  # by sequence, of tokens not read yet
+        self._held_logprobs: dict[int, HeldLogprobs] = {}  # by sequence
         self._now = 0.0
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -285,7 +287,8 @@ class _RequestStream:
 
     def add_logprobs(self, output: EngineCoreOutput) -> None:
         """Keeps a step's log-probabilities until its tokens are read."""
-        self._logprobs.setdefault(output.seq_id, []).extend(output.logprobs)
+        held = self._held_logprobs.setdefault(output.seq_id, HeldLogprobs())
+        self._logprobs.setdefault(output.seq_id, []).extend(held.settle(output))
 
     def fail(self, failure: Exception) -> None:
         self._failure = failure

@@ -18,6 +18,7 @@ import numpy as np
 from s1engine import _core
 from s1engine.chat_template import resolve_turn
 from s1engine.config import DEFAULT_ANSWER_RESERVE, EngineConfig, check_int, check_unicode
+from s1engine.engine.end_markers import make_core_format
 from s1engine.engine.grammar import GrammarCompiler
 from s1engine.engine.request import CompiledBudget, Prompt, Request
 from s1engine.errors import ModelError, RequestError
@@ -57,13 +58,7 @@ class ModelText:
         """The reasoning format as the scheduler needs it; None for a model without one."""
         if self.format is None:
             return None
-        return _core.BudgetFormat(
-            triggers=list(self.format.triggers),
-            natural_end=list(self.format.natural_end),
-            newline=list(self.format.newline),
-            newline_always=self.format.newline_always,
-            ends_in_newline=self.tokenizer.newlines,
-        )
+        return make_core_format(self.format, self.tokenizer, self.vocab_limit)
 
 
 def _end_token_ids(path: Path, model: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -333,6 +328,7 @@ class RequestCompiler:
             max_thinking=min(tokens_thought + available, limit),
             checkpoints=budget.checkpoints,
             loop_repeats=budget.loop_repeats or 0,
+            end_markers=self._reasoning.end_markers,
         )
 
     def _thinking_limit(self, budget: ThinkingBudget) -> int:

@@ -66,6 +66,7 @@ class RequestOutputBuilder:
                 thinks=self.request.budget is not None,
                 # Of tokens that a sequence sampled itself; a branch shares those of its sample.
                 logprobs=params.logprobs is not None and is_sample,
+                end_markers=self.request.budget.end_markers if self.request.budget else (),
             )
         return self._sequences[seq_id]
 
@@ -80,7 +81,8 @@ class RequestOutputBuilder:
         self.record_first_token(now)
         chunk = sequence.append(output)
         events: list[StreamEvent] = []
-        if self.request.stream and not branch_number(output.seq_id):
+        is_news = bool(output.token_ids) or sequence.finish_reason is not None
+        if self.request.stream and is_news and not branch_number(output.seq_id):
             events.append(chunk)
         if sequence.finish_reason is None:
             return events

@@ -1,13 +1,15 @@
 """The output of one sequence, grown record by record: reasoning, answer, stop strings, logprobs.
 
 The scheduler marks every generated token with its region, so nothing is parsed here: thinking
-tokens become reasoning, answer tokens become text, delimiters become neither. The number of records
-does not matter: a sequence that is not streamed arrives in one.
+tokens become reasoning, answer tokens become text, delimiters become neither. Only a delimiter that
+the model wrote in several tokens may have text of either around it (end_markers.py). The number of
+records does not matter: a sequence that is not streamed arrives in one.
 """
 
 from s1engine import _core
-from s1engine.engine.core_output import EngineCoreOutput
-from s1engine.outputs import Chunk, CompletionOutput, RowLogprobs, ThinkingUsage, TokenLogprob
+from s1engine.engine.core_output import EngineCoreOutput, HeldLogprobs
+from s1engine.engine.end_markers import MarkerSplitter, WrittenMarker
+from s1engine.outputs import Chunk, CompletionOutput, ThinkingUsage, TokenLogprob
 from s1engine.sampling_params import SamplingParams
 from s1engine.tokenizer import IncrementalDetokenizer, Tokenizer
 
@@ -54,11 +56,14 @@ class SequenceOutput:
         *,
         thinks: bool,
         logprobs: bool,
+        end_markers: tuple[str, ...] = (),
     ) -> None:
         self.finish_reason: str | None = None
         self._index = index
         self._params = params
         self._thinks = thinks
+        self._splitter = MarkerSplitter(end_markers, tokenizer) if end_markers else None
+        self._held_logprobs = HeldLogprobs()
         self._reasoning_decoder = IncrementalDetokenizer(tokenizer)
         self._answer_decoder = IncrementalDetokenizer(tokenizer)
         self._stop_strings = StopStringFinder(params.stop)
@@ -73,21 +78,26 @@ class SequenceOutput:
     def append(self, output: EngineCoreOutput) -> Chunk:
         """Appends a record of this sequence."""
         self._last = output
-        reasoning = self._append_reasoning(output)
-        text, used = self._append_answer(output)
+        marker = None
+        if self._splitter is not None:
+            marker = self._splitter.find(output.token_ids, output.marks)
+        reasoning = self._append_reasoning(output, None if marker is None else marker[0])
+        text, used = self._append_answer(output, marker)
         ids = output.token_ids[:used]
         forced = [int(mark & _core.MARK_FORCED != 0) for mark in output.marks[:used]]
         self._token_ids += ids
         self._forced += forced
-        logprobs = self._append_logprobs(ids, forced, output.logprobs)
+        logprobs = self._append_logprobs(ids, forced, output)
         stopped = self._stop_strings.match is not None
         self.finish_reason = "stop" if stopped else output.finish_reason
         return Chunk(self._index, text, reasoning, ids, forced, logprobs, self.finish_reason)
 
-    def _append_reasoning(self, output: EngineCoreOutput) -> str:
+    def _append_reasoning(self, output: EngineCoreOutput, marker: WrittenMarker | None) -> str:
         pairs = zip(output.token_ids, output.marks, strict=True)
         ids = [t for t, mark in pairs if mark & _core.MARK_REGION == _core.MARK_THINK]
         text = self._reasoning_decoder.push(ids)
+        if marker is not None:
+            text += marker.text_before(self._reasoning_decoder)
         if output.finish_reason or not output.thinking:
             text += self._reasoning_decoder.flush()
         if not self._reasoning:
@@ -95,7 +105,9 @@ class SequenceOutput:
         self._reasoning += text
         return text
 
-    def _append_answer(self, output: EngineCoreOutput) -> tuple[str, int]:
+    def _append_answer(
+        self, output: EngineCoreOutput, marker: tuple[WrittenMarker, int] | None
+    ) -> tuple[str, int]:
         """The new text of the answer, and the number of tokens that belong to the output: those up
         to the one that completes a stop string, however many arrived at once."""
         ids = output.token_ids
@@ -103,6 +115,11 @@ class SequenceOutput:
         if output.finish_reason == "stop":
             answer = answer[:-1]  # a stop id has no text
         before = len(self._text)
+        # A grammar describes the answer from the next token on.
+        if marker is not None and self._params.grammar is None:
+            self._append_text(marker[0].text_after(self._answer_decoder))
+            if self._stop_strings.match is not None:
+                return self._text[before:], marker[1] + 1
         for group in [[i] for i in answer] if self._params.stop else [answer]:
             self._append_text(self._answer_decoder.push([ids[i] for i in group]))
             if self._stop_strings.match is not None:
@@ -119,11 +136,11 @@ class SequenceOutput:
         self._text += self._stop_strings.push(text, last=last)
 
     def _append_logprobs(
-        self, ids: list[int], forced: list[int], rows: list[RowLogprobs]
+        self, ids: list[int], forced: list[int], output: EngineCoreOutput
     ) -> list[TokenLogprob] | None:
         if self._logprobs is None:
             return None
-        sampled = iter(rows)
+        sampled = iter(self._held_logprobs.settle(output))
         added = []
         for token, was_forced in zip(ids, forced, strict=True):
             if was_forced:

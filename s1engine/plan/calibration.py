@@ -26,6 +26,7 @@ from s1engine.ops import select_ops
 from s1engine.plan.step_time import StepShape
 from s1engine.runner.model_runner import ModelRunner
 from s1engine.runner.resolved_config import resolve_config, resolve_dtype
+from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import SamplingParams
 
 KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
@@ -147,7 +148,7 @@ def calibration_engine(config: EngineConfig, model: ModelConfig) -> LLMEngine:
         model,
         decoder,
         vocab_limit=model.vocab_size,
-        triggers=(),
+        ends=ThinkingEnds(),
         newlines=np.zeros(model.vocab_size, np.uint8),
         progress=False,
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from s1engine import _core
 from s1engine.ops import DeviceBatchTensors
+from s1engine.runner.thinking_ends import ThinkingEnds
 
 PHRASE_TOKENS = 256  # room for the phrases and stop tokens of one row, on average
 
@@ -21,7 +22,7 @@ PHRASE_TOKENS = 256  # room for the phrases and stop tokens of one row, on avera
 class DeviceBatchFormat:
     """What all rows share: how thinking ends, and where finished rows write."""
 
-    triggers: tuple[int, ...]
+    ends: ThinkingEnds
     newlines: np.ndarray  # [V] uint8, does the token's text end in a newline?
     block_size: int
     null_slot: int
@@ -68,7 +69,7 @@ class DeviceBatchBuffer:
             top_p=floats[1],
             min_p=floats[2],
             seeds=longs[2],
-            triggers=torch.tensor(fmt.triggers, dtype=torch.int32, device=device),
+            triggers=torch.tensor(fmt.ends.triggers, dtype=torch.int32, device=device),
             newlines=torch.from_numpy(fmt.newlines).to(device),
             output_tokens=torch.zeros((steps, rows), dtype=torch.int32, device=device),
             step_counter=torch.zeros(1, dtype=torch.int32, device=device),

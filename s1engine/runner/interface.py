@@ -41,7 +41,8 @@ class SchedulerOutput:
 
     new_requests: list[NewRequest]
     appended: tuple[np.ndarray, np.ndarray] | None = None
-    """req_index and id [n] int32 of every token appended since the step before; for penalties."""
+    """req_index and id [n] int32 of every token appended since the step before, ~id where one
+    was dropped again; for penalties."""
     allowed_tokens: dict[int, np.ndarray] = field(default_factory=dict)
     """By req_index, [V] bool: the ids that a grammar allows next. Other rows are free."""
     has_structured_output: bool = False

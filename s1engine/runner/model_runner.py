@@ -33,6 +33,7 @@ from s1engine.runner.memory import check_weights_fit, plan_memory
 from s1engine.runner.resolved_config import ResolvedConfig, resolve_cache_dtype, resolve_dtype
 from s1engine.runner.sampler import Sampler
 from s1engine.runner.step_profile import profile_steps
+from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.runner.worker_group import WorkerGroup, Workers
 
 
@@ -43,7 +44,7 @@ class ModelRunner:
         model_config: the architecture, from the model directory.
         path: that directory, or a decoder that is in memory already.
         vocab_limit: number of token ids that may be sampled.
-        triggers: ids that end thinking, banned where the scheduler says so.
+        ends: what ends thinking, banned where the scheduler says so.
         newlines: [V] uint8, does the token's text end in a newline?
         progress: show a bar while weights load and graphs are captured.
         workers: on a worker, its connection to rank 0. Rank 0 starts the workers itself.
@@ -61,7 +62,7 @@ class ModelRunner:
         path: Path | Decoder,
         *,
         vocab_limit: int,
-        triggers: tuple[int, ...],
+        ends: ThinkingEnds,
         newlines: np.ndarray,
         progress: bool,
         workers: Workers | None = None,
@@ -80,7 +81,7 @@ class ModelRunner:
             self.sampler = Sampler(
                 max_num_seqs=config.max_num_seqs,
                 vocab_size=vocab_limit,
-                triggers=triggers,
+                ends=ends,
                 ops=self.ops,
                 device=self.device,
             )
@@ -90,7 +91,7 @@ class ModelRunner:
             )  # cu_seqlens_q of a decode step
             self._cpu_graph = None if config.enforce_eager else self._make_cpu_graph(workers)
             null_slot = self.num_blocks * config.block_size
-            fmt = DeviceBatchFormat(triggers, newlines, config.block_size, null_slot)
+            fmt = DeviceBatchFormat(ends, newlines, config.block_size, null_slot)
             self.multi_step = self._make_multi_step(config, fmt, progress)
             if self.device == "cuda":
                 compile_kernels(

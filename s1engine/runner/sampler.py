@@ -18,6 +18,7 @@ from s1engine.outputs import RowLogprobs
 from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import SampleRows
 from s1engine.runner.interface import NewRequest, SchedulerOutput
+from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import NO_PENALTIES
 
 NO_MASKS: Mapping[int, np.ndarray] = {}
@@ -42,14 +43,14 @@ class Sampler:
         *,
         max_num_seqs: int,
         vocab_size: int,
-        triggers: tuple[int, ...],
+        ends: ThinkingEnds,
         ops: Ops,
         device: str,
     ) -> None:
         self._ops = ops
         self._device = device
         self._vocab_size = vocab_size
-        self._triggers = np.array(triggers, np.int64)
+        self._ends = ends
         self._temperature = np.zeros(max_num_seqs, np.float32)
         self._top_k = np.zeros(max_num_seqs, np.int32)
         self._top_p = np.ones(max_num_seqs, np.float32)
@@ -107,12 +108,13 @@ class Sampler:
         self._output_counts[row] = torch.bincount(ids[prompt_len:], minlength=self._vocab_size)
 
     def _count_appended(self, req_indices: np.ndarray, tokens: np.ndarray) -> None:
-        """Counts what one step has appended, forced tokens included."""
+        """Counts what one step has appended, forced tokens included, and dropped."""
         assert self._output_counts is not None
         rows = torch.from_numpy(req_indices).to(self._device, torch.int64)
         ids = torch.from_numpy(tokens).to(self._device, torch.int64)
-        one = torch.ones((), dtype=torch.int32, device=self._device)
-        self._output_counts.index_put_((rows, ids), one, accumulate=True)
+        change = torch.where(ids < 0, -1, 1).to(torch.int32)
+        ids = torch.where(ids < 0, ~ids, ids)  # ~id: dropped again
+        self._output_counts.index_put_((rows, ids), change, accumulate=True)
 
     def write(self, device_batch: DeviceBatchBuffer, req_indices: np.ndarray) -> None:
         """Copies the parameters of these rows into the rows of a multi-step decode."""
@@ -182,9 +184,10 @@ class Sampler:
 
     def _gather_banned(self, rows: SampleRows) -> tuple[Tensor, Tensor]:
         banned = np.flatnonzero(rows.banned)
+        ids = [self._ends.ids(int(code)) for code in rows.banned[banned]]
         return (
-            self._tensor(np.repeat(banned, len(self._triggers))),
-            self._tensor(np.tile(self._triggers, len(banned))),
+            self._tensor(np.repeat(banned, [len(own) for own in ids])),
+            self._tensor(np.concatenate(ids)),
         )
 
     def _gather_bias(self, req_indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -29,6 +29,7 @@ from s1engine.runner.memory import KVCapacity
 from s1engine.runner.model_runner import ModelRunner
 from s1engine.runner.resolved_config import ResolvedConfig
 from s1engine.runner.shared_memory import SharedMemory
+from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.runner.worker_group import LOST_RANK, SIZES, connect
 
 GRACE_S = 1.0  # for an orderly end after rank 0 has ended
@@ -73,7 +74,7 @@ def compute_steps(connection: socket.socket, shard: Shard, memory: SharedMemory)
         model,
         Path(start["path"]),
         vocab_limit=model.vocab_size,  # rank 0 samples, and knows which ids it may sample
-        triggers=(),
+        ends=ThinkingEnds(),
         newlines=np.zeros(0, np.uint8),
         progress=False,
         workers=Worker(connection, collective, memory),

@@ -104,7 +104,7 @@ class DeviceMock(PagedMock):
             top_p=unused,
             min_p=unused,
             seeds=unused,
-            triggers=torch.tensor(sorted(self.triggers), dtype=torch.int32),
+            triggers=torch.tensor(sorted(self.ends.triggers), dtype=torch.int32),
             newlines=self.newlines,
             output_tokens=torch.full((steps, num_rows), -7, dtype=torch.int32),
             step_counter=torch.zeros(1, dtype=torch.int32),
@@ -131,5 +131,5 @@ class DeviceMock(PagedMock):
         blocks = tensors.block_table[row].numpy()[index // self.block_size]
         cached = self.cache[blocks * self.block_size + index % self.block_size]
         assert (cached[:, 1] == index).all(), "positions in the cache"
-        banned = self.triggers if tensors.field("sample_banned")[row] else frozenset()
-        return next(t for t in model([int(t) for t in cached[:, 0]]) if t not in banned)
+        ranked = model([int(t) for t in cached[:, 0]])
+        return self.best_allowed(ranked, int(tensors.field("sample_banned")[row]))

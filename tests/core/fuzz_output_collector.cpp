@@ -64,7 +64,7 @@ void fuzz_output_collector(uint64_t seed) {
   for (size_t i = 0; i < sequences.size(); ++i) {
     sequences[i].id = static_cast<SeqId>(i % 4 << kBits | i / 4);
     sequences[i].tokens.assign(i, 1);
-    sequences[i].prompt_len = static_cast<int32_t>(i);
+    sequences[i].prompt_len = sequences[i].num_settled = static_cast<int32_t>(i);
     if (i < 4) collector.open(static_cast<int64_t>(i));
   }
   for (int step = 0; step < 20; ++step) {
@@ -75,6 +75,7 @@ void fuzz_output_collector(uint64_t seed) {
         sequences[i].append(static_cast<s1::TokenId>(random()),
                             random() % 4 == 0 ? s1::kForced : s1::kThink);
       }
+      sequences[i].num_settled = sequences[i].num_tokens();
       s1::append_output(sequences[i], static_cast<int32_t>(i), records);
     }
     add(collector, records);

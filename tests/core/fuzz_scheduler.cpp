@@ -65,6 +65,9 @@ class Fuzz {
     format_->newline = {3};
     format_->ends_in_newline = std::vector<uint8_t>(kVocab, 0);
     format_->ends_in_newline[3] = 1;
+    if (pick(0, 1) == 0) return;
+    format_->end_markers = s1::EndMatcher({"abab"}, token_bytes());
+    format_->after_marker = phrase(pick(0, 2));
   }
 
   // Branches forked so far.
@@ -119,6 +122,17 @@ class Fuzz {
     std::vector<TokenId> tokens;
     while (length-- > 0) tokens.push_back(pick(3, kVocab - 1));
     return tokens;
+  }
+
+  // Short texts of two letters, so that markers are begun, broken off and completed all the time.
+  std::vector<std::string> token_bytes() {
+    std::vector<std::string> bytes(3);
+    while (bytes.size() < kVocab) {
+      std::string text;
+      for (int32_t i = pick(0, 3); i > 0; --i) text += pick(0, 1) == 0 ? 'a' : 'b';
+      bytes.push_back(text);
+    }
+    return bytes;
   }
 
   s1::SequenceSpec spec(s1::SeqId id) {

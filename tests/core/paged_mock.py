@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from s1engine import _core
+from s1engine.runner.thinking_ends import ThinkingEnds
 from tests.core.reference import Model
 
 VOCAB = 16
@@ -52,7 +53,7 @@ class PagedMock:
         max_num_batched_tokens: int = 16,
         enable_prefix_caching: bool = True,
         min_reserve: float = 0.05,
-        triggers: Iterable[int] = (),
+        ends: ThinkingEnds | None = None,
         **drafts: Any,
     ) -> None:
         self.scheduler = _core.Scheduler(
@@ -65,7 +66,7 @@ class PagedMock:
             **drafts,
         )
         self.block_size = block_size
-        self.triggers = frozenset(triggers)
+        self.ends = ends or ThinkingEnds()
         self.max_blocks = num_blocks
         rows, tokens = max_num_seqs, max_num_batched_tokens
         samples = max(rows, drafts.get("max_samples", 0))
@@ -110,9 +111,13 @@ class PagedMock:
             token = int(b["sample_tokens"][i])
             context = self.context(int(row_of[token]))[: int(b["positions"][token]) + 1]
             assert len(context) == b["sample_positions"][i]
-            banned = self.triggers if b["sample_banned"][i] else frozenset()
-            sampled.append(next(t for t in model(context) if t not in banned))
+            sampled.append(self.best_allowed(model(context), int(b["sample_banned"][i])))
         return np.array(sampled, np.int64)
+
+    def best_allowed(self, ranked: Sequence[int], code: int) -> int:
+        """The first of ``ranked`` tokens that a ban code allows."""
+        banned = self.ends.ids(code) if code else ()
+        return next(t for t in ranked if t not in banned)
 
     def context(self, row: int) -> list[int]:
         """Tokens of a row, read through its block table; positions must be 0, 1, 2, ..."""

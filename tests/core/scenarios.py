@@ -7,11 +7,13 @@ import numpy as np
 from hypothesis import strategies as st
 
 from s1engine import _core
+from s1engine.runner.thinking_ends import EndTables, ThinkingEnds
 from tests.core import reference
 from tests.core.paged_mock import EOS, VOCAB, PagedMock
 
 TRIGGER = 2
 NEWLINES = frozenset({3, 4})
+ENDS = ThinkingEnds((TRIGGER, EOS))
 FORMATS = [
     reference.Format(frozenset({TRIGGER, EOS}), (TRIGGER, 7), (3,), False, NEWLINES),
     reference.Format(frozenset({TRIGGER, EOS}), (TRIGGER,), (3, 4), True, NEWLINES),
@@ -27,7 +29,14 @@ def core_format(fmt: reference.Format) -> _core.BudgetFormat:
         newline=list(fmt.newline),
         newline_always=fmt.newline_always,
         ends_in_newline=flags,
+        end_markers=list(fmt.markers),
+        token_bytes=list(fmt.token_bytes),
+        after_marker=list(fmt.after_marker),
     )
+
+
+def thinking_ends(fmt: reference.Format) -> ThinkingEnds:
+    return ThinkingEnds(tuple(fmt.triggers), EndTables.of(core_format(fmt)))
 
 
 @dataclass
@@ -109,18 +118,57 @@ def budgets(draw: st.DrawFn) -> reference.Budget:
 
 
 @st.composite
-def specs(draw: st.DrawFn) -> Spec:
+def marker_formats(draw: st.DrawFn) -> reference.Format:
+    """End markers over a tiny alphabet, and a vocabulary that splits them in every way: tokens are
+    any bytes of it, and often a piece of a marker with other text before or after it."""
+    letters = st.text("ab<", min_size=1, max_size=6)
+    markers = draw(st.lists(letters, min_size=1, max_size=2))
+    text = st.text("ab<é", max_size=3)
+
+    def piece() -> str:
+        marker = draw(st.sampled_from(markers))
+        begin = draw(st.integers(0, len(marker) - 1))
+        end = draw(st.integers(begin + 1, len(marker)))
+        before = draw(text) if begin == 0 else ""
+        return before + marker[begin:end] + (draw(text) if end == len(marker) else "")
+
+    words = ["", "", "", "\n", "a\n"]
+    words += [piece() if draw(st.booleans()) else draw(text) for _ in range(VOCAB - len(words))]
+    return reference.Format(
+        triggers=frozenset({TRIGGER, EOS}),
+        natural_end=(TRIGGER,),
+        newline=(3,),
+        newline_always=draw(st.booleans()),
+        newlines=NEWLINES,
+        markers=tuple(marker.encode() for marker in markers),
+        token_bytes=tuple(word.encode() for word in words),
+        after_marker=tuple(draw(st.lists(tokens, max_size=2))),
+    )
+
+
+@st.composite
+def specs(draw: st.DrawFn, fmt: reference.Format | None = None) -> Spec:
+    """``fmt`` None: of any format."""
+    fmt = fmt or draw(st.sampled_from(FORMATS) | marker_formats())
     stem = draw(st.sampled_from([[], [5, 6, 7, 8, 9, 5, 6, 7], [5, 6, 7, 8, 9]]))
     return Spec(
         prompt=stem + draw(st.lists(tokens, min_size=1, max_size=20)),
         max_answer=draw(st.integers(1, 12)),
-        fmt=draw(st.sampled_from(FORMATS)),
+        fmt=fmt,
         budget=draw(st.none() | budgets()),
         prompt_thinking=0,
         priority=draw(st.integers(0, 2)),
         salt=draw(st.integers(0, 1)),
         arrival=draw(st.integers(0, 6)),
     )
+
+
+@st.composite
+def scenarios(draw: st.DrawFn, min_size: int = 1, max_size: int = 6) -> list[Spec]:
+    """Specs of one model: all with the same end markers, or with none."""
+    marked = draw(st.none() | marker_formats())
+    spec = specs(marked) if marked else st.sampled_from(FORMATS).flatmap(specs)
+    return draw(st.lists(spec, min_size=min_size, max_size=max_size))
 
 
 engines = st.fixed_dictionaries(
@@ -136,7 +184,8 @@ engines = st.fixed_dictionaries(
 def make_mock(scenario: list[Spec], spare: int, engine: dict[str, Any]) -> PagedMock:
     """The cache holds the longest sequence and ``spare`` blocks, so preemption is likely."""
     longest = max(-(-spec.max_len // engine["block_size"]) for spec in scenario)
-    return PagedMock(triggers=(TRIGGER, EOS), num_blocks=longest + spare, **engine)
+    ends = thinking_ends(scenario[0].fmt)
+    return PagedMock(ends=ends, num_blocks=longest + spare, **engine)
 
 
 def play(mock: PagedMock, model: reference.Model, scenario: list[Spec]) -> None:
@@ -167,6 +216,9 @@ def check_equals_reference(mock: PagedMock, model: reference.Model, scenario: li
         assert out["finish_reason"].name == finish
         if spec.budget is not None:
             assert out["thinking_tokens"] == result.thinking_tokens
+            regions = [mark & _core.MARK_REGION for mark in out["marks"]]
+            thought = result.thinking_tokens - spec.prompt_thinking
+            assert regions.count(_core.MARK_THINK) == thought
             assert spec.budget.min_thinking <= out["thinking_tokens"] <= spec.budget.max_thinking
 
 

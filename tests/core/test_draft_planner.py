@@ -10,9 +10,11 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from s1engine import _core
+from s1engine.runner.thinking_ends import ThinkingEnds
 from tests.core import reference
 from tests.core.paged_mock import EOS, PagedMock, repeating_model
 from tests.core.scenarios import (
+    ENDS,
     FORMATS,
     TRIGGER,
     Spec,
@@ -21,8 +23,10 @@ from tests.core.scenarios import (
     engines,
     make_mock,
     play,
+    scenarios,
     spares,
     specs,
+    thinking_ends,
 )
 from tests.core.test_scheduler import BRANCH
 
@@ -38,7 +42,7 @@ def note(stats: _core.SchedulerStats) -> None:
     event(f"preempted: {stats.num_preemptions > 0}")
 
 
-@given(st.lists(specs(), min_size=1, max_size=6), spares, drafting_engines, st.integers(0, 99))
+@given(scenarios(1, 6), spares, drafting_engines, st.integers(0, 99))
 def test_every_sequence_equals_the_reference(
     scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int
 ) -> None:
@@ -51,7 +55,7 @@ def test_every_sequence_equals_the_reference(
 
 
 @settings(max_examples=60)
-@given(st.lists(specs(), min_size=2, max_size=5), spares, drafting_engines, st.data())
+@given(scenarios(2, 5), spares, drafting_engines, st.data())
 def test_decisions_of_the_host_within_a_step_count_at_once(
     scenario: list[Spec], spare: int, engine: dict[str, Any], data: st.DataObject
 ) -> None:
@@ -91,7 +95,7 @@ def test_checkpoints_and_loops_are_the_same_as_without_drafts(
     model = repeating_model(seed, favourites=(TRIGGER,))
     outs: list[list[Any]] = []
     for options in (engine, engine | draft):
-        mock = PagedMock(triggers=(TRIGGER, EOS), num_blocks=99, **options)
+        mock = PagedMock(ends=thinking_ends(spec.fmt), num_blocks=99, **options)
         play(mock, model, [spec])
         branches = len(budgets) - mock.scheduler.collect_output_dict(0)["checkpoints_left"]
         outs.append([mock.scheduler.collect_output_dict(BRANCH + i) for i in range(branches)])
@@ -124,7 +128,7 @@ BUDGET = reference.Budget(40, 0, 0, (), (TRIGGER,))
     [("NEVER", False, False), ("THINKING", True, False), ("ALWAYS", True, True)],
 )
 def test_drafts_are_made_only_where_allowed(drafting: str, thinks: bool, answers: bool) -> None:
-    mock = PagedMock(triggers=(TRIGGER, EOS), max_draft=3, max_samples=8)
+    mock = PagedMock(ends=ENDS, max_draft=3, max_samples=8)
     allowed = getattr(_core.Drafting, drafting)
     seen = samples_by_row(Spec([5, 6], 30, FORMATS[0], BUDGET), mock, drafting=allowed)
     half = len(seen) // 2 if drafting == "ALWAYS" else 40 if drafting == "NEVER" else len(seen) - 30
@@ -136,7 +140,7 @@ def test_drafts_are_made_only_where_allowed(drafting: str, thinks: bool, answers
 
 
 def test_repeated_text_takes_few_steps() -> None:
-    mock = PagedMock(triggers=(TRIGGER, EOS), num_blocks=99, max_draft=7, max_samples=8)
+    mock = PagedMock(ends=ENDS, num_blocks=99, max_draft=7, max_samples=8)
     steps = len(samples_by_row(Spec([5, 6], 160, FORMATS[0], None), mock))
     assert steps < 10 + 160 / 8 + 5
     stats = mock.scheduler.stats()
@@ -146,7 +150,7 @@ def test_repeated_text_takes_few_steps() -> None:
 @pytest.mark.parametrize(("per_token", "drafted"), [(0.0, True), (0.3, True), (1.0, False)])
 def test_drafts_are_made_where_they_pay(per_token: float, drafted: bool) -> None:
     costs = [(n, 1 + per_token * (n - 1)) for n in (1, 2, 5)]
-    mock = PagedMock(triggers=(EOS,), max_draft=3, max_samples=8, step_costs=costs)
+    mock = PagedMock(ends=ThinkingEnds((EOS,)), max_draft=3, max_samples=8, step_costs=costs)
     samples_by_row(Spec([5, 6], 60, FORMATS[0], None), mock)
     assert (mock.scheduler.stats().num_draft_tokens > 0) == drafted
 

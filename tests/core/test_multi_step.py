@@ -13,6 +13,7 @@ from tests.core import reference
 from tests.core.device_mock import DeviceMock
 from tests.core.paged_mock import EOS, PagedMock, hashed_model
 from tests.core.scenarios import (
+    ENDS,
     FORMATS,
     NEWLINES,
     TRIGGER,
@@ -21,8 +22,10 @@ from tests.core.scenarios import (
     disturbances,
     engines,
     play,
+    scenarios,
     spares,
     specs,
+    thinking_ends,
 )
 from tests.core.test_scheduler import BRANCH
 
@@ -41,7 +44,7 @@ def make_device(
 ) -> DeviceMock:
     longest = max(-(-spec.max_len // engine["block_size"]) for spec in scenario)
     return DeviceMock(
-        triggers=(TRIGGER, EOS),
+        ends=thinking_ends(scenario[0].fmt),
         newlines=NEWLINES,
         num_blocks=longest + spare,
         **engine,
@@ -50,7 +53,7 @@ def make_device(
 
 
 @settings(max_examples=40)
-@given(st.lists(specs(), min_size=1, max_size=5), spares, engines, st.integers(0, 99), multi_steps)
+@given(scenarios(1, 5), spares, engines, st.integers(0, 99), multi_steps)
 def test_every_sequence_equals_the_reference(
     scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int, multi_step: dict[str, Any]
 ) -> None:
@@ -64,7 +67,7 @@ def test_every_sequence_equals_the_reference(
 
 
 @settings(max_examples=60)
-@given(st.lists(specs(), min_size=2, max_size=4), spares, engines, multi_steps, st.data())
+@given(scenarios(2, 4), spares, engines, multi_steps, st.data())
 def test_decisions_of_the_host_count_at_once(
     scenario: list[Spec],
     spare: int,
@@ -98,7 +101,7 @@ def test_checkpoints_fork_where_they_would_without_a_device(
     model = hashed_model(2, favourites=(TRIGGER, EOS))
     mocks = [
         make_device([spec], 20, engine, multi_step),
-        PagedMock(triggers=(TRIGGER, EOS), num_blocks=99, **engine),
+        PagedMock(ends=thinking_ends(spec.fmt), num_blocks=99, **engine),
     ]
     outs: list[list[Any]] = []
     for mock in mocks:
@@ -125,7 +128,7 @@ def test_a_loop_ends_the_thinking_at_the_same_token() -> None:
 
 
 def test_a_device_that_disagrees_is_detected() -> None:
-    mock = PagedMock(triggers=(TRIGGER, EOS))
+    mock = PagedMock(ends=ENDS)
     Spec([5], 9, FORMATS[0], None).add_to(mock.scheduler, 0)
     mock.scheduler.schedule(mock.batch)
     device_batch = _core.DeviceBatch(
@@ -144,7 +147,7 @@ def test_a_device_that_disagrees_is_detected() -> None:
 
 
 def test_phrases_that_do_not_fit_prevent_a_multi_step_decode() -> None:
-    mock = PagedMock(triggers=(TRIGGER, EOS))
+    mock = PagedMock(ends=ENDS)
     Spec([5], 9, FORMATS[0], reference.Budget(9, 0, 1, (6, 7), (TRIGGER,))).add_to(
         mock.scheduler, 0
     )

@@ -14,6 +14,7 @@ from s1engine.engine.core_output import EngineCoreOutput, decode_core_outputs
 from tests.core import reference
 from tests.core.paged_mock import EOS, PagedMock, hashed_model
 from tests.core.scenarios import (
+    ENDS,
     FORMATS,
     TRIGGER,
     Spec,
@@ -21,13 +22,15 @@ from tests.core.scenarios import (
     check_equals_reference,
     engines,
     make_mock,
+    marker_formats,
     play,
+    scenarios,
     spares,
-    specs,
+    thinking_ends,
 )
 
 
-@given(st.lists(specs(), min_size=1, max_size=6), spares, engines, st.integers(0, 99))
+@given(scenarios(1, 6), spares, engines, st.integers(0, 99))
 def test_every_sequence_equals_the_reference(
     scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int
 ) -> None:
@@ -40,7 +43,7 @@ def test_every_sequence_equals_the_reference(
     assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
 
 
-@given(st.lists(specs(), min_size=2, max_size=6), spares, engines, st.data())
+@given(scenarios(2, 6), spares, engines, st.data())
 def test_abort_at_any_moment_loses_nothing(
     scenario: list[Spec], spare: int, engine: dict[str, Any], data: st.DataObject
 ) -> None:
@@ -69,13 +72,15 @@ def test_abort_at_any_moment_loses_nothing(
     assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
 
 
-@given(budgets(), st.integers(0, 25), st.integers(0, 30), st.integers(0, 99))
+@given(
+    budgets(), st.just(FORMATS[0]) | marker_formats(), *[st.integers(0, n) for n in (25, 30, 99)]
+)
 def test_lowering_the_maximum_at_any_moment_is_obeyed(
-    budget: reference.Budget, limit: int, when: int, seed: int
+    budget: reference.Budget, fmt: reference.Format, limit: int, when: int, seed: int
 ) -> None:
     model = hashed_model(seed, favourites=(TRIGGER,))
-    mock = PagedMock(triggers=(TRIGGER, EOS))
-    spec = Spec([5, 6], 4, FORMATS[0], budget)
+    mock = PagedMock(ends=thinking_ends(fmt))
+    spec = Spec([5, 6], 4, fmt, budget)
     spec.add_to(mock.scheduler, 0)
     before = None
     for step in range(10_000):
@@ -98,7 +103,7 @@ def test_lowering_the_maximum_at_any_moment_is_obeyed(
 BRANCH = 1000  # ids of checkpoint branches: BRANCH * (parent + 1) + index
 
 
-@given(st.lists(specs(), min_size=1, max_size=4), spares, engines, st.integers(0, 99), st.data())
+@given(scenarios(1, 4), spares, engines, st.integers(0, 99), st.data())
 def test_checkpoints_equal_separate_runs(
     scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int, data: st.DataObject
 ) -> None:
@@ -143,7 +148,7 @@ def test_checkpoints_equal_separate_runs(
 
 
 def test_branches_reuse_what_their_parent_computed() -> None:
-    mock = PagedMock(num_blocks=64, block_size=4, triggers=(TRIGGER, EOS))
+    mock = PagedMock(num_blocks=64, block_size=4, ends=ENDS)
     budget = reference.Budget(60, 0, 0, (), (TRIGGER,))
     spec = Spec([5, 6, 7], 2, FORMATS[0], budget, extra={"checkpoints": [(20, 1), (40, 2)]})
     spec.add_to(mock.scheduler, 0)
@@ -167,7 +172,7 @@ def naive_loop(thinking: list[int], repeats: int) -> int | None:
 def test_a_loop_ends_the_thinking_but_not_before_the_minimum(
     script: list[int], repeats: int, minimum: int
 ) -> None:
-    mock = PagedMock(triggers=(TRIGGER, EOS))
+    mock = PagedMock(ends=ENDS)
     budget = reference.Budget(60, minimum, 0, (), (TRIGGER,))
     spec = Spec([3, 4], 3, FORMATS[0], budget, extra={"loop_repeats": repeats})
     script = script + [9, 10, 11, 12] * 20  # ends in a loop itself
@@ -271,7 +276,7 @@ def draw_orders(scenario: list[Spec], data: st.DataObject) -> None:
         spec.extra["order"] = data.draw(st.integers(0, 3))
 
 
-@given(st.lists(specs(), min_size=2, max_size=8), spares, engines, st.integers(0, 99), st.data())
+@given(scenarios(2, 8), spares, engines, st.integers(0, 99), st.data())
 def test_with_all_growth_reserved_nothing_is_preempted(
     scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int, data: st.DataObject
 ) -> None:
@@ -296,7 +301,7 @@ def test_long_thinking_causes_few_preemptions(num_seqs: int, longest: int) -> No
     """All think up to their budget, the worst case. Sequences admitted before the scheduler has
     learnt it are preempted at most once, later ones never."""
     mock = PagedMock(
-        triggers=(TRIGGER, EOS),
+        ends=ENDS,
         num_blocks=4 * longest,
         block_size=4,
         max_num_seqs=32,
@@ -326,7 +331,7 @@ def test_order_decides_before_arrival(order: list[int]) -> None:
     assert [order[seq_id] for seq_id in admitted] == sorted(order)
 
 
-@given(st.lists(specs(), min_size=1, max_size=4), engines, st.integers(0, 99))
+@given(scenarios(1, 4), engines, st.integers(0, 99))
 def test_records_equal_the_dict_form(
     scenario: list[Spec], engine: dict[str, Any], seed: int
 ) -> None:

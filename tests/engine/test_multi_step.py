@@ -14,6 +14,7 @@ from s1engine.outputs import Chunk, CompletionOutput, RequestOutput
 from s1engine.runner.cuda_graph import MAX_DEVICE_ROWS, CudaGraphRunner, buckets
 from s1engine.runner.device_batch import DeviceBatchFormat
 from s1engine.runner.model_runner import ModelRunner
+from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 QUESTIONS = ["a=3 b=a+4 c=b*2 c?", "q=1 w=q*7 e=w-5 e?", "x=2 x?"]
@@ -166,7 +167,7 @@ def test_a_step_that_cannot_be_captured_is_named() -> None:
         max_steps=2,
         max_num_seqs=1,
         block_table=torch.zeros((1, 1), dtype=torch.int32),
-        fmt=DeviceBatchFormat((), np.zeros(4, np.uint8), 4, 4),
+        fmt=DeviceBatchFormat(ThinkingEnds(), np.zeros(4, np.uint8), 4, 4),
         device="cpu",
     )
     with pytest.raises(ModelError, match=r"1 sequences, in rms_norm.*enforce-eager"):

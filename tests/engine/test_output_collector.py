@@ -25,7 +25,7 @@ FORCED = _core.MARK_FORCED
 
 
 def record(sequence: int, tokens: list[int], marks: list[int], state: int, ended: bool) -> bytes:
-    head = struct.pack("<q6i3B", sequence, 0, len(tokens), *[state] * 4, 0, ended, 0)
+    head = struct.pack("<q6i4B", sequence, 0, len(tokens), *[state] * 4, 0, ended, 0, 0)
     return head + struct.pack(f"<{len(tokens)}i", *tokens) + bytes(marks)
 
 

@@ -18,6 +18,7 @@ from s1engine.ops import SamplingMetadata
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.triton_ops import TritonOps
 from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
+from s1engine.runner.thinking_ends import ThinkingEnds
 from tests.ops.test_sampling import make_sampling
 
 TORCH = TorchOps()
@@ -88,7 +89,9 @@ def test_triggers_are_banned_row_by_row(rows: int) -> None:
 
 def make_batch(rows: int, size: int) -> DeviceBatchBuffer:
     """Rows with different bans and filters, none of which finishes soon."""
-    fmt = DeviceBatchFormat((3, 7), np.zeros(size, np.uint8), block_size=4, null_slot=99)
+    fmt = DeviceBatchFormat(
+        ThinkingEnds((3, 7)), np.zeros(size, np.uint8), block_size=4, null_slot=99
+    )
     table = torch.arange(rows * 9, dtype=torch.int32).view(rows, 9)
     batch = DeviceBatchBuffer(rows, steps=2, fmt=fmt, block_table=table, device="cpu")
     fields = {"finish": 0, "phase": 1, "max_thinking": 9, "max_len": 30, "num_waits": 9}
