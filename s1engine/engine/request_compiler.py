@@ -22,6 +22,7 @@ from s1engine.engine.end_markers import make_core_format
 from s1engine.engine.grammar import GrammarCompiler
 from s1engine.engine.request import CompiledBudget, Prompt, Request
 from s1engine.errors import ModelError, RequestError
+from s1engine.models.generation_config import read_generation_config, refuse_unsupported
 from s1engine.models.model_config import ModelConfig
 from s1engine.reasoning import ReasoningFormat, detect_format, find_open_thinking
 from s1engine.sampling_params import UNLIMITED, SamplingParams, ThinkingBudget
@@ -49,6 +50,8 @@ class ModelText:
     def load(cls, config: EngineConfig, path: Path) -> "ModelText":
         """Raises ModelError or RequestError."""
         model = ModelConfig.from_dir(path)
+        if config.generation_config != "none":
+            refuse_unsupported(read_generation_config(path))
         tokenizer = Tokenizer.from_dir(path, config.chat_template)
         ends = _end_token_ids(path, model, tokenizer)
         reasoning = detect_format(tokenizer, ends, config.reasoning_format)

@@ -6,7 +6,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,9 +30,9 @@ class ModelFacts:
     eos_token_ids: tuple[int, ...]
     torch_dtype: torch.dtype
     """The checkpoint's dtype."""
-    generation_defaults: dict[str, float]
-    """Sampling parameters that the model's authors recommend; temperature 0 if they recommend no
-    sampling."""
+    generation_defaults: dict[str, Any]
+    """Fields of SamplingParams as the model's authors recommend them; temperature 0 if they
+    recommend no sampling."""
     layer_windows: tuple[int, ...]
     """Sliding window of each layer in tokens; 0: full attention. A query at position p sees the
     keys p - window + 1 to p."""

@@ -14,6 +14,11 @@ import torch
 from s1engine import gguf_file
 from s1engine.models.config_reader import ConfigReader
 from s1engine.models.fp8_layout import Fp8Layout, parse_fp8
+from s1engine.models.generation_config import (
+    end_token_ids,
+    read_generation_config,
+    sampling_defaults,
+)
 from s1engine.models.gguf_config import read_gguf_config
 from s1engine.models.interface import ModelFacts
 from s1engine.models.rope import extended_positions, parse_rope
@@ -103,9 +108,9 @@ class ModelConfig(ModelFacts):
             qk_norm=family.qk_norm,
             tie_word_embeddings=config.flag("tie_word_embeddings", False),
             max_position_embeddings=extended_positions(rope_scaling, max_positions),
-            eos_token_ids=_eos_token_ids(config, generation),
+            eos_token_ids=end_token_ids(config, generation),
             torch_dtype=_dtype(config),
-            generation_defaults=_generation_defaults(generation),
+            generation_defaults=sampling_defaults(generation, config.integer("vocab_size")),
             layer_windows=(0,) * config.integer("num_hidden_layers", high=1000),
             fp8=parse_fp8(config),
         )
@@ -224,36 +229,4 @@ def _read(file: Path) -> tuple[ConfigReader, ConfigReader]:
     """Contents of config.json and of generation_config.json."""
     if file.suffix == gguf_file.SUFFIX:
         return read_gguf_config(file)
-    return ConfigReader.read(file), _generation(file.parent)
-
-
-def _generation(path: Path) -> ConfigReader:
-    file = path / "generation_config.json"
-    return ConfigReader.read(file) if file.exists() else ConfigReader(file, {})
-
-
-def _eos_token_ids(config: ConfigReader, generation: ConfigReader) -> tuple[int, ...]:
-    """generation_config.json's end-of-text ids, else config.json's."""
-    source = generation if "eos_token_id" in generation else config
-    ids = source.get("eos_token_id")
-    if ids is None:
-        return ()
-    ids = ids if isinstance(ids, list) else [ids]
-    vocab_size = config.integer("vocab_size")
-    for token in ids:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
-            raise source.error("eos_token_id", f"must hold ids below {vocab_size}; got {token!r}")
-    return tuple(dict.fromkeys(ids))
-
-
-def _generation_defaults(generation: ConfigReader) -> dict[str, float]:
-    if not generation.flag("do_sample", False):
-        return {"temperature": 0.0}
-    defaults: dict[str, float] = {}
-    bounds = {"temperature": 100.0, "top_p": 1.0, "min_p": 1.0, "repetition_penalty": 1000.0}
-    for key, high in bounds.items():
-        if key in generation:
-            defaults[key] = generation.number(key, high=high)
-    if "top_k" in generation:
-        defaults["top_k"] = generation.integer("top_k", low=0)
-    return defaults
+    return ConfigReader.read(file), read_generation_config(file.parent)

@@ -1,4 +1,4 @@
-"""Reading config.json and generation_config.json; unsupported fields are refused by name."""
+"""Reading config.json; unsupported fields are refused by name."""
 
 import json
 from pathlib import Path
@@ -44,10 +44,8 @@ def small(architecture: str, **fields: Any) -> dict[str, Any]:
     return {"architectures": [architecture], **SMALL, **fields}
 
 
-def parse(path: Path, config: Any, generation: Any = None) -> ModelConfig:
+def parse(path: Path, config: Any) -> ModelConfig:
     (path / "config.json").write_text(json.dumps(config))
-    if generation is not None:
-        (path / "generation_config.json").write_text(json.dumps(generation))
     return ModelConfig.from_dir(path)
 
 
@@ -187,42 +185,3 @@ def test_broken_json_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json: no such file"):
         ModelConfig.from_dir(tmp_path)
-
-
-GENERATION = {
-    "do_sample": True,
-    "eos_token_id": [151645, 151643, 151645],
-    "repetition_penalty": 1.05,
-    "temperature": 0.7,
-    "top_p": 0.8,
-    "top_k": 20,
-    "min_p": None,
-}
-
-
-def test_generation_defaults(tmp_path: Path) -> None:
-    config = parse(tmp_path, QWEN2_5_7B, GENERATION)
-    assert config.eos_token_ids == (151645, 151643)
-    assert config.generation_defaults == {
-        "repetition_penalty": 1.05,
-        "temperature": 0.7,
-        "top_p": 0.8,
-        "top_k": 20,
-    }
-
-
-@pytest.mark.parametrize("generation", [None, {}, {**GENERATION, "do_sample": False}])
-def test_without_sampling_the_default_is_greedy(
-    tmp_path: Path, generation: dict[str, Any] | None
-) -> None:
-    config = parse(tmp_path, QWEN2_5_7B, generation)
-    assert config.generation_defaults == {"temperature": 0.0}
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("temperature", -1), ("top_p", 1.5), ("top_k", 0.5), ("do_sample", "yes"), ("min_p", "x")],
-)
-def test_bad_generation_defaults_are_refused(tmp_path: Path, key: str, value: Any) -> None:
-    with pytest.raises(ModelError, match=rf"generation_config\.json: {key}"):
-        parse(tmp_path, QWEN2_5_7B, {**GENERATION, key: value})

@@ -113,9 +113,13 @@ class GenerationFields(ThinkingFields):
             for name in same_name
             if name in type(self).model_fields and (value := getattr(self, name)) is not None
         }
-        fields["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if self.stop is not None:
+            fields["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         fields["stop_token_ids"] = tuple(self.stop_token_ids or ())
-        fields["logit_bias"] = _token_bias(self.logit_bias or {})
+        fields["logit_bias"] = {
+            **defaults.get("logit_bias", {}),
+            **_token_bias(self.logit_bias or {}),
+        }
         fields["logprobs"] = self.requested_logprobs()
         if (max_tokens := self.requested_max_tokens()) is not None:
             fields["max_tokens"] = max_tokens
