@@ -17,7 +17,9 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATIONS = ("int8", "int4", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
-REASONING_FORMATS = ("auto", "s1", "think-tag", "none")
+REASONING_FORMATS = (
+    "auto", "none", "s1", "think-tag", "mistral", "seed-oss", "openthinker", "gemma4", "gpt-oss",
+)  # fmt: skip
 MAX_DRAFT = 32
 MAX_DRAFTING_SAMPLES = 512  # rows of logits in a step with drafts
 MAX_WAITS = 1024
@@ -82,7 +84,13 @@ class EngineConfig:
     chat_template: str | None = None
     """Path of a Jinja file that replaces the model's own chat template."""
     reasoning_format: str = "auto"
-    """``s1``, ``think-tag``, ``none``, or detected from tokenizer and template."""
+    """How the model opens and ends its thinking: ``s1``, ``think-tag``, ``mistral``, ``seed-oss``,
+    ``openthinker``, ``gemma4``, ``gpt-oss``, or a JSON file that ends in ``.json``; chats then
+    think. ``auto``: by the chat template. ``none``: never."""
+    reasoning_start: str | None = None
+    """Opens the thinking of a model whose format has no name; needs ``reasoning_end``."""
+    reasoning_end: str | None = None
+    """Ends the thinking of such a model; blanks around it surround a forced end."""
     default_thinking_token_budget: int | None = None
     """Thinking budget of requests that think and have none of their own. None: what max_tokens and
     the context leave."""
@@ -105,8 +113,8 @@ class EngineConfig:
         _one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         if self.quantization is not None:
             _one_of("quantization", self.quantization, QUANTIZATIONS)
+        self._check_reasoning()
         _one_of("generation_config", self.generation_config, GENERATION_CONFIGS)
-        _one_of("reasoning_format", self.reasoning_format, REASONING_FORMATS)
         if self.max_model_len is not None:
             check_int("max_model_len", self.max_model_len, 1, 2**24)
         check_int("tensor_parallel_size", self.tensor_parallel_size, 1, 64)
@@ -144,6 +152,18 @@ class EngineConfig:
         if self.kv_cache_memory_gb is not None:
             check_float("kv_cache_memory_gb", self.kv_cache_memory_gb, 0.0, 2**20)
         check_float("gpu_memory_utilization", self.gpu_memory_utilization, 0.01, 1.0)
+
+    def _check_reasoning(self) -> None:
+        if not str(self.reasoning_format).endswith(".json"):
+            _one_of("reasoning_format", self.reasoning_format, REASONING_FORMATS)
+        if (self.reasoning_start is None) != (self.reasoning_end is None):
+            missing = "reasoning_start" if self.reasoning_start is None else "reasoning_end"
+            raise RequestError(f"{missing} is missing: give both delimiters", param=missing)
+        if self.reasoning_start is not None and self.reasoning_format != "auto":
+            raise RequestError(
+                f"reasoning_start and reasoning_format {self.reasoning_format} exclude one another",
+                param="reasoning_start",
+            )
 
     @property
     def model_name(self) -> str:

@@ -1,147 +1,128 @@
-"""Reasoning formats: how a family of models opens and ends its thinking.
+"""A reasoning format in the token ids of one model.
 
-A format is data. It is detected from the vocabulary, encoded once, and passed to the scheduler,
-which knows nothing of text. Every end trigger is a single token, because it must be recognised when
-it is sampled.
-
-    name        opens               the model ends by     natural end            forced end
-    s1          <|im_start|>think   <|im_start|>, end     <|im_start|>answer     newline if missing,
-                                    of turn or text                              <|im_start|>answer,
-                                                                                 newline, final text
-    think-tag   <think> newline     </think>,             </think>               newline, </think>,
-                                    end of text                                  two newlines,
-                                                                                 final text
+The texts of a format (``reasoning_specs``) are encoded once, and passed to the scheduler, which
+knows nothing of text. Which format a model has, and whether a chat thinks, is decided in
+``thinking_rule``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from s1engine.errors import RequestError
+from s1engine.reasoning_specs import PARAM, ReasoningFormatSpec
 from s1engine.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningFormatSpec:
-    name: str
-    required: tuple[str, ...]  # tokens that the vocabulary must have
-    open_marker: str  # identifies open thinking in a prompt
-    start: str
-    triggers: tuple[str, ...]
-    end: str
-    separator: str  # between a forced end and its final text
-    separator_always: bool  # even before an empty final text
-    final_text: str
-    newline_always: bool
-
-
-FORMAT_SPECS = {
-    "think-tag": ReasoningFormatSpec(
-        name="think-tag",
-        required=("<think>", "</think>"),
-        open_marker="<think>",
-        start="<think>\n",
-        triggers=("</think>",),
-        end="</think>",
-        separator="\n\n",
-        separator_always=True,
-        final_text="",
-        newline_always=True,
-    ),
-    "s1": ReasoningFormatSpec(
-        name="s1",
-        required=("<|im_start|>", "<|im_end|>"),
-        open_marker="<|im_start|>think",
-        start="<|im_start|>think",
-        triggers=("<|im_start|>", "<|im_end|>"),
-        end="<|im_start|>answer",
-        separator="\n",
-        separator_always=False,
-        final_text="Final Answer:",
-        newline_always=False,
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningFormat:
     """A format in the token ids of one model."""
 
-    name: str
+    spec: ReasoningFormatSpec
     start: tuple[int, ...]
     """Appended to a prompt to open the thinking."""
     open_marker: tuple[int, ...]
-    """Prefix of ``start`` that identifies open thinking."""
+    """Prefix of ``start`` that identifies open thinking, if it is a marker of single tokens."""
     triggers: tuple[int, ...]
     """Ids by which the model ends its thinking."""
     end_markers: tuple[str, ...]
     """Texts that end the thinking as well and are no single token."""
     natural_end: tuple[int, ...]
     """Replaces a trigger."""
+    tools_end: tuple[int, ...]
+    """Replaces a trigger where tools are offered."""
     newline: tuple[int, ...]
     """Precedes a forced end."""
     newline_always: bool
     """False: only if the thinking does not end in a newline."""
-    _encode: Callable[[str], list[int]]
-    _spec: ReasoningFormatSpec
+    single_tokens: bool
+    """Delimiters begin with tokens of their own, so that ids decide whether thinking is open."""
+    _tokenizer: Tokenizer
 
-    def forced_end(self, final_text: str | None = None) -> tuple[int, ...]:
+    @property
+    def name(self) -> str:
+        """The format's name."""
+        return self.spec.name
+
+    def forced_end(self, final_text: str | None = None, tools: bool = False) -> tuple[int, ...]:
         """Delimiter and final text (None: the format's own), encoded as one string, without the
-        newline before them."""
-        spec = self._spec
-        final = spec.final_text if final_text is None else final_text
-        separator = spec.separator if final or spec.separator_always else ""
-        return tuple(self._encode(spec.end + separator + final))
+        newline before them. ``tools``: the model may call tools."""
+        if tools and self.spec.tools_end:
+            return self.tools_end
+        final = self.spec.final_text if final_text is None else final_text
+        ids = tuple(self._encode(self.spec.closing_text(final)))
+        if self._delimiter_len(ids) is not None:
+            return ids
+        return tuple(self._encode(self.spec.closing_text("")) + self._encode(final))
 
+    def delimiter_len(self, forced_end: Sequence[int]) -> int:
+        """Number of leading tokens of a forced end that are the delimiter; the rest begins the
+        answer. Blanks after a delimiter may share its last token."""
+        n = self._delimiter_len(forced_end)
+        return len(forced_end) if n is None else n
 
-def detect_format(
-    tokenizer: Tokenizer, eos_token_ids: Sequence[int], requested: str = "auto"
-) -> ReasoningFormat | None:
-    """The format named ``requested``. ``auto``: the first format whose tokens the vocabulary has,
-    else None. ``none``: None.
-
-    s1's delimiters are those of ChatML, so ``auto`` detects every ChatML model as s1; ``none``
-    switches this off for models that do not think. Raises RequestError if the named format's tokens
-    are missing.
-    """
-    if requested == "none":
+    def _delimiter_len(self, forced_end: Sequence[int]) -> int | None:
+        """The same; None if a token joins the delimiter with more than blanks."""
+        for end in (self.natural_end, self.tools_end):
+            if tuple(forced_end[: len(end)]) == end:
+                return len(end)
+        for n in range(1, len(forced_end)):
+            text = self._tokenizer.decode(forced_end[:n], skip_special_tokens=False)
+            if len(text) >= len(self.spec.end):
+                return None if text[len(self.spec.end) :].strip() else n
         return None
-    candidates = FORMAT_SPECS.values() if requested == "auto" else [FORMAT_SPECS[requested]]
-    for spec in candidates:
-        missing = [token for token in spec.required if tokenizer.single_token_id(token) is None]
-        if not missing:
-            return _encode_spec(spec, tokenizer, eos_token_ids)
-        if requested != "auto":
-            raise RequestError(
-                f"reasoning_format {requested}: the tokenizer has no single token for "
-                f"{', '.join(missing)}",
-                param="reasoning_format",
-            )
-    return None
+
+    def closed_block(self, is_open: bool) -> list[int]:
+        """Ids that close an open block of thinking, or, if it is not open, an empty block."""
+        spec = self.spec
+        return self._encode(("" if is_open else spec.start) + spec.newline + spec.closing_text(""))
+
+    def num_tokens(self, text: str) -> int:
+        """Length of ``text`` in tokens."""
+        return len(self._encode(text)) if text else 0
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, special tokens included."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
 
 
-def _encode_spec(
+def encode_format(
     spec: ReasoningFormatSpec, tokenizer: Tokenizer, eos_token_ids: Sequence[int]
 ) -> ReasoningFormat:
-    triggers = [tokenizer.single_token_id(token) for token in spec.triggers]
-    ids = {token for token in triggers if token is not None} | set(eos_token_ids)
+    """A format in the ids of ``tokenizer``. Raises RequestError if a text that must be a single
+    token is none; all others are spelt out where they are none."""
+    missing = [text for text in spec.required if tokenizer.single_token_id(text) is None]
+    if missing:
+        raise RequestError(
+            f"{PARAM} {spec.name}: the tokenizer has no single token for {', '.join(missing)}",
+            param=PARAM,
+        )
+    opening = tokenizer.encode(spec.open_marker)
+    singles = {text: tokenizer.single_token_id(text) for text in spec.ends or (spec.end,)}
+    ids = {token for token in singles.values() if token is not None} | set(eos_token_ids)
     return ReasoningFormat(
-        name=spec.name,
+        spec=spec,
         start=tuple(tokenizer.encode(spec.start)),
-        open_marker=tuple(tokenizer.encode(spec.open_marker)),
+        open_marker=tuple(opening),
         triggers=tuple(sorted(ids)),
-        end_markers=(),
+        end_markers=tuple(text for text, token in singles.items() if token is None),
         natural_end=tuple(tokenizer.encode(spec.end)),
-        newline=tuple(tokenizer.encode("\n")),
+        tools_end=tuple(tokenizer.encode(spec.tools_end or spec.end)),
+        newline=tuple(tokenizer.encode(spec.newline)),
         newline_always=spec.newline_always,
-        _encode=tokenizer.encode,
-        _spec=spec,
+        single_tokens=None not in singles.values()
+        and (len(opening) == 1 or tokenizer.is_special(opening[0])),
+        _tokenizer=tokenizer,
     )
 
 
 def find_open_thinking(prompt: Sequence[int], reasoning: ReasoningFormat) -> int | None:
     """Index of the first thinking token if the prompt's last thinking is open, else None.
 
-    Searches backwards for the last marker or trigger, which in a chat is near the end.
+    Searches backwards for the last marker or trigger, which in a chat is near the end. For formats
+    whose markers are single tokens.
     """
     marker, start = reasoning.open_marker, reasoning.start
     markers = {marker[0], *reasoning.triggers}

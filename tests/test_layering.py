@@ -20,6 +20,7 @@ LEAVES |= {
     "template_environment",
     "tokenizer_files",
     "reasoning",
+    "reasoning_specs",
     "flags",
     "logs",
     "machine",

@@ -1,15 +1,17 @@
-"""Reasoning formats: token ids on real and tiny vocabularies, detection, open thinking."""
+"""Reasoning formats: token ids on real and tiny vocabularies, formats of a user, open thinking."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s1engine.config import BUNDLED_MODEL
+from s1engine.config import BUNDLED_MODEL, REASONING_FORMATS, EngineConfig
 from s1engine.errors import RequestError
-from s1engine.reasoning import ReasoningFormat, detect_format, find_open_thinking
+from s1engine.reasoning import ReasoningFormat, encode_format, find_open_thinking
+from s1engine.reasoning_specs import FORMAT_SPECS, find_spec
 from s1engine.tokenizer import Tokenizer
 from tests.shared_data import shared_file
 from tests.tiny_tokenizer import CHATML, make_tokenizer
@@ -33,10 +35,8 @@ def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.from_dir(path)
 
 
-def _format(tokenizer: Tokenizer, eos: tuple[int, ...], requested: str = "auto") -> ReasoningFormat:
-    fmt = detect_format(tokenizer, eos, requested)
-    assert fmt is not None
-    return fmt
+def _format(tokenizer: Tokenizer, eos: tuple[int, ...], name: str) -> ReasoningFormat:
+    return encode_format(FORMAT_SPECS[name], tokenizer, eos)
 
 
 # --- ids ---
@@ -44,7 +44,7 @@ def _format(tokenizer: Tokenizer, eos: tuple[int, ...], requested: str = "auto")
 
 def test_s1_on_qwen25(qwen25: Tokenizer) -> None:
     facts = json.loads(shared_file("tokenizer/s1_chat_format.json").read_text())
-    fmt = _format(qwen25, EOS)
+    fmt = _format(qwen25, EOS, "s1")
     assert fmt.name == "s1"
     assert fmt.start == (IM_START, 26865)
     assert list(fmt.start) == qwen25.encode(facts["thinking_start"])
@@ -59,7 +59,7 @@ def test_s1_on_qwen25(qwen25: Tokenizer) -> None:
 
 
 def test_think_tags_on_qwen3(qwen3: Tokenizer) -> None:
-    fmt = _format(qwen3, EOS)
+    fmt = _format(qwen3, EOS, "think-tag")
     assert fmt.name == "think-tag"
     assert fmt.start == (151667, 198)
     assert set(fmt.triggers) == {151668, *EOS}
@@ -74,10 +74,10 @@ def test_s1_can_be_asked_of_qwen3(qwen3: Tokenizer) -> None:
     assert _format(qwen3, EOS, "s1").start == (IM_START, 26865)
 
 
-@pytest.mark.parametrize("tokenizer", [TINY_S1, TINY_TAGS], ids=["s1", "think-tag"])
+@pytest.mark.parametrize(("tokenizer", "name"), [(TINY_S1, "s1"), (TINY_TAGS, "think-tag")])
 @given(final=st.none() | st.text("ab :\n", max_size=8))
-def test_ids_spell_the_format(tokenizer: Tokenizer, final: str | None) -> None:
-    fmt = _format(tokenizer, (0,))
+def test_ids_spell_the_format(tokenizer: Tokenizer, name: str, final: str | None) -> None:
+    fmt = _format(tokenizer, (0,), name)
 
     def text(ids: tuple[int, ...]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=False)
@@ -96,42 +96,140 @@ def test_ids_spell_the_format(tokenizer: Tokenizer, final: str | None) -> None:
 def test_the_bundled_model() -> None:
     tokenizer = Tokenizer.from_dir(BUNDLED_MODEL)
     eos = json.loads((BUNDLED_MODEL / "generation_config.json").read_text())["eos_token_id"]
-    fmt = _format(tokenizer, (eos,))
-    assert fmt.name == "s1"
+    fmt = _format(tokenizer, (eos,), "s1")
     assert eos in fmt.triggers
     chat = tokenizer.encode(tokenizer.render_chat([{"role": "user", "content": "1 + 2"}]))
     assert find_open_thinking(chat, fmt) is None
     assert find_open_thinking([*chat, *fmt.start], fmt) == len(chat) + len(fmt.start)
 
 
-# --- detection ---
+SPELT = make_tokenizer()  # has none of the other formats' tokens
 
 
-def test_auto_finds_the_format_or_none() -> None:
-    assert _format(TINY_S1, ()).name == "s1"
-    assert _format(TINY_TAGS, ()).name == "think-tag"
-    assert detect_format(make_tokenizer(special=("<s>",)), ()) is None
-    assert detect_format(make_tokenizer(special=("<s>",), visible=("</think>",)), ()) is None
+@pytest.mark.parametrize("name", [n for n, spec in FORMAT_SPECS.items() if not spec.required])
+@given(final=st.none() | st.text("ab :\n<>|", max_size=8))
+def test_a_delimiter_that_is_spelt_out_is_an_end_marker(name: str, final: str | None) -> None:
+    fmt = _format(SPELT, (0,), name)
+    spec = fmt.spec
+    assert fmt.end_markers == (spec.end,) and fmt.triggers == (0,) and not fmt.single_tokens
+    forced = fmt.forced_end(final)
+    final = spec.final_text if final is None else final
+    assert SPELT.decode(forced, False) == spec.end + spec.separator + final
+    n = fmt.delimiter_len(forced)
+    text = SPELT.decode(forced[:n], False)
+    assert text.startswith(spec.end) and not text[len(spec.end) :].strip()
 
 
-def test_none_switches_off() -> None:
-    assert detect_format(TINY_TAGS, (), "none") is None
+def test_a_token_may_join_a_delimiter_and_blanks_only() -> None:
+    """With a token "]b" the final text must not begin inside the delimiter."""
+    tokenizer = make_tokenizer(visible=("]b", "]\n"))
+    fmt = _format(tokenizer, (), "mistral")
+    forced = fmt.forced_end("body")
+    assert tokenizer.decode(forced[: fmt.delimiter_len(forced)], False) == "[/THINK]"
+    assert tokenizer.decode(forced[fmt.delimiter_len(forced) :], False) == "body"
+    forced = fmt.forced_end("\nbody")
+    assert tokenizer.decode(forced[: fmt.delimiter_len(forced)], False) == "[/THINK]\n"
 
 
-@pytest.mark.parametrize(("requested", "lacks"), [("think-tag", "<think>"), ("s1", "<|im_start|>")])
+@pytest.mark.parametrize(("requested", "lacks"), [("s1", "<|im_start|>"), ("gpt-oss", "<|start|>")])
 def test_missing_delimiters_are_named(requested: str, lacks: str) -> None:
     bare = make_tokenizer(special=("<s>",))
     with pytest.raises(RequestError, match="single token") as raised:
-        detect_format(bare, (), requested)
+        _format(bare, (), requested)
     assert lacks in str(raised.value)
     assert raised.value.param == "reasoning_format"
+
+
+# --- formats of a user ---
+
+
+def test_the_flags_know_every_format() -> None:
+    assert set(REASONING_FORMATS) == {"auto", "none", *FORMAT_SPECS}
+    for name in FORMAT_SPECS:
+        assert find_spec(name, None, None) is FORMAT_SPECS[name]
+
+
+def test_delimiters_of_the_flags() -> None:
+    spec = find_spec("auto", "<reason>\n", "\n</reason>\n\n")
+    assert (spec.start, spec.open_marker, spec.end) == ("<reason>\n", "<reason>", "</reason>")
+    assert (spec.newline, spec.closing_text("So")) == ("\n", "</reason>\n\nSo")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"reasoning_start": "<r>"}, "reasoning_end"),
+        ({"reasoning_end": "<r>"}, "reasoning_start"),
+        ({"reasoning_start": "<r>", "reasoning_end": "</r>", "reasoning_format": "s1"}, "start"),
+        ({"reasoning_format": "S1"}, "reasoning_format"),
+    ],
+)
+def test_flags_that_do_not_fit(fields: dict[str, str], param: str) -> None:
+    with pytest.raises(RequestError, match=param):
+        EngineConfig(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "param"),
+    [
+        (" ", "x", "reasoning_start"),
+        ("x", "\n", "reasoning_end"),
+        ("x", "x", "reasoning_end"),
+        ("x" * 2000, "y", "reasoning_start"),
+        ("\ud800", "y", "reasoning_start"),
+    ],
+)
+def test_delimiters_that_do_not_fit(start: str, end: str, param: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        find_spec("auto", start, end)
+    assert raised.value.param == param
+
+
+def test_a_file_of_a_format(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    values = {"start": "<r>", "end": "</r>", "ends": ["</r>", "<a>"], "opens_itself": False}
+    file.write_text(json.dumps(values))
+    spec = find_spec(str(file), None, None)
+    assert (spec.name, spec.ends, spec.opens_itself) == ("mine", ("</r>", "<a>"), False)
+    fmt = encode_format(spec, SPELT, ())
+    assert fmt.end_markers == ("</r>", "<a>")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "reasoning_format"),
+        ("[]", "object"),
+        ('{"start": "<r>"}', "end is missing"),
+        ('{"start": "<r>", "end": ""}', "end is empty"),
+        ('{"start": "<r>\\n", "end": "<r>"}', "end equals"),
+        ('{"start": "<r>", "end": "</r>\\n"}', "end has blanks"),
+        ('{"start": "<r>", "end": 3}', "end must be a text"),
+        ('{"start": "<r>", "end": "<e>", "ends": "<e>"}', "ends must be a list"),
+        ('{"start": "<r>", "end": "<e>", "ends": [""]}', "ends must be a list"),
+        ('{"start": "<r>", "end": "<e>", "newline_always": 1}', "newline_always must be true"),
+        ('{"start": "<r>", "end": "<e>", "stop": "x"}', "unknown field 'stop'"),
+        ('{"start": "<r>", "end": "<e>", "channels": {}}', "unknown field 'channels'"),
+    ],
+)
+def test_a_file_that_does_not_fit(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(text)
+    with pytest.raises(RequestError, match=says) as raised:
+        find_spec(str(file), None, None)
+    assert str(file) in str(raised.value) and raised.value.param == "reasoning_format"
+
+
+def test_a_file_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="No such file"):
+        find_spec(str(tmp_path / "no.json"), None, None)
 
 
 # --- open thinking ---
 
 
 def test_open_thinking_of_s1() -> None:
-    fmt = _format(TINY_S1, (TINY_S1.single_token_id(CHATML[2]) or 0,))
+    fmt = _format(TINY_S1, (TINY_S1.single_token_id(CHATML[2]) or 0,), "s1")
     header = "<|im_start|>user\nquick<|im_end|>\n<|im_start|>assistant\n"
 
     def begin(text: str) -> int | None:
@@ -150,7 +248,7 @@ def test_open_thinking_of_s1() -> None:
 
 
 def test_open_thinking_of_think_tags() -> None:
-    fmt = _format(TINY_TAGS, (TINY_TAGS.single_token_id(CHATML[2]) or 0,))
+    fmt = _format(TINY_TAGS, (TINY_TAGS.single_token_id(CHATML[2]) or 0,), "think-tag")
     header = "<|im_start|>user\nfox<|im_end|>\n<|im_start|>assistant\n"
 
     def begin(text: str) -> int | None:
@@ -178,10 +276,10 @@ def _by_scanning_forward(prompt: list[int], fmt: ReasoningFormat) -> int | None:
     return begin
 
 
-@pytest.mark.parametrize("tokenizer", [TINY_S1, TINY_TAGS], ids=["s1", "think-tag"])
+@pytest.mark.parametrize(("tokenizer", "name"), [(TINY_S1, "s1"), (TINY_TAGS, "think-tag")])
 @given(data=st.data())
-def test_open_thinking_by_definition(tokenizer: Tokenizer, data: st.DataObject) -> None:
-    fmt = _format(tokenizer, (0,))
+def test_open_thinking_by_definition(tokenizer: Tokenizer, name: str, data: st.DataObject) -> None:
+    fmt = _format(tokenizer, (0,), name)
     pieces = [fmt.start, fmt.open_marker, fmt.natural_end, fmt.newline, fmt.triggers]
     pieces.append((7,))
     drawn = data.draw(st.lists(st.sampled_from(pieces), max_size=8))

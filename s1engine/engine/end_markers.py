@@ -104,10 +104,11 @@ class MarkerSplitter:
 
 
 def make_core_format(
-    fmt: ReasoningFormat, tokenizer: Tokenizer, vocab_limit: int
+    fmt: ReasoningFormat, tokenizer: Tokenizer, vocab_limit: int, tools: bool = False
 ) -> _core.BudgetFormat:
-    """A reasoning format as the scheduler needs it. Raises ModelError for end markers that it
-    cannot follow. The table of a format with end markers takes a second for a large vocabulary."""
+    """A reasoning format as the scheduler needs it; ``tools``: for answers that may call tools.
+    Raises ModelError for end markers that it cannot follow. The table of a format with end markers
+    takes a second for a large vocabulary."""
     token_bytes: list[bytes] = []
     after_marker: list[int] = []
     if fmt.end_markers:
@@ -119,7 +120,7 @@ def make_core_format(
     try:
         return _core.BudgetFormat(
             triggers=list(fmt.triggers),
-            natural_end=list(fmt.natural_end),
+            natural_end=list(fmt.tools_end if tools else fmt.natural_end),
             newline=list(fmt.newline),
             newline_always=fmt.newline_always,
             ends_in_newline=tokenizer.newlines,

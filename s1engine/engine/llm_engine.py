@@ -30,7 +30,7 @@ from s1engine.engine.live_request import (
 )
 from s1engine.engine.multi_step import make_multi_step
 from s1engine.engine.output_processor import OutputProcessor, RequestEvent
-from s1engine.engine.request import Prompt, Request, drafting_mode
+from s1engine.engine.request import CompiledBudget, Prompt, Request, drafting_mode
 from s1engine.engine.request_compiler import ModelText, RequestCompiler
 from s1engine.engine.thinking_limits import ThinkingLimits
 from s1engine.errors import RequestFailedError
@@ -76,6 +76,7 @@ class LLMEngine:
         self.tokenizer = text.tokenizer
         self.format = text.format
         self._budget_format = text.core_format()
+        self._calls_format = text.core_format(tools=True) if text.ends_by_tools else None
         self.runner: Runner = runner or ModelRunner(
             resolved,
             self.model_config,
@@ -164,7 +165,7 @@ class LLMEngine:
                 stop_tokens=request.stop_tokens,
                 stream_output=True,
                 salt=request.salt,
-                budget=budget.core_params(self._budget_format) if budget else None,
+                budget=self._budget_params(budget),
                 thinking_tokens=budget.tokens_thought if budget else -1,
                 max_thinking=max_thinking,
                 checkpoints=[(at, seq_id + i) for i, at in checkpoints if at < max_thinking],
@@ -174,6 +175,12 @@ class LLMEngine:
         finally:  # the scheduler may have forked a branch before it failed
             self._add_branches()
         self._limits.apply(live)
+
+    def _budget_params(self, budget: CompiledBudget | None) -> _core.BudgetParams | None:
+        if budget is None:
+            return None
+        calls = budget.calls and self._calls_format is not None
+        return budget.core_params(self._calls_format if calls else self._budget_format)
 
     def _add_sequence(self, sequence: LiveSequence) -> None:
         self._sequences[sequence.seq_id] = sequence

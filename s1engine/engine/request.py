@@ -29,6 +29,7 @@ class CompiledBudget:
     max_thinking: int  # effective maximum, tokens_thought included
     checkpoints: tuple[int, ...]
     loop_repeats: int  # 0: no loop detection
+    calls: bool = False  # the answer may call tools
     end_markers: tuple[str, ...] = ()  # of the format: ends that the model writes in several tokens
 
     def core_params(self, core_format: _core.BudgetFormat | None) -> _core.BudgetParams:

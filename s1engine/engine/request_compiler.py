@@ -21,10 +21,12 @@ from s1engine.config import DEFAULT_ANSWER_RESERVE, EngineConfig, check_int, che
 from s1engine.engine.end_markers import make_core_format
 from s1engine.engine.grammar import GrammarCompiler
 from s1engine.engine.request import CompiledBudget, Prompt, Request
+from s1engine.engine.thinking_detection import detect_thinking
+from s1engine.engine.thinking_rule import AssistantTurn, ThinkingRule
 from s1engine.errors import ModelError, RequestError
 from s1engine.models.generation_config import read_generation_config, refuse_unsupported
 from s1engine.models.model_config import ModelConfig
-from s1engine.reasoning import ReasoningFormat, detect_format, find_open_thinking
+from s1engine.reasoning import ReasoningFormat
 from s1engine.sampling_params import UNLIMITED, SamplingParams, ThinkingBudget
 from s1engine.tokenizer import Tokenizer
 
@@ -42,7 +44,7 @@ class ModelText:
 
     config: ModelConfig
     tokenizer: Tokenizer
-    format: ReasoningFormat | None
+    thinking: ThinkingRule
     eos_token_ids: tuple[int, ...]  # end a turn: those of both configs and of the tokenizer
     vocab_limit: int  # ids below it may be sampled; a prompt may use every row of the embedding
 
@@ -54,14 +56,25 @@ class ModelText:
             refuse_unsupported(read_generation_config(path))
         tokenizer = Tokenizer.from_dir(path, config.chat_template)
         ends = _end_token_ids(path, model, tokenizer)
-        reasoning = detect_format(tokenizer, ends, config.reasoning_format)
-        return cls(model, tokenizer, reasoning, ends, min(tokenizer.num_tokens, model.vocab_size))
+        thinking = detect_thinking(config, path, tokenizer, ends)
+        return cls(model, tokenizer, thinking, ends, min(tokenizer.num_tokens, model.vocab_size))
 
-    def core_format(self) -> _core.BudgetFormat | None:
-        """The reasoning format as the scheduler needs it; None for a model without one."""
+    @property
+    def format(self) -> ReasoningFormat | None:
+        """The reasoning format; None: no request can think."""
+        return self.thinking.format
+
+    @property
+    def ends_by_tools(self) -> bool:
+        """Thinking ends otherwise where the answer may call tools."""
+        return self.format is not None and self.format.tools_end != self.format.natural_end
+
+    def core_format(self, tools: bool = False) -> _core.BudgetFormat | None:
+        """The reasoning format as the scheduler needs it; None for a model without one. ``tools``:
+        for requests whose answer may call tools."""
         if self.format is None:
             return None
-        return make_core_format(self.format, self.tokenizer, self.vocab_limit)
+        return make_core_format(self.format, self.tokenizer, self.vocab_limit, tools)
 
 
 def _end_token_ids(path: Path, model: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -115,11 +128,10 @@ class RequestCompiler:
         """Compiles a request. Raises RequestError naming the field.
 
         A raw text gets the tokens that the tokenizer adds, such as the beginning of text; a chat
-        gets what its template writes. ``enable_thinking`` None: a chat thinks; a raw prompt, or a
-        chat whose last message is continued, thinks if it already contains open thinking; a raw
-        prompt also if it comes with a thinking budget. ``template_kwargs`` are variables of the
-        template, and the options of ``resolve_turn``. ``tools`` are rendered by the chat template;
-        with tools the forced end has no final text, because the answer may be a call.
+        gets what its template writes. Whether it thinks is ThinkingRule's decision.
+        ``template_kwargs`` are variables of the template, and the options of ``resolve_turn``.
+        ``tools`` are rendered by the chat template; with tools the forced end has no final text,
+        because the answer may be a call.
         """
         check_int("priority", priority, -(2**31), 2**31 - 1)
         if cache_salt is not None and not 0 < len(cache_salt) <= MAX_SALT_CHARS:
@@ -127,20 +139,26 @@ class RequestCompiler:
                 f"cache_salt must have 1 to {MAX_SALT_CHARS} characters", param="cache_salt"
             )
         chat = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
-        ids = self._encode(prompt, chat, enable_thinking, template_kwargs, tools)
-        begun = chat and not resolve_turn(prompt, template_kwargs or {})[0]
+        rule = self.text.thinking
+        if chat:
+            ids, turn = self._encode_chat(
+                prompt, params.thinking, enable_thinking, template_kwargs, tools
+            )
+            tokens_thought = rule.open_in_chat(ids, turn, params.thinking, enable_thinking)
+        else:
+            ids = self._encode_prompt(prompt)
+            tokens_thought = rule.open_in_text(ids, params.thinking, enable_thinking)
         self._check_ids(params)
         if params.grammar is not None:
             self.grammars.validate(params.grammar)
-        tokens_thought = self._open_thinking(ids, params, chat, enable_thinking, begun)
         available = self.max_model_len - len(ids)
         if available < 1:
             raise self._too_long("messages" if chat else "prompt", f"{len(ids)} tokens")
         max_len = len(ids) + min(params.max_tokens or available, available)
         budget = None
         if tokens_thought is not None:
-            structured = params.grammar is not None or bool(tools)
-            budget = self._compile_budget(params, tokens_thought, len(ids), max_len, structured)
+            calls = bool(tools) and params.grammar is None
+            budget = self._compile_budget(params, tokens_thought, len(ids), max_len, calls)
         stop_tokens = [*params.stop_token_ids]
         if not params.ignore_eos:
             stop_tokens += self.text.eos_token_ids
@@ -174,40 +192,49 @@ class RequestCompiler:
         template_kwargs: dict[str, Any] | None = None,
     ) -> list[int]:
         """The prompt of a chat: template applied, thinking opened."""
-        ids = self._encode(messages, True, enable_thinking, template_kwargs, tools)
-        begun = not resolve_turn(messages, template_kwargs or {})[0]
-        self._open_thinking(ids, SamplingParams(), True, enable_thinking, begun)
+        ids, turn = self._encode_chat(messages, None, enable_thinking, template_kwargs, tools)
+        self.text.thinking.open_in_chat(ids, turn, None, enable_thinking)
         return ids
 
-    def _encode(
+    def _encode_chat(
         self,
-        prompt: Prompt,
-        chat: bool,
+        messages: Any,
+        budget: ThinkingBudget | None,
         enable_thinking: bool | None,
         template_kwargs: dict[str, Any] | None,
         tools: Sequence[dict[str, Any]],
-    ) -> list[int]:
-        param = "messages" if chat else "prompt"
-        if chat:
-            messages: Any = prompt
-            kwargs = template_kwargs or {}
-            header, continues = resolve_turn(messages, kwargs)
-            prompt = self._tokenizer.render_chat(
-                messages,
-                enable_thinking,
-                kwargs,
-                tools,
-                add_generation_prompt=header,
-                continue_final_message=continues,
-            )
+    ) -> tuple[list[int], AssistantTurn]:
+        """Ids of a rendered chat, and its assistant's turn."""
+        kwargs, rule = template_kwargs or {}, self.text.thinking
+        header, continues = resolve_turn(messages, kwargs)
+        options = {**rule.template_options(enable_thinking, budget is not None), **kwargs}
+        render = self._tokenizer.render_chat
+        text = render(
+            messages,
+            None,
+            options,
+            tools,
+            add_generation_prompt=header,
+            continue_final_message=continues,
+        )
+        self._check_text(text, "messages")
+        ids = self._tokenizer.encode(text)
+        if not ids:
+            raise RequestError("messages is empty", param="messages")
+        earlier = messages[:-1] if continues else messages
+        if rule.format is None or not earlier:
+            return ids, AssistantTurn(text if rule.format else "", begun=not header)
+        before = render(earlier, None, options, tools, add_generation_prompt=False)
+        return ids, AssistantTurn(rule.assistant_part(text, before), begun=not header)
+
+    def _encode_prompt(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
-            self._check_text(prompt, param)
-            encode = self._tokenizer.encode if chat else self._tokenizer.encode_prompt
-            ids = encode(prompt)
+            self._check_text(prompt, "prompt")
+            ids = self._tokenizer.encode_prompt(prompt)
         else:
             ids = self._check_prompt_ids(prompt)
         if not ids:
-            raise RequestError(f"{param} is empty", param=param)
+            raise RequestError("prompt is empty", param="prompt")
         return ids
 
     def _check_text(self, text: str, param: str) -> None:
@@ -246,66 +273,25 @@ class RequestCompiler:
                         param=name,
                     )
 
-    def _open_thinking(
-        self,
-        ids: list[int],
-        params: SamplingParams,
-        chat: bool,
-        enable_thinking: bool | None,
-        begun: bool,
-    ) -> int | None:
-        """Appends the start marker to ``ids`` if the request thinks and the marker is missing.
-        ``begun``: the chat ends within the assistant's turn, too late to open thinking.
-
-        Returns the number of thinking tokens that ``ids`` already contains; None if the request
-        does not think."""
-        wanted = params.thinking is not None or enable_thinking is True
-        if self._reasoning is None:
-            if wanted:
-                raise RequestError(
-                    "this model has no reasoning format, so no thinking field applies",
-                    param="thinking_token_budget" if params.thinking else "enable_thinking",
-                )
-            return None
-        if enable_thinking is False:
-            if params.thinking is not None:
-                raise RequestError(
-                    "enable_thinking is false but a thinking budget is given",
-                    param="enable_thinking",
-                )
-            return None
-        begin = find_open_thinking(ids, self._reasoning)
-        if begin is not None:
-            return len(ids) - begin
-        if begun and wanted:
-            raise RequestError(
-                "the last message is continued and contains no open thinking, so no thinking field "
-                "applies",
-                param="thinking_token_budget" if params.thinking else "enable_thinking",
-            )
-        if begun or not (chat or wanted):
-            return None
-        ids.extend(self._reasoning.start)
-        return 0
-
     def _compile_budget(
         self,
         params: SamplingParams,
         tokens_thought: int,
         prompt_len: int,
         max_len: int,
-        structured: bool,
+        calls: bool,
     ) -> CompiledBudget:
-        """``structured``: a grammar or a tool call begins the answer, so the format's own final
-        text is left out of the forced end."""
+        """``calls``: the answer may call tools. Then, and if it follows a grammar, the forced end
+        leaves out the format's own final text."""
         assert self._reasoning is not None
         budget = params.thinking or ThinkingBudget()
         limit = self._thinking_limit(budget)
         num_waits = budget.num_waits
         if num_waits is None:
             num_waits = self._config.default_num_waits
+        structured = calls or params.grammar is not None
         final_text = "" if structured and budget.final_text is None else budget.final_text
-        forced_end = self._reasoning.forced_end(final_text)
+        forced_end = self._reasoning.forced_end(final_text, calls)
         end_len = max(
             len(self._reasoning.newline) + len(forced_end), len(self._reasoning.natural_end)
         )
@@ -324,13 +310,14 @@ class RequestCompiler:
         return CompiledBudget(
             wait=self._tokenizer.encode(budget.wait_text),
             forced_end=list(forced_end),
-            delimiter_len=_delimiter_len(forced_end, self._reasoning.natural_end),
+            delimiter_len=self._reasoning.delimiter_len(forced_end),
             min_thinking=budget.min_tokens,
             num_waits=num_waits,
             tokens_thought=tokens_thought,
             max_thinking=min(tokens_thought + available, limit),
             checkpoints=budget.checkpoints,
             loop_repeats=budget.loop_repeats or 0,
+            calls=calls,
             end_markers=self._reasoning.end_markers,
         )
 
@@ -359,10 +346,3 @@ def answer_reserve(budget: ThinkingBudget, max_tokens: int) -> int:
     if budget.answer_reserve is not None:
         return max(budget.answer_reserve, 1)
     return max(min(DEFAULT_ANSWER_RESERVE, max_tokens // 4), 1)
-
-
-def _delimiter_len(forced_end: tuple[int, ...], natural_end: tuple[int, ...]) -> int:
-    """Number of leading tokens of a forced end that are the delimiter; the rest begins the
-    answer."""
-    n = len(natural_end)
-    return n if forced_end[:n] == natural_end else len(forced_end)

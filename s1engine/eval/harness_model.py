@@ -39,7 +39,7 @@ class S1EngineLM(LM):  # type: ignore[misc]
 
     Args:
         pretrained: directory or hub id; None: the bundled s1-nano.
-        think: open the thinking block of chats, if the model has a reasoning format.
+        think: open the thinking block of chats, if the model thinks by default.
         options: other fields of EngineConfig. The engine forms its own batches, so the harness's
             batch sizes have no effect.
     """
@@ -57,7 +57,7 @@ class S1EngineLM(LM):  # type: ignore[misc]
         if device == "cpu":  # the harness's default is cuda, with and without a GPU
             options["device"] = device
         self._llm = LLM(pretrained, progress=False, **options)
-        self._think = think and self._llm.engine.format is not None
+        self._think = think and self._llm.engine.compiler.text.thinking.by_default
         self._is_chat = False
 
     @property

@@ -161,14 +161,15 @@ class Handlers:
         return JSONResponse(self._model())
 
     def _model(self) -> Json:
-        reasoning = self._compiler.text.format
+        thinking = self._compiler.text.thinking
         return {
             "id": self._name,
             "object": "model",
             "created": self._started,
             "owned_by": "s1engine",
             "max_model_len": self._compiler.max_model_len,
-            "reasoning_format": reasoning.name if reasoning else None,
+            "reasoning_format": thinking.format.name if thinking.format else None,
+            "thinks_by_default": thinking.by_default,
         }
 
     async def tokenize(self, body: TokenizeRequest) -> Response:

@@ -181,6 +181,7 @@ def save_model(model: Qwen2ForCausalLM, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     half = Qwen2ForCausalLM(model.config).bfloat16()
     half.load_state_dict(model.state_dict())
+    half.config.reasoning_format = "s1"
     half.save_pretrained(directory)
     save_tokenizer(directory)
     defaults = {"do_sample": False, "eos_token_id": model.config.eos_token_id}

@@ -33,6 +33,7 @@ from s1engine.errors import ModelError, RequestError
 from s1engine.gguf_file import SUFFIX
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.model_path import resolve_model
+from s1engine.reasoning_specs import FORMAT_SPECS
 from s1engine.training.sft.distributed import DistributedContext
 from s1engine.training.sft.loss import linear_cross_entropy
 from s1engine.training.sft.packing import PackedRow
@@ -219,6 +220,8 @@ def export_model(
     architecture: Any = load_architecture(config)
     architecture.dtype = torch.bfloat16
     architecture.architectures = [type(model.lm).__name__.removeprefix("FSDP")]
+    if config.think_start == FORMAT_SPECS["s1"].start:
+        architecture.reasoning_format = "s1"  # nothing else shows it to an engine
     architecture.save_pretrained(out)
     defaults = source / "generation_config.json" if source else None
     if defaults is not None and defaults.exists():
