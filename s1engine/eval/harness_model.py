@@ -73,11 +73,14 @@ class S1EngineLM(LM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The chat as text, up to the header of the assistant's turn."""
-        if not add_generation_prompt:
-            raise RequestError("a chat that ends in an unfinished answer is not supported")
-        self._is_chat = True
-        return self._llm.engine.tokenizer.render_chat(chat_history)
+        """The chat as text: up to the header of the assistant's turn, or without
+        ``add_generation_prompt`` up to the end of an answer that it has begun."""
+        self._is_chat = add_generation_prompt  # else it is too late to open thinking
+        return self._llm.engine.tokenizer.render_chat(
+            chat_history,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The answers, without their thinking."""

@@ -1,8 +1,9 @@
 """``POST /v1/messages``, Anthropic's API: its body becomes a chat, its response is blocks.
 
-Thinking is a block before the text. ``thinking.budget_tokens`` is exact, like every budget; our own
-thinking fields are accepted too. Tool calls are blocks after the text; without a stream, a call
-whose arguments are not a JSON object stays text.
+Thinking is a block before the text; that of earlier turns reaches the chat template, which decides
+whether the model sees it. ``thinking.budget_tokens`` is exact, like every budget; our own thinking
+fields are accepted too. A chat that ends in an assistant's turn is continued. Tool calls are blocks
+after the text; without a stream, a call whose arguments are not a JSON object stays text.
 """
 
 import json
@@ -20,7 +21,7 @@ from s1engine.server.api.thinking_fields import STRICT, ThinkingFields
 from s1engine.server.api.tool_call_parser import CallBegin, ParsedAnswer
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "abort": "end_turn"}
-SILENT_BLOCKS = ("thinking", "redacted_thinking")  # of earlier turns: the model does not see them
+THINKING_BLOCKS = ("thinking", "redacted_thinking")  # the latter holds no text
 
 
 class Message(BaseModel):
@@ -41,14 +42,32 @@ class Message(BaseModel):
         kind = "tool_use" if self.role == "assistant" else "tool_result"
         tools = [block for block in self.content if block.get("type") == kind]
         others = [block for block in self.content if block.get("type") != kind]
+        if self.role == "assistant":
+            return [_answer(tools, others)]
         if not tools:
             return [{"role": self.role, "content": _text("messages", others)}]
-        if self.role == "assistant":
-            calls = [_call(block) for block in tools]
-            content = _text("messages", others)
-            return [{"role": "assistant", "content": content, "tool_calls": calls}]
         texts = [{"role": "user", "content": _text("messages", others)}] if others else []
         return [*map(_result, tools), *texts]
+
+
+def _answer(tools: Sequence[Json], others: Sequence[Json]) -> Json:
+    """Return an assistant's message of its blocks."""
+    thinking = [block for block in others if block.get("type") in THINKING_BLOCKS]
+    texts = [block for block in others if block.get("type") not in THINKING_BLOCKS]
+    message: Json = {"role": "assistant", "content": _text("messages", texts)}
+    reasoning = "".join(_thinking(block) for block in thinking)
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if tools:
+        message["tool_calls"] = [_call(block) for block in tools]
+    return message
+
+
+def _thinking(block: Json) -> str:
+    text = block.get("thinking", "")
+    if not isinstance(text, str):
+        raise RequestError("messages: a thinking block must hold text", param="messages")
+    return text
 
 
 def _call(block: Json) -> Json:
@@ -141,8 +160,6 @@ class MessagesRequest(ThinkingFields):
 def _text(param: str, blocks: Sequence[dict[str, Any]]) -> str:
     texts = []
     for block in blocks:
-        if block.get("type") in SILENT_BLOCKS:
-            continue
         if block.get("type") != "text" or not isinstance(block.get("text"), str):
             raise RequestError(f"{param}: only blocks of text are supported", param=param)
         texts.append(block["text"])

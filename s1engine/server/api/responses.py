@@ -1,8 +1,9 @@
 """``POST /v1/responses``, OpenAI's newer API: its body becomes a chat, its response output items.
 
 Nothing is stored, so ``previous_response_id`` is an error. Thinking is an item ``reasoning`` with
-its full text; our own thinking fields are accepted beside ``reasoning.effort``. Tool calls are
-items ``function_call``, and their results items ``function_call_output``.
+its full text; one in ``input`` reaches the chat template with the item after it. Our own thinking
+fields are accepted beside ``reasoning.effort``. Tool calls are items ``function_call``, and their
+results items ``function_call_output``.
 """
 
 import time
@@ -68,7 +69,7 @@ class ResponsesRequest(ThinkingFields):
         """Convert to a chat. Raises RequestError."""
         items: list[Json] = [{"role": "user", "content": self.input}]
         if not isinstance(self.input, str):
-            items = _turns(item for item in self.input if item.get("type") != "reasoning")
+            items = _turns(self.input)
         if self.instructions is not None:
             items.insert(0, {"role": "system", "content": self.instructions})
         same = {*ThinkingFields.model_fields, "model", "stream", "temperature", "top_p", "seed"}
@@ -95,11 +96,16 @@ def _response_format(text: dict[str, Any] | None) -> Json:
 
 
 def _turns(items: Iterable[Json]) -> list[Json]:
-    """Convert items to messages; a call joins the assistant's message before it."""
+    """Convert items to messages; a call joins the assistant's message before it, and reasoning the
+    assistant's message or call after it."""
     turns: list[Json] = []
+    reasoning = ""
     for item in items:
+        if item.get("type") == "reasoning":
+            reasoning += _reasoning_text(item)
+            continue
         if item.get("type") == "function_call":
-            if not turns or turns[-1]["role"] != "assistant":
+            if not turns or turns[-1]["role"] != "assistant" or reasoning:
                 turns.append({"role": "assistant", "content": ""})
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
@@ -109,7 +115,23 @@ def _turns(items: Iterable[Json]) -> list[Json]:
             turns.append({"role": "tool", "tool_call_id": name, "content": output})
         else:
             turns.append(_turn(item))
+        if reasoning and turns[-1]["role"] == "assistant":
+            turns[-1]["reasoning_content"] = reasoning
+        reasoning = ""
     return turns
+
+
+def _reasoning_text(item: Json) -> str:
+    """Return the full text of a reasoning item, else its summary."""
+    parts = item.get("content") or item.get("summary") or []
+    texts = [part.get("text") for part in parts] if _are_objects(parts) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise RequestError("input: reasoning must consist of texts", param="input")
+    return "".join(map(str, texts))
+
+
+def _are_objects(parts: Any) -> bool:
+    return isinstance(parts, list) and all(isinstance(part, dict) for part in parts)
 
 
 def _turn(item: Json) -> Json:
