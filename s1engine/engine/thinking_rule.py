@@ -89,7 +89,8 @@ class ThinkingRule:
         not think. Raises RequestError naming the field that does not apply."""
         fmt, asking = self.format, _asking_field(budget, enable_thinking)
         if fmt is None:
-            return self._refuse(asking, "this model has no reasoning format")
+            _refuse(asking, "this model has no reasoning format")
+            return None
         state, thought = fmt.spec.block_state(turn.text)
         if enable_thinking is False:
             if state == "open" or (state == "absent" and self.opens_itself and not turn.begun):
@@ -98,13 +99,13 @@ class ThinkingRule:
         if state == "open":
             return fmt.num_tokens(thought)
         if turn.begun:
-            return self._refuse(
-                asking, "the last message is continued and contains no open thinking"
-            )
+            _refuse(asking, "the last message is continued and contains no open thinking")
+            return None
         if state == "closed":
             strict = budget is None or budget.min_tokens > 0 or bool(budget.checkpoints)
             why = "the chat template closes the thinking of this chat"
-            return self._refuse(asking if strict else None, why)  # a maximum holds anyway
+            _refuse(asking if strict else None, why)  # a maximum holds anyway
+            return None
         if asking is None and not self.by_default:
             return None
         ids.extend(fmt.start)
@@ -116,7 +117,8 @@ class ThinkingRule:
         """The same for a raw prompt, which ``enable_thinking`` False leaves as plain text."""
         fmt, asking = self.format, _asking_field(budget, enable_thinking)
         if fmt is None:
-            return self._refuse(asking, "this model has no reasoning format")
+            _refuse(asking, "this model has no reasoning format")
+            return None
         if enable_thinking is False:
             return None
         tokens_thought = self.tokens_thought(ids)
@@ -124,11 +126,6 @@ class ThinkingRule:
             ids.extend(fmt.start)
             return 0
         return tokens_thought
-
-    def _refuse(self, asking: str | None, why: str) -> None:
-        """Rejects a request that asks for thinking by the field ``asking``."""
-        if asking is not None:
-            raise RequestError(f"{why}, so no thinking field applies", param=asking)
 
     def tokens_thought(self, prompt: Sequence[int]) -> int | None:
         """Thinking tokens that a raw prompt already holds; None if no thinking is open. Only what
@@ -141,6 +138,12 @@ class ThinkingRule:
             return None if at is None else len(prompt) - begin - at
         state, thought = fmt.spec.block_state(fmt.decode(prompt[begin:]))
         return fmt.num_tokens(thought) if state == "open" else None
+
+
+def _refuse(asking: str | None, why: str) -> None:
+    """Rejects a request that asks for thinking by the field ``asking``."""
+    if asking is not None:
+        raise RequestError(f"{why}, so no thinking field applies", param=asking)
 
 
 def _asking_field(budget: ThinkingBudget | None, enable_thinking: bool | None) -> str | None:
