@@ -16,6 +16,7 @@ BUNDLED_MODEL = Path(__file__).parent / "assets" / "s1-nano"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 QUANTIZATIONS = ("int8", "int4", "fp8")
 DEVICES = ("auto", "cpu", "cuda")
+MODEL_IMPLS = ("auto", "native", "transformers")
 KV_CACHE_DTYPES = ("auto", "int8", "fp8")
 REASONING_FORMATS = (
     "auto", "none", "s1", "think-tag", "mistral", "seed-oss", "openthinker", "gemma4", "gpt-oss",
@@ -34,6 +35,10 @@ class EngineConfig:
 
     model: str = str(BUNDLED_MODEL)
     """Hugging Face directory or hub id; the default is the bundled s1-nano."""
+    model_impl: str = "auto"
+    """``native``: our own decoder. ``transformers``: a module of transformers with our paged
+    attention, slower, for other architectures whose layers all attend. ``auto``: native where the
+    architecture is supported."""
     dtype: str = "auto"
     """Weights, and the KV cache unless ``kv_cache_dtype`` says otherwise. ``auto``: the
     checkpoint's own type on CUDA and on CPUs with bf16 instructions, float32 on other CPUs."""
@@ -109,6 +114,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("model_impl", self.model_impl, MODEL_IMPLS)
         _one_of("device", self.device, DEVICES)
         _one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         if self.quantization is not None:

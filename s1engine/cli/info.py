@@ -87,7 +87,7 @@ def report_facts(config: EngineConfig) -> dict[str, Any]:
     """The sections that only ``--json`` prints, for a bug report."""
     from s1engine import __version__
     from s1engine.machine import environment, hardware, software
-    from s1engine.models.model_config import ModelConfig
+    from s1engine.models.implementation import read_facts
     from s1engine.models.model_path import resolve_model
 
     return {
@@ -95,7 +95,7 @@ def report_facts(config: EngineConfig) -> dict[str, Any]:
         "hardware": hardware(),
         "environment": environment(),
         "engine_config": asdict(config),
-        "model_config": asdict(ModelConfig.from_dir(resolve_model(config.model))),
+        "model_config": asdict(read_facts(resolve_model(config.model), config.model_impl)),
     }
 
 
@@ -153,17 +153,22 @@ def model_needs(
     config: "ResolvedConfig", device: str, ceilings: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Sizes of a model, or of one rank's shard of it, and of its KV cache. Reads no weights."""
+    from s1engine.models.implementation import read_facts
     from s1engine.models.model_config import ModelConfig
     from s1engine.models.model_path import resolve_model
-    from s1engine.models.shard import Shard
+    from s1engine.models.shard import Shard, check_tensor_parallel
     from s1engine.models.weight_bytes import weight_bytes
     from s1engine.runner.memory import plan_memory
     from s1engine.runner.resolved_config import resolve_cache_dtype, resolve_dtype
 
     path = resolve_model(config.model)
-    facts = Shard(0, config.tensor_parallel_size).config(ModelConfig.from_dir(path))
+    facts = read_facts(path, config.model_impl)
+    check_tensor_parallel(facts, config.tensor_parallel_size)
+    quantization, native = None, isinstance(facts, ModelConfig)
+    if isinstance(facts, ModelConfig):
+        facts = Shard(0, config.tensor_parallel_size).config(facts)
+        quantization = facts.quantization(config.quantization)
     dtype = resolve_dtype(config.dtype, device, facts.torch_dtype)
-    quantization = facts.quantization(config.quantization)
     weights = weight_bytes(facts, dtype, quantization)
     cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, dtype)
     max_len, blocks = plan_memory(config, facts, cache_dtype)
@@ -171,6 +176,7 @@ def model_needs(
     needs: dict[str, Any] = {
         "path": str(path),
         "architecture": facts.architecture,
+        "implementation": "native" if native else "transformers",
         "ranks": config.tensor_parallel_size,
         "parameters": facts.num_parameters,
         "dtype": str(dtype).removeprefix("torch."),
@@ -182,7 +188,7 @@ def model_needs(
         "kv_cache_tokens": blocks * config.block_size,
         "kv_cache_bytes": blocks * config.block_size * per_token,
     }
-    if ceilings is not None and weights.total > CACHED_BYTES:
+    if native and ceilings is not None and weights.total > CACHED_BYTES:
         streamed = weights.total - weights.embedding
         bound = ceilings["read_gb_per_s"] * 1e9 / streamed
         needs["decode_bound_tokens_per_s"] = round(bound, 1)

@@ -165,7 +165,7 @@ def _create_router(
     replicas: "ReplicaPoolOptions",
 ) -> "Service":
     """A pool of replicas behind a router."""
-    from s1engine.models.model_config import ModelConfig
+    from s1engine.models.implementation import read_facts
     from s1engine.models.model_path import resolve_model
     from s1engine.models.shard import check_tensor_parallel
     from s1engine.runner.resolved_config import resolve_config
@@ -186,7 +186,7 @@ def _create_router(
         tracing_to(options.traces_endpoint)  # a wrong endpoint is reported before Ray starts
     if replicas.address is None:
         # Wrong options are reported before Ray starts.
-        model = ModelConfig.from_dir(resolve_model(config.model))
+        model = read_facts(resolve_model(config.model), config.model_impl)
         check_tensor_parallel(model, config.tensor_parallel_size)
         resolve_config(config)
     pool = RayReplicaPool(replicas, options)

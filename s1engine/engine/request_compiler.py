@@ -25,7 +25,8 @@ from s1engine.engine.thinking_detection import detect_thinking
 from s1engine.engine.thinking_rule import AssistantTurn, ThinkingRule
 from s1engine.errors import ModelError, RequestError
 from s1engine.models.generation_config import read_generation_config, refuse_unsupported
-from s1engine.models.model_config import ModelConfig
+from s1engine.models.implementation import read_facts
+from s1engine.models.interface import ModelFacts
 from s1engine.reasoning import ReasoningFormat
 from s1engine.sampling_params import UNLIMITED, SamplingParams, ThinkingBudget
 from s1engine.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class ModelText:
     """What a model directory holds besides weights: enough to turn requests into integers and
     integers into text, in a process that does not load the weights."""
 
-    config: ModelConfig
+    config: ModelFacts
     tokenizer: Tokenizer
     thinking: ThinkingRule
     eos_token_ids: tuple[int, ...]  # end a turn: those of both configs and of the tokenizer
@@ -51,7 +52,7 @@ class ModelText:
     @classmethod
     def load(cls, config: EngineConfig, path: Path) -> "ModelText":
         """Raises ModelError or RequestError."""
-        model = ModelConfig.from_dir(path)
+        model = read_facts(path, config.model_impl)
         if config.generation_config != "none":
             refuse_unsupported(read_generation_config(path))
         tokenizer = Tokenizer.from_dir(path, config.chat_template)
@@ -77,7 +78,7 @@ class ModelText:
         return make_core_format(self.format, self.tokenizer, self.vocab_limit, tools)
 
 
-def _end_token_ids(path: Path, model: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _end_token_ids(path: Path, model: ModelFacts, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The ids that end a turn: the model's and the tokenizer's own. Raises ModelError."""
     own = tokenizer.eos_token_id
     if own is None or own in model.eos_token_ids:

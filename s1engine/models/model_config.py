@@ -109,7 +109,7 @@ class ModelConfig(ModelFacts):
             tie_word_embeddings=config.flag("tie_word_embeddings", False),
             max_position_embeddings=extended_positions(rope_scaling, max_positions),
             eos_token_ids=end_token_ids(config, generation),
-            torch_dtype=_dtype(config),
+            torch_dtype=stored_dtype(config),
             generation_defaults=sampling_defaults(generation, config.integer("vocab_size")),
             layer_windows=(0,) * config.integer("num_hidden_layers", high=1000),
             fp8=parse_fp8(config),
@@ -218,7 +218,8 @@ def _heads(config: ConfigReader, family: _Family) -> tuple[int, int, int]:
     return num_heads, num_kv_heads, head_dim
 
 
-def _dtype(config: ConfigReader) -> torch.dtype:
+def stored_dtype(config: ConfigReader) -> torch.dtype:
+    """The checkpoint's dtype; float32 if config.json does not say."""
     name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     if name not in _DTYPES:
         raise config.error("torch_dtype", f"{name!r} is not supported; use {', '.join(_DTYPES)}")

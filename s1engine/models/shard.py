@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from s1engine.errors import RequestError
+from s1engine.models.interface import ModelFacts
 from s1engine.models.model_config import ModelConfig
 
 PARAM = "tensor_parallel_size"
@@ -59,9 +60,17 @@ class Shard:
 UNSHARDED = Shard(0, 1)
 
 
-def check_tensor_parallel(model: ModelConfig, size: int) -> None:
+def check_tensor_parallel(model: ModelFacts, size: int) -> None:
     """Raises RequestError, with the sizes that would do, unless ``size`` ranks can share the
     model."""
+    if size == 1:
+        return
+    if not isinstance(model, ModelConfig):
+        raise RequestError(
+            f"{PARAM} {size}: {model.architecture} is computed by transformers, which ranks cannot "
+            "share; leave it out",
+            param=PARAM,
+        )
     if not _can_share(model, size):
         sizes = ", ".join(map(str, tensor_parallel_sizes(model)))
         raise RequestError(

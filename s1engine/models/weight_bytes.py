@@ -5,7 +5,9 @@ from math import prod
 
 import torch
 
+from s1engine.models.interface import ModelFacts
 from s1engine.models.model_config import EMBED, LM_HEAD, ModelConfig
+from s1engine.models.transformers_config import TransformersConfig
 from s1engine.ops.quantization import HEAD_FORMATS, bytes_per_weight
 
 
@@ -27,9 +29,14 @@ class WeightBytes:
         return self.layers + self.head + self.embedding + self.vectors
 
 
-def weight_bytes(model: ModelConfig, dtype: torch.dtype, quantization: str | None) -> WeightBytes:
+def weight_bytes(model: ModelFacts, dtype: torch.dtype, quantization: str | None) -> WeightBytes:
     """The weights with matrices in ``quantization`` (None: in ``dtype``) and the rest in
-    ``dtype``."""
+    ``dtype``. What transformers computes counts as layers."""
+    if isinstance(model, TransformersConfig):
+        return WeightBytes(
+            layers=model.num_parameters * dtype.itemsize, head=0, embedding=0, vectors=0
+        )
+    assert isinstance(model, ModelConfig)
     head_format = HEAD_FORMATS.get(quantization or "", quantization)
     head = EMBED if model.tie_word_embeddings else LM_HEAD
     sizes = {"layers": 0, "head": 0, "embedding": 0, "vectors": 0}

@@ -8,7 +8,7 @@ launches that only compile. The step that measures memory has compiled what larg
 import torch
 from torch import Tensor
 
-from s1engine.models.decoder import Decoder
+from s1engine.models.interface import CausalLM
 from s1engine.ops import AttentionMetadata, SamplingMetadata
 from s1engine.ops.compile_ahead import compiled_ahead
 from s1engine.runner.dummy_batch import dummy_attention_metadata
@@ -19,7 +19,7 @@ LONGEST_ROW = 128  # tokens; the kernels cut longer rows into such pieces
 
 @torch.inference_mode()
 def compile_kernels(
-    decoder: Decoder, cache: KVCache, *, max_num_seqs: int, vocab_limit: int, progress: bool
+    decoder: CausalLM, cache: KVCache, *, max_num_seqs: int, vocab_limit: int, progress: bool
 ) -> None:
     """Compiles on all cores. Nothing is written to the cache."""
     model, device = decoder.config, decoder.device

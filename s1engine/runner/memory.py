@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from s1engine.errors import RequestError
-from s1engine.models.model_config import ModelConfig
+from s1engine.models.interface import ModelFacts
 from s1engine.models.weight_bytes import weight_bytes
 from s1engine.runner.resolved_config import ResolvedConfig
 
@@ -25,7 +25,7 @@ class KVCapacity(NamedTuple):
 
 
 def plan_memory(
-    config: ResolvedConfig, model: ModelConfig, cache_dtype: torch.dtype, activation_bytes: int = 0
+    config: ResolvedConfig, model: ModelFacts, cache_dtype: torch.dtype, activation_bytes: int = 0
 ) -> KVCapacity:
     """What fits into memory that already holds the weights.
 
@@ -61,7 +61,7 @@ def plan_memory(
 
 
 def check_weights_fit(
-    model: ModelConfig, dtype: torch.dtype, device: str, quantization: str | None
+    model: ModelFacts, dtype: torch.dtype, device: str, quantization: str | None
 ) -> None:
     """Raises RequestError, with the bytes needed and free, before anything is loaded."""
     needed = weight_bytes(model, dtype, quantization).total

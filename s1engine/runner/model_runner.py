@@ -15,9 +15,9 @@ import torch
 from s1engine.models.checkpoint import open_weights
 from s1engine.models.collective import SharedCollective
 from s1engine.models.decoder import Decoder
-from s1engine.models.loader import load_decoder
+from s1engine.models.interface import CausalLM, ModelFacts
 from s1engine.models.model_config import ModelConfig
-from s1engine.models.shard import UNSHARDED, check_tensor_parallel
+from s1engine.models.shard import check_tensor_parallel
 from s1engine.ops import AttentionMetadata, DeviceBatchTensors, select_ops
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.profiling import profiler_attached, ranged
@@ -29,7 +29,8 @@ from s1engine.runner.input_batch import InputBatch, StepInputs, StepSizes
 from s1engine.runner.interface import ModelRunnerOutput, SchedulerOutput
 from s1engine.runner.kernel_warmup import compile_kernels
 from s1engine.runner.kv_cache import KVCache
-from s1engine.runner.memory import check_weights_fit, plan_memory
+from s1engine.runner.load_model import load_model
+from s1engine.runner.memory import plan_memory
 from s1engine.runner.resolved_config import ResolvedConfig, resolve_cache_dtype, resolve_dtype
 from s1engine.runner.sampler import Sampler
 from s1engine.runner.step_profile import profile_steps
@@ -42,7 +43,7 @@ class ModelRunner:
 
     Args:
         model_config: the architecture, from the model directory.
-        path: that directory, or a decoder that is in memory already.
+        path: that directory, or a model that is in memory already.
         vocab_limit: number of token ids that may be sampled.
         ends: what ends thinking, banned where the scheduler says so.
         newlines: [V] uint8, does the token's text end in a newline?
@@ -58,8 +59,8 @@ class ModelRunner:
     def __init__(
         self,
         config: ResolvedConfig,
-        model_config: ModelConfig,
-        path: Path | Decoder,
+        model_config: ModelFacts,
+        path: Path | CausalLM,
         *,
         vocab_limit: int,
         ends: ThinkingEnds,
@@ -69,14 +70,26 @@ class ModelRunner:
     ) -> None:
         check_tensor_parallel(model_config, config.tensor_parallel_size)
         self.device, self._vocab_limit = config.device, vocab_limit
-        self.max_steps = config.run_ahead
+        self.max_steps = config.run_ahead if isinstance(model_config, ModelConfig) else 1
         self._max_samples = config.max_samples
         self._worker_group: WorkerGroup | None = None
         if config.tensor_parallel_size > 1 and workers is None:
             assert isinstance(path, Path), "a model that is in memory already is not shared"
             workers = self._worker_group = WorkerGroup(config, path)
         try:
-            self._decoder = self._load(config, model_config, path, workers, progress)
+            self.dtype = resolve_dtype(config.dtype, self.device, model_config.torch_dtype)
+            self._cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, self.dtype)
+            self.ops = select_ops(self.device) if isinstance(path, Path) else path.ops
+            self._decoder = load_model(
+                config,
+                model_config,
+                path,
+                self.ops,
+                dtype=self.dtype,
+                cache_dtype=self._cache_dtype,
+                collective=None if workers is None else workers.collective,
+                progress=progress,
+            )
             self._allocate(config, path, workers)
             self.sampler = Sampler(
                 max_num_seqs=config.max_num_seqs,
@@ -89,7 +102,7 @@ class ModelRunner:
             self._decode_starts = torch.arange(
                 config.max_num_seqs + 1, dtype=torch.int32, device=self.device
             )  # cu_seqlens_q of a decode step
-            self._cpu_graph = None if config.enforce_eager else self._make_cpu_graph(workers)
+            self._cpu_graph = self._make_cpu_graph(config, workers)
             null_slot = self.num_blocks * config.block_size
             fmt = DeviceBatchFormat(ends, newlines, config.block_size, null_slot)
             self.multi_step = self._make_multi_step(config, fmt, progress)
@@ -107,45 +120,8 @@ class ModelRunner:
             self.close()
             raise
 
-    def _load(
-        self,
-        config: ResolvedConfig,
-        whole: ModelConfig,
-        path: Path | Decoder,
-        workers: Workers | None,
-        progress: bool,
-    ) -> Decoder:
-        """The model, or this rank's part of it."""
-        own = (UNSHARDED if workers is None else workers.collective.shard).config(whole)
-        self.dtype = resolve_dtype(config.dtype, self.device, whole.torch_dtype)
-        self._cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, self.dtype)
-        self.ops = path.ops if isinstance(path, Decoder) else select_ops(self.device)
-        quantization = whole.quantization(config.quantization)
-        self.ops.check_model(
-            head_dim=own.head_dim,
-            num_heads=own.num_heads,
-            num_kv_heads=own.num_kv_heads,
-            block_size=config.block_size,
-            dtype=self.dtype,
-            cache_dtype=self._cache_dtype,
-            quantization=quantization,
-        )
-        if isinstance(path, Decoder):
-            return path
-        check_weights_fit(own, self.dtype, self.device, quantization)
-        return load_decoder(
-            path,
-            whole,
-            self.dtype,
-            self.device,
-            self.ops,
-            progress=progress,
-            quantization=quantization,
-            collective=None if workers is None else workers.collective,
-        )
-
     def _allocate(
-        self, config: ResolvedConfig, path: Path | Decoder, workers: Workers | None
+        self, config: ResolvedConfig, path: Path | CausalLM, workers: Workers | None
     ) -> None:
         """Memory for sequences and steps, the same number of blocks on all ranks."""
         own = self._decoder.config
@@ -170,8 +146,11 @@ class ModelRunner:
             allocate=None if workers is None else workers.allocate,
         )
 
-    def _make_cpu_graph(self, workers: Workers | None) -> CpuGraphRunner | None:
-        if not isinstance(self.ops, CpuOps):
+    def _make_cpu_graph(
+        self, config: ResolvedConfig, workers: Workers | None
+    ) -> CpuGraphRunner | None:
+        native = isinstance(self._decoder, Decoder)
+        if config.enforce_eager or not native or not isinstance(self.ops, CpuOps):
             return None
         if workers is None:
             return CpuGraphRunner(self.ops)
@@ -274,6 +253,7 @@ class ModelRunner:
             max_seqlen_q=1,
         )
         hidden = self._decoder.forward(rows.field("input_ids"), self.kv_cache.layers, meta)
+        assert isinstance(self._decoder, Decoder), "transformers' modules take single steps"
         self._decoder.sample_and_advance(hidden, self._vocab_limit, rows, filtered=filtered)
 
     # --- health, and measurements before the first step ---
@@ -317,7 +297,7 @@ class ModelRunner:
 
 
 @torch.inference_mode()
-def run_largest_step(decoder: Decoder, config: ResolvedConfig, vocab_limit: int) -> torch.Tensor:
+def run_largest_step(decoder: CausalLM, config: ResolvedConfig, vocab_limit: int) -> torch.Tensor:
     """A dummy run of ``max_num_batched_tokens`` tokens of one sequence, over a cache of one block.
     Returns the logits of ``max_samples`` rows."""
     device = decoder.device

@@ -1,0 +1,32 @@
+"""Which implementation computes a model: our decoder, or a module of transformers."""
+
+from pathlib import Path
+
+from s1engine import gguf_file
+from s1engine.errors import RequestError
+from s1engine.models.config_reader import ConfigReader
+from s1engine.models.model_config import FAMILIES, ModelConfig
+from s1engine.models.transformers_config import TransformersConfig
+
+
+def read_facts(path: Path, model_impl: str) -> ModelConfig | TransformersConfig:
+    """The facts of a model directory or a GGUF file.
+
+    ``model_impl``: ``native``, ``transformers``, or ``auto``, which is native for every
+    architecture of FAMILIES and for GGUF files. Raises ModelError naming file and field for a model
+    that is refused.
+    """
+    if path.suffix == gguf_file.SUFFIX:
+        if model_impl == "transformers":
+            raise RequestError(
+                f"model_impl transformers: {path.name} is a GGUF file, which is read natively",
+                param="model_impl",
+            )
+        return ModelConfig.from_dir(path)
+    native = model_impl == "native" or (model_impl == "auto" and _is_native(path))
+    return ModelConfig.from_dir(path) if native else TransformersConfig.from_dir(path)
+
+
+def _is_native(path: Path) -> bool:
+    names = ConfigReader.read(path / "config.json").get("architectures")
+    return isinstance(names, list) and len(names) == 1 and names[0] in FAMILIES

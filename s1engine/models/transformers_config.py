@@ -1,0 +1,139 @@
+"""Facts of a model that transformers computes, and what is refused before its weights are read.
+
+Covered is a causal language model whose layers all attend by transformers' attention interface.
+Runs no code of the model directory. The shapes of the KV cache are what config.json says;
+transformers_loader.py measures them at the module.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s1engine.models import model_config
+from s1engine.models.config_reader import ConfigReader
+from s1engine.models.generation_config import (
+    end_token_ids,
+    read_generation_config,
+    sampling_defaults,
+)
+from s1engine.models.interface import ModelFacts
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # in transformers, by the longest of a batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformersConfig(ModelFacts):
+    """A causal language model of transformers that our paged attention serves."""
+
+    path: Path
+    """The model directory."""
+    num_parameters: int
+    """Weights, tied ones counted once."""
+
+    @classmethod
+    def from_dir(cls, path: Path) -> "TransformersConfig":
+        """The model of a Hugging Face directory, or a ModelError naming file and field."""
+        file = path / "config.json"
+        raw = ConfigReader.read(file)
+        config = _load(path, raw)
+        model_class = _model_class(raw, config)
+        sizes = config.get_text_config(decoder=True)
+        text = ConfigReader(file, sizes.to_dict())
+        _refuse_unsupported(text, config, model_class)
+        generation = read_generation_config(path)
+        num_heads = text.integer("num_attention_heads", sizes.num_attention_heads)
+        num_layers = text.integer("num_hidden_layers", sizes.num_hidden_layers)
+        hidden_size = text.integer("hidden_size", sizes.hidden_size)
+        return cls(
+            architecture=model_class.__name__,
+            vocab_size=text.integer("vocab_size"),
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=text.integer("num_key_value_heads", num_heads),
+            head_dim=text.integer("head_dim", hidden_size // num_heads),
+            max_position_embeddings=text.integer(
+                "max_position_embeddings",
+                getattr(sizes, "max_position_embeddings", None),
+                high=model_config.MAX_POSITIONS,
+            ),
+            eos_token_ids=end_token_ids(text, generation),
+            torch_dtype=model_config.stored_dtype(raw),
+            generation_defaults=sampling_defaults(generation, text.integer("vocab_size")),
+            layer_windows=(0,) * num_layers,
+            path=path,
+            num_parameters=_count_parameters(model_class, config),
+        )
+
+
+def _load(path: Path, raw: ConfigReader) -> Any:
+    """transformers' configuration object."""
+    from transformers import CONFIG_MAPPING, AutoConfig, __version__
+
+    model_type = raw.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        hint = "; code of the model directory (auto_map) is never run" if "auto_map" in raw else ""
+        raise raw.error(
+            "model_type", f"{model_type!r} is unknown to transformers {__version__}{hint}"
+        )
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers passes on any error of its parsers
+        reason = str(error).strip().partition("\n")[0]
+        raise raw.error("", f"is refused by transformers: {reason}") from error
+
+
+def _model_class(raw: ConfigReader, config: Any) -> Any:
+    """The class that ``architectures`` names, if it is a causal language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    names = raw.get("architectures")
+    classes: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())
+    for model_class in classes if isinstance(classes, tuple | list) else (classes,):
+        if names == [model_class.__name__]:
+            return model_class
+    raise raw.error("architectures", f"{names!r} is no causal language model of transformers")
+
+
+def _refuse_unsupported(text: ConfigReader, config: Any, model_class: Any) -> None:
+    """Raises ModelError for what the classes and the config say already."""
+    if config.is_encoder_decoder:
+        raise text.error("is_encoder_decoder", "is true: cross attention is not supported")
+    if "quantization_config" in text or getattr(config, "quantization_config", None) is not None:
+        raise text.error("quantization_config", "is not supported through transformers")
+    types = text.get("layer_types") or []
+    for layer_type in types:
+        if layer_type not in LAYER_TYPES:
+            raise text.error(
+                "layer_types", f"{layer_type!r} keeps no plain KV cache: not supported"
+            )
+    name = model_class.__name__
+    if getattr(model_class, "_is_stateful", False):
+        raise text.error("architectures", f"{name} keeps state outside attention: not supported")
+    if not model_class.is_backend_compatible():
+        raise text.error(
+            "architectures", f"{name} does not attend by transformers' attention interface"
+        )
+    if text.get("attn_logit_softcapping"):
+        raise text.error("attn_logit_softcapping", "is set: paged attention has no softcap")
+    for rope_type in _rope_types(text.get("rope_parameters") or {}):
+        if rope_type in LENGTH_DEPENDENT_ROPE:
+            raise text.error(
+                "rope_parameters",
+                f"rope_type {rope_type!r}: transformers scales it by the longest of a batch",
+            )
+
+
+def _rope_types(parameters: dict[str, Any]) -> Iterator[Any]:
+    """Of all layers: the parameters may be nested by layer type."""
+    yield parameters.get("rope_type")
+    yield from (part.get("rope_type") for part in parameters.values() if isinstance(part, dict))
+
+
+def _count_parameters(model_class: Any, config: Any) -> int:
+    with torch.device("meta"):
+        module = model_class(config)
+    return sum(parameter.numel() for parameter in module.parameters())
