@@ -121,6 +121,15 @@ def as_llama(path: Path) -> Any:
     )
 
 
+def test_a_byte_level_tokenizer_may_be_declared_as_llamas(tmp_path: Path) -> None:
+    """Whatever version of transformers is installed."""
+    path = save(tmp_path, make_backend(), tokenizer_class="LlamaTokenizerFast")
+    (path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    tokenizer = Tokenizer.from_dir(path)
+    assert tokenizer.encode(PROBE) == make_backend().encode(PROBE).ids
+    assert tokenizer.decode(tokenizer.encode(PROBE)) == PROBE
+
+
 def test_lost_spaces_are_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path, make_backend(), add_bos_token=True)
     wrong = as_llama(path)
