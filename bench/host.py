@@ -55,6 +55,7 @@ class HostRunner:
             ops=ConstantOps(num_seqs, token),
             device="cpu",
         )
+        self.max_window = 0
         self.max_steps = 1
         self._logits = torch.zeros(num_seqs, 8)
 

@@ -199,16 +199,16 @@ void bind_scheduler(py::module_& m) {
       .def(
           py::init([](int32_t num_blocks, int32_t block_size, int32_t max_num_seqs,
                       int32_t max_num_batched_tokens, bool enable_prefix_caching,
-                      double min_reserve, int32_t max_draft, int32_t max_samples,
-                      std::vector<std::pair<int32_t, double>> step_costs) {
+                      int32_t max_window, double min_reserve, int32_t max_draft,
+                      int32_t max_samples, std::vector<std::pair<int32_t, double>> step_costs) {
             return std::make_unique<Scheduler>(s1::SchedulerConfig{
                 num_blocks, block_size, max_num_seqs, max_num_batched_tokens, enable_prefix_caching,
-                min_reserve, max_draft, max_samples, std::move(step_costs)});
+                max_window, min_reserve, max_draft, max_samples, std::move(step_costs)});
           }),
           py::kw_only(), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_num_seqs"),
           py::arg("max_num_batched_tokens"), py::arg("enable_prefix_caching") = true,
-          py::arg("min_reserve") = s1::SchedulerConfig{}.min_reserve, py::arg("max_draft") = 0,
-          py::arg("max_samples") = 0,
+          py::arg("max_window") = 0, py::arg("min_reserve") = s1::SchedulerConfig{}.min_reserve,
+          py::arg("max_draft") = 0, py::arg("max_samples") = 0,
           py::arg("step_costs") = std::vector<std::pair<int32_t, double>>())
       .def("add", &add, py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
            py::arg("priority") = 0, py::arg("order") = 0,
@@ -272,6 +272,8 @@ void bind_scheduler(py::module_& m) {
            })
       .def("tokens", [](Scheduler& self, s1::SeqId id) { return self.get(id).tokens; })
       .def("req_index", [](Scheduler& self, s1::SeqId id) { return self.get(id).req_index; })
+      .def("blocks", [](Scheduler& self, s1::SeqId id) { return self.get(id).blocks; })
+      .def("num_settled", [](Scheduler& self, s1::SeqId id) { return self.get(id).num_settled; })
       .def("num_computed", [](Scheduler& self, s1::SeqId id) { return self.get(id).num_computed; })
       .def("has_unfinished", &Scheduler::has_unfinished)
       .def("stats", &Scheduler::stats)

@@ -15,8 +15,12 @@ uint64_t mix(uint64_t x) {
 
 }  // namespace
 
-BlockManager::BlockManager(int32_t num_blocks, int32_t block_size, bool enable_prefix_caching)
-    : block_size_(block_size), caching_(enable_prefix_caching), cache_(0, Hash{this}, Equal{this}) {
+BlockManager::BlockManager(int32_t num_blocks, int32_t block_size, bool enable_prefix_caching,
+                           int32_t window, int32_t max_step_tokens)
+    : block_size_(block_size),
+      caching_(enable_prefix_caching),
+      window_{window, block_size, max_step_tokens},
+      cache_(0, Hash{this}, Equal{this}) {
   if (num_blocks < 1) throw std::invalid_argument("num_blocks must be positive");
   if (block_size < 1) throw std::invalid_argument("block_size must be positive");
   blocks_.resize(static_cast<size_t>(num_blocks) + 1);
@@ -100,19 +104,25 @@ std::vector<BlockId> BlockManager::find_prefix(const Sequence& sequence) const {
   return prefix;
 }
 
-bool BlockManager::allocate(Sequence& sequence, int32_t headroom) {
+bool BlockManager::allocate(Sequence& sequence, int32_t max_tokens, int32_t headroom) {
   check_invariant(sequence.blocks.empty() && sequence.num_computed == 0,
                   "allocate() for a sequence with blocks");
   std::vector<BlockId> cached = find_prefix(sequence);
-  const auto held = std::count_if(cached.begin(), cached.end(),
+  const int32_t num_computed = static_cast<int32_t>(cached.size()) * block_size_;
+  const int32_t expired = window_.num_expired(num_computed);
+  const auto held = std::count_if(cached.begin() + expired, cached.end(),
                                   [&](BlockId id) { return at(id).references > 0; });
-  if (num_blocks_for(sequence.num_tokens()) - held + headroom > num_free_) return false;
+  const int32_t wanted =
+      std::min(num_blocks_for(sequence.num_tokens()) - expired,
+               window_.max_blocks(sequence.num_tokens(), sequence.num_tokens() - num_computed));
+  if (wanted - held + headroom > num_free_) return false;
   for (BlockId id : cached) acquire(id);
   sequence.parent_hash = cached.empty() ? 0 : at(cached.back()).block_hash;
   sequence.num_hashed_blocks = static_cast<int32_t>(cached.size());
-  sequence.num_computed = sequence.num_hashed_blocks * block_size_;
+  sequence.num_computed = num_computed;
   sequence.blocks = std::move(cached);
-  return grow(sequence, sequence.num_tokens());
+  free_expired(sequence);
+  return grow(sequence, std::min(sequence.num_tokens(), num_computed + max_tokens));
 }
 
 bool BlockManager::grow(Sequence& sequence, int32_t num_tokens) {
@@ -120,6 +130,16 @@ bool BlockManager::grow(Sequence& sequence, int32_t num_tokens) {
   if (missing > num_free_) return false;
   for (int32_t i = 0; i < missing; ++i) sequence.blocks.push_back(pop_free());
   return true;
+}
+
+void BlockManager::free_expired(Sequence& sequence) {
+  const int32_t expired = window_.num_expired(sequence.earliest_query());
+  for (int32_t i = expired; i-- > sequence.num_expired_blocks;) {
+    BlockId& block = sequence.blocks[static_cast<size_t>(i)];
+    release(block);
+    block = null_block();
+  }
+  sequence.num_expired_blocks = std::max(sequence.num_expired_blocks, expired);
 }
 
 void BlockManager::cache_full_blocks(Sequence& sequence) {
@@ -145,10 +165,12 @@ void BlockManager::cache_full_blocks(Sequence& sequence) {
 }
 
 void BlockManager::free(Sequence& sequence) {
-  while (!sequence.blocks.empty()) {
+  while (sequence.num_held_blocks() > 0) {
     release(sequence.blocks.back());
     sequence.blocks.pop_back();
   }
+  sequence.blocks.clear();
+  sequence.num_expired_blocks = 0;
   sequence.num_computed = 0;
   sequence.num_hashed_blocks = 0;
   sequence.parent_hash = 0;
@@ -163,7 +185,17 @@ void BlockManager::clear_cache() {
 void BlockManager::check_integrity(std::span<const Sequence* const> sequences) const {
   std::vector<int32_t> references(blocks_.size(), 0);
   for (const Sequence* sequence : sequences) {
-    for (BlockId id : sequence->blocks) ++references[static_cast<size_t>(id)];
+    const int32_t expired = sequence->num_expired_blocks;
+    check_invariant(expired <= window_.num_expired(sequence->earliest_query()),
+                    "a block was freed that a window still holds");
+    for (size_t i = 0; i < sequence->blocks.size(); ++i) {
+      const BlockId id = sequence->blocks[i];
+      check_invariant((id == null_block()) == (static_cast<int32_t>(i) < expired),
+                      "expired blocks and null blocks disagree");
+      if (id != null_block()) ++references[static_cast<size_t>(id)];
+    }
+    check_invariant(!caching_ || expired <= sequence->num_hashed_blocks,
+                    "a block was freed before it was cached");
     const auto capacity = static_cast<int32_t>(sequence->blocks.size()) * block_size_;
     check_invariant(sequence->num_computed <= capacity, "computed tokens without a block");
     check_invariant(sequence->num_hashed_blocks * block_size_ <= sequence->num_computed,

@@ -17,31 +17,41 @@
 #include <vector>
 
 #include "sequence.hpp"
+#include "sliding_window.hpp"
 
 namespace s1 {
 
 class BlockManager {
  public:
-  // Throws std::invalid_argument if a size is not positive.
-  BlockManager(int32_t num_blocks, int32_t block_size, bool enable_prefix_caching);
+  // Throws std::invalid_argument if a size is not positive. `window`: of every layer, 0 if one has
+  // none; `max_step_tokens`: of one sequence in one step.
+  BlockManager(int32_t num_blocks, int32_t block_size, bool enable_prefix_caching,
+               int32_t window = 0, int32_t max_step_tokens = 0);
   BlockManager(const BlockManager&) = delete;
   BlockManager& operator=(const BlockManager&) = delete;
 
   int32_t block_size() const { return block_size_; }
   int32_t num_blocks() const { return static_cast<int32_t>(blocks_.size()) - 1; }
+  BlockId null_block() const { return num_blocks(); }  // stands for expired blocks
   int32_t num_free() const { return num_free_; }
+  const SlidingWindow& window() const { return window_; }
   int32_t num_blocks_for(int32_t num_tokens) const {
     return (num_tokens + block_size_ - 1) / block_size_;
   }
 
   // Gives a sequence without blocks the longest cached prefix of its tokens (at least one token
-  // stays to be computed, and all held ones) and new blocks for the rest. Returns false, and
-  // changes nothing, if fewer than `headroom` blocks would be left free.
-  bool allocate(Sequence& sequence, int32_t headroom);
+  // stays to be computed, and all held ones) and new blocks for up to `max_tokens` tokens after it.
+  // Returns false, and changes nothing, if fewer than `headroom` blocks would be left free once it
+  // holds all that it needs for its tokens.
+  bool allocate(Sequence& sequence, int32_t max_tokens, int32_t headroom);
 
   // Appends blocks until they hold `num_tokens` tokens. Returns false, and changes nothing, if too
   // few blocks are free.
   bool grow(Sequence& sequence, int32_t num_tokens);
+
+  // Releases the blocks that no further query of the sequence sees. They stay cached, so a prefix
+  // is found as long as none of its blocks is evicted.
+  void free_expired(Sequence& sequence);
 
   // Adds blocks that became full and computed to the prefix cache, unless they have held tokens.
   void cache_full_blocks(Sequence& sequence);
@@ -109,9 +119,10 @@ class BlockManager {
 
   int32_t block_size_;
   bool caching_;
+  SlidingWindow window_;
   int32_t num_free_ = 0;
   uint64_t next_block_hash_ = 1;
-  std::vector<Block> blocks_;    // [num_blocks + 1], the last is the head of the free list
+  std::vector<Block> blocks_;    // [num_blocks + 1], the null block is the head of the free list
   std::vector<TokenId> tokens_;  // [num_blocks, block_size] tokens of cached blocks
   std::unordered_set<BlockId, Hash, Equal> cache_;
 };

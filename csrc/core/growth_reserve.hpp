@@ -22,14 +22,14 @@ class GrowthReserve {
   // Blocks to keep free for a sequence once all its tokens have blocks.
   int32_t growth_blocks(const Sequence& sequence) const {
     const auto growth = static_cast<int32_t>(std::ceil(share_ * sequence.expected_growth()));
-    return blocks_.num_blocks_for(sequence.num_tokens() + growth) -
-           blocks_.num_blocks_for(sequence.num_tokens());
+    return max_blocks(sequence, sequence.num_tokens() + growth) -
+           max_blocks(sequence, sequence.num_tokens());
   }
 
   // The same, and the blocks that its present tokens still lack.
   int32_t missing_blocks(const Sequence& sequence) const {
-    const int32_t missing = blocks_.num_blocks_for(sequence.num_tokens()) -
-                            static_cast<int32_t>(sequence.blocks.size());
+    const int32_t missing =
+        max_blocks(sequence, sequence.num_tokens()) - sequence.num_held_blocks();
     return growth_blocks(sequence) + std::max(missing, 0);
   }
 
@@ -37,6 +37,10 @@ class GrowthReserve {
   void record_end() { share_ = std::max(share_ * kDecay, min_share_); }
 
  private:
+  int32_t max_blocks(const Sequence& sequence, int32_t num_tokens) const {
+    return blocks_.window().max_blocks(num_tokens, sequence.num_pending());
+  }
+
   static constexpr double kFirstShare = 0.25;
   static constexpr double kGrowth = 2.0;
   static constexpr double kDecay = 63.0 / 64.0;

@@ -27,6 +27,9 @@ int32_t MultiStepRun::begin(const StepPlan& plan, ScheduledBatch& batch, DeviceB
 }
 
 int32_t MultiStepRun::extend(ScheduledBatch& batch, int32_t num_steps) {
+  for (Sequence* s : rows_) {
+    if (s != nullptr) blocks_.free_expired(*s);  // the steps in flight begin at num_computed
+  }
   num_steps = allocate_steps(num_steps);
   write_block_tables(batch);
   num_steps_in_flight_ += num_steps;

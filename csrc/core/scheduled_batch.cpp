@@ -36,11 +36,14 @@ void ScheduledBatch::write_row(const PlannedRow& row, int32_t block_size) {
 
 void ScheduledBatch::write_block_table(int32_t row, const Sequence& sequence) {
   TableRow& written = table_rows[static_cast<size_t>(row)];
-  if (written.admission != sequence.admission) written = {sequence.admission, 0};
+  if (written.admission != sequence.admission) written = {sequence.admission, 0, 0};
   int32_t* entries = block_table + static_cast<int64_t>(row) * max_blocks;
   std::copy(sequence.blocks.begin() + written.num_blocks, sequence.blocks.end(),
             entries + written.num_blocks);
+  std::copy(sequence.blocks.begin() + written.num_expired,
+            sequence.blocks.begin() + sequence.num_expired_blocks, entries + written.num_expired);
   written.num_blocks = static_cast<int32_t>(sequence.blocks.size());
+  written.num_expired = sequence.num_expired_blocks;
 }
 
 // The token after a draft token is sampled as if the draft token had been appended.

@@ -14,10 +14,11 @@
 namespace s1 {
 
 struct ScheduledBatch {
-  // What a row of block_table holds, so that only new entries are written.
+  // What a row of block_table holds, so that only changed entries are written.
   struct TableRow {
     uint64_t admission = 0;
     int32_t num_blocks = 0;
+    int32_t num_expired = 0;
   };
 
   // Capacities: T tokens, B rows, M blocks of the longest sequence, S samples.
@@ -47,7 +48,8 @@ struct ScheduledBatch {
   // Overwrites the batch with the rows of `plan`, in their order.
   void write(const StepPlan& plan, int32_t block_size);
 
-  // Appends the blocks that the sequence gained since this row of block_table was written.
+  // Appends the blocks that the sequence gained since this row of block_table was written, and puts
+  // the null block in place of the expired ones.
   void write_block_table(int32_t row, const Sequence& sequence);
 
  private:

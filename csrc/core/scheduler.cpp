@@ -24,7 +24,8 @@ void drop_held(Sequence& sequence) {
 
 Scheduler::Scheduler(const SchedulerConfig& config)
     : config_(config),
-      blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching),
+      blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching, config.max_window,
+              config.max_num_batched_tokens),
       reserve_(config.min_reserve, blocks_),
       drafts_(config.max_draft, config.max_num_seqs, config.max_num_batched_tokens,
               config.step_costs),
@@ -34,6 +35,7 @@ Scheduler::Scheduler(const SchedulerConfig& config)
   require(config.max_num_batched_tokens >= config.max_num_seqs,
           "max_num_batched_tokens must be at least max_num_seqs");
   require(config.max_draft >= 0, "max_draft must not be negative");
+  require(config.max_window >= 0, "max_window must not be negative");
   config_.max_samples = std::max(config.max_samples, config.max_num_seqs);
   for (int32_t row = config.max_num_seqs; row-- > 0;) free_rows_.push_back(row);
 }
@@ -44,7 +46,7 @@ void Scheduler::add(const SequenceSpec& spec) {
   events_.forked.clear();
   require(!sequences_.contains(spec.id), "sequence id is taken");
   require(!spec.prompt.empty(), "prompt is empty");
-  require(blocks_.num_blocks_for(spec.max_len) <= blocks_.num_blocks(),
+  require(blocks_.window().max_blocks(spec.max_len, spec.max_len) <= blocks_.num_blocks(),
           "sequence exceeds the cache");
   auto sequence = std::make_unique<Sequence>(spec);
   sequence->arrival = next_arrival_++;
@@ -146,6 +148,7 @@ const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch) {
   check_invariant(config_.max_samples <= batch.max_samples, "a batch too small for the samples");
   run_.clear();
   plan_.clear();
+  for (Sequence* sequence : running_) blocks_.free_expired(*sequence);
   plan_running();
   plan_waiting();
   plan_drafts();
@@ -155,8 +158,17 @@ const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch) {
   return plan_.admitted;
 }
 
+// Tokens of the sequence for which a step needs blocks. With sliding windows only those that it
+// computes: earlier chunks of a long prompt may expire before later ones are computed.
+int32_t Scheduler::num_tokens_to_hold(const Sequence& sequence) const {
+  if (config_.max_window == 0) return sequence.num_tokens();
+  return sequence.num_computed + std::min(sequence.num_pending(), tokens_left());
+}
+
 void Scheduler::plan_row(Sequence& sequence) {
-  const int32_t num_scheduled = std::min(sequence.num_pending(), tokens_left());
+  const int32_t capacity =
+      static_cast<int32_t>(sequence.blocks.size()) * config_.block_size - sequence.num_computed;
+  const int32_t num_scheduled = std::min({sequence.num_pending(), tokens_left(), capacity});
   plan_.rows.push_back({.sequence = &sequence,
                         .num_scheduled = num_scheduled,
                         .num_samples = num_scheduled == sequence.num_pending()});
@@ -172,7 +184,7 @@ void Scheduler::plan_running() {
   for (Sequence* sequence : candidates_) {
     if (tokens_left() == 0) break;
     if (!sequence->running) continue;  // preempted for one before it
-    if (grow_or_preempt(*sequence, sequence->num_tokens())) plan_row(*sequence);
+    if (grow_or_preempt(*sequence, num_tokens_to_hold(*sequence))) plan_row(*sequence);
   }
 }
 
@@ -182,9 +194,10 @@ void Scheduler::plan_waiting() {
   for (const Sequence* sequence : running_) reserved += reserve_.missing_blocks(*sequence);
   while (!waiting_.empty() && tokens_left() > 0 && !free_rows_.empty()) {
     Sequence& sequence = **waiting_.begin();
+    const int32_t max_tokens = config_.max_window == 0 ? sequence.num_tokens() : tokens_left();
     const int64_t headroom = running_.empty() ? 0 : reserved + reserve_.growth_blocks(sequence);
     if (headroom > blocks_.num_free() ||
-        !blocks_.allocate(sequence, static_cast<int32_t>(headroom))) {
+        !blocks_.allocate(sequence, max_tokens, static_cast<int32_t>(headroom))) {
       break;
     }
     reserved += reserve_.missing_blocks(sequence);

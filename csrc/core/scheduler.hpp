@@ -14,6 +14,8 @@
 //   4. draft tokens where they make the step worth more than it costs (draft_planner.hpp).
 // When blocks run out, the running sequence that comes last in the order of 3 gives all of its
 // blocks back and waits again. What it had computed is computed anew, or found in the prefix cache.
+// If every layer has a sliding window, blocks that have left the largest are freed before each plan
+// (sliding_window.hpp).
 
 #pragma once
 
@@ -112,6 +114,7 @@ class Scheduler {
   void stop_running(Sequence& sequence);
 
   int32_t tokens_left() const { return config_.max_num_batched_tokens - plan_.num_tokens; }
+  int32_t num_tokens_to_hold(const Sequence& sequence) const;
   void plan_row(Sequence& sequence);
   void plan_running();
   void plan_waiting();

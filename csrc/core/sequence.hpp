@@ -12,6 +12,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -61,11 +62,12 @@ struct Sequence {
   std::vector<TokenId> tokens;  // prompt, then generated
   std::vector<uint8_t> marks;   // Mark of each generated token
   std::vector<TokenId> stop_tokens;
-  std::vector<BlockId> blocks;  // logical block i -> physical block
+  std::vector<BlockId> blocks;  // logical block i -> physical block; expired: the null block
   int32_t prompt_len = 0;
   int32_t max_len = 0;
   int32_t num_settled = 0;          // leading tokens that are not held
   int32_t num_computed = 0;         // tokens whose K and V are in the cache
+  int32_t num_expired_blocks = 0;   // leading blocks that were freed (sliding_window.hpp)
   int32_t num_hashed_blocks = 0;    // leading blocks that are in the prefix cache
   uint64_t parent_hash = 0;         // block_hash of the last of these, 0 if there is none
   int32_t num_cached = -1;          // prompt tokens found in the cache at first admission
@@ -92,7 +94,13 @@ struct Sequence {
 
   int32_t num_tokens() const { return static_cast<int32_t>(tokens.size()); }
   int32_t num_pending() const { return num_tokens() - num_computed; }
+  // Position of the earliest query that may come: the next one, or the one before held tokens,
+  // which is computed again if they are dropped and nothing takes their place.
+  int32_t earliest_query() const { return std::min(num_computed, num_settled - 1); }
   int32_t num_generated() const { return num_tokens() - prompt_len; }
+  int32_t num_held_blocks() const {
+    return static_cast<int32_t>(blocks.size()) - num_expired_blocks;
+  }
   bool finished() const { return finish_reason != FinishReason::kNone; }
 
   // Tokens that it is expected to add at most: its remaining thinking budget and a typical answer.

@@ -438,6 +438,7 @@ def make_scheduler(config: ResolvedConfig, runner: Runner) -> _core.Scheduler:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         enable_prefix_caching=config.enable_prefix_caching,
+        max_window=runner.max_window,
         max_draft=config.num_speculative_tokens,
         max_samples=config.max_samples,
         step_costs=runner.profile_step_costs() if config.num_speculative_tokens else [],

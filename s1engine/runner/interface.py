@@ -72,6 +72,7 @@ class Runner(Protocol):
     batch: InputBatch
     max_model_len: int
     num_blocks: int
+    max_window: int  # the largest sliding window if every layer has one, else 0
     max_steps: int  # of one launch of a multi-step decode; 1: the host decides every step
 
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:

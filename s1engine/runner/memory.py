@@ -47,7 +47,7 @@ def plan_memory(
     if fits < 1:
         raise RequestError(_no_memory(config, available, activation_bytes, block_bytes),
                            param="kv_cache_memory_gb")  # fmt: skip
-    if fits * config.block_size < max_len:
+    if fits < _blocks_of_longest(config, model, max_len):
         if config.max_model_len is not None:
             raise RequestError(
                 f"max_model_len {max_len} does not fit: memory holds {fits * config.block_size} "
@@ -58,6 +58,15 @@ def plan_memory(
         logger.warning("max_model_len lowered to %d, what the KV cache holds", max_len)
     useful = config.max_num_seqs * -(-max_len // config.block_size)
     return KVCapacity(max_len, min(fits, useful))
+
+
+def _blocks_of_longest(config: ResolvedConfig, model: ModelFacts, max_len: int) -> int:
+    """Blocks that the longest sequence holds at a time (csrc/core/sliding_window.hpp)."""
+    blocks = -(-max_len // config.block_size)
+    if model.max_window == 0:
+        return blocks
+    interval = model.max_window - 1 + config.max_num_batched_tokens
+    return min(blocks, (interval + config.block_size - 2) // config.block_size + 1)
 
 
 def check_weights_fit(

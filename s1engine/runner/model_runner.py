@@ -130,6 +130,7 @@ class ModelRunner:
             assert isinstance(path, Path)
             capacity = workers.sync_kv_capacity(open_weights(path).weights_digest(), capacity)
         self.max_model_len, self.num_blocks = capacity
+        self.max_window = own.max_window
         self.kv_cache = KVCache(
             own,
             num_blocks=self.num_blocks + 1,  # the last is the null block: finished rows write there

@@ -40,8 +40,7 @@ class DeviceMock(PagedMock):
     ) -> None:
         super().__init__(**engine)
         self.steps, self.max_inline_tokens, self.spare_rows = steps, max_inline_tokens, spare_rows
-        self.null_slot = len(self.cache)
-        self.cache = np.concatenate([self.cache, np.full((self.block_size, 2), -1, np.int64)])
+        self.null_slot = self.null_block * self.block_size
         self.random = random.Random(seed)
         flags = np.zeros(VOCAB, np.uint8)
         flags[list(newlines)] = 1
@@ -127,9 +126,5 @@ class DeviceMock(PagedMock):
         position = int(tensors.field("positions")[row])
         assert position + 1 == length == int(tensors.sample_positions[row])
         self.cache[slot] = int(tensors.field("input_ids")[row]), position
-        index = np.arange(length)
-        blocks = tensors.block_table[row].numpy()[index // self.block_size]
-        cached = self.cache[blocks * self.block_size + index % self.block_size]
-        assert (cached[:, 1] == index).all(), "positions in the cache"
-        ranked = model([int(t) for t in cached[:, 0]])
+        ranked = model(self.context(tensors.block_table[row].numpy(), length))
         return self.best_allowed(ranked, int(tensors.field("sample_banned")[row]))

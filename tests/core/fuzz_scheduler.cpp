@@ -58,6 +58,7 @@ class Fuzz {
     config_.max_num_seqs = pick(1, 6);
     config_.max_num_batched_tokens = pick(config_.max_num_seqs, 32);
     config_.enable_prefix_caching = pick(0, 3) > 0;
+    config_.max_window = pick(0, 1) * pick(1, 20);
     config_.max_draft = pick(0, 2) * pick(1, 4);
     config_.max_samples = config_.max_num_seqs + pick(0, 12);
     format_->triggers = {kTrigger, kEos};

@@ -18,6 +18,7 @@ from tests.core.reference import Model
 
 VOCAB = 16
 EOS = 1
+UNSEEN = -1
 
 
 def hashed_model(seed: int, favourites: Iterable[int] = ()) -> Model:
@@ -40,9 +41,15 @@ def repeating_model(seed: int, favourites: Iterable[int] = ()) -> Model:
     return lambda ids: hashed([*ids[-2:], len(ids) if len(ids) % 7 == seed % 7 else 0])
 
 
+def windowed(model: Model, window: int) -> Model:
+    """Ranks by the last ``window`` tokens and their position."""
+    return lambda ids: model([UNSEEN] * max(len(ids) - window, 0) + ids[-window:])
+
+
 class PagedMock:
     """Scheduler, batch buffers and token cache of one engine. ``drafts``: max_draft, max_samples
-    and step_costs of the scheduler."""
+    and step_costs of the scheduler. With ``max_window`` only a token's window is read from the
+    cache: the model sees UNSEEN in place of the tokens before it."""
 
     def __init__(
         self,
@@ -52,8 +59,10 @@ class PagedMock:
         max_num_seqs: int = 8,
         max_num_batched_tokens: int = 16,
         enable_prefix_caching: bool = True,
+        max_window: int = 0,
         min_reserve: float = 0.05,
         ends: ThinkingEnds | None = None,
+        max_blocks: int | None = None,
         **drafts: Any,
     ) -> None:
         self.scheduler = _core.Scheduler(
@@ -62,12 +71,15 @@ class PagedMock:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             enable_prefix_caching=enable_prefix_caching,
+            max_window=max_window,
             min_reserve=min_reserve,
             **drafts,
         )
         self.block_size = block_size
+        self.max_window = max_window
         self.ends = ends or ThinkingEnds()
-        self.max_blocks = num_blocks
+        self.max_blocks = max_blocks or num_blocks  # of a sequence
+        self.null_block = num_blocks
         rows, tokens = max_num_seqs, max_num_batched_tokens
         samples = max(rows, drafts.get("max_samples", 0))
         self.buffers: dict[str, Any] = {
@@ -76,7 +88,7 @@ class PagedMock:
             "slot_mapping": np.full(tokens, -1, np.int64),
             "cu_seqlens_q": np.full(rows + 1, -1, np.int32),
             "context_lens": np.full(rows, -1, np.int32),
-            "block_table": np.full((rows, num_blocks), -1, np.int32),
+            "block_table": np.full((rows, self.max_blocks), -1, np.int32),
             "sample_tokens": np.full(samples, -1, np.int32),
             "sample_req_indices": np.full(samples, -1, np.int32),
             "sample_positions": np.full(samples, -1, np.int64),
@@ -86,10 +98,11 @@ class PagedMock:
             self.buffers,
             max_tokens=tokens,
             max_rows=rows,
-            max_blocks=num_blocks,
+            max_blocks=self.max_blocks,
             max_samples=samples,
         )
-        self.cache = np.full((num_blocks * block_size, 2), -1, np.int64)  # token, position
+        slots = (num_blocks + 1) * block_size  # the last block is the null block
+        self.cache = np.full((slots, 2), -1, np.int64)  # token, position
 
     def step(self, model: Model) -> None:
         """One whole step: schedule, write the cache, sample the best allowed token, update."""
@@ -107,9 +120,12 @@ class PagedMock:
             b["cu_seqlens_q"][1 : self.batch.num_rows + 1], np.arange(n), "right"
         )
         sampled = []
+        for token in range(n):  # a model reads the window of every token
+            self.context(b["block_table"][row_of[token]], int(b["positions"][token]) + 1)
         for i in range(self.batch.num_samples):
             token = int(b["sample_tokens"][i])
-            context = self.context(int(row_of[token]))[: int(b["positions"][token]) + 1]
+            table = b["block_table"][row_of[token]]
+            context = self.context(table, int(b["positions"][token]) + 1)
             assert len(context) == b["sample_positions"][i]
             sampled.append(self.best_allowed(model(context), int(b["sample_banned"][i])))
         return np.array(sampled, np.int64)
@@ -119,14 +135,16 @@ class PagedMock:
         banned = self.ends.ids(code) if code else ()
         return next(t for t in ranked if t not in banned)
 
-    def context(self, row: int) -> list[int]:
-        """Tokens of a row, read through its block table; positions must be 0, 1, 2, ..."""
-        length = int(self.buffers["context_lens"][row])
-        index = np.arange(length)
-        blocks = self.buffers["block_table"][row, index // self.block_size]
-        cached = self.cache[blocks * self.block_size + index % self.block_size]
+    def context(self, table: np.ndarray, length: int) -> list[int]:
+        """The first ``length`` tokens of a row, read through its block table; positions must be 0,
+        1, 2, ..."""
+        first = max(length - self.max_window, 0) if self.max_window else 0
+        index = np.arange(first, length)
+        cached = self.cache[
+            table[index // self.block_size] * self.block_size + index % self.block_size
+        ]
         assert (cached[:, 1] == index).all(), "positions in the cache"
-        return [int(t) for t in cached[:, 0]]
+        return [UNSEEN] * first + [int(t) for t in cached[:, 0]]
 
     def run_to_end(self, model: Model, max_steps: int = 10_000) -> None:
         """Steps until every sequence ended, checking all invariants after each step."""

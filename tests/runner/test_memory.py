@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from s1engine import _core
 from s1engine.bench.bare_engine import make_decoder
 from s1engine.bench.shapes import shape
 from s1engine.config import BUNDLED_MODEL, EngineConfig
@@ -29,6 +31,23 @@ def test_activation_memory_is_kept_free() -> None:
     config = resolved(kv_cache_memory_gb=20 * block / GIB, max_num_seqs=9)
     assert plan_memory(config, NANO, torch.float32)[1] == 20
     assert plan_memory(config, NANO, torch.float32, activation_bytes=5 * block)[1] == 15
+
+
+def test_a_windowed_model_needs_memory_for_the_window_only() -> None:
+    block = 16 * NANO.kv_bytes_per_token(torch.float32)
+    windowed = replace(NANO, layer_windows=(50,) * NANO.num_layers)
+    options = {"max_num_batched_tokens": 64, "max_num_seqs": 4, "max_model_len": 400}
+    for blocks, model, fits in [(24, NANO, False), (8, windowed, True), (7, windowed, False)]:
+        config = resolved(kv_cache_memory_gb=blocks * block / GIB, **options)
+        if fits:
+            assert plan_memory(config, model, torch.float32) == (400, blocks)
+            _core.Scheduler(
+                num_blocks=blocks, block_size=16, max_num_seqs=4, max_num_batched_tokens=64,
+                max_window=50,
+            ).add(0, np.zeros(9, np.int32), max_len=400)  # fmt: skip
+        else:
+            with pytest.raises(RequestError, match="max_model_len 400 does not fit"):
+                plan_memory(config, model, torch.float32)
 
 
 def test_too_little_memory_names_what_would_fit() -> None:
