@@ -93,7 +93,7 @@ def qkv_call(at: BenchSetup, tokens: int, block: int, quantization: str | None =
         block_table=at.ints([list(range(size[0]))]),
         max_seqlen_q=tokens,
     )
-    cos_sin = cos_sin_table(m.head_dim, m.rope_theta, None, tokens).to(at.device)
+    cos_sin = cos_sin_table(m.head_dim, m.rope, tokens).to(at.device)
 
     def call(ops: Ops, cast: Callable[[Tensor], Tensor]) -> Tensor:
         k, v = (cast(torch.zeros(size, dtype=at.dtype, device=at.device)) for _ in range(2))

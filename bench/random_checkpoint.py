@@ -42,7 +42,7 @@ def _write(model: ModelConfig, path: Path) -> None:
 
 def _config(model: ModelConfig) -> dict[str, Any]:
     """config.json in a form that every version of transformers reads."""
-    assert model.architecture == "Qwen2ForCausalLM" and model.rope_scaling is None
+    assert model.architecture == "Qwen2ForCausalLM" and model.rope.scaling is None
     return {
         "architectures": [model.architecture],
         "model_type": "qwen2",
@@ -55,7 +55,7 @@ def _config(model: ModelConfig) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "max_position_embeddings": model.max_position_embeddings,
         "rms_norm_eps": model.rms_norm_eps,
-        "rope_theta": model.rope_theta,
+        "rope_theta": model.rope.theta,
         "tie_word_embeddings": model.tie_word_embeddings,
         "use_sliding_window": False,
         "eos_token_id": EOS,

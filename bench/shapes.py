@@ -11,6 +11,7 @@ import torch
 
 from s1engine.config import BUNDLED_MODEL
 from s1engine.models.model_config import ModelConfig
+from s1engine.models.rope import Rope
 from s1engine.models.weight_bytes import weight_bytes
 
 # hidden size, inner size, layers, query heads, KV heads, head size, vocabulary, tied embeddings
@@ -44,8 +45,8 @@ def shape(name: str) -> ModelConfig:
         "qkv_bias": True,
         "o_bias": False,
         "qk_norm": False,
-        "rope_scaling": None,
-        "rope_theta": 1e6,
+        "rope": Rope(theta=1e6),
+        "layer_windows": (0,) * layers,
         "max_position_embeddings": 32_768,
     }
     return replace(nano, **sizes)

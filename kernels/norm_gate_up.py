@@ -1,7 +1,7 @@
-"""The first half of an MLP for the few tokens of a decode step: RMSNorm, gate and up, SwiGLU.
+"""The first half of an MLP for the few tokens of a decode step: RMSNorm, gate and up, activation.
 
     n = x / sqrt(mean(x^2) + eps) * norm,  gate = n Wg^T,  up = n Wu^T
-    out = gate / (1 + exp(-gate)) * up
+    out = activation(gate) * up                              (silu_and_mul.py)
 
 A program owns the same rows of Wg and of Wu, so both products end in its registers. Summed in
 float32, rounded once. On tensor cores a separate kernel norms x first.
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from s1engine.kernels import launch_table
 from s1engine.kernels.rms_norm import rms_norm
+from s1engine.kernels.silu_and_mul import activate
 from s1engine.kernels.skinny_gemm import (
     check_operands,
     reduce_splits,
@@ -42,6 +43,7 @@ def _norm_gate_up_kernel(
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
     DOT: tl.constexpr,
+    GELU: tl.constexpr,
     PDL: tl.constexpr,
 ):
     PAIRS: tl.constexpr = BLOCK_N // 2
@@ -60,7 +62,7 @@ def _norm_gate_up_kernel(
         if not DOT:
             acc *= tl.rsqrt(squares / K + eps)
         gate, up = upper_and_lower(acc, PAIRS, BLOCK_T)
-        out = gate / (1.0 + tl.exp(-gate)) * up
+        out = activate(gate, GELU) * up
         column = tile * PAIRS + tl.arange(0, PAIRS)
         inside = (column < F)[:, None] & (token < tokens)[None, :]
         at = out_ptr + token[None, :].to(tl.int64) * F + column[:, None]
@@ -74,8 +76,10 @@ def norm_gate_up(
     weight: Tensor,
     workspace: tuple[Tensor, Tensor],
     scale: Tensor | None = None,
+    activation: str = "silu",
 ) -> Tensor:
-    """x [T, K], norm [K], weight [2F, K] -> [T, F]; ``workspace`` and ``scale`` as in linear."""
+    """x [T, K], norm [K], weight [2F, K] -> [T, F]; ``workspace`` and ``scale`` as in linear.
+    ``activation``: silu or gelu_tanh."""
     tokens, k = check_operands(x, weight, norm, scale=scale)
     f = weight.shape[0] // 2
     assert weight.shape[0] == 2 * f
@@ -85,6 +89,6 @@ def norm_gate_up(
         x = rms_norm(x, norm, eps)
     _norm_gate_up_kernel[(launch_table.cdiv(f, tiles.block_n // 2), tiles.split_k)](
         x, norm, weight, x if scale is None else scale, out, *workspace, tokens, x.stride(0), eps,
-        F=f, K=k, **tiles.kwargs(),
+        F=f, K=k, GELU=activation == "gelu_tanh", **tiles.kwargs(),
     )  # fmt: skip
     return out

@@ -369,8 +369,29 @@ class cpu:
         /,
     ) -> None: ...
     @staticmethod
+    def norm_residual(
+        dtype: int,
+        x: int,
+        residual: int,
+        weight: int,
+        rows: int,
+        x_stride: int,
+        residual_stride: int,
+        dim: int,
+        eps: float,
+        /,
+    ) -> None: ...
+    @staticmethod
     def silu_and_mul(
         dtype: int, gate_up: int, out: int, rows: int, stride: int, dim: int, /
+    ) -> None: ...
+    @staticmethod
+    def gelu_and_mul(
+        dtype: int, gate_up: int, out: int, rows: int, stride: int, dim: int, /
+    ) -> None: ...
+    @staticmethod
+    def scale_rows(
+        dtype: int, x: int, scales: int, positions: int, rows: int, stride: int, dim: int, /
     ) -> None: ...
     @staticmethod
     def rope_write(

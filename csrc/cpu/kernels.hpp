@@ -27,9 +27,17 @@ struct RmsNorm {
   float eps;
 };
 
-struct SiluAndMul {
+struct GatedActivation {
   const void* gate_up;  // [rows, 2 * dim]
   void* out;            // [rows, dim] contiguous
+  int64_t stride, dim;
+};
+
+// x[row] *= scales[positions[row]], for rows of `dim`.
+struct ScaleRows {
+  void* x;
+  const float* scales;
+  const int32_t* positions;
   int64_t stride, dim;
 };
 
@@ -127,7 +135,9 @@ enum class Epilogue : int32_t {
   kStoreFloat,  // the same in float32
   kAdd,         // out += sums
   kGate,        // out [rows, N / 2] = silu(first half of the sums) * second half
+  kGateGelu,    // the same with gelu_tanh
 };
+constexpr bool is_gate(Epilogue e) { return e == Epilogue::kGate || e == Epilogue::kGateGelu; }
 
 // x [rows, K] as `linear` reads it: unchanged (bfloat16 where the CPU multiplies it; plus a column
 // of zeros if K is odd), widened to float, or as integers with a scale for each row and group.
@@ -172,7 +182,7 @@ struct Embed {
 enum class PreparedType : int32_t { kSame, kFloat32, kInt8 };
 
 struct LinearKernels {
-  // Panels [first, last) for rows [begin, end); for kGate these are panels of the first half.
+  // Panels [first, last) for rows [begin, end); for a gate these are panels of the first half.
   void (*linear)(const Linear&, int64_t first, int64_t last, int64_t begin, int64_t end);
   void (*prepare)(const PrepareRows&, int64_t begin, int64_t end);
   void (*embed)(const Embed&, int64_t begin, int64_t end);
@@ -213,7 +223,10 @@ struct CacheKernels {
 
 struct Kernels {
   void (*rms_norm)(const RmsNorm&, int64_t begin, int64_t end);
-  void (*silu_and_mul)(const SiluAndMul&, int64_t begin, int64_t end);
+  void (*norm_residual)(const RmsNorm&, int64_t begin, int64_t end);
+  void (*silu_and_mul)(const GatedActivation&, int64_t begin, int64_t end);
+  void (*gelu_and_mul)(const GatedActivation&, int64_t begin, int64_t end);
+  void (*scale_rows)(const ScaleRows&, int64_t begin, int64_t end);
   void (*sum_parts)(const SumParts&, int64_t begin, int64_t end);  // elements, not rows
   // Merges all parts of a unit into the output.
   void (*merge_parts)(const Attention&, const AttentionUnit&, float* parts, float* scratch);

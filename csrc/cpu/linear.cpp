@@ -56,7 +56,7 @@ void linear(int dtype, int format, int epilogue, Address x, Address panels, Addr
                     .outputs = outputs,
                     .group = group,
                     .epilogue = Epilogue{epilogue}};
-  const bool gate = args.epilogue == Epilogue::kGate;
+  const bool gate = is_gate(args.epilogue);
   const int64_t count = ((gate ? outputs / 2 : outputs) + kPanel - 1) / kPanel;
   const int64_t step = gate ? kPiecePanels / 2 : kPiecePanels;
   const int64_t blocks = (rows + kPieceRows - 1) / kPieceRows;

@@ -60,11 +60,43 @@ void add_rms_norm(int dtype, Address x, Address residual, Address weight, Addres
   for_rows(kernels(DType{dtype}).rms_norm, args, rows, 2 * dim);
 }
 
+void norm_residual(int dtype, Address x, Address residual, Address weight, int64_t rows,
+                   int64_t x_stride, int64_t residual_stride, int64_t dim, float eps) {
+  const RmsNorm args{.x = pointer<void>(x),
+                     .residual = pointer<void>(residual),
+                     .weight = pointer<void>(weight),
+                     .out = nullptr,
+                     .inner_rows = 1,
+                     .outer_stride = x_stride,
+                     .inner_stride = 0,
+                     .residual_stride = residual_stride,
+                     .dim = dim,
+                     .eps = eps};
+  for_rows(kernels(DType{dtype}).norm_residual, args, rows, 2 * dim);
+}
+
 void silu_and_mul(int dtype, Address gate_up, Address out, int64_t rows, int64_t stride,
                   int64_t dim) {
-  const SiluAndMul args{
+  const GatedActivation args{
       .gate_up = pointer<void>(gate_up), .out = pointer<void>(out), .stride = stride, .dim = dim};
   for_rows(kernels(DType{dtype}).silu_and_mul, args, rows, 4 * dim);
+}
+
+void gelu_and_mul(int dtype, Address gate_up, Address out, int64_t rows, int64_t stride,
+                  int64_t dim) {
+  const GatedActivation args{
+      .gate_up = pointer<void>(gate_up), .out = pointer<void>(out), .stride = stride, .dim = dim};
+  for_rows(kernels(DType{dtype}).gelu_and_mul, args, rows, 4 * dim);
+}
+
+void scale_rows(int dtype, Address x, Address scales, Address positions, int64_t rows,
+                int64_t stride, int64_t dim) {
+  const ScaleRows args{.x = pointer<void>(x),
+                       .scales = pointer<float>(scales),
+                       .positions = pointer<int32_t>(positions),
+                       .stride = stride,
+                       .dim = dim};
+  for_rows(kernels(DType{dtype}).scale_rows, args, rows, dim);
 }
 
 void rope_write(int dtype, int cache_dtype, Address q, Address k, Address v, Address cos_sin,

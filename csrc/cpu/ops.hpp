@@ -30,9 +30,21 @@ void rms_norm(int dtype, Address x, Address weight, Address out, int64_t rows, i
 void add_rms_norm(int dtype, Address x, Address residual, Address weight, Address out, int64_t rows,
                   int64_t x_stride, int64_t residual_stride, int64_t dim, float eps);
 
+// residual += rms_norm(x)
+void norm_residual(int dtype, Address x, Address residual, Address weight, int64_t rows,
+                   int64_t x_stride, int64_t residual_stride, int64_t dim, float eps);
+
 // out [rows, dim] = silu(gate_up[:, :dim]) * gate_up[:, dim:]
 void silu_and_mul(int dtype, Address gate_up, Address out, int64_t rows, int64_t stride,
                   int64_t dim);
+
+// The same with gelu_tanh.
+void gelu_and_mul(int dtype, Address gate_up, Address out, int64_t rows, int64_t stride,
+                  int64_t dim);
+
+// x [rows, dim] *= scales[positions], a float for each row, in place.
+void scale_rows(int dtype, Address x, Address scales, Address positions, int64_t rows,
+                int64_t stride, int64_t dim);
 
 // Rotates q and k in place and writes k and v to the caches; strides are from token to token.
 // `cache_dtype` is `dtype` or int8, whose rows hold a scale too (kv_quant.inc).

@@ -5,7 +5,7 @@ truncated, or do not hold what the model needs. Knows tensors by name and shape 
 """
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +55,22 @@ class Checkpoint:
                 raise ModelError(f"{file}: tensor {name!r} is in {self._files[name]} as well")
             self._files[name] = file
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._files
 
     def check(
         self,
         shapes: Mapping[str, tuple[int, ...]],
-        allowed: Collection[str],
+        allowed: Callable[[str], bool],
         fp8: Fp8Layout | None = None,
     ) -> None:
         """Raises ModelError unless the tensors are exactly those of ``shapes``, in a float type.
 
         Matrices that ``fp8`` covers may be in fp8, with their scales as tensors of their own. Also
-        allowed: the tensors ``allowed``, and tables of rotary frequencies, which old checkpoints
-        store although they follow from the config.
+        allowed: tensors that ``allowed`` accepts, and tables of rotary frequencies, which old
+        checkpoints store although they follow from the config.
         """
-        known = {*shapes, *allowed}
+        known = set(shapes)
         for name, shape in shapes.items():
             if fp8 is not None and fp8.covers(name) and self.is_fp8(name):
                 self._check_tensor(name, (shape,), (_FP8,))
@@ -79,7 +79,7 @@ class Checkpoint:
             else:
                 self._check_tensor(name, (shape,), _DTYPES)
         for name in self._files:
-            if name not in known and not name.endswith(".inv_freq"):
+            if name not in known and not allowed(name) and not name.endswith(".inv_freq"):
                 raise self.error(name, "is not part of this model")
 
     def _check_tensor(

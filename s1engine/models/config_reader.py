@@ -17,10 +17,17 @@ MAX_INT = 2**31 - 1
 class ConfigReader:
     """One JSON object. Each method reads a field with its type and bounds, or raises ModelError."""
 
-    def __init__(self, file: Path, values: dict[str, Any], prefix: str = "") -> None:
+    def __init__(
+        self,
+        file: Path,
+        values: dict[str, Any],
+        prefix: str = "",
+        read: set[str] | None = None,
+    ) -> None:
         self.file = file
         self._values = values
         self._prefix = prefix
+        self._read = set() if read is None else read
 
     @classmethod
     def read(cls, file: Path) -> "ConfigReader":
@@ -35,18 +42,31 @@ class ConfigReader:
             raise ModelError(f"{file}: must hold a JSON object")
         return cls(file, values)
 
+    def with_defaults(
+        self, defaults: dict[str, Any], overrides: dict[str, Any] | None = None
+    ) -> "ConfigReader":
+        """The same object with values for fields that it does not mention, and with other values
+        for some. A field that it mentions as null stays absent."""
+        values = {**defaults, **self._values, **(overrides or {})}
+        return ConfigReader(self.file, values, self._prefix, self._read)
+
+    def unread(self) -> list[str]:
+        """Fields that no method has been asked for."""
+        return [key for key in self._values if key not in self._read]
+
     def error(self, key: str, why: str) -> ModelError:
         """An error about ``key``, for the caller to raise."""
         return ModelError(f"{self.file}: {self._prefix}{key} {why}")
 
     def __contains__(self, key: str) -> bool:
-        return self._values.get(key) is not None
+        return self.get(key) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
     def get(self, key: str) -> Any:
         """The JSON value, None if absent."""
+        self._read.add(key)
         return self._values.get(key)
 
     def integer(
@@ -91,7 +111,7 @@ class ConfigReader:
         return ConfigReader(self.file, value, f"{self._prefix}{key}.")
 
     def _present(self, key: str, default: Any) -> Any:
-        value = self._values.get(key)
+        value = self.get(key)
         if value is None:
             value = default
         if value is None:

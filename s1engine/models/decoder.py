@@ -11,6 +11,7 @@ of the MLP, V vocabulary.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from s1engine.models.collective import Collective
@@ -23,16 +24,19 @@ from s1engine.ops import AttentionMetadata, DeviceBatchTensors, Matrix, Ops
 class LayerWeights:
     """One layer; matrices are [rows out, columns in], as ``Ops.pack`` made them."""
 
-    input_norm: Tensor  # [H]
+    input_norm: Tensor | None = None  # [H]
     qkv: Matrix  # [(Hq + 2 Hkv) D, H]
     qkv_bias: Tensor | None  # [(Hq + 2 Hkv) D]
-    q_norm: Tensor | None  # [D]
-    k_norm: Tensor | None  # [D]
+    q_norm: Tensor | None  # [D] or [Hq D]
+    k_norm: Tensor | None  # [D] or [Hkv D]
+    sinks: Tensor | None  # [Hq] float32
     o: Matrix  # [H, Hq D]
     o_bias: Tensor | None  # [H]
-    post_norm: Tensor  # [H], after attention
+    attention_out_norm: Tensor | None = None  # [H]
+    mlp_norm: Tensor | None = None  # [H]
     gate_up: Matrix  # [2F, H]
     down: Matrix  # [H, F]
+    mlp_out_norm: Tensor | None = None  # [H]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,23 +69,43 @@ class Decoder:
         self._collective = collective
         self.dtype = weights.norm.dtype
         self.device = weights.norm.device
-        self.cos_sin = cos_sin_table(
-            config.head_dim,
-            config.rope_theta,
-            config.rope_scaling,
-            max_positions or config.max_position_embeddings,
-        ).to(self.device)
-        self._scale: float = config.head_dim**-0.5
+        length = max_positions or config.max_position_embeddings
+        self.cos_sin = self._cos_sin(length)
+        self._embed_scales = self._per_position(torch.full((length,), config.embed_scale))
+        self._query_scales = self._per_position(_query_scales(config, length))
+        self._scale: float = config.attention_scale or config.head_dim**-0.5
+
+    def _cos_sin(self, length: int) -> tuple[Tensor, ...]:
+        """Each layer's table of cosines and sines; equal layers share one."""
+        config = self.config
+        ropes = [config.layer_rope(layer) for layer in range(config.num_layers)]
+        tables: list[Tensor] = []
+        for layer, rope in enumerate(ropes):
+            first = ropes.index(rope)
+            known = first < layer
+            table = tables[first] if known else cos_sin_table(config.head_dim, rope, length)
+            tables.append(table.to(self.device))
+        return tuple(tables)
+
+    def _per_position(self, scales: Tensor) -> Tensor | None:
+        """Factors of the positions [length] as the model's dtype rounds them, float32; None: they
+        change nothing."""
+        scales = scales.to(self.dtype).to(torch.float32)
+        return None if bool((scales == 1).all()) else scales.to(self.device)
 
     def forward(
         self, input_ids: Tensor, kv: Sequence[tuple[Tensor, Tensor]], meta: AttentionMetadata
     ) -> Tensor:
         """input_ids [T] -> hidden states after the last layer [T, H], not normed. Writes K and V of
         these tokens into ``kv``, the (k_cache, v_cache) of each layer."""
-        ops, eps = self.ops, self.config.rms_norm_eps
+        ops, eps, activation = self.ops, self.config.rms_norm_eps, self.config.activation
         residual = self._embed(input_ids)  # [T, H]
+        if self._embed_scales is not None:
+            ops.scale_rows(residual, self._embed_scales, meta.positions)
         pending_residual: Tensor | None = None  # not yet added to it
-        for layer, caches in zip(self.weights.layers, kv, strict=True):
+        windows = self.config.layer_windows
+        layers = zip(self.weights.layers, self.cos_sin, windows, kv, strict=True)
+        for layer, cos_sin, window, caches in layers:
             q = ops.norm_qkv_rope_write(
                 pending_residual,
                 residual,
@@ -91,14 +115,22 @@ class Decoder:
                 layer.qkv_bias,
                 layer.q_norm,
                 layer.k_norm,
-                self.cos_sin,
+                cos_sin,
                 *caches,
                 meta,
             )
-            x = ops.paged_attention(q, *caches, self._scale, meta)
-            pending_residual = self._linear_residual(x, layer.o, layer.o_bias, residual)
-            x = ops.norm_gate_up(pending_residual, residual, layer.post_norm, eps, layer.gate_up)
-            pending_residual = self._linear_residual(x, layer.down, None, residual)
+            if self._query_scales is not None:
+                ops.scale_rows(q, self._query_scales, meta.positions)
+            x = ops.paged_attention(q, *caches, self._scale, meta, window, layer.sinks)
+            pending_residual = self._linear_residual(
+                x, layer.o, layer.o_bias, layer.attention_out_norm, residual
+            )
+            x = ops.norm_gate_up(
+                pending_residual, residual, layer.mlp_norm, eps, layer.gate_up, activation
+            )
+            pending_residual = self._linear_residual(
+                x, layer.down, None, layer.mlp_out_norm, residual
+            )
         return residual if pending_residual is None else residual.add_(pending_residual)
 
     def _embed(self, input_ids: Tensor) -> Tensor:
@@ -111,10 +143,21 @@ class Decoder:
         )
 
     def _linear_residual(
-        self, x: Tensor, weight: Matrix, bias: Tensor | None, residual: Tensor
+        self,
+        x: Tensor,
+        weight: Matrix,
+        bias: Tensor | None,
+        norm: Tensor | None,
+        residual: Tensor,
     ) -> Tensor | None:
-        """The product that ends attention or MLP. Each rank has a summand of it, so it is
-        all-reduced before it is added to the residual."""
+        """The product that ends attention or MLP, normed if there is a norm. Each rank has a
+        summand of it, so it is all-reduced before it is normed or added to the residual."""
+        if norm is not None:
+            product = self.ops.linear(x, weight, bias)
+            if self._collective is not None:
+                product = self._collective.all_reduce(product)
+            self.ops.norm_residual(product, norm, self.config.rms_norm_eps, residual)
+            return None
         if self._collective is None:
             return self.ops.linear_residual(x, weight, bias, residual)
         return self._collective.all_reduce_residual(self.ops.linear(x, weight, bias), residual)
@@ -142,3 +185,11 @@ class Decoder:
     def _head(self, vocab_limit: int) -> Matrix:
         assert 0 < vocab_limit <= self.config.vocab_size
         return self.weights.lm_head[:vocab_limit]
+
+
+def _query_scales(config: ModelConfig, length: int) -> Tensor:
+    """Factor of the queries at each position, [length]."""
+    if config.query_growth is None:
+        return torch.ones(length)
+    beta, original = config.query_growth
+    return 1 + beta * torch.log(1 + torch.floor(torch.arange(length) / original))

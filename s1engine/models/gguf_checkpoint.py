@@ -7,7 +7,7 @@ and ggml's float16 does not fit them exactly.
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -63,17 +63,17 @@ class GgufCheckpoint:
         kv_heads = metadata.integer(keys[1], heads)
         return {".q_proj.": heads, ".k_proj.": kv_heads}
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._names
 
     def check(
         self,
         shapes: Mapping[str, tuple[int, ...]],
-        allowed: Collection[str],
+        allowed: Callable[[str], bool],
         fp8: Fp8Layout | None = None,
     ) -> None:
-        """Raises ModelError unless the tensors are exactly those of ``shapes``. Also allowed: the
-        tensors ``allowed``, and the factors of the rotation."""
+        """Raises ModelError unless the tensors are exactly those of ``shapes``. Also allowed:
+        tensors that ``allowed`` accepts, and the factors of the rotation."""
         for name, shape in shapes.items():
             if name not in self._names:
                 raise ModelError(f"{self._file.path}: tensor {_gguf_name(name)!r} is missing")
@@ -81,7 +81,7 @@ class GgufCheckpoint:
             if stored != shape:
                 raise self.error(name, f"has shape {list(stored)}, not {list(shape)}")
         for name in self._names:
-            if name not in shapes and name not in allowed and name != ROPE_FACTORS:
+            if name not in shapes and not allowed(name) and name != ROPE_FACTORS:
                 raise self.error(name, "is not part of this model")
 
     def is_fp8(self, name: str) -> bool:

@@ -4,6 +4,7 @@ q, k and v become one matrix, gate and up another. Each is copied straight from 
 file to its place, so loading needs no second copy of the model. A rank reads its own part only.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,20 @@ from tqdm import tqdm
 from s1engine.models.checkpoint import StoredWeights, open_weights
 from s1engine.models.collective import Collective
 from s1engine.models.decoder import Decoder, DecoderWeights, LayerWeights
+from s1engine.models.families import NORM_NAMES
 from s1engine.models.model_config import EMBED, LM_HEAD, ModelConfig
 from s1engine.models.shard import UNSHARDED, Shard
+from s1engine.models.tensor_names import (
+    StoredRows,
+    head_names,
+    is_other_part,
+    stored_shapes,
+    tensor_sources,
+)
 from s1engine.ops import Matrix, Ops
 from s1engine.ops.quantization import FP8, HEAD_FORMATS, QuantizedMatrix, quantize
+
+_IN_PAIRS = re.compile(r"\.[qk]_(proj|norm)\.")  # tensors of heads that are rotated
 
 
 def load_decoder(
@@ -39,9 +50,8 @@ def load_decoder(
     shard = UNSHARDED if collective is None else collective.shard
     own = shard.config(config)
     checkpoint = open_weights(path)
-    allowed = (LM_HEAD,) if config.tie_word_embeddings else ()
-    checkpoint.check(config.tensor_shapes(), allowed, config.fp8)
-    _check_tied(checkpoint, config)
+    sources = tensor_sources(config, checkpoint)
+    _check_tensors(checkpoint, config, sources)
     total = own.num_parameters * dtype.itemsize
     with tqdm(
         total=total,
@@ -51,7 +61,7 @@ def load_decoder(
         unit_divisor=1024,
         disable=not progress,
     ) as bar:
-        reader = _Reader(checkpoint, own, dtype, device, bar, shard)
+        reader = _Reader(checkpoint, sources, config, own, dtype, device, bar, shard)
         weights = _weights(reader, own, _Packer(ops, config.quantization(quantization)))
         return Decoder(own, weights, ops, max_positions, collective)
 
@@ -62,6 +72,8 @@ class _Reader:
     def __init__(
         self,
         checkpoint: StoredWeights,
+        sources: dict[str, StoredRows],
+        whole: ModelConfig,
         config: ModelConfig,
         dtype: torch.dtype,
         device: str,
@@ -69,7 +81,12 @@ class _Reader:
         shard: Shard = UNSHARDED,
     ) -> None:
         self._checkpoint = checkpoint
+        self._sources = sources
+        self._whole_shapes = whole.tensor_shapes()
         self._shapes = config.tensor_shapes()
+        self._pair_order = _pair_order(config)
+        self._norm_offset = config.norm_offset
+        self._last: tuple[str, Tensor] | None = None
         self._fp8 = config.fp8
         self._dtype = dtype
         self._device = device
@@ -82,7 +99,7 @@ class _Reader:
         columns = self._shapes[names[0]][1:]
         out = torch.empty((sum(rows), *columns), dtype=self._dtype, device=self._device)
         for name, part in zip(names, torch.split(out, rows), strict=True):
-            stored = self._shard.cut(name, self._plain(name), tuple(part.shape))
+            stored = self._arrange(name, self._plain(name), tuple(part.shape))
             part[: len(stored)].copy_(stored)
             part[len(stored) :].zero_()
             if self._dtype == torch.float16 and not part.isfinite().all():
@@ -93,7 +110,8 @@ class _Reader:
     def read_matrix(self, *names: str) -> Tensor | QuantizedMatrix:
         """The same, kept in fp8 if they are stored so with at most one scale a row."""
         fp8 = self._fp8
-        if fp8 is None or fp8.per == "block" or not all(map(self._checkpoint.is_fp8, names)):
+        stored_names = [self._sources[name].name for name in names]
+        if fp8 is None or fp8.per == "block" or not all(map(self._checkpoint.is_fp8, stored_names)):
             return self.read(*names)
         rows = [self._shapes[name][0] for name in names]
         size = (sum(rows), self._shapes[names[0]][1])
@@ -101,20 +119,43 @@ class _Reader:
         scales = torch.empty((size[0], 1), dtype=torch.float32, device=self._device)
         parts = zip(names, torch.split(values, rows), torch.split(scales, rows), strict=True)
         for name, part, scale in parts:
-            stored = self._checkpoint.read(name)
-            part.copy_(self._shard.cut(name, stored, tuple(part.shape)))
-            of_rows = fp8.row_scales(self._checkpoint.read(fp8.scales(name)), len(stored))
-            scale.copy_(self._shard.cut(name, of_rows, tuple(scale.shape)))
+            source = self._sources[name]
+            stored = self._stored(source.name)
+            of_rows = fp8.row_scales(self._checkpoint.read(fp8.scales(source.name)), len(stored))
+            part.copy_(self._arrange(name, self._rows(name, stored), tuple(part.shape)))
+            scale.copy_(self._arrange(name, self._rows(name, of_rows), tuple(scale.shape)))
             self._bar.update(part.numel() * self._dtype.itemsize)
         return QuantizedMatrix(FP8, values, scales, self._dtype)
 
     def _plain(self, name: str) -> Tensor:
         """A tensor as it is stored; fp8 is dequantized."""
-        stored = self._checkpoint.read(name)
-        if self._fp8 is None or not self._checkpoint.is_fp8(name):
-            return stored
-        scales = self._checkpoint.read(self._fp8.scales(name))
-        return self._fp8.dequantize(stored, scales, self._dtype)
+        source = self._sources[name].name
+        stored = self._stored(source)
+        if self._fp8 is not None and self._checkpoint.is_fp8(source):
+            scales = self._checkpoint.read(self._fp8.scales(source))
+            stored = self._fp8.dequantize(stored, scales, self._dtype)
+        stored = self._rows(name, stored)
+        if self._norm_offset and name.endswith("norm.weight"):
+            return stored.float() + self._norm_offset
+        return stored
+
+    def _stored(self, source: str) -> Tensor:
+        """A tensor of the checkpoint. The last one is kept: it may hold the next tensors too."""
+        if self._last is None or self._last[0] != source:
+            self._last = source, self._checkpoint.read(source)
+        return self._last[1]
+
+    def _rows(self, name: str, stored: Tensor) -> Tensor:
+        """The rows of tensor ``name`` in the checkpoint's tensor that holds it."""
+        return stored.narrow(0, self._sources[name].first, self._whole_shapes[name][0])
+
+    def _arrange(self, name: str, whole: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """This rank's part, the dimensions of query and key heads in our order."""
+        part = self._shard.cut(name, whole, shape)
+        if self._pair_order is None or not _IN_PAIRS.search(name):
+            return part
+        heads: Tensor = part.unflatten(0, (-1, len(self._pair_order)))
+        return heads[:, self._pair_order].flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,27 +200,43 @@ def _layer(
 ) -> LayerWeights:
     layer = f"model.layers.{index}."
     attention, mlp = layer + "self_attn.", layer + "mlp."
+    has_qk_norm = config.qk_norm or config.wide_qk_norm
     qkv = [attention + name for name in ("q_proj", "k_proj", "v_proj")]
     return LayerWeights(
-        input_norm=reader.read(layer + "input_layernorm.weight"),
         qkv=pack.layer(reader.read_matrix(*(name + ".weight" for name in qkv))),
         qkv_bias=reader.read(*(name + ".bias" for name in qkv)) if config.qkv_bias else None,
-        q_norm=reader.read(attention + "q_norm.weight") if config.qk_norm else None,
-        k_norm=reader.read(attention + "k_norm.weight") if config.qk_norm else None,
+        q_norm=reader.read(attention + "q_norm.weight") if has_qk_norm else None,
+        k_norm=reader.read(attention + "k_norm.weight") if has_qk_norm else None,
         o=pack.layer(reader.read_matrix(attention + "o_proj.weight")),
         o_bias=reader.read(attention + "o_proj.bias") if config.o_bias else None,
-        post_norm=reader.read(layer + "post_attention_layernorm.weight"),
+        sinks=reader.read(attention + "sinks").float() if config.attention_sinks else None,
         gate_up=pack.layer(reader.read_matrix(mlp + "gate_proj.weight", mlp + "up_proj.weight")),
         down=pack.layer(reader.read_matrix(mlp + "down_proj.weight")),
+        **{field: reader.read(layer + name) for field, name in NORM_NAMES[config.norms].items()},
     )
 
 
-def _check_tied(checkpoint: StoredWeights, config: ModelConfig) -> None:
-    """Raises ModelError if a checkpoint has a head that differs from the tied embeddings."""
-    if not config.tie_word_embeddings or LM_HEAD not in checkpoint:
-        return
-    if not torch.equal(checkpoint.read(LM_HEAD), checkpoint.read(EMBED)):
-        raise checkpoint.error(LM_HEAD, "differs from the embeddings that config.json ties to it")
+def _pair_order(config: ModelConfig) -> list[int] | None:
+    """Order of the dimensions of query and key heads; None: the checkpoint's."""
+    return None if config.rope.partial == 1.0 else config.rope.pair_order(config.head_dim)
+
+
+def _check_tensors(
+    checkpoint: StoredWeights, config: ModelConfig, sources: dict[str, StoredRows]
+) -> None:
+    """Raises ModelError unless the checkpoint holds the model's tensors and no others. A tied head
+    may be there if it equals the embeddings."""
+    tied: tuple[str, ...] = ()
+    if config.tie_word_embeddings:
+        tied = tuple(name for name in head_names(config) if name in checkpoint)
+    checkpoint.check(
+        stored_shapes(config, sources),
+        lambda name: name in tied or is_other_part(config, name),
+        config.fp8,
+    )
+    for head in tied:
+        if not torch.equal(checkpoint.read(head), checkpoint.read(sources[EMBED].name)):
+            raise checkpoint.error(head, "differs from the embeddings that config.json ties to it")
 
 
 def random_decoder(

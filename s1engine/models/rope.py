@@ -1,10 +1,13 @@
 """Rotary position embedding: its parameters in config.json, and the table of cosines and sines.
 
-Owns the frequency formulas of the supported kinds (default, linear, llama3, yarn), in float32 as
-transformers computes them. Knows nothing of attention; the rotation itself is an operation.
+Owns the frequency formulas of the supported kinds (default, linear, llama3, yarn, longrope), in
+float32 as transformers computes them. Knows nothing of attention; the rotation itself is an
+operation.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,37 +22,80 @@ _KNOWN_KEYS = frozenset(
         *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor"),
         *("original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
         *("beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim"),
+        *("short_factor", "long_factor"),
     }
 )
 
 
-def parse_rope(config: ConfigReader, max_positions: int) -> tuple[float, dict[str, Any] | None]:
-    """Theta, and the scaling with its checked parameters (None: default) of a config.json.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rope:
+    """Rotary embedding of a layer's queries and keys."""
+
+    theta: float = DEFAULT_THETA
+    scaling: dict[str, Any] | None = None
+    """Checked parameters under ``rope_type``; None is plain rotary embedding."""
+    partial: float = 1.0
+    """Share of a head's dimensions that is rotated: the first ones."""
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """Dimensions of a head that are rotated."""
+        return int(head_dim * self.partial)
+
+    def pair_order(self, head_dim: int) -> list[int]:
+        """Order of a head's dimensions in which rotated pairs lie half a head apart. Dimension i of
+        a checkpoint's head is paired with i + rotary_dim / 2, and those from rotary_dim on turn by
+        an angle of 0."""
+        half, rotated = head_dim // 2, self.rotary_dim(head_dim)
+        unrotated = half - rotated // 2
+        first = [*range(rotated // 2), *range(rotated, rotated + unrotated)]
+        second = [*range(rotated // 2, rotated), *range(rotated + unrotated, head_dim)]
+        return first + second
+
+
+def parse_rope(
+    config: ConfigReader, max_positions: int, *, further_keys: frozenset[str] = frozenset()
+) -> Rope:
+    """The rotary embedding that a config.json describes.
 
     Reads ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (before).
+    ``further_keys``: parameters that the caller reads.
     """
+    config.get("rope_parameters")  # known, also where rope_scaling goes before it
     is_old_style = bool(config.get("rope_scaling"))
     rope = config.section("rope_scaling" if is_old_style else "rope_parameters")
-    theta = rope.number("rope_theta", config.number("rope_theta", DEFAULT_THETA, low=2), low=2)
-    for key in rope:
-        if key not in _KNOWN_KEYS:
-            raise rope.error(key, "is not a known parameter of rotary embeddings")
-    for section in (config, rope):
-        if section.number("partial_rotary_factor", 1.0) != 1.0:
-            raise section.error("partial_rotary_factor", "other than 1 is not supported")
-    kind = rope.get("rope_type") or rope.get("type") or (None if is_old_style else "default")
-    match kind:
-        case "default":
-            return theta, None
-        case "linear":
-            return theta, {"rope_type": kind, "factor": rope.number("factor", low=1.0)}
-        case "llama3":
-            return theta, _parse_llama3(rope, max_positions)
-        case "yarn":
-            return theta, _parse_yarn(rope, max_positions)
-    raise rope.error(
-        "rope_type", f"{kind!r} is not supported; supported: default, linear, llama3, yarn"
+    theta = config.number("rope_theta", DEFAULT_THETA, low=2)
+    partial = config.number("partial_rotary_factor", 1.0, high=1.0)
+    default = None if is_old_style else "default"
+    return parse_rope_section(
+        rope, Rope(theta=theta, partial=partial), max_positions, default, further_keys
     )
+
+
+def parse_rope_section(
+    rope: ConfigReader,
+    outer: Rope,
+    max_positions: int,
+    default_kind: str | None = "default",
+    further_keys: frozenset[str] = frozenset(),
+) -> Rope:
+    """One section of parameters; what it leaves out is as in ``outer``."""
+    for key in rope:
+        if key not in _KNOWN_KEYS | further_keys:
+            raise rope.error(key, "is not a known parameter of rotary embeddings")
+    theta = rope.number("rope_theta", outer.theta, low=2)
+    partial = rope.number("partial_rotary_factor", outer.partial, high=1.0)
+    kind = rope.get("rope_type") or rope.get("type") or default_kind
+    if kind == "default":
+        return Rope(theta=theta, partial=partial)
+    parse = _PARSERS.get(kind) if isinstance(kind, str) else None
+    if parse is None:
+        supported = ", ".join(("default", *_PARSERS))
+        raise rope.error("rope_type", f"{kind!r} is not supported; supported: {supported}")
+    return Rope(theta=theta, scaling=parse(rope, max_positions), partial=partial)
+
+
+def _parse_linear(rope: ConfigReader, max_positions: int) -> dict[str, Any]:
+    return {"rope_type": "linear", "factor": rope.number("factor", low=1.0)}
 
 
 def _parse_llama3(rope: ConfigReader, max_positions: int) -> dict[str, Any]:
@@ -85,6 +131,37 @@ def _parse_yarn(rope: ConfigReader, max_positions: int) -> dict[str, Any]:
     return scaling
 
 
+def _parse_longrope(rope: ConfigReader, max_positions: int) -> dict[str, Any]:
+    original = _original_positions(rope, max_positions)
+    factor = rope.number("factor", max_positions / original)
+    growth = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return {
+        "rope_type": "longrope",
+        "short_factor": _factors(rope, "short_factor"),
+        "long_factor": _factors(rope, "long_factor"),
+        "original_max_position_embeddings": original,
+        "attention_factor": rope.number("attention_factor", growth),
+    }
+
+
+def _factors(rope: ConfigReader, key: str) -> list[float]:
+    """A divisor for each rotated pair."""
+    values = rope.get(key)
+    if not isinstance(values, list) or not all(
+        isinstance(value, int | float) and value > 0 for value in values
+    ):
+        raise rope.error(key, f"must be a list of numbers above 0; got {values!r}")
+    return [float(value) for value in values]
+
+
+_PARSERS: dict[str, Callable[[ConfigReader, int], dict[str, Any]]] = {
+    "linear": _parse_linear,
+    "llama3": _parse_llama3,
+    "yarn": _parse_yarn,
+    "longrope": _parse_longrope,
+}
+
+
 def _original_positions(rope: ConfigReader, max_positions: int) -> int:
     return rope.integer("original_max_position_embeddings", max_positions)
 
@@ -94,31 +171,41 @@ def _yarn_growth(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0
 
 
-def extended_positions(scaling: dict[str, Any] | None, max_positions: int) -> int:
+def extended_positions(rope: Rope, max_positions: int) -> int:
     """Longest context of a model. With yarn, max_position_embeddings may still be the original
     length (Qwen2.5 documents it so), and the factor extends it."""
-    if scaling is None or scaling["rope_type"] != "yarn":
+    if rope.scaling is None or rope.scaling["rope_type"] != "yarn":
         return max_positions
-    original: int = scaling["original_max_position_embeddings"]
-    return max(max_positions, int(original * scaling["factor"]))
+    original: int = rope.scaling["original_max_position_embeddings"]
+    return max(max_positions, int(original * rope.scaling["factor"]))
 
 
-def cos_sin_table(
-    head_dim: int, theta: float, scaling: dict[str, Any] | None, length: int
-) -> Tensor:
-    """float32 [length, head_dim]: cosines of head_dim/2 angles, then their sines."""
-    frequencies = _frequencies(head_dim, theta, scaling)
-    angles = torch.arange(length, dtype=torch.float32).unsqueeze(1) * frequencies
-    growth: float = (scaling or {}).get("attention_factor", 1.0)
-    return torch.cat((angles.cos(), angles.sin()), dim=-1).mul_(growth)
+def cos_sin_table(head_dim: int, rope: Rope | None, length: int) -> Tensor:
+    """float32 [length, head_dim]: cosines of head_dim/2 angles, then their sines. Pairs that are
+    not rotated have an angle of 0; without ``rope`` these are all.
 
-
-def _frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None) -> Tensor:
-    """Radians per position of the head_dim/2 pairs, [head_dim / 2].
-
-    All kinds of scaling blend each pair between its plain speed and that divided by the factor.
+    Longrope has one set of frequencies for short contexts and one for long ones, and a KV cache can
+    hold keys of one set only: ``length``, the bound of all contexts, decides.
     """
-    plain = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    half = head_dim // 2
+    table = torch.cat((torch.ones(length, half), torch.zeros(length, half)), dim=-1)
+    if rope is None:
+        return table
+    frequencies = _frequencies(rope.rotary_dim(head_dim), rope.theta, rope.scaling, length)
+    angles = torch.arange(length, dtype=torch.float32).unsqueeze(1) * frequencies
+    growth: float = (rope.scaling or {}).get("attention_factor", 1.0)
+    pairs = frequencies.shape[0]
+    table[:, :pairs] = angles.cos().mul_(growth)
+    table[:, half : half + pairs] = angles.sin().mul_(growth)
+    return table
+
+
+def _frequencies(dim: int, theta: float, scaling: dict[str, Any] | None, length: int) -> Tensor:
+    """Radians per position of the dim/2 rotated pairs, [dim / 2].
+
+    Most kinds of scaling blend each pair between its plain speed and that divided by the factor.
+    """
+    plain = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
     if scaling is None:
         return plain
     match scaling["rope_type"]:
@@ -126,9 +213,12 @@ def _frequencies(head_dim: int, theta: float, scaling: dict[str, Any] | None) ->
             kept = torch.zeros_like(plain)
         case "llama3":
             kept = _llama3_kept(plain, scaling)
+        case "longrope":
+            is_long = length > scaling["original_max_position_embeddings"]
+            return plain / torch.tensor(scaling["long_factor" if is_long else "short_factor"])
         case kind:
             assert kind == "yarn"
-            kept = _yarn_kept(theta, head_dim, scaling)
+            kept = _yarn_kept(theta, dim, scaling)
     return (1 - kept) * (plain / float(scaling["factor"])) + kept * plain
 
 

@@ -71,6 +71,12 @@ def check_tensor_parallel(model: ModelFacts, size: int) -> None:
             "share; leave it out",
             param=PARAM,
         )
+    if model.wide_qk_norm:
+        raise RequestError(
+            f"{PARAM} {size}: {model.architecture} norms the queries and keys of all heads at "
+            "once, which ranks cannot share; leave it out",
+            param=PARAM,
+        )
     if not _can_share(model, size):
         sizes = ", ".join(map(str, tensor_parallel_sizes(model)))
         raise RequestError(
@@ -90,7 +96,8 @@ def _can_share(model: ModelConfig, size: int) -> bool:
     """KV heads are cut, or each is replicated on as many ranks."""
     kv = model.num_kv_heads
     return (
-        model.num_heads % size == 0
+        (size == 1 or not model.wide_qk_norm)
+        and model.num_heads % size == 0
         and (kv % size == 0 or size % kv == 0)
         and model.intermediate_size % size == 0
         and size <= model.vocab_size

@@ -10,7 +10,7 @@ is [num_blocks, Hkv, S, D] in the model's type; ``kv_quant`` defines it in int8 
 """
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from torch import Tensor
 from s1engine import _core
 from s1engine.ops.packed import PackedMatrix
 from s1engine.ops.quantization import QuantizedMatrix
+
+Activation: TypeAlias = Literal["silu", "gelu_tanh"]
 
 Matrix: TypeAlias = Tensor | QuantizedMatrix | PackedMatrix
 """A weight [N, K] as the device's ``pack`` returns it; ``matrix[:n]`` are the first rows."""
@@ -170,14 +172,23 @@ class Ops(Protocol):
         be any block. ``sinks`` [Hq] float32: each softmax has one more logit, whose value vector is
         0 (Xiao et al., arXiv 2309.17453; as learned by gpt-oss)."""
 
+    def norm_residual(self, x: Tensor, norm: Tensor, eps: float, residual: Tensor) -> None:
+        """residual += rms_norm(x [T, H], norm [H])."""
+
+    def scale_rows(self, x: Tensor, scales: Tensor, positions: Tensor) -> None:
+        """x[t] *= scales[positions[t]] for each token of x [T, H] or [T, Hq, D]; scales float32."""
+
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """gate_up [T, 2F] -> silu(gate_up[:, :F]) * gate_up[:, F:] -> [T, F]."""
+
+    def gelu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """The same with gelu in its tanh form."""
 
     def norm_qkv_rope_write(
         self,
         pending_residual: Tensor | None,
         residual: Tensor,
-        norm: Tensor,
+        norm: Tensor | None,
         eps: float,
         weight: Matrix,
         bias: Tensor | None,
@@ -189,8 +200,9 @@ class Ops(Protocol):
         meta: AttentionMetadata,
     ) -> Tensor:
         """Everything before attention -> q [T, Hq, D]: residual += pending_residual, its rms_norm
-        with ``norm`` [H], times weight [(Hq + 2 Hkv) D, H] transposed, plus bias; rms_norm of the
-        heads of q and k with ``q_norm`` and ``k_norm`` [D] if given; then rope_write."""
+        with ``norm`` [H] if given, times weight [(Hq + 2 Hkv) D, H] transposed, plus bias; if
+        ``q_norm`` and ``k_norm`` are given, rms_norm of q and k: of each head if they are [D], of
+        all heads at once if they are [Hq D] and [Hkv D]; then rope_write."""
 
     def linear_residual(
         self, x: Tensor, weight: Matrix, bias: Tensor | None, residual: Tensor
@@ -202,11 +214,13 @@ class Ops(Protocol):
         self,
         pending_residual: Tensor | None,
         residual: Tensor,
-        norm: Tensor,
+        norm: Tensor | None,
         eps: float,
         weight: Matrix,
+        activation: Activation = "silu",
     ) -> Tensor:
-        """residual += pending_residual; silu_and_mul(linear(rms_norm(residual), weight)) [T, F]."""
+        """residual += pending_residual; silu_and_mul(linear(rms_norm(residual), weight)) [T, F].
+        Without ``norm``, of the residual itself; with ``activation`` gelu_tanh, gelu_and_mul."""
 
     def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
         """logits [B, V] float32, possibly overwritten -> token ids [B] int64."""

@@ -8,7 +8,7 @@ them. A step then allocates nothing, and steps of equal sizes use the same memor
 be recorded and replayed without Python.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,14 @@ from torch import Tensor
 
 from s1engine._core import cpu
 from s1engine.errors import RequestError
-from s1engine.ops import AttentionMetadata, Matrix, SamplingMetadata, kv_quant, torch_sampling
+from s1engine.ops import (
+    Activation,
+    AttentionMetadata,
+    Matrix,
+    SamplingMetadata,
+    kv_quant,
+    torch_sampling,
+)
 from s1engine.ops.layouts import (
     DTYPES,
     cache_sizes,
@@ -32,7 +39,8 @@ from s1engine.ops.unfused import Unfused, add_norm
 from s1engine.ops.workspace import Workspace
 
 _CACHE_DTYPES = {**DTYPES, torch.int8: 3}
-_STORE, _STORE_FLOAT, _ADD, _GATE = range(4)
+_STORE, _STORE_FLOAT, _ADD, _GATE, _GATE_GELU = range(5)
+_GATES = {"silu": _GATE, "gelu_tanh": _GATE_GELU}
 
 
 class CpuOps(Unfused):
@@ -151,16 +159,17 @@ class CpuOps(Unfused):
         self,
         pending_residual: Tensor | None,
         residual: Tensor,
-        norm: Tensor,
+        norm: Tensor | None,
         eps: float,
         weight: Matrix,
+        activation: Activation = "silu",
     ) -> Tensor:
         rows, width = residual.shape[0], weight.shape[0] // 2
         if width % PANEL:  # gate and up would share a panel
-            return super().norm_gate_up(pending_residual, residual, norm, eps, weight)
+            return super().norm_gate_up(pending_residual, residual, norm, eps, weight, activation)
         x = add_norm(self, pending_residual, residual, norm, eps)
         out = self._out("mlp", rows, width, x.dtype)
-        self._linear(x, weight, None, out, _GATE)
+        self._linear(x, weight, None, out, _GATES[activation])
         return out
 
     def _linear(
@@ -169,7 +178,7 @@ class CpuOps(Unfused):
         packed = _packed(weight)
         (rows, columns), (outputs, k) = x.shape, packed.shape
         assert columns == k and packed.dtype is x.dtype
-        assert out.shape == (rows, outputs // 2 if epilogue == _GATE else outputs)
+        assert out.shape == (rows, outputs // 2 if epilogue >= _GATE else outputs)
         assert bias is None or (bias.dtype is x.dtype and bias.shape == (outputs,))
         cpu.linear(
             DTYPES[x.dtype],
@@ -228,6 +237,36 @@ class CpuOps(Unfused):
             eps,
         )
         return out
+
+    def norm_residual(self, x: Tensor, norm: Tensor, eps: float, residual: Tensor) -> None:
+        rows, dim = x.shape
+        assert residual.shape == x.shape and norm.shape == (dim,)
+        assert x.dtype is residual.dtype is norm.dtype
+        cpu.norm_residual(
+            DTYPES[x.dtype],
+            x.data_ptr(),
+            residual.data_ptr(),
+            norm.data_ptr(),
+            rows,
+            row_stride(x),
+            row_stride(residual),
+            dim,
+            eps,
+        )
+
+    def scale_rows(self, x: Tensor, scales: Tensor, positions: Tensor) -> None:
+        rows = x.view(x.shape[0], -1)  # heads of a token are contiguous
+        check_index(positions, torch.int32, rows.shape[0])
+        assert scales.dtype is torch.float32 and scales.is_contiguous()
+        cpu.scale_rows(
+            DTYPES[x.dtype],
+            x.data_ptr(),
+            scales.data_ptr(),
+            positions.data_ptr(),
+            rows.shape[0],
+            row_stride(rows),
+            rows.shape[1],
+        )
 
     def rope_write(
         self,
@@ -308,10 +347,16 @@ class CpuOps(Unfused):
         return out
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        return self._activate_and_mul(gate_up, cpu.silu_and_mul)
+
+    def gelu_and_mul(self, gate_up: Tensor) -> Tensor:
+        return self._activate_and_mul(gate_up, cpu.gelu_and_mul)
+
+    def _activate_and_mul(self, gate_up: Tensor, kernel: Callable[..., None]) -> Tensor:
         rows, dim = gate_up.shape[0], gate_up.shape[1] // 2
         assert gate_up.shape[1] == 2 * dim
         out = self._out("mlp", rows, dim, gate_up.dtype)
-        cpu.silu_and_mul(
+        kernel(
             DTYPES[gate_up.dtype],
             gate_up.data_ptr(),
             out.data_ptr(),

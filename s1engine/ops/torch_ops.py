@@ -92,6 +92,10 @@ class TorchOps(Unfused):
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate) * up
 
+    def gelu_and_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.gelu(gate, approximate="tanh") * up
+
     def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
         return torch_sampling.sample(logits, meta)
 

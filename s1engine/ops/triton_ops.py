@@ -24,8 +24,9 @@ from s1engine.kernels.paged_prefill import paged_prefill
 from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.rope_write import rope_write
 from s1engine.kernels.sample import sample
-from s1engine.kernels.silu_and_mul import silu_and_mul
+from s1engine.kernels.silu_and_mul import gelu_and_mul, silu_and_mul
 from s1engine.ops import (
+    Activation,
     AttentionMetadata,
     DeviceBatchTensors,
     Matrix,
@@ -104,7 +105,7 @@ class TritonOps(Unfused):
         self,
         pending_residual: Tensor | None,
         residual: Tensor,
-        norm: Tensor,
+        norm: Tensor | None,
         eps: float,
         weight: Matrix,
         bias: Tensor | None,
@@ -117,7 +118,7 @@ class TritonOps(Unfused):
     ) -> Tensor:
         values, scale = _values(weight)
         fits = launch_table.fits_skinny_gemm(residual.shape[0], *values.shape)
-        if pending_residual is not None or q_norm is not None or not fits:
+        if norm is None or pending_residual is not None or q_norm is not None or not fits:
             return super().norm_qkv_rope_write(
                 pending_residual, residual, norm, eps, weight, bias, q_norm, k_norm,
                 cos_sin, k_cache, v_cache, meta,
@@ -131,16 +132,17 @@ class TritonOps(Unfused):
         self,
         pending_residual: Tensor | None,
         residual: Tensor,
-        norm: Tensor,
+        norm: Tensor | None,
         eps: float,
         weight: Matrix,
+        activation: Activation = "silu",
     ) -> Tensor:
         values, scale = _values(weight)
         fits = launch_table.fits_skinny_gemm(residual.shape[0], *values.shape)
-        if pending_residual is not None or not fits:
-            return super().norm_gate_up(pending_residual, residual, norm, eps, weight)
+        if norm is None or pending_residual is not None or not fits:
+            return super().norm_gate_up(pending_residual, residual, norm, eps, weight, activation)
         workspace = self._split_k_workspace(residual.device)
-        return norm_gate_up(residual, norm, eps, values, workspace, scale)
+        return norm_gate_up(residual, norm, eps, values, workspace, scale, activation)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return rms_norm(x, weight, eps)
@@ -192,6 +194,9 @@ class TritonOps(Unfused):
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         return silu_and_mul(gate_up)
+
+    def gelu_and_mul(self, gate_up: Tensor) -> Tensor:
+        return gelu_and_mul(gate_up)
 
     def sample(self, logits: Tensor, meta: SamplingMetadata) -> Tensor:
         adjusts = not (meta.bias is None and meta.penalties is None and meta.banned is None)

@@ -7,7 +7,7 @@ kernel does not fit, it calls this.
 import torch
 from torch import Tensor
 
-from s1engine.ops import AttentionMetadata, DeviceBatchTensors, Matrix, Ops
+from s1engine.ops import Activation, AttentionMetadata, DeviceBatchTensors, Matrix, Ops
 from s1engine.ops.torch_budget import budget_step, sampling_metadata
 
 
@@ -23,7 +23,7 @@ class Unfused:
         self: Ops,
         pending_residual: Tensor | None,
         residual: Tensor,
-        norm: Tensor,
+        norm: Tensor | None,
         eps: float,
         weight: Matrix,
         bias: Tensor | None,
@@ -37,8 +37,8 @@ class Unfused:
         x = add_norm(self, pending_residual, residual, norm, eps)
         q, k, v = split_heads(self.linear(x, weight, bias), k_cache.shape[1], cos_sin.shape[1])
         if q_norm is not None and k_norm is not None:
-            q = self.rms_norm(q, q_norm, eps)
-            k = self.rms_norm(k, k_norm, eps)
+            q = norm_heads(self, q, q_norm, eps)
+            k = norm_heads(self, k, k_norm, eps)
         self.rope_write(q, k, v, cos_sin, k_cache, v_cache, meta)
         return q
 
@@ -54,12 +54,19 @@ class Unfused:
         self: Ops,
         pending_residual: Tensor | None,
         residual: Tensor,
-        norm: Tensor,
+        norm: Tensor | None,
         eps: float,
         weight: Matrix,
+        activation: Activation = "silu",
     ) -> Tensor:
-        x = add_norm(self, pending_residual, residual, norm, eps)
-        return self.silu_and_mul(self.linear(x, weight))
+        gate_up = self.linear(add_norm(self, pending_residual, residual, norm, eps), weight)
+        return self.gelu_and_mul(gate_up) if activation != "silu" else self.silu_and_mul(gate_up)
+
+    def norm_residual(self: Ops, x: Tensor, norm: Tensor, eps: float, residual: Tensor) -> None:
+        residual.add_(self.rms_norm(x, norm, eps))
+
+    def scale_rows(self: Ops, x: Tensor, scales: Tensor, positions: Tensor) -> None:
+        x.mul_(scales[positions].to(x.dtype).view(-1, *[1] * (x.ndim - 1)))
 
     def sample_and_advance(
         self: Ops,
@@ -76,12 +83,19 @@ class Unfused:
 
 
 def add_norm(
-    ops: Ops, pending_residual: Tensor | None, residual: Tensor, norm: Tensor, eps: float
+    ops: Ops, pending_residual: Tensor | None, residual: Tensor, norm: Tensor | None, eps: float
 ) -> Tensor:
-    """residual += pending_residual if there is one, then rms_norm(residual)."""
+    """residual += pending_residual if there is one, then rms_norm(residual) if there is a norm."""
+    if norm is None:
+        return residual if pending_residual is None else residual.add_(pending_residual)
     if pending_residual is None:
         return ops.rms_norm(residual, norm, eps)
     return ops.add_rms_norm(pending_residual, residual, norm, eps)
+
+
+def norm_heads(ops: Ops, x: Tensor, norm: Tensor, eps: float) -> Tensor:
+    """x [T, heads, D], normed over D or over all heads at once: over the width of ``norm``."""
+    return ops.rms_norm(x.view(x.shape[0], -1, norm.shape[0]), norm, eps).view(x.shape)
 
 
 def split_heads(qkv: Tensor, num_kv_heads: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:

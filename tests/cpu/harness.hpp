@@ -175,11 +175,18 @@ inline double tolerance(DType dtype, double want, double terms) {
 
 inline double silu(double v) { return v / (1.0 + std::exp(-v)); }
 
+// e^u in gelu_tanh(v) = v / (1 + e^u); its error grows with u.
+inline double gelu_exponent(double v) { return -1.5957691216057308 * (v + 0.044715 * v * v * v); }
+inline double gelu_tanh(double v) { return v / (1.0 + std::exp(gelu_exponent(v))); }
+
 // ---- cases --------------------------------------------------------------------------------------
 
 void rms_norm(Case& c);
 void add_rms_norm(Case& c);
+void norm_residual(Case& c);
 void silu_and_mul(Case& c);
+void gelu_and_mul(Case& c);
+void scale_rows(Case& c);
 void rope_write(Case& c);
 void linear(Case& c);
 void embed(Case& c);

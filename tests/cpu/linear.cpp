@@ -6,6 +6,7 @@ namespace fuzz {
 namespace {
 
 using s1::cpu::Epilogue;
+using s1::cpu::is_gate;
 using s1::cpu::kPanel;
 using s1::cpu::WeightFormat;
 
@@ -150,8 +151,8 @@ std::vector<Sum> products(const Input& input, int64_t rows, const Numbers* bias)
 }  // namespace
 
 void linear(Case& c) {
-  const auto epilogue = Epilogue{static_cast<int32_t>(c.pick(0, 3))};
-  const bool gate = epilogue == Epilogue::kGate;
+  const auto epilogue = Epilogue{static_cast<int32_t>(c.pick(0, 4))};
+  const bool gate = is_gate(epilogue), gelu = epilogue == Epilogue::kGateGelu;
   const int64_t outputs = gate ? 2 * kPanel * c.pick(1, 6) : c.size(90, 200);
   const PackedMatrix w = random_matrix(c, outputs);
   const int64_t rows = c.one_in(12) ? c.pick(97, 210) : c.size(8, 40);
@@ -179,9 +180,11 @@ void linear(Case& c) {
     if (epilogue == Epilogue::kAdd) want.value += was;
     if (gate) {
       const Sum& up = sums[static_cast<size_t>(i / out_stride * outputs + width + n)];
-      want.value = silu(sum.value) * up.value;
-      want.error = 1.1 * sum.error * (std::abs(up.value) + up.error) +
-                   std::abs(silu(sum.value)) * up.error + 0x1p-20 * std::abs(want.value);
+      const double activated = gelu ? gelu_tanh(sum.value) : silu(sum.value);
+      const double roundings = gelu ? 16.0 + 8.0 * std::abs(gelu_exponent(sum.value)) : 16.0;
+      want.value = activated * up.value;
+      want.error = 1.2 * sum.error * (std::abs(up.value) + up.error) +
+                   std::abs(activated) * up.error + 0x1p-24 * roundings * std::abs(want.value);
     }
     c.near("product", i, out[i], want.value,
            tolerance(out_dtype, want.value, std::abs(want.value)) + 1.01 * want.error);

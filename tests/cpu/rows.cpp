@@ -85,6 +85,67 @@ void silu_and_mul(Case& c) {
   c.add_to_digest(out.data(), out.bytes());
 }
 
+void gelu_and_mul(Case& c) {
+  const DType dtype = c.dtype();
+  const int64_t rows = c.size(9, 200), dim = c.size(90, 300), stride = 2 * dim + c.pick(0, 9);
+  const Numbers x =
+      Numbers::random(c, dtype, (rows - 1) * stride + 2 * dim, c.one_in(4) ? 120.0 : 5.0);
+  const Numbers out(c, dtype, rows * dim);
+  s1::cpu::gelu_and_mul(static_cast<int>(dtype), x.address(), out.address(), rows, stride, dim);
+  for (int64_t i = 0; i < out.size(); ++i) {
+    const int64_t at = i / dim * stride + i % dim;
+    const double want = gelu_tanh(x[at]) * x[at + dim];
+    const double roundings = 16.0 + 8.0 * std::min(std::abs(gelu_exponent(x[at])), 100.0);
+    c.near("gelu", i, out[i], want, tolerance(dtype, want, roundings * std::abs(want)));
+  }
+  c.add_to_digest(out.data(), out.bytes());
+}
+
+void norm_residual(Case& c) {
+  const DType dtype = c.dtype();
+  const int64_t rows = c.size(9, 100), dim = c.size(90, 300);
+  const int64_t x_stride = dim + c.pick(0, 9), stride = dim + c.pick(0, 9);
+  const Numbers x = Numbers::random(c, dtype, (rows - 1) * x_stride + dim);
+  const Numbers residual = Numbers::random(c, dtype, (rows - 1) * stride + dim);
+  const Numbers weight = Numbers::random(c, dtype, dim);
+  const std::vector<double> before = residual.values();
+  s1::cpu::norm_residual(static_cast<int>(dtype), x.address(), residual.address(), weight.address(),
+                         rows, x_stride, stride, dim, 1e-6f);
+  for (int64_t row = 0; row < rows; ++row) {
+    double squares = 0.0;
+    for (int64_t i = 0; i < dim; ++i) squares += x[row * x_stride + i] * x[row * x_stride + i];
+    const double scale = 1.0 / std::sqrt(squares / static_cast<double>(dim) + 1e-6);
+    for (int64_t i = 0; i < stride && row * stride + i < residual.size(); ++i) {
+      const int64_t at = row * stride + i;
+      const double was = before[static_cast<size_t>(at)];
+      const double summand = i < dim ? x[row * x_stride + i] * scale * weight[i] : 0.0;
+      const double terms = static_cast<double>(dim + 8) * std::abs(summand) + std::abs(was);
+      c.near("residual", at, residual[at], was + summand,
+             i < dim ? tolerance(dtype, was + summand, terms) : 0.0);
+    }
+  }
+  c.add_to_digest(residual.data(), residual.bytes());
+}
+
+void scale_rows(Case& c) {
+  const DType dtype = c.dtype();
+  const int64_t rows = c.size(9, 100), dim = c.size(90, 300), stride = dim + c.pick(0, 9);
+  const Numbers x = Numbers::random(c, dtype, (rows - 1) * stride + dim);
+  const Numbers scales = Numbers::random(c, DType::kFloat32, 20);
+  TightArray<int32_t> positions(c, rows);
+  for (int64_t i = 0; i < rows; ++i) positions[i] = static_cast<int32_t>(c.pick(0, 19));
+  const std::vector<double> before = x.values();
+  s1::cpu::scale_rows(static_cast<int>(dtype), x.address(), scales.address(), positions.address(),
+                      rows, stride, dim);
+  for (int64_t i = 0; i < x.size(); ++i) {
+    const bool scaled = i % stride < dim;
+    const double want =
+        before[static_cast<size_t>(i)] * (scaled ? scales[positions[i / stride]] : 1.0);
+    c.near("scaled", i, x[i], want, scaled ? tolerance(dtype, want, std::abs(want)) : 0.0);
+  }
+  c.add_to_digest(x.data(), x.bytes());
+}
+
 void encode_row(const Numbers& in, int64_t at, int64_t dim, int8_t* out) {
   float largest = 0.0f;
   for (int64_t i = 0; i < dim; ++i) {

@@ -36,7 +36,10 @@ struct CaseKind {
 constexpr CaseKind kKinds[] = {
     {"rms_norm", rms_norm},
     {"add_rms_norm", add_rms_norm},
+    {"norm_residual", norm_residual},
     {"silu_and_mul", silu_and_mul},
+    {"gelu_and_mul", gelu_and_mul},
+    {"scale_rows", scale_rows},
     {"rope_write", rope_write},
     {"linear", linear},
     {"linear", linear},

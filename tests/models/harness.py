@@ -1,11 +1,13 @@
 """Runs a Decoder step by step without an engine, and transformers as its oracle."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from s1engine.models import Decoder, ModelConfig, load_decoder
 from s1engine.ops.torch_ops import TorchOps
@@ -19,7 +21,9 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
 
 def oracle(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The same model in transformers, with eager attention."""
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager")
+    name = json.loads((path / "config.json").read_text())["architectures"][0]
+    model_class: type[PreTrainedModel] = getattr(transformers, name)
+    return model_class.from_pretrained(path, dtype=dtype, attn_implementation="eager")
 
 
 def oracle_logits(model: PreTrainedModel, prompt: Sequence[int]) -> Tensor:

@@ -22,6 +22,12 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LONGROPE = {
+    "rope_type": "longrope",
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.2],
+    "long_factor": [1.0, 2.0, 5.0],
+}
 LINEAR = {"rope_type": "linear", "factor": 2.5}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,6 +43,40 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-bias": ("llama", {"attention_bias": True}),
     "mistral": ("mistral", {"num_key_value_heads": 1}),
     "mistral-head-dim": ("mistral", {"head_dim": 12, "sliding_window": 256}),
+    "mistral-window": ("mistral", {"sliding_window": 16}),
+    "qwen2-window": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},
+    ),
+    "ministral3": ("ministral3", {}),
+    "mistral3": ("mistral3", {}),
+    "phi3": ("phi3", {"sliding_window": 33}),
+    "phi3-partial": (
+        "phi3",
+        {
+            "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5},
+            "num_key_value_heads": 4,
+        },
+    ),
+    "seed-oss": ("seed_oss", {}),
+    "seed-oss-o-bias": ("seed_oss", {"attention_out_bias": True, "attention_bias": False}),
+    "smollm3": ("smollm3", {}),
+    "smollm3-window": (
+        "smollm3",
+        {"use_sliding_window": True, "sliding_window": 16, "no_rope_layers": [1, 0, 0, 1]},
+    ),
+    "olmo2": ("olmo2", {"attention_bias": True}),
+    "olmo3": ("olmo3", {}),
+    "olmo3-yarn": ("olmo3", {"rope_parameters": {"full_attention": {"rope_theta": 1e5, **YARN}}}),
+    "gemma3": ("gemma3", {"sliding_window_pattern": 2}),
+    "gemma3-linear": (
+        "gemma3",
+        {
+            "layer_types": ["full_attention", "sliding_attention"],
+            "rope_parameters": {"full_attention": {"rope_theta": 1e5, **LINEAR}},
+        },
+    ),
+    "gemma3-wrapper": ("gemma3_wrapper", {"tie_word_embeddings": True}),
 }
 
 SHORT, LONG = 24, 150
@@ -94,8 +134,20 @@ def test_greedy_generation_equals_transformers(model: Path) -> None:
         assert output == whole[0, len(prompt) :].tolist()
 
 
+@pytest.mark.parametrize("bound", [24, 160])
+def test_longrope_follows_the_bound_of_all_contexts(tmp_path: Path, bound: int) -> None:
+    """Up to the original length as in transformers; beyond, contexts longer than it are."""
+    path = make_model(
+        tmp_path, "phi3", rope_parameters=LONGROPE, original_max_position_embeddings=24
+    )
+    full = load(path)
+    decoder = Decoder(full.config, full.weights, full.ops, max_positions=bound)
+    prompt = prompt_of(min(bound, LONG))
+    assert_close(run_in_chunks(decoder, [prompt], [17])[0], oracle_logits(oracle(path), prompt))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "llama", "mistral", "olmo3", "gemma3"])
 def test_low_precision_errs_no_more_than_twice_transformers(
     tmp_path: Path, family: str, dtype: torch.dtype
 ) -> None:
@@ -131,5 +183,5 @@ def test_positions_can_be_bounded(tmp_path: Path) -> None:
     path = make_model(tmp_path, "llama")
     full = load(path)
     bounded = Decoder(full.config, full.weights, full.ops, max_positions=40)
-    assert bounded.cos_sin.shape == (40, 8)
-    assert torch.equal(bounded.cos_sin, full.cos_sin[:40])
+    assert bounded.cos_sin[1].shape == (40, 8)
+    assert torch.equal(bounded.cos_sin[1], full.cos_sin[1][:40])

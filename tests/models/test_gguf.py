@@ -157,7 +157,7 @@ def test_the_factors_of_llama_3_scale_the_rotation(tmp_path: Path) -> None:
     model = make_model(tmp_path, "llama", vocab_size=NUM_TOKENS, head_dim=32, rope_parameters=rope)
     file = tmp_path / "scaled.gguf"
     write_with_factors(file, model, rope_factors(32, 500000.0, 8.0))
-    assert ModelConfig.from_dir(file).rope_scaling == scaling
+    assert ModelConfig.from_dir(file).rope.scaling == scaling
     assert_same_model(file, oracle(model))
     write_with_factors(file, model, np.full(16, 2.0, np.float32))
     with pytest.raises(ModelError, match=r"scaled.gguf: tensor 'rope_freqs.weight'"):
@@ -258,7 +258,7 @@ def read_all(file: Path) -> None:
     """Config, tensors and tokenizer."""
     config = ModelConfig.from_dir(file)
     weights = open_weights(file)
-    weights.check(config.tensor_shapes(), ())
+    weights.check(config.tensor_shapes(), lambda name: False)
     for name in config.tensor_shapes():
         weights.read(name)
     Tokenizer.from_dir(file)

@@ -9,6 +9,7 @@ import torch
 
 from s1engine.errors import ModelError
 from s1engine.models import ModelConfig
+from s1engine.models.rope import Rope
 
 QWEN2_5_7B: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -55,7 +56,7 @@ def test_qwen2_5(tmp_path: Path) -> None:
     assert (config.num_layers, config.num_heads, config.num_kv_heads) == (28, 28, 4)
     assert (config.head_dim, config.hidden_size, config.intermediate_size) == (128, 3584, 18944)
     assert (config.qkv_bias, config.o_bias, config.qk_norm) == (True, False, False)
-    assert (config.rope_theta, config.rope_scaling) == (1e6, None)
+    assert config.rope == Rope(theta=1e6)
     assert config.rms_norm_eps == 1e-6
     assert config.eos_token_ids == (151645,)
     assert config.torch_dtype == torch.bfloat16
@@ -104,12 +105,22 @@ REFUSALS: dict[str, tuple[str, dict[str, Any]]] = {
     "two-architectures": ("architectures", {"architectures": ["LlamaForCausalLM", "X"]}),
     "no-architecture": ("architectures", {"architectures": None}),
     "nested-architecture": ("architectures", {"architectures": [["LlamaForCausalLM"]]}),
-    "window": ("use_sliding_window", {"use_sliding_window": True}),
     "window-text": ("use_sliding_window", {"use_sliding_window": "yes"}),
     "layers": ("layer_types", {"layer_types": ["full_attention", "sliding_attention"]}),
+    "layers-unknown": ("'chunked_attention'", {"layer_types": ["chunked_attention"] * 28}),
+    "layers-without-window": ("no sliding_window", {"layer_types": ["sliding_attention"] * 28}),
     "layers-text": ("layer_types", {"layer_types": 3}),
     "quantized": ("quantization_config", {"quantization_config": {"quant_method": "gptq"}}),
     "activation": ("hidden_act", {"hidden_act": "gelu"}),
+    "norm-flag": ("use_post_norm", {"use_post_norm": True}),
+    "softcapping": ("attn_logit_softcapping", {"attn_logit_softcapping": 50.0}),
+    "logit-softcapping": ("final_logit_softcapping", {"final_logit_softcapping": 30.0}),
+    "multiplier": ("residual_multiplier", {"residual_multiplier": 0.22}),
+    "experts": ("num_experts", {"num_experts": 8}),
+    "no-rope": ("no_rope_layers", {"no_rope_layers": [1, 0]}),
+    "head-bias": ("lm_head_bias", {"lm_head_bias": True}),
+    "mixture": ("mixture of experts", {"architectures": ["GptOssForCausalLM"]}),
+    "head-sizes": ("head sizes", {"architectures": ["Gemma4ForConditionalGeneration"]}),
     "mlp-bias": ("mlp_bias", {"mlp_bias": True}),
     "not-causal": ("is_causal", {"is_causal": False}),
     "bidirectional": ("is_causal", {"use_bidirectional_attention": True}),
@@ -132,7 +143,22 @@ REFUSALS: dict[str, tuple[str, dict[str, Any]]] = {
     "eos-large": ("eos_token_id", {"eos_token_id": 152064}),
     "eos-text": ("eos_token_id", {"eos_token_id": ["<eos>"]}),
     "rope-kind": ("'dynamic'", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
-    "rope-longrope": ("'longrope'", {"rope_parameters": {"rope_type": "longrope"}}),
+    "rope-longrope": ("short_factor", {"rope_parameters": {"rope_type": "longrope"}}),
+    "rope-longrope-numbers": (
+        "long_factor",
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "short_factor": [1] * 64,
+                "long_factor": [1],
+            }
+        },
+    ),
+    "rope-beta": (
+        "llama_4_scaling_beta",
+        {"rope_parameters": {"rope_type": "default", "llama_4_scaling_beta": 0.1}},
+    ),
+    "rope-sections": ("full_attention", {"rope_parameters": {"full_attention": {}}}),
     "rope-no-kind": ("rope_type", {"rope_scaling": {"factor": 2.0}}),
     "rope-text": ("rope_scaling", {"rope_scaling": "linear"}),
     "rope-unknown": ("mrope_section", {"rope_scaling": {"type": "default", "mrope_section": [1]}}),
@@ -166,13 +192,84 @@ def test_refused_by_name(tmp_path: Path, case: str) -> None:
     assert str(tmp_path / "config.json") in str(refusal.value)
 
 
-@pytest.mark.parametrize("fields", [{}, {"sliding_window": 512}, {"sliding_window": "wide"}])
-def test_a_mistral_window_in_use_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
-    """The first has no sliding_window: the default is 4096, as in transformers."""
-    config = small("MistralForCausalLM", **fields)
-    config["max_position_embeddings"] = 8192
-    with pytest.raises(ModelError, match="sliding_window"):
-        parse(tmp_path, config)
+def test_windows(tmp_path: Path) -> None:
+    """As transformers' classes give them to the layers, with their defaults."""
+    mistral = small("MistralForCausalLM", max_position_embeddings=8192)
+    assert parse(tmp_path, mistral).layer_windows == (4096, 4096)
+    assert parse(tmp_path, {**mistral, "sliding_window": 512}).max_window == 512
+    assert parse(tmp_path, {**mistral, "sliding_window": None}).layer_windows == (0, 0)
+    assert parse(tmp_path, {**mistral, "sliding_window": 8192}).layer_windows == (0, 0)
+    with pytest.raises(ModelError, match="sliding_window must be an integer"):
+        parse(tmp_path, {**mistral, "sliding_window": "wide"})
+    qwen = {**QWEN2_5_7B, "sliding_window": 4096, "max_window_layers": 26}
+    assert parse(tmp_path, qwen).max_window == 0
+    windows = parse(tmp_path, {**qwen, "use_sliding_window": True}).layer_windows
+    assert windows == (0,) * 26 + (4096, 4096)
+    gemma = parse(tmp_path, small("Gemma3ForCausalLM", num_hidden_layers=12))
+    assert gemma.layer_windows == ((4096,) * 5 + (0,)) * 2
+    assert gemma.max_window == 0
+    olmo = small("Olmo3ForCausalLM", layer_types=["sliding_attention"] * 2, sliding_window=64)
+    assert parse(tmp_path, olmo).max_window == 64
+
+
+FAMILY_REFUSALS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mistral-layers": (
+        "MistralForCausalLM",
+        "layer_types",
+        {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "llama-layers": ("LlamaForCausalLM", "layer_types", {"layer_types": ["sliding_attention"] * 2}),
+    "llama-window": ("LlamaForCausalLM", "sliding_window", {"sliding_window": 8}),
+    "llama-partial": ("LlamaForCausalLM", "partial_rotary_factor", {"partial_rotary_factor": 0.5}),
+    "phi3-linear": (
+        "Phi3ForCausalLM",
+        "'linear'",
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    ),
+    "phi3-odd": ("Phi3ForCausalLM", "partial_rotary_factor", {"partial_rotary_factor": 0.2}),
+    "smollm3-layers": ("SmolLM3ForCausalLM", "no_rope_layers", {"no_rope_layers": [1]}),
+    "smollm3-numbers": ("SmolLM3ForCausalLM", "no_rope_layers", {"no_rope_layers": [1, 2]}),
+    "smollm3-interval": (
+        "SmolLM3ForCausalLM",
+        "no_rope_layer_interval",
+        {"no_rope_layer_interval": 0},
+    ),
+    "olmo3-rope": ("Olmo3ForCausalLM", "rope_type", {"rope_parameters": {"rope_type": "default"}}),
+    "gemma3-bidirectional": (
+        "Gemma3ForCausalLM",
+        "is_causal",
+        {"use_bidirectional_attention": True},
+    ),
+    "gemma3-softcapping": (
+        "Gemma3ForCausalLM",
+        "final_logit_softcapping",
+        {"final_logit_softcapping": 30.0},
+    ),
+    "gemma3-activation": ("Gemma3ForCausalLM", "hidden_activation", {"hidden_activation": "gelu"}),
+    "gemma3-scale": (
+        "Gemma3ForCausalLM",
+        "query_pre_attn_scalar",
+        {"query_pre_attn_scalar": -1},
+    ),
+    "wrapper": (
+        "Mistral3ForConditionalGeneration",
+        "text_config.model_type",
+        {"text_config": {"model_type": "qwen2"}},
+    ),
+    "wrapper-field": (
+        "Gemma3ForConditionalGeneration",
+        "text_config.attn_logit_softcapping",
+        {"text_config": {"model_type": "gemma3_text", **SMALL, "attn_logit_softcapping": 50.0}},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAMILY_REFUSALS)
+def test_a_family_refuses_by_name(tmp_path: Path, case: str) -> None:
+    architecture, words, fields = FAMILY_REFUSALS[case]
+    with pytest.raises(ModelError) as refusal:
+        parse(tmp_path, small(architecture, **fields))
+    assert words in str(refusal.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"a": \xff}', "[" * 100_000])

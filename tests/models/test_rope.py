@@ -9,7 +9,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from s1engine.models.config_reader import ConfigReader
-from s1engine.models.rope import cos_sin_table, extended_positions, parse_rope
+from s1engine.models.rope import Rope, cos_sin_table, extended_positions, parse_rope
 
 LENGTH = 2000
 
@@ -69,8 +69,8 @@ def test_tables_equal_transformers(kind: str, head_dim: int) -> None:
     )
     positions = torch.arange(LENGTH)[None]
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
-    theta, scaling = parse_rope(fields(rope_parameters=KINDS[kind]), 131072)
-    table = cos_sin_table(head_dim, theta, scaling, LENGTH)
+    rope = parse_rope(fields(rope_parameters=KINDS[kind]), 131072)
+    table = cos_sin_table(head_dim, rope, LENGTH)
     half = head_dim // 2
     # An angle of 2000 radians has a last bit of 1.2e-4: frequencies may differ by one rounding.
     torch.testing.assert_close(table[:, :half], cos[0, :, :half], atol=5e-4, rtol=0)
@@ -84,14 +84,14 @@ def test_old_and_new_spellings_agree() -> None:
     assert parse_rope(fields(rope_theta=500000.0, rope_scaling=llama3), 131072) == new
     oldest = {"type" if key == "rope_type" else key: value for key, value in llama3.items()}
     assert parse_rope(fields(rope_theta=500000.0, rope_scaling=oldest), 131072) == new
-    assert parse_rope(fields(rope_theta=7e5, rope_scaling=None), 4096) == (7e5, None)
-    assert parse_rope(fields(), 4096) == (1e4, None)
+    assert parse_rope(fields(rope_theta=7e5, rope_scaling=None), 4096) == Rope(theta=7e5)
+    assert parse_rope(fields(), 4096) == Rope(theta=1e4)
 
 
 def test_only_yarn_extends_the_context() -> None:
-    _, yarn = parse_rope(fields(rope_parameters=KINDS["qwen2.5-yarn"]), 32768)
+    yarn = parse_rope(fields(rope_parameters=KINDS["qwen2.5-yarn"]), 32768)
     assert extended_positions(yarn, 32768) == 131072
     assert extended_positions(yarn, 200_000) == 200_000
-    _, llama3 = parse_rope(fields(rope_parameters=KINDS["llama-3.1"]), 131072)
+    llama3 = parse_rope(fields(rope_parameters=KINDS["llama-3.1"]), 131072)
     assert extended_positions(llama3, 131072) == 131072
-    assert extended_positions(None, 4096) == 4096
+    assert extended_positions(Rope(), 4096) == 4096

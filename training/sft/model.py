@@ -187,7 +187,8 @@ def _shard(model: SftModel, config: SftConfig, distributed: DistributedContext) 
 @torch.no_grad()
 def _load_weights(lm: nn.Module, checkpoint: Checkpoint) -> None:
     named = dict(lm.named_parameters())
-    checkpoint.check({name: tuple(p.shape) for name, p in named.items()}, {"lm_head.weight"})
+    shapes = {name: tuple(p.shape) for name, p in named.items()}
+    checkpoint.check(shapes, lambda name: name == "lm_head.weight")
     for name, parameter in named.items():
         assert isinstance(parameter, DTensor)
         whole = checkpoint.read(name).float()
