@@ -1,7 +1,7 @@
 """generation_config.json: ends of a turn, and the sampling that a model's authors recommend.
 
 Stated values hold. Fields that would change results and are not supported are refused by name;
-names that nobody knows are logged. Knows no weights.
+unknown names are logged. Knows no weights.
 """
 
 import logging

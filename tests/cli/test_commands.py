@@ -122,9 +122,13 @@ def test_a_bad_row_is_named_by_its_line(
     [
         (["generate", "--prompt", "x", "--temperature", "nan"], 2, "temperature"),
         (["generate", "--prompt", "x", "--thinking-token-budget", "-1"], 2, "thinking_token"),
-        (["generate", "--prompt", "x", "--max-tokens", "2"], 2, "max_tokens"),
+        (
+            ["generate", "--prompt", "x", "--max-tokens", "2", "--num-waits", "1"],
+            2,
+            "max_tokens",
+        ),
         (["generate", "--prompt", "x", "--block-size", "3"], 2, "block_size"),
-        (["generate", "--prompt", "x", "--reasoning-format", "think-tag"], 2, "</think>"),
+        (["generate", "--prompt", "x", "--reasoning-format", "wizard"], 2, "reasoning_format"),
         (["generate", "--prompt", "", "--raw"], 2, "prompt"),
         (["generate", "--prompt", "x", "--dtype", "int8"], 2, "dtype"),
         (["generate", "/no/such/model", "--prompt", "x"], 1, "/no/such/model"),

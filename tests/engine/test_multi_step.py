@@ -96,6 +96,29 @@ def test_outputs_are_those_of_single_steps(
     assert stats.num_free_blocks == multi.engine.runner.num_blocks
 
 
+@pytest.mark.parametrize("end_early", [0, 1, 2, 3])
+def test_an_end_that_max_tokens_cuts_is_cut_alike(llm: LLM, multi: LLM, end_early: int) -> None:
+    """Prompts in which the model ends its thinking soon, and limits that cut the end, or all but
+    its last tokens."""
+    compiler = llm.engine.compiler
+    chat = [{"role": "user", "content": QUESTIONS[0]}]
+    request = compiler.compile(chat, SamplingParams(temperature=0, max_tokens=300))
+    (whole,) = llm.generate_requests([request], progress=False)[0].outputs
+    assert whole.thinking is not None and whole.thinking.end_reason == "natural"
+    begun = whole.token_ids[: whole.thinking.tokens - end_early]
+    prompt, rest = request.prompt.tolist() + begun, whole.token_ids[len(begun) :]
+    sizes = range(1, 8)
+    params = [SamplingParams(temperature=0, max_tokens=n) for n in sizes]
+    for engine in (llm, multi):
+        outputs = engine.generate([prompt] * len(sizes), params, progress=False)
+        for n, output in zip(sizes, outputs, strict=True):
+            (sample,) = output.outputs
+            assert sample.finish_reason == "length"
+            assert len(sample.token_ids) == n
+            if sample.thinking is not None and sample.thinking.end_reason != "budget":
+                assert sample.token_ids == rest[:n]
+
+
 def test_chunks_join_to_the_output(multi: LLM) -> None:
     engine = multi.engine
     params = SamplingParams(temperature=0, thinking=ThinkingBudget(num_waits=1))
