@@ -9,8 +9,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from s1engine.errors import RequestError
-from s1engine.reasoning_specs import PARAM, ReasoningFormatSpec
+from s1engine.reasoning_specs import PARAM, ChannelSyntax, ReasoningFormatSpec
 from s1engine.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """A ChannelSyntax in token ids."""
+
+    syntax: ChannelSyntax
+    header_starts: tuple[int, ...]
+    header_end: int
+    markers: tuple[int, ...]
+    """All ids that begin or end a header or a message."""
+    begins_in_header: bool
+    """The answer begins within a header."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerMarkers:
+    """What is not shown in an answer. Plain data that can cross processes."""
+
+    ids: tuple[tuple[int, ...], ...]
+    """Markers that begin with a token of their own."""
+    texts: tuple[str, ...]
+    """Markers that are spelt out."""
+    channels: Channels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +99,25 @@ class ReasoningFormat:
         """Ids that close an open block of thinking, or, if it is not open, an empty block."""
         spec = self.spec
         return self._encode(("" if is_open else spec.start) + spec.newline + spec.closing_text(""))
+
+    def answer_markers(self, calls: bool) -> AnswerMarkers:
+        """What an answer does not show; ``calls``: it may call tools."""
+        spec, single = self.spec, self._tokenizer.single_token_id
+        if spec.channels is not None:
+            syntax = spec.channels
+            starts = tuple(single(text) or 0 for text in syntax.header_starts)
+            end = single(syntax.header_end) or 0
+            ends = tuple(single(text) or 0 for text in syntax.message_ends)
+            return AnswerMarkers(
+                (), (), Channels(syntax, starts, end, (*starts, end, *ends), calls)
+            )
+        ids, texts = [], []
+        for text in dict.fromkeys((*spec.closers, *spec.hidden)):
+            encoded = tuple(self._encode(text))
+            own = len(encoded) == 1 or self._tokenizer.is_special(encoded[0])
+            ids += [encoded] if own else []
+            texts += [] if own else [text]
+        return AnswerMarkers(tuple(ids), tuple(texts))
 
     def num_tokens(self, text: str) -> int:
         """Length of ``text`` in tokens."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from s1engine import _core
+from s1engine.reasoning import AnswerMarkers
 from s1engine.sampling_params import SamplingParams
 
 Prompt = str | list[int] | list[dict[str, Any]]
@@ -56,6 +57,7 @@ class Request:
     max_len: int  # prompt and output together
     stop_tokens: list[int]
     budget: CompiledBudget | None  # None: the request does not think
+    markers: AnswerMarkers | None  # that its answers do not show
     stream: bool
     priority: int
     salt: bytes  # 16 bytes

@@ -27,7 +27,7 @@ from s1engine.errors import ModelError, RequestError
 from s1engine.models.generation_config import read_generation_config, refuse_unsupported
 from s1engine.models.implementation import read_facts
 from s1engine.models.interface import ModelFacts
-from s1engine.reasoning import ReasoningFormat
+from s1engine.reasoning import AnswerMarkers, ReasoningFormat
 from s1engine.sampling_params import UNLIMITED, SamplingParams, ThinkingBudget
 from s1engine.tokenizer import Tokenizer
 
@@ -171,6 +171,7 @@ class RequestCompiler:
             max_len=max_len,
             stop_tokens=stop_tokens,
             budget=budget,
+            markers=self._hidden_markers(params, chat, tokens_thought is not None, bool(tools)),
             stream=stream,
             priority=priority,
             salt=hashlib.sha256(cache_salt.encode()).digest()[:16] if cache_salt else bytes(16),
@@ -273,6 +274,16 @@ class RequestCompiler:
                         f"{name}: {token} is outside the vocabulary of {self.text.vocab_limit}",
                         param=name,
                     )
+
+    def _hidden_markers(
+        self, params: SamplingParams, chat: bool, thinks: bool, tools: bool
+    ) -> AnswerMarkers | None:
+        """What the answers do not show: markers of the format, where the model thinks or would. A
+        grammar decides alone what an answer holds."""
+        fmt, rule = self._reasoning, self.text.thinking
+        if fmt is None or params.grammar is not None or not (thinks or (chat and rule.by_default)):
+            return None
+        return fmt.answer_markers(tools and thinks)
 
     def _compile_budget(
         self,

@@ -67,6 +67,7 @@ class RequestOutputBuilder:
                 # Of tokens that a sequence sampled itself; a branch shares those of its sample.
                 logprobs=params.logprobs is not None and is_sample,
                 end_markers=self.request.budget.end_markers if self.request.budget else (),
+                hidden=self.request.markers,
             )
         return self._sequences[seq_id]
 

@@ -7,9 +7,11 @@ records does not matter: a sequence that is not streamed arrives in one.
 """
 
 from s1engine import _core
+from s1engine.engine.answer_text import AnswerText
 from s1engine.engine.core_output import EngineCoreOutput, HeldLogprobs
 from s1engine.engine.end_markers import MarkerSplitter, WrittenMarker
 from s1engine.outputs import Chunk, CompletionOutput, ThinkingUsage, TokenLogprob
+from s1engine.reasoning import AnswerMarkers
 from s1engine.sampling_params import SamplingParams
 from s1engine.tokenizer import IncrementalDetokenizer, Tokenizer
 
@@ -57,6 +59,7 @@ class SequenceOutput:
         thinks: bool,
         logprobs: bool,
         end_markers: tuple[str, ...] = (),
+        hidden: AnswerMarkers | None = None,
     ) -> None:
         self.finish_reason: str | None = None
         self._index = index
@@ -65,7 +68,7 @@ class SequenceOutput:
         self._splitter = MarkerSplitter(end_markers, tokenizer) if end_markers else None
         self._held_logprobs = HeldLogprobs()
         self._reasoning_decoder = IncrementalDetokenizer(tokenizer)
-        self._answer_decoder = IncrementalDetokenizer(tokenizer)
+        self._answer = AnswerText(tokenizer, hidden)
         self._stop_strings = StopStringFinder(params.stop)
         self._text = ""
         self._reasoning = ""
@@ -81,8 +84,10 @@ class SequenceOutput:
         marker = None
         if self._splitter is not None:
             marker = self._splitter.find(output.token_ids, output.marks)
-        reasoning = self._append_reasoning(output, None if marker is None else marker[0])
+        before = len(self._reasoning)
+        self._append_reasoning(output, None if marker is None else marker[0])
         text, used = self._append_answer(output, marker)
+        reasoning = self._reasoning[before:]
         ids = output.token_ids[:used]
         forced = [int(mark & _core.MARK_FORCED != 0) for mark in output.marks[:used]]
         self._token_ids += ids
@@ -92,7 +97,7 @@ class SequenceOutput:
         self.finish_reason = "stop" if stopped else output.finish_reason
         return Chunk(self._index, text, reasoning, ids, forced, logprobs, self.finish_reason)
 
-    def _append_reasoning(self, output: EngineCoreOutput, marker: WrittenMarker | None) -> str:
+    def _append_reasoning(self, output: EngineCoreOutput, marker: WrittenMarker | None) -> None:
         pairs = zip(output.token_ids, output.marks, strict=True)
         ids = [t for t, mark in pairs if mark & _core.MARK_REGION == _core.MARK_THINK]
         text = self._reasoning_decoder.push(ids)
@@ -103,7 +108,6 @@ class SequenceOutput:
         if not self._reasoning:
             text = text.lstrip("\n")
         self._reasoning += text
-        return text
 
     def _append_answer(
         self, output: EngineCoreOutput, marker: tuple[WrittenMarker, int] | None
@@ -117,16 +121,22 @@ class SequenceOutput:
         before = len(self._text)
         # A grammar describes the answer from the next token on.
         if marker is not None and self._params.grammar is None:
-            self._append_text(marker[0].text_after(self._answer_decoder))
+            text = marker[0].text_after(self._answer.decoder)
+            self._append_text(self._answer.push_text(text))
             if self._stop_strings.match is not None:
                 return self._text[before:], marker[1] + 1
         for group in [[i] for i in answer] if self._params.stop else [answer]:
-            self._append_text(self._answer_decoder.push([ids[i] for i in group]))
+            self._append_parts(*self._answer.push([ids[i] for i in group]))
             if self._stop_strings.match is not None:
                 return self._text[before:], group[-1] + 1
         if output.finish_reason:
-            self._append_text(self._answer_decoder.flush(), last=True)
+            self._append_parts(*self._answer.flush(output.finish_reason == "stop"), last=True)
         return self._text[before:], len(ids)
+
+    def _append_parts(self, text: str, reasoning: str, last: bool = False) -> None:
+        """``reasoning``: thinking that the model wrote after its first thinking had ended."""
+        self._reasoning += reasoning
+        self._append_text(text, last)
 
     def _append_text(self, text: str, last: bool = False) -> None:
         """Newlines directly after a delimiter belong to the format, not to the text."""
@@ -157,7 +167,7 @@ class SequenceOutput:
         return CompletionOutput(
             index=self._index,
             text=self._text,
-            reasoning=self._reasoning if self._thinks else None,
+            reasoning=self._reasoning if self._thinks or self._reasoning else None,
             token_ids=self._token_ids,
             forced=self._forced,
             finish_reason=self.finish_reason,

@@ -11,8 +11,9 @@ the last message, and what a message to be continued holds. A user may write a m
                                     the format's markers and, where ``enable_thinking`` changes what
                                     it renders, renders the same without it as with true
 
-A thinking field of the request makes any chat think whose part has no block; false closes an open
-block. A chat whose last message is continued, and a raw prompt, think if they hold open thinking.
+A thinking field of the request makes any chat think whose part has no block; false closes a block
+that the template opens. A chat whose last message is continued thinks if it holds open thinking, as
+does a raw prompt; with false both go on as they are.
 """
 
 from collections.abc import Sequence
@@ -93,7 +94,8 @@ class ThinkingRule:
             return None
         state, thought = fmt.spec.block_state(turn.text)
         if enable_thinking is False:
-            if state == "open" or (state == "absent" and self.opens_itself and not turn.begun):
+            opens = state == "open" or (state == "absent" and self.opens_itself)
+            if opens and not turn.begun:  # what a client began goes on as it is
                 ids.extend(fmt.closed_block(state == "open"))
             return None
         if state == "open":

@@ -274,9 +274,8 @@ def test_a_chat_that_is_continued_thinks_if_its_last_message_does(name: str) -> 
     assert opened.budget is not None
     assert opened.budget.tokens_thought == len(tokenizer_of(name).encode("so it is"))
     assert prompt_text(name, opened).endswith(spec.start + "so it is")
-    closed = continued(spec.start + "so it is", enable_thinking=False)
-    assert closed.budget is None
-    assert prompt_text(name, closed).endswith(spec.newline + spec.closing_text(""))
+    plain = continued(spec.start + "so it is", enable_thinking=False)
+    assert plain.budget is None and prompt_text(name, plain) == prompt_text(name, opened)
     for text in (f"{spec.start}so{spec.end}yes", "yes"):
         assert continued(text).budget is None
         assert prompt_text(name, continued(text, enable_thinking=False)).endswith(text)

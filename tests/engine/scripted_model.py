@@ -1,0 +1,88 @@
+"""An engine whose model writes what a script says: tiny random weights compute, and the tokens that
+they sample are replaced. Everything else is real: scheduler, budgets, output."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from s1engine.engine.llm import LLM
+from s1engine.outputs import Chunk, CompletionOutput, RequestOutput
+from s1engine.runner.interface import ModelRunnerOutput, SchedulerOutput
+from s1engine.sampling_params import SamplingParams
+from tests.tiny_models import make_model
+from tests.tiny_tokenizer import CHATML, TEMPLATE, make_backend
+
+CHAT: list[Any] = [{"role": "user", "content": "why?"}]
+TOOL_TEMPLATE = "{% if tools %}{{ tools | tojson }}{% endif %}" + TEMPLATE
+
+
+class ScriptedModel:
+    """One engine with one reasoning format.
+
+    Args:
+        tokens: tokens of their own, besides ChatML's; special ones if they begin with ``<|``.
+        options: of EngineConfig.
+    """
+
+    def __init__(self, folder: Path, tokens: tuple[str, ...], **options: Any) -> None:
+        special = tuple(token for token in tokens if token.startswith("<|"))
+        visible = tuple(token for token in tokens if token not in special)
+        backend = make_backend((*CHATML, *special), visible)
+        sizes = {"vocab_size": backend.get_vocab_size()}
+        path = make_model(folder, "llama", eos_token_id=backend.token_to_id(CHATML[2]), **sizes)
+        PreTrainedTokenizerFast(
+            tokenizer_object=backend, eos_token=CHATML[2], chat_template=TOOL_TEMPLATE
+        ).save_pretrained(path)
+        self.llm = LLM(
+            str(path), progress=False, dtype="float32", max_model_len=256, max_num_seqs=1, **options
+        )
+        self.tokenizer = self.llm.engine.tokenizer
+        self.eos = self.tokenizer.encode(CHATML[2])
+        self._script: list[int] = []
+        runner = self.llm.engine.runner
+        self._execute = runner.execute
+        runner.execute = self._write  # type: ignore[method-assign]
+
+    def _write(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        output = self._execute(step)
+        for i in range(len(output.token_ids)):
+            output.token_ids[i] = self._script.pop(0) if self._script else self.eos[0]
+        return output
+
+    def answer(
+        self,
+        script: list[int],
+        params: SamplingParams | None = None,
+        prompt: Any = None,
+        **options: Any,
+    ) -> CompletionOutput:
+        """The output of a chat in which the model samples ``script`` and then ends its turn. It is
+        the same whole and streamed, with stop strings that never occur, and with
+        log-probabilities: asserted."""
+        params = params or SamplingParams()
+        whole = self._generate(script, params, prompt, options)
+        requested = self.llm.engine.make_request(prompt or CHAT, params, stream=True, **options)
+        self._script = list(script)
+        events = list(self.llm.generate_request(requested))
+        chunks = [event for event in events if isinstance(event, Chunk)]
+        (output,) = [event for event in events if isinstance(event, RequestOutput)]
+        assert output.outputs[0] == whole
+        assert "".join(chunk.text for chunk in chunks) == whole.text
+        assert "".join(chunk.reasoning for chunk in chunks) == (whole.reasoning or "")
+        assert [token for chunk in chunks for token in chunk.token_ids] == whole.token_ids
+        fields = {name: getattr(params, name) for name in ("max_tokens", "thinking", "stop")}
+        fields |= {"stop": (*params.stop, "\x00never"), "logprobs": 0}
+        detailed = self._generate(script, SamplingParams(**fields), prompt, options)
+        assert detailed.text == whole.text and detailed.token_ids == whole.token_ids
+        assert detailed.logprobs is not None
+        assert [entry.token_id for entry in detailed.logprobs] == whole.token_ids
+        return whole
+
+    def _generate(
+        self, script: list[int], params: SamplingParams, prompt: Any, options: dict[str, Any]
+    ) -> CompletionOutput:
+        self._script = list(script)
+        request = self.llm.engine.make_request(prompt or CHAT, params, **options)
+        (output,) = self.llm.generate_requests([request], progress=False)
+        return output.outputs[0]
