@@ -12,6 +12,9 @@ A phrase is fed one token a step; what is sampled meanwhile is dropped. Where no
 the same token is fed again with its triggers banned. A row that has finished feeds token 0 into the
 null slot over a context of 0 tokens until the host retires it.
 
+Formats whose ends are markers of several tokens take ``end_markers`` instead of ``_advance``; the
+others compile to the same code as without them.
+
 ``row_fields`` is the layout of a row; the scheduler writes the first values. The host follows from
 ``output_tokens`` alone. Knows rows of the device batch, not sequences.
 """
@@ -23,6 +26,7 @@ from torch import Tensor
 
 from s1engine.kernels import launch_table
 from s1engine.kernels import row_fields as field
+from s1engine.kernels.end_markers import advance_with_markers
 from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 
@@ -104,14 +108,19 @@ def _budget_step_kernel(
     sample_position_ptr,  # [B] int64
     output_tokens_ptr,  # [num_steps, B] int32
     step_counter_ptr,  # [1] int32
+    next_ptr,  # [states, marker_vocab] uint8; this and the next two are read if MARKERS
+    depth_ptr,  # [states] int32
+    token_len_ptr,  # [marker_vocab] uint8
     rows,
     num_triggers,
     vocab,
     table_stride,
     num_steps,
     null_slot,
+    marker_vocab,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    MARKERS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     launch_dependents(PDL)  # a single program holds no SM that the next kernel needs
@@ -141,20 +150,45 @@ def _budget_step_kernel(
     trigger = _is_in(sampled, trigger_ptr, zero, zero + num_triggers, advances)
     wait_len = _load_parameter(parameters, field.WAIT_LEN, rows, live)
     min_thinking = _load_parameter(parameters, field.MIN_THINKING, rows, live)
-    new_phase, new_banned, new_tail, new_n, new_waits, keeps, begin, length = _advance(
-        phase, banned, tail, n, maximum, waits, min_thinking,
-        _load_parameter(parameters, field.NUM_WAITS, rows, live),
-        _load_parameter(parameters, field.WAIT_BEGIN, rows, live),
-        wait_len,
-        _load_parameter(parameters, field.WAIT_NEWLINE, rows, live),
-        _load_parameter(parameters, field.NATURAL_BEGIN, rows, live),
-        _load_parameter(parameters, field.NATURAL_LEN, rows, live),
-        _load_parameter(parameters, field.FORCED_BEGIN, rows, live),
-        _load_parameter(parameters, field.NEWLINE_LEN, rows, live),
-        _load_parameter(parameters, field.FORCED_LEN, rows, live),
-        _load_parameter(parameters, field.NEWLINE_ALWAYS, rows, live),
-        trigger, ends_line,
-    )  # fmt: skip
+    num_waits = _load_parameter(parameters, field.NUM_WAITS, rows, live)
+    wait_begin = _load_parameter(parameters, field.WAIT_BEGIN, rows, live)
+    wait_newline = _load_parameter(parameters, field.WAIT_NEWLINE, rows, live)
+    natural_begin = _load_parameter(parameters, field.NATURAL_BEGIN, rows, live)
+    natural_len = _load_parameter(parameters, field.NATURAL_LEN, rows, live)
+    forced_begin = _load_parameter(parameters, field.FORCED_BEGIN, rows, live)
+    newline_len = _load_parameter(parameters, field.NEWLINE_LEN, rows, live)
+    forced_len = _load_parameter(parameters, field.FORCED_LEN, rows, live)
+    newline_always = _load_parameter(parameters, field.NEWLINE_ALWAYS, rows, live)
+    if MARKERS:
+        match = _load(row, field.MATCH, rows, live)
+        held = _load(row, field.HELD, rows, live)
+        starts = _load(row, field.STARTS, rows, live)
+        known = known & (sampled < marker_vocab)
+        entry = next_ptr + match.to(tl.int64) * marker_vocab + sampled
+        next_state = tl.load(entry, mask=known, other=0).to(tl.int32)
+        token_len = tl.load(token_len_ptr + sampled, mask=known, other=1).to(tl.int32)
+        (
+            new_phase, new_banned, new_tail, new_n, new_waits, new_match, new_held, new_starts,
+            keeps, begin, length, dropped,
+        ) = advance_with_markers(
+            phase, banned, tail, n, maximum, waits, min_thinking, num_waits, wait_begin, wait_len,
+            wait_newline, natural_begin, natural_len, forced_begin, newline_len, forced_len,
+            newline_always, trigger, ends_line, match, held, starts,
+            _load_parameter(parameters, field.AFTER_MARKER_BEGIN, rows, live),
+            _load_parameter(parameters, field.AFTER_MARKER_LEN, rows, live),
+            next_state, token_len, depth_ptr,
+        )  # fmt: skip
+        match = tl.where(advances, new_match, match)
+        _store(row, field.MATCH, rows, live, match)
+        _store(row, field.HELD, rows, live, tl.where(advances, new_held, held))
+        _store(row, field.STARTS, rows, live, tl.where(advances, new_starts, starts))
+        position -= tl.where(advances, dropped, 0)
+    else:
+        new_phase, new_banned, new_tail, new_n, new_waits, keeps, begin, length = _advance(
+            phase, banned, tail, n, maximum, waits, min_thinking, num_waits, wait_begin, wait_len,
+            wait_newline, natural_begin, natural_len, forced_begin, newline_len, forced_len,
+            newline_always, trigger, ends_line,
+        )  # fmt: skip
     phase = tl.where(advances, new_phase, phase)
     banned = tl.where(advances, new_banned, banned)
     tail = tl.where(advances, new_tail, tail)
@@ -200,7 +234,10 @@ def _budget_step_kernel(
     _store(row, field.INPUT_IDS, rows, live, tl.where(runs, fed, 0))
     _store(row, field.POSITIONS, rows, live, tl.where(runs, position, 0))
     _store(row, field.CONTEXT_LENS, rows, live, tl.where(runs, position + 1, 0))
-    _store(row, field.SAMPLE_BANNED, rows, live, bans.to(tl.int32))
+    ban = bans.to(tl.int32)
+    if MARKERS:
+        ban *= 1 + match
+    _store(row, field.SAMPLE_BANNED, rows, live, ban)
     tl.store(slot_ptr + b, tl.where(runs, slot, null_slot), mask=live)
     tl.store(sample_position_ptr + b, (position + 1).to(tl.int64), mask=live)
     step = tl.load(step_counter_ptr)
@@ -224,6 +261,7 @@ def budget_step(
     step_counter: Tensor,
     block_size: int,
     null_slot: int,
+    markers: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> None:
     """Advance B rows by ``sampled`` [B] int64, in place, and write the inputs of the next step.
 
@@ -232,6 +270,8 @@ def budget_step(
         newlines: [V] uint8, 1 where the token's text ends in a newline.
         block_table: [B, max_blocks] int32; holds the block of the next position.
         slot_mapping, sample_positions: [B] int64, written.
+        markers: the end matcher of a format that has one: next states [states, V] uint8, depths
+            [states] int32, bytes of each token [V] uint8, 1 to 31.
         output_tokens: [steps, B] int32; row ``step_counter`` [1] int32 modulo steps is written.
     """
     rows = sampled.shape[0]
@@ -243,10 +283,13 @@ def budget_step(
         assert ints.dtype == torch.int32
     assert newlines.dtype == torch.uint8 and block_table.stride(1) == 1
     assert output_tokens.shape[1] == rows and output_tokens.is_contiguous()
+    next_state, depths, token_lens = markers or (newlines, triggers, newlines)
+    assert next_state.dtype == token_lens.dtype == torch.uint8 and depths.dtype == torch.int32
+    assert next_state.is_contiguous()
     _budget_step_kernel[(1,)](
         sampled, fields, phrases, triggers, newlines, block_table, slot_mapping, sample_positions,
-        output_tokens, step_counter, rows, len(triggers), len(newlines), block_table.stride(0),
-        output_tokens.shape[0], null_slot,
+        output_tokens, step_counter, next_state, depths, token_lens, rows, len(triggers),
+        len(newlines), block_table.stride(0), output_tokens.shape[0], null_slot, len(token_lens),
         BLOCK_SIZE=block_size, BLOCK_B=launch_table.next_power_of_2(rows),
-        **launch_table.BUDGET_STEP.kwargs(),
+        MARKERS=markers is not None, **launch_table.BUDGET_STEP.kwargs(),
     )  # fmt: skip

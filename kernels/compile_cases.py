@@ -167,12 +167,14 @@ def _head(tokens: int, k: int, dtype: torch.dtype = BF16, triggers: int = 0) -> 
     )  # fmt: skip
 
 
-def _step(rows: int) -> None:
+def _step(rows: int, states: int = 0) -> None:
+    lens, table = empty(VOCAB, dtype=torch.uint8), empty(states, VOCAB, dtype=torch.uint8)
     budget_step(
         _longs(rows), _ints(row_fields.NUM_FIELDS, rows), _ints(1000), _ints(3),
         empty(VOCAB, dtype=torch.uint8), _ints(rows, 512),
         slot_mapping=_longs(rows), sample_positions=_longs(rows), output_tokens=_ints(32, rows),
         step_counter=_ints(1), block_size=64, null_slot=64,
+        markers=(table, _ints(states), lens) if states else None,
     )  # fmt: skip
 
 
@@ -300,4 +302,6 @@ CASES: dict[str, CompileCase] = {
     "sample filtered with triggers": CompileCase(partial(_sample, True, False, 3)),
     "budget_step B=1": CompileCase(partial(_step, 1)),
     "budget_step B=128": CompileCase(partial(_step, 128)),
+    "budget_step B=1 end markers": CompileCase(partial(_step, 1, 20)),
+    "budget_step B=128 end markers": CompileCase(partial(_step, 128, 20)),
 }

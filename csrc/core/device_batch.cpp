@@ -16,7 +16,8 @@ size_t phrase_tokens(const Sequence& sequence) {
   if (sequence.thinking.phase != Phase::kThinking) return tokens;
   const BudgetParams& params = sequence.budget;
   return tokens + params.wait.size() + params.format->natural_end.size() +
-         params.format->newline.size() + params.forced_end.size();
+         params.format->after_marker.size() + params.format->newline.size() +
+         params.forced_end.size();
 }
 
 }  // namespace
@@ -60,6 +61,9 @@ void DeviceBatch::write_state(int32_t row, const Sequence& sequence) {
   at(kThinkingTokens, row) = state.thinking_tokens;
   at(kMaxThinking, row) = state.max_thinking;
   at(kWaitsUsed, row) = state.waits_used;
+  at(kMatch, row) = state.match;
+  at(kHeld, row) = state.held;
+  at(kStarts, row) = static_cast<int32_t>(state.starts);
   write_phrase(row, kPending, kRemaining, pending_phrase(sequence));
   at(kInput, row) = sequence.tokens[static_cast<size_t>(sequence.num_computed)];
   at(kPosition, row) = sequence.num_computed;
@@ -77,6 +81,7 @@ void DeviceBatch::write_params(int32_t row, const Sequence& sequence) {
   write_phrase(row, kWaitBegin, kWaitLen, params.wait);
   at(kWaitNewline, row) = !params.wait.empty() && format.is_newline(params.wait.back());
   write_phrase(row, kNaturalBegin, kNaturalLen, format.natural_end);
+  write_phrase(row, kAfterMarkerBegin, kAfterMarkerLen, format.after_marker);
   write_phrase(row, kForcedBegin, kNewlineLen, format.newline);
   add_phrase(params.forced_end);  // directly after the newline
   at(kForcedLen, row) = static_cast<int32_t>(params.forced_end.size());
@@ -90,7 +95,7 @@ void DeviceBatch::write_inputs(int32_t row, const Sequence& sequence, int32_t bl
   at(kInputIds, row) = at(kInput, row);
   at(kPositions, row) = position;
   at(kContextLens, row) = position + 1;
-  at(kSampleBanned, row) = bans_triggers(sequence.budget, sequence.thinking);
+  at(kSampleBanned, row) = ban_code(sequence.budget, sequence.thinking);
   slot_mapping[row] = block * block_size + position % block_size;
   sample_positions[row] = position + 1;
 }

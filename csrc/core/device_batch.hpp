@@ -23,6 +23,9 @@ enum RowField : int32_t {
   kThinkingTokens,
   kMaxThinking,
   kWaitsUsed,
+  kMatch,
+  kHeld,
+  kStarts,
   kPending,
   kRemaining,
   kInput,
@@ -36,6 +39,8 @@ enum RowField : int32_t {
   kWaitNewline,
   kNaturalBegin,
   kNaturalLen,
+  kAfterMarkerBegin,
+  kAfterMarkerLen,
   kForcedBegin,  // the newline, then the forced end
   kNewlineLen,
   kForcedLen,
@@ -51,13 +56,40 @@ enum RowField : int32_t {
   kNumRowFields
 };
 
-constexpr std::array<const char*, kNumRowFields> kRowFieldNames = {
-    "phase",        "banned",         "tail_newline", "thinking_tokens", "max_thinking",
-    "waits_used",   "pending",        "remaining",    "input",           "position",
-    "finish",       "min_thinking",   "num_waits",    "wait_begin",      "wait_len",
-    "wait_newline", "natural_begin",  "natural_len",  "forced_begin",    "newline_len",
-    "forced_len",   "newline_always", "max_len",      "stop_begin",      "stop_len",
-    "input_ids",    "positions",      "context_lens", "sample_banned"};
+constexpr std::array<const char*, kNumRowFields> kRowFieldNames = {"phase",
+                                                                   "banned",
+                                                                   "tail_newline",
+                                                                   "thinking_tokens",
+                                                                   "max_thinking",
+                                                                   "waits_used",
+                                                                   "match",
+                                                                   "held",
+                                                                   "starts",
+                                                                   "pending",
+                                                                   "remaining",
+                                                                   "input",
+                                                                   "position",
+                                                                   "finish",
+                                                                   "min_thinking",
+                                                                   "num_waits",
+                                                                   "wait_begin",
+                                                                   "wait_len",
+                                                                   "wait_newline",
+                                                                   "natural_begin",
+                                                                   "natural_len",
+                                                                   "after_marker_begin",
+                                                                   "after_marker_len",
+                                                                   "forced_begin",
+                                                                   "newline_len",
+                                                                   "forced_len",
+                                                                   "newline_always",
+                                                                   "max_len",
+                                                                   "stop_begin",
+                                                                   "stop_len",
+                                                                   "input_ids",
+                                                                   "positions",
+                                                                   "context_lens",
+                                                                   "sample_banned"};
 
 // In the output tokens: this step sampled nothing for the row, because a phrase was being fed or
 // the row had finished.

@@ -368,8 +368,6 @@ int32_t Scheduler::begin_multi_step(ScheduledBatch& batch, DeviceBatch& device_b
   if (plan_.rows.size() != running_.size()) return 0;
   for (const PlannedRow& row : plan_.rows) {
     if (row.num_samples == 0 || row.num_scheduled > max_inline_tokens) return 0;
-    const BudgetFormat* format = row.sequence->budget.format.get();
-    if (format != nullptr && !format->end_markers.empty()) return 0;
   }
   num_steps = run_.begin(plan_, batch, device_batch, num_steps);
   if (num_steps > 0) in_step_ = false;

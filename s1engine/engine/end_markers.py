@@ -111,16 +111,16 @@ def make_core_format(
     takes a second for a large vocabulary."""
     token_bytes: list[bytes] = []
     after_marker: list[int] = []
+    natural_end = fmt.tools_end if tools else fmt.natural_end
     if fmt.end_markers:
         token_bytes = [*map(make_token_bytes(tokenizer), range(vocab_limit))]
-        end = tokenizer.decode(fmt.natural_end, skip_special_tokens=False)
-        first = fmt.end_markers[0]
-        if end.startswith(first) and end != first:
-            after_marker = tokenizer.encode(end[len(first) :])
+        end = tokenizer.decode(natural_end, skip_special_tokens=False)
+        rests = [end[len(text) :] for text in fmt.end_markers if end.startswith(text)]
+        after_marker = tokenizer.encode(min(rests, key=len)) if rests else []
     try:
         return _core.BudgetFormat(
             triggers=list(fmt.triggers),
-            natural_end=list(fmt.tools_end if tools else fmt.natural_end),
+            natural_end=list(natural_end),
             newline=list(fmt.newline),
             newline_always=fmt.newline_always,
             ends_in_newline=tokenizer.newlines,

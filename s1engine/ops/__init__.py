@@ -67,6 +67,15 @@ class SamplingMetadata:
 
 
 @dataclass(frozen=True, slots=True)
+class EndTensors:
+    """The end matcher of csrc/core/end_matcher.hpp."""
+
+    next_state: Tensor  # [states, V] uint8; from END_COMPLETE on a marker is complete
+    depths: Tensor  # [states] int32, bytes of a marker that a state has matched
+    token_lens: Tensor  # [V] uint8, bytes of a token, 1 to 31
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceBatchTensors:
     """What the device needs to run decode steps of B rows without the host: the rows (``fields``,
     ``phrases``, written by ``Scheduler.begin_multi_step``), how they sample, and where the sampled
@@ -88,6 +97,7 @@ class DeviceBatchTensors:
     step_counter: Tensor  # [1] int32, steps so far; modulo `steps` the next row of output_tokens
     block_size: int
     null_slot: int  # where rows that have finished write
+    ends: EndTensors | None = None  # of a format with end markers of several tokens
 
     def field(self, name: str) -> Tensor:
         """A field of every row, [B] int32, as a view."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from s1engine import _core
 from s1engine.ops import DeviceBatchTensors, SamplingMetadata
+from s1engine.ops.torch_end_markers import advance_with_markers, end_ids
 
 THINKING, ANSWERING = _core.Phase.THINKING.value, _core.Phase.ANSWERING.value
 STOP, LENGTH = _core.FinishReason.STOP.value, _core.FinishReason.LENGTH.value
@@ -22,7 +23,12 @@ def budget_step(sampled: Tensor, batch: DeviceBatchTensors) -> None:
     advances = (field("finish") == 0) & (field("remaining") == 0)  # its sampled token counts
     ids = sampled.to(torch.int32)
     was_thinking = field("phase") == THINKING
-    keeps, begin, length = _advance(batch, ids, advances)
+    if batch.ends is None:
+        keeps, begin, length = _advance(batch, ids, advances)
+    else:
+        moved = advance_with_markers(batch, ids, advances, _ends_line(batch, ids))
+        keeps, begin, length = moved.keeps, moved.begin, moved.length
+        field("position").sub_(torch.where(advances, moved.dropped, 0))
     keeps &= advances
     field("pending").copy_(torch.where(advances, begin, field("pending")))
     field("remaining").copy_(torch.where(advances, length, field("remaining")))
@@ -56,8 +62,7 @@ def _advance(
     natural = thinking & trigger & ~wait & ~refuse
     kept = thinking & ~trigger & (n < maximum)
     forced = thinking & ~trigger & (n + kept >= maximum)
-    ends_line = batch.newlines[ids.long().clamp(0, len(batch.newlines) - 1)] != 0
-    tail = torch.where(kept, ends_line, field("tail_newline") != 0)
+    tail = torch.where(kept, _ends_line(batch, ids), field("tail_newline") != 0)
     newline = (field("newline_always") != 0) | ~tail
 
     length = wait * field("wait_len") + natural * field("natural_len")
@@ -73,6 +78,10 @@ def _advance(
     phase = field("phase")
     phase.copy_(torch.where(forced | natural, ANSWERING, phase))
     return kept | ~thinking, begin, length
+
+
+def _ends_line(batch: DeviceBatchTensors, ids: Tensor) -> Tensor:
+    return batch.newlines[ids.long().clamp(0, len(batch.newlines) - 1)] != 0
 
 
 def _is_in_phrases(ids: Tensor, batch: DeviceBatchTensors, begin: Tensor, length: Tensor) -> Tensor:
@@ -105,7 +114,7 @@ def _feed(batch: DeviceBatchTensors, ids: Tensor, keeps: Tensor) -> None:
     field("input_ids").copy_(torch.where(runs, fed, 0))
     field("positions").copy_(torch.where(runs, position, 0))
     field("context_lens").copy_(torch.where(runs, position + 1, 0))
-    field("sample_banned").copy_(bans)
+    field("sample_banned").copy_(bans * (1 + field("match")))
     batch.slot_mapping.copy_(torch.where(runs, slot, batch.null_slot))
     batch.sample_positions.copy_(position + 1)
 
@@ -115,6 +124,9 @@ def sampling_metadata(batch: DeviceBatchTensors, filtered: bool) -> SamplingMeta
     rows = batch.field("sample_banned").nonzero()[:, 0]
     triggers = batch.triggers.long()
     banned = (rows.repeat_interleave(len(triggers)), triggers.repeat(len(rows)))
+    if batch.ends is not None and len(rows):
+        row_of, ids = end_ids(batch).nonzero(as_tuple=True)
+        banned = (row_of, ids)
     return SamplingMetadata(
         temperature=batch.temperature,
         top_k=batch.top_k,

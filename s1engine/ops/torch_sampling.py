@@ -46,7 +46,7 @@ def sample(logits: Tensor, meta: SamplingMetadata) -> Tensor:
 
 def adjust_logits(logits: Tensor, meta: SamplingMetadata) -> None:
     """Replace NaN and infinity, then apply bias, penalties and bans, in place."""
-    logits.nan_to_num_(nan=-LOGIT_LIMIT).clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)
+    sanitize_logits(logits)
     if meta.bias is not None:
         rows, ids, values = meta.bias
         logits.index_put_((rows, ids), values, accumulate=True)
@@ -55,6 +55,11 @@ def adjust_logits(logits: Tensor, meta: SamplingMetadata) -> None:
         logits.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)
     if meta.banned is not None:
         logits[meta.banned] = -math.inf
+
+
+def sanitize_logits(logits: Tensor) -> Tensor:
+    """Replace NaN and infinity, in place."""
+    return logits.nan_to_num_(nan=-LOGIT_LIMIT).clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)
 
 
 def _penalize(logits: Tensor, penalties: Penalties) -> None:

@@ -36,6 +36,7 @@ from s1engine.ops import (
 )
 from s1engine.ops.fp8_linear import fp8_linear
 from s1engine.ops.quantization import FP8, QuantizedMatrix
+from s1engine.ops.torch_end_markers import end_ids
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.unfused import Unfused
 
@@ -219,7 +220,15 @@ class TritonOps(Unfused):
     ) -> None:
         assert isinstance(weight, Tensor)  # HEAD_FORMATS
         bans = {"banned": batch.field("sample_banned"), "triggers": batch.triggers}
-        if not filtered and launch_table.fits_skinny_gemm(hidden.shape[0], *weight.shape):
+        ends = batch.ends
+        if ends is not None:  # what is banned depends on the row's state
+            logits = torch_sampling.sanitize_logits(self.logits(hidden, norm, eps, weight))
+            sampled = sample(
+                logits.masked_fill_(end_ids(batch), float("-inf")), batch.temperature, batch.top_k,
+                batch.top_p, batch.min_p, batch.seeds, batch.sample_positions,
+                filtered=filtered, logits_sanitized=True,
+            )  # fmt: skip
+        elif not filtered and launch_table.fits_skinny_gemm(hidden.shape[0], *weight.shape):
             sampled = norm_head_sample(
                 hidden, norm, eps, weight, batch.temperature, batch.seeds, batch.sample_positions,
                 **bans,
@@ -236,6 +245,7 @@ class TritonOps(Unfused):
             sample_positions=batch.sample_positions, output_tokens=batch.output_tokens,
             step_counter=batch.step_counter, block_size=batch.block_size,
             null_slot=batch.null_slot,
+            markers=None if ends is None else (ends.next_state, ends.depths, ends.token_lens),
         )  # fmt: skip
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -74,9 +74,10 @@ class CudaGraphRunner:
         self._host_table = block_table
         on_device = device != "cpu"
         self._table = torch.zeros_like(block_table, device=device) if on_device else block_table
+        ends = fmt.end_tensors(device)
         self._buffers = {
             size: DeviceBatchBuffer(size, steps=max_steps, fmt=fmt,
-                                    block_table=self._table[:size], device=device)
+                                    block_table=self._table[:size], device=device, ends=ends)
             for size in sizes
         }  # fmt: skip
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from s1engine import _core
-from s1engine.ops import DeviceBatchTensors
+from s1engine.ops import DeviceBatchTensors, EndTensors
 from s1engine.runner.thinking_ends import ThinkingEnds
 
 PHRASE_TOKENS = 256  # room for the phrases and stop tokens of one row, on average
@@ -27,13 +27,22 @@ class DeviceBatchFormat:
     block_size: int
     null_slot: int
 
+    def end_tensors(self, device: str) -> EndTensors | None:
+        """The end matcher's tables on ``device``, for all device batches; None without one."""
+        tables = self.ends.tables
+        if tables is None:
+            return None
+        arrays = (tables.next_state, tables.depths, tables.token_lens)
+        return EndTensors(*(torch.from_numpy(array).to(device) for array in arrays))
+
 
 class DeviceBatchBuffer:
     """``state`` for ``rows`` rows and up to ``steps`` steps a launch."""
 
     def __init__(
-        self, rows: int, *, steps: int, fmt: DeviceBatchFormat, block_table: Tensor, device: str
-    ) -> None:
+        self, rows: int, *, steps: int, fmt: DeviceBatchFormat, block_table: Tensor, device: str,
+        ends: EndTensors | None = None,
+    ) -> None:  # fmt: skip
         def allocate(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, pin_memory=device != "cpu")
 
@@ -75,6 +84,7 @@ class DeviceBatchBuffer:
             step_counter=torch.zeros(1, dtype=torch.int32, device=device),
             block_size=fmt.block_size,
             null_slot=fmt.null_slot,
+            ends=ends,
         )
         self.finish_all()
 

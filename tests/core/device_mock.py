@@ -15,6 +15,7 @@ from torch import Tensor
 from s1engine import _core
 from s1engine.ops import DeviceBatchTensors
 from s1engine.ops.torch_budget import budget_step
+from s1engine.runner.device_batch import DeviceBatchFormat
 from tests.core.paged_mock import VOCAB, PagedMock
 from tests.core.reference import Model
 
@@ -48,6 +49,8 @@ class DeviceMock(PagedMock):
         self.phrases = torch.full((400,), -1, dtype=torch.int32)
         self.in_flight: deque[Tensor] = deque()  # tokens [steps, B] that the host has not seen
         self.num_device_steps = 0
+        fmt = DeviceBatchFormat(self.ends, flags, self.block_size, self.null_slot)
+        self.end_tensors = fmt.end_tensors("cpu")
 
     def step(self, model: Model) -> None:
         """One step on the host; the device may be several groups of steps ahead."""
@@ -109,6 +112,7 @@ class DeviceMock(PagedMock):
             step_counter=torch.zeros(1, dtype=torch.int32),
             block_size=self.block_size,
             null_slot=self.null_slot,
+            ends=self.end_tensors,
         )
         for _ in range(steps):
             budget_step(

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from torch import Tensor
 from s1engine import _core
 from s1engine.kernels import row_fields
 from s1engine.kernels.budget_step import budget_step
+from s1engine.ops import DeviceBatchTensors, EndTensors, torch_budget
+from s1engine.runner.thinking_ends import EndTables
 
 VOCAB = 12
 TRIGGERS = (2, 3)
@@ -25,6 +28,23 @@ FINISH = {"": 0, "stop": 1, "length": 2}
 
 ids = st.integers(0, VOCAB - 1)
 phrases = st.lists(ids, max_size=3)
+
+
+@dataclass(frozen=True)
+class Markers:
+    """End markers of several tokens, and the bytes of all tokens; none by default."""
+
+    texts: tuple[bytes, ...] = ()
+    token_bytes: tuple[bytes, ...] = ()
+
+
+@st.composite
+def end_markers(draw: st.DrawFn) -> Markers:
+    """Over a tiny alphabet, so that a few tokens begin, break off and complete them."""
+    letters = st.text("ab", min_size=1, max_size=6).map(str.encode)
+    pieces = st.text("ab", max_size=3).map(str.encode)
+    words = draw(st.lists(pieces, min_size=VOCAB, max_size=VOCAB))
+    return Markers(tuple(draw(st.lists(letters, min_size=1, max_size=2))), tuple(words))
 
 
 @dataclass
@@ -44,7 +64,10 @@ class Row:
     max_new: int
     newlines: tuple[int, ...]
     tail_newline: bool
+    markers: Markers = Markers()
+    after_marker: tuple[int, ...] = ()
     thought: int = 0  # above max_thinking after the host has lowered it
+    format: Any = None
     core: Any = None
     state: Any = None
     fed: int = 6
@@ -61,7 +84,11 @@ class Row:
             newline=self.newline,
             newline_always=self.newline_always,
             ends_in_newline=flags,
+            end_markers=list(self.markers.texts),
+            token_bytes=list(self.markers.token_bytes),
+            after_marker=list(self.after_marker),
         )
+        self.format = fmt
         self.core = _core.BudgetParams(
             format=fmt,
             wait=self.wait,
@@ -88,6 +115,9 @@ class Row:
             self.queue = _core.advance(self.core, self.state, sampled)
             if not self.queue:
                 return
+            dropped = self.queue.count(-1)
+            self.num_tokens -= dropped
+            del self.queue[:dropped]
             self.num_tokens += len(self.queue)
             if not thinking and sampled in STOPS:
                 self.finish = "stop"
@@ -102,12 +132,12 @@ class Row:
 
 
 @st.composite
-def rows(draw: st.DrawFn, newlines: tuple[int, ...]) -> Row:
+def rows(draw: st.DrawFn, newlines: tuple[int, ...], markers: Markers) -> Row:
     maximum = draw(st.integers(1, 12) | st.just(FOREVER))
     return Row(
         thinks=draw(st.booleans() | st.just(True)),
         wait=draw(phrases),
-        natural_end=draw(phrases),
+        natural_end=draw(st.lists(ids, min_size=len(markers.texts) > 0, max_size=3)),
         newline=draw(st.lists(ids, max_size=2)),
         forced_end=draw(st.lists(ids, min_size=1, max_size=3)),
         newline_always=draw(st.booleans()),
@@ -118,6 +148,8 @@ def rows(draw: st.DrawFn, newlines: tuple[int, ...]) -> Row:
         max_new=draw(st.integers(1, 60)),
         newlines=newlines,
         tail_newline=draw(st.booleans()),
+        markers=markers,
+        after_marker=tuple(draw(phrases)),
         thought=draw(st.integers(0, 6)),
     )
 
@@ -145,6 +177,9 @@ class Device:
                 "thinking_tokens": row.thought,
                 "max_thinking": row.max_thinking,
                 "waits_used": 0,
+                "match": 0,
+                "held": 0,
+                "starts": 0,
                 "pending": 0,
                 "remaining": 0,
                 "input": row.fed,
@@ -157,6 +192,8 @@ class Device:
                 "wait_newline": last in row.newlines,
                 "natural_begin": append(row.natural_end),
                 "natural_len": len(row.natural_end),
+                "after_marker_begin": append(list(row.after_marker)),
+                "after_marker_len": len(row.after_marker),
                 "forced_begin": append(row.newline + row.forced_end),
                 "newline_len": len(row.newline),
                 "forced_len": len(row.forced_end),
@@ -171,6 +208,11 @@ class Device:
         flags = np.zeros(VOCAB, np.uint8)
         flags[list(batch[0].newlines)] = 1
         self.newlines = torch.from_numpy(flags)
+        self.ends: EndTensors | None = None
+        tables = EndTables.of(batch[0].format)
+        if tables is not None:
+            arrays = (tables.next_state, tables.depths, tables.token_lens)
+            self.ends = EndTensors(*map(torch.from_numpy, arrays))
         capacity = max(row.max_len for row in batch) // BLOCK_SIZE + 3
         self.table = torch.randperm(count * capacity).view(count, capacity).to(torch.int32)
         self.output_tokens = torch.full((num_steps, count), 77, dtype=torch.int32)
@@ -185,6 +227,9 @@ class Device:
         return int(values[row])
 
     def step(self, sampled: list[int]) -> None:
+        """One step of the kernel, which must leave the tensors of torch's step."""
+        wanted = self.step_in_torch(sampled)
+        ends = self.ends
         budget_step(
             torch.tensor(sampled),
             self.fields,
@@ -196,8 +241,42 @@ class Device:
             step_counter=self.step_counter,
             block_size=BLOCK_SIZE,
             null_slot=NULL_SLOT,
+            markers=None if ends is None else (ends.next_state, ends.depths, ends.token_lens),
             **self.next,
         )
+        for name in FIELDS:
+            own, theirs = self.fields[FIELDS.index(name)], wanted.field(name)
+            if name == "pending":  # begins a phrase, if there is one
+                fed = wanted.field("remaining") > 0
+                own, theirs = own[fed], theirs[fed]
+            assert torch.equal(own, theirs), name
+        assert torch.equal(self.output_tokens, wanted.output_tokens)
+        assert torch.equal(self.next["slot_mapping"], wanted.slot_mapping)
+
+    def step_in_torch(self, sampled: list[int]) -> DeviceBatchTensors:
+        """The tensors that a step of the definition in torch leaves."""
+        unused = torch.zeros(len(sampled))
+        tensors = DeviceBatchTensors(
+            fields=self.fields.clone(),
+            phrases=self.phrases,
+            slot_mapping=self.next["slot_mapping"].clone(),
+            sample_positions=self.next["sample_positions"].clone(),
+            block_table=self.table,
+            temperature=unused,
+            top_k=unused,
+            top_p=unused,
+            min_p=unused,
+            seeds=unused,
+            triggers=torch.tensor(TRIGGERS, dtype=torch.int32),
+            newlines=self.newlines,
+            output_tokens=self.output_tokens.clone(),
+            step_counter=self.step_counter.clone(),
+            block_size=BLOCK_SIZE,
+            null_slot=NULL_SLOT,
+            ends=self.ends,
+        )
+        torch_budget.budget_step(torch.tensor(sampled), tensors)
+        return tensors
 
 
 def check_row(device: Device, row: Row, i: int) -> None:
@@ -209,7 +288,10 @@ def check_row(device: Device, row: Row, i: int) -> None:
     assert device.get("waits_used", i) == state.waits_used
     assert device.get("finish", i) == FINISH[row.finish]
     inputs = {name: device.get(name, i) for name in (*device.next, *FIELDS[-4:])}
-    assert inputs["sample_banned"] == _core.bans_triggers(row.core, state)
+    assert inputs["sample_banned"] == _core.ban_code(row.core, state)
+    thinks = state.phase == _core.Phase.THINKING
+    for name in ("match", "held", "starts"):
+        assert device.get(name, i) == getattr(state, name) or not thinks
     if row.finish:
         assert (inputs["slot_mapping"], inputs["context_lens"]) == (NULL_SLOT, 0)
         return
@@ -222,9 +304,12 @@ def check_row(device: Device, row: Row, i: int) -> None:
 
 @settings(max_examples=20)
 @given(data=st.data())
-def test_rows_follow_the_core_bit_for_bit(data: st.DataObject) -> None:
+@pytest.mark.parametrize("marked", [False, True])
+def test_rows_follow_the_core_bit_for_bit(marked: bool, data: st.DataObject) -> None:
+    """And torch's form of the step, whose tensors ``Device.step`` compares."""
     newlines = tuple(data.draw(st.sets(ids, max_size=3)))
-    batch = data.draw(st.lists(rows(newlines), min_size=1, max_size=8))
+    markers = data.draw(end_markers()) if marked else Markers()
+    batch = data.draw(st.lists(rows(newlines, markers), min_size=1, max_size=8))
     device = Device(batch, num_steps=7)
     favourites = st.sampled_from([*TRIGGERS, *STOPS, 6, 7, 8]) | ids
     for step in range(data.draw(st.integers(1, 20))):
@@ -263,3 +348,4 @@ def test_the_values_are_the_cores() -> None:
     for name in ("STOP", "LENGTH"):
         assert getattr(row_fields, name).value == getattr(_core.FinishReason, name).value
     assert row_fields.NO_TOKEN.value == _core.NO_TOKEN
+    assert row_fields.COMPLETE.value == _core.END_COMPLETE

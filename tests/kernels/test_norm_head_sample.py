@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from s1engine import _core
 from s1engine.kernels.norm_head_sample import norm_head_sample
 from s1engine.ops import SamplingMetadata
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.triton_ops import TritonOps
 from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
-from s1engine.runner.thinking_ends import ThinkingEnds
+from s1engine.runner.thinking_ends import EndTables, ThinkingEnds
 from tests.ops.test_sampling import make_sampling
 
 TORCH = TorchOps()
@@ -87,30 +88,49 @@ def test_triggers_are_banned_row_by_row(rows: int) -> None:
     assert set(got[rows // 2 :]) <= {3, 77}
 
 
-def make_batch(rows: int, size: int) -> DeviceBatchBuffer:
-    """Rows with different bans and filters, none of which finishes soon."""
-    fmt = DeviceBatchFormat(
-        ThinkingEnds((3, 7)), np.zeros(size, np.uint8), block_size=4, null_slot=99
-    )
+def marker_tables(size: int) -> EndTables | None:
+    """Of the end marker "ab", which many of the tokens begin or complete."""
+    texts = [b"a", b"b", b"c", b"ba", b"cab", b"bc"]
+    core = _core.BudgetFormat(
+        triggers=[3, 7], natural_end=[3], newline=[], newline_always=False,
+        ends_in_newline=np.zeros(size, np.uint8), end_markers=[b"ab"],
+        token_bytes=[texts[i % len(texts)] for i in range(size)],
+    )  # fmt: skip
+    return EndTables.of(core)
+
+
+def make_batch(rows: int, size: int, marked: bool = False) -> DeviceBatchBuffer:
+    """Rows with different bans and filters, none of which finishes soon; ``marked``: half of them
+    hold the first token of an end marker."""
+    ends = ThinkingEnds((3, 7), marker_tables(size) if marked else None)
+    fmt = DeviceBatchFormat(ends, np.zeros(size, np.uint8), block_size=4, null_slot=99)
     table = torch.arange(rows * 9, dtype=torch.int32).view(rows, 9)
-    batch = DeviceBatchBuffer(rows, steps=2, fmt=fmt, block_table=table, device="cpu")
+    batch = DeviceBatchBuffer(
+        rows, steps=4, fmt=fmt, block_table=table, device="cpu", ends=fmt.end_tensors("cpu")
+    )
     fields = {"finish": 0, "phase": 1, "max_thinking": 9, "max_len": 30, "num_waits": 9}
     fields |= {"wait_len": 1, "natural_len": 1, "position": 5}
     for name, value in fields.items():
         batch.state.field(name).fill_(value)
     batch.state.field("sample_banned").copy_(torch.arange(rows) % 2)
+    if marked:
+        half = torch.arange(rows) % 3 == 1
+        for name in ("match", "held", "starts"):
+            batch.state.field(name).copy_(half)
+        batch.state.field("sample_banned").mul_(1 + half)
     batch.temperature[:] = np.arange(rows) % 3
     batch.top_k[:] = np.arange(rows) % 4
     batch.top_p[:] = 1
     return batch
 
 
+@pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize(("rows", "filtered"), [(5, False), (65, False), (5, True)])
-def test_rows_advance_as_on_torch(rows: int, filtered: bool) -> None:
-    """The fused kernel covers neither 65 rows nor filters."""
+def test_rows_advance_as_on_torch(rows: int, filtered: bool, marked: bool) -> None:
+    """The fused kernel covers neither 65 rows nor filters nor end markers."""
     x, norm, head = case(rows, 50, 2, torch.float32)
-    ours, torchs = (make_batch(rows, 50).state for _ in range(2))
-    for _ in range(2):
+    ours, torchs = (make_batch(rows, 50, marked).state for _ in range(2))
+    for _ in range(4):
         TritonOps().sample_and_advance(x, norm, 0.0, head, ours, filtered=filtered)
         TORCH.sample_and_advance(x, norm, 0.0, head, torchs, filtered=filtered)
     assert torch.equal(ours.output_tokens, torchs.output_tokens)
