@@ -58,6 +58,9 @@ class ModelText:
         tokenizer = Tokenizer.from_dir(path, config.chat_template)
         ends = _end_token_ids(path, model, tokenizer)
         thinking = detect_thinking(config, path, tokenizer, ends)
+        name = thinking.format.name if thinking.format else "none"
+        chats = "think" if thinking.by_default else "do not think"
+        logger.info("reasoning format %s, chats %s: %s", name, chats, thinking.reason)
         return cls(model, tokenizer, thinking, ends, min(tokenizer.num_tokens, model.vocab_size))
 
     @property

@@ -9,7 +9,6 @@ from s1engine.config import (
     DTYPES,
     KV_CACHE_DTYPES,
     QUANTIZATIONS,
-    REASONING_FORMATS,
     check_float,
     check_int,
 )
@@ -26,13 +25,15 @@ ENGINE_FLAGS = {
     "tensor_parallel_size": int,
     "kv_cache_memory_gb": float,
     "gpu_memory_utilization": float,
+    "reasoning_format": str,
+    "reasoning_start": str,
+    "reasoning_end": str,
 }
 ENGINE_CHOICES = {
     "dtype": DTYPES,
     "kv_cache_dtype": KV_CACHE_DTYPES,
     "quantization": QUANTIZATIONS,
     "device": DEVICES,
-    "reasoning_format": REASONING_FORMATS,
 }
 
 

@@ -31,7 +31,7 @@ VARIANTS = [(name, True) for name in OWN_TOKENS]
 VARIANTS += [(name, False) for name in OWN_TOKENS if name not in ("s1", "gpt-oss")]
 VARIANTS += [("custom", False)]
 EXAMPLES = settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 NAMES = [f"{name}, {'own tokens' if own else 'spelt out'}" for name, own in VARIANTS]
 

@@ -85,9 +85,19 @@ MANNERS: dict[str, tuple[str, tuple[str, ...], str | None, bool, str]] = {
     ),
     "Gemma 4": (
         "{% if enable_thinking %}<|think|>{% endif %}{% for m in messages %}<|turn>{{ m.role }}\n"
-        "{{ m.content.split('<|channel>thought')[0] }}<turn|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|turn>model\n{% endif %}",
-        GEMMA, "gemma4", False, "model\n",
+        "{{ m.content }}<turn|>\n{% endfor %}{% if add_generation_prompt %}<|turn>model\n"
+        "{% if not enable_thinking | default(false) %}<|channel>thought\n<channel|>{% endif %}"
+        "{% endif %}",
+        GEMMA, "gemma4", False, "model\n<|channel>thought\n<channel|>",
+    ),
+    "thinks only if asked, without a block": (
+        "{% if enable_thinking %}Use <think>.{% endif %}" + TURNS + HEADER + "{% endif %}",
+        TAGS, "think-tag", False, "assistant\n",
+    ),
+    "closes by a word in the system prompt, as Nemotron": (
+        "{% set thinks = messages[0].content != '/no_think' %}" + TURNS + HEADER
+        + "{% if not thinks %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
+        TAGS, "think-tag", True, "assistant\n<think>\n",
     ),
     "gpt-oss": (
         "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>"
