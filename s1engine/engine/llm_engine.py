@@ -28,10 +28,11 @@ from s1engine.engine.live_request import (
     PendingGrammars,
     sample_seed,
 )
+from s1engine.engine.model_text import ModelText
 from s1engine.engine.multi_step import make_multi_step
 from s1engine.engine.output_processor import OutputProcessor, RequestEvent
 from s1engine.engine.request import CompiledBudget, Prompt, Request, drafting_mode
-from s1engine.engine.request_compiler import ModelText, RequestCompiler
+from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.engine.thinking_limits import ThinkingLimits
 from s1engine.errors import RequestFailedError
 from s1engine.models.model_path import resolve_model

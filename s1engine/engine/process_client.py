@@ -28,8 +28,9 @@ from s1engine.engine.core_output import (
     decode_core_outputs,
     request_number,
 )
+from s1engine.engine.model_text import ModelText
 from s1engine.engine.request import Request
-from s1engine.engine.request_compiler import ModelText, RequestCompiler
+from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.engine.request_output import RequestOutputBuilder, StreamEvent
 from s1engine.errors import EngineDeadError, ModelError, RequestError, RequestFailedError
 from s1engine.models.model_path import resolve_model

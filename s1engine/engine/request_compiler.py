@@ -9,89 +9,25 @@ import itertools
 import logging
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from s1engine import _core
 from s1engine.chat_template import resolve_turn
 from s1engine.config import DEFAULT_ANSWER_RESERVE, EngineConfig, check_int, check_unicode
-from s1engine.engine.end_markers import make_core_format
 from s1engine.engine.grammar import GrammarCompiler
+from s1engine.engine.model_text import ModelText
 from s1engine.engine.request import CompiledBudget, Prompt, Request
-from s1engine.engine.thinking_detection import detect_thinking
-from s1engine.engine.thinking_rule import AssistantTurn, ThinkingRule
-from s1engine.errors import ModelError, RequestError
-from s1engine.models.generation_config import read_generation_config, refuse_unsupported
-from s1engine.models.implementation import read_facts
-from s1engine.models.interface import ModelFacts
-from s1engine.reasoning import AnswerMarkers, ReasoningFormat
+from s1engine.engine.thinking_rule import AssistantTurn
+from s1engine.errors import RequestError
+from s1engine.reasoning import AnswerMarkers
 from s1engine.sampling_params import UNLIMITED, SamplingParams, ThinkingBudget
-from s1engine.tokenizer import Tokenizer
 
 MAX_SALT_CHARS = 1024
 MAX_NORMALIZED_CHARS = 4  # characters of a text that normalisation may merge into one
 
 logger = logging.getLogger(__name__)
 _numbers = itertools.count()
-
-
-@dataclass(frozen=True, slots=True)
-class ModelText:
-    """What a model directory holds besides weights: enough to turn requests into integers and
-    integers into text, in a process that does not load the weights."""
-
-    config: ModelFacts
-    tokenizer: Tokenizer
-    thinking: ThinkingRule
-    eos_token_ids: tuple[int, ...]  # end a turn: those of both configs and of the tokenizer
-    vocab_limit: int  # ids below it may be sampled; a prompt may use every row of the embedding
-
-    @classmethod
-    def load(cls, config: EngineConfig, path: Path) -> "ModelText":
-        """Raises ModelError or RequestError."""
-        model = read_facts(path, config.model_impl)
-        if config.generation_config != "none":
-            refuse_unsupported(read_generation_config(path))
-        tokenizer = Tokenizer.from_dir(path, config.chat_template)
-        ends = _end_token_ids(path, model, tokenizer)
-        thinking = detect_thinking(config, path, tokenizer, ends)
-        name = thinking.format.name if thinking.format else "none"
-        chats = "think" if thinking.by_default else "do not think"
-        logger.info("reasoning format %s, chats %s: %s", name, chats, thinking.reason)
-        return cls(model, tokenizer, thinking, ends, min(tokenizer.num_tokens, model.vocab_size))
-
-    @property
-    def format(self) -> ReasoningFormat | None:
-        """The reasoning format; None: no request can think."""
-        return self.thinking.format
-
-    @property
-    def ends_by_tools(self) -> bool:
-        """Thinking ends otherwise where the answer may call tools."""
-        return self.format is not None and self.format.tools_end != self.format.natural_end
-
-    def core_format(self, tools: bool = False) -> _core.BudgetFormat | None:
-        """The reasoning format as the scheduler needs it; None for a model without one. ``tools``:
-        for requests whose answer may call tools."""
-        if self.format is None:
-            return None
-        return make_core_format(self.format, self.tokenizer, self.vocab_limit, tools)
-
-
-def _end_token_ids(path: Path, model: ModelFacts, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that end a turn: the model's and the tokenizer's own. Raises ModelError."""
-    own = tokenizer.eos_token_id
-    if own is None or own in model.eos_token_ids:
-        return model.eos_token_ids
-    if own >= model.vocab_size:
-        raise ModelError(
-            f"{path}: the tokenizer's eos_token has id {own}, outside of vocab_size "
-            f"({model.vocab_size})"
-        )
-    return (*model.eos_token_ids, own)
 
 
 class RequestCompiler:

@@ -182,18 +182,24 @@ def test_a_thinking_field_that_cannot_be_kept_is_refused(llm: LLM, asked: dict[s
 def test_a_continued_turn_keeps_its_tokens(llm: LLM) -> None:
     """An answer cut anywhere and sent back goes on as it would have."""
     compiler, tokenizer = llm.engine.compiler, llm.engine.tokenizer
-    greedy = SamplingParams(temperature=0, max_tokens=40)
-    request = compiler.compile(CHAT, greedy, enable_thinking=False)
-    (whole,) = generate(llm, request)
-    for n in range(1, len(whole.token_ids), 3):
-        text = tokenizer.decode(whole.token_ids[:n], skip_special_tokens=False)
-        if tokenizer.encode(text) != whole.token_ids[:n]:
-            continue  # the text has other tokens than the model wrote
+
+    def continued(text: str, max_tokens: int) -> Request:
         chat = [*CHAT, {"role": "assistant", "content": text}]
-        params = SamplingParams(temperature=0, max_tokens=40 - n)
-        longer = compiler.compile(chat, params, enable_thinking=False)
-        assert longer.prompt.tolist() == request.prompt.tolist() + whole.token_ids[:n]
-        assert longer.budget is None
+        return compiler.compile(chat, SamplingParams(temperature=0, max_tokens=max_tokens))
+
+    begun = "Final Answer: c="
+    request = continued(begun, 12)
+    (whole,) = generate(llm, request)
+    assert request.budget is None and len(whole.token_ids) > 1
+    for n in range(1, len(whole.token_ids)):
+        text = tokenizer.decode(whole.token_ids[:n], skip_special_tokens=False)
+        longer = continued(begun + text, 12 - n)
+        if longer.prompt.tolist() != request.prompt.tolist() + whole.token_ids[:n]:
+            assert (
+                tokenizer.encode(begun + text)[len(tokenizer.encode(begun)) :]
+                != (whole.token_ids[:n])
+            )
+            continue  # the text has other tokens than the model wrote
         assert generate(llm, longer)[0].token_ids == whole.token_ids[n:]
 
 

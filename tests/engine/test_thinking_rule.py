@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from s1engine.config import BUNDLED_MODEL, EngineConfig
+from s1engine.engine.model_text import ModelText
 from s1engine.engine.request import Request
-from s1engine.engine.request_compiler import ModelText, RequestCompiler
+from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.engine.thinking_detection import detect_thinking
 from s1engine.engine.thinking_rule import ThinkingRule
 from s1engine.errors import ModelError, RequestError

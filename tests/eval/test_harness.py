@@ -128,6 +128,13 @@ def test_chats_think_and_raw_prompts_do_not(harness_model: Any, model_class: Any
     ]
     assert texts == [outputs[0].outputs[0].text for outputs in expected]
     assert all(text.startswith("Final Answer:") for text in texts[:1])
+    begun = model.apply_chat_template(
+        [*messages, {"role": "assistant", "content": "b="}], add_generation_prompt=False
+    )
+    assert begun.endswith("assistant\nb=")
+    (text,) = model.generate_until([Instance(begun, max_gen_toks=8)], disable_tqdm=True)
+    raw = model._llm.generate(begun, harness_model.sampling_params({"max_gen_toks": 8}))
+    assert text == raw[0].outputs[0].text and raw[0].outputs[0].thinking is None
     with pytest.raises(NotImplementedError):
         model.loglikelihood([])
 

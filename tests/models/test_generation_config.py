@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from s1engine.config import EngineConfig
 from s1engine.engine.llm import LLM
-from s1engine.engine.request_compiler import ModelText
+from s1engine.engine.model_text import ModelText
 from s1engine.errors import ModelError
 from s1engine.models import ModelConfig
 from s1engine.models.config_reader import ConfigReader
