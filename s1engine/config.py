@@ -34,7 +34,7 @@ class EngineConfig:
     """Options of an engine; flags of ``s1engine serve`` carry the same names with dashes."""
 
     model: str = str(BUNDLED_MODEL)
-    """Hugging Face directory or hub id; the default is the bundled s1-nano."""
+    """Hugging Face directory, GGUF file or hub id; the default is the bundled s1-nano."""
     model_impl: str = "auto"
     """``native``: our own decoder. ``transformers``: a module of transformers with our paged
     attention, slower, for other architectures whose layers all attend. ``auto``: native where the

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.real_model import real_model_file
 from tests.server.conftest import start_server
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -27,7 +28,7 @@ def run_example(name: str, *arguments: str) -> list[str]:
 def test_every_example_is_short_and_tested() -> None:
     source = Path(__file__).read_text()
     programs = sorted(EXAMPLES.glob("*.py"))
-    assert len(programs) == 4
+    assert len(programs) == 5
     for program in programs:
         assert f'"{program.name}"' in source
         assert len(program.read_text().splitlines()) < 60
@@ -43,6 +44,14 @@ def test_offline() -> None:
         "budget 0, waits 0: 0 thinking tokens, ended by budget: Final Answer:"
     )
     assert waited.startswith("budget none, waits 1: ") and waited.endswith("Final Answer: 4")
+
+
+def test_real_chat() -> None:
+    plain, thought, waited, cut = run_example("real_chat.py", str(real_model_file()))
+    assert plain == "plain: 'The capital of France is Paris.'"
+    assert thought.startswith("budget 32, 0 waits: ") and " ended by natural; " in thought
+    assert waited.startswith("budget 32, 1 waits: ") and "Wait" in waited
+    assert cut.startswith("budget 5, 0 waits: ") and " ended by budget; 'Final Answer:" in cut
 
 
 def test_budget_sweep() -> None:

@@ -41,7 +41,7 @@ DIM, MARK, PLAIN = "\033[2m", "\033[33m", "\033[0m"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of input and output, of requests, and of the engine."""
-    parser.add_argument("model", nargs="?", help="directory or hub id; default: bundled s1-nano")
+    parser.add_argument("model", nargs="?", help="directory, GGUF file or hub id; default: s1-nano")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="TEXT", help="a user's message; '-' reads stdin")
     source.add_argument("--messages", type=Path, metavar="FILE", help="a JSON list of messages")

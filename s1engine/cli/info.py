@@ -29,7 +29,7 @@ CACHED_BYTES = 2**28  # smaller weights may stay in a CPU's caches: memory is no
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model and the engine's flags, which decide how much fits."""
-    parser.add_argument("model", nargs="?", help="directory or hub id; default: bundled s1-nano")
+    parser.add_argument("model", nargs="?", help="directory, GGUF file or hub id; default: s1-nano")
     parser.add_argument("--json", action="store_true", help="print one JSON object, all of it")
     parser.add_argument("--no-ceilings", action="store_true", help="measure nothing")
     add_flags(parser.add_argument_group("engine"), EngineConfig, skip=("model",))

@@ -23,7 +23,7 @@ CLOSE_S = 1  # for connections to close, after --shutdown-timeout for requests
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the server, then those of the engine."""
-    parser.add_argument("model", nargs="?", help="directory or hub id; default: bundled s1-nano")
+    parser.add_argument("model", nargs="?", help="directory, GGUF file or hub id; default: s1-nano")
     parser.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0: any free one")
     parser.add_argument(

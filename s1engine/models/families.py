@@ -1,6 +1,6 @@
 """The supported architectures, and in what each differs from the others.
 
-Owns their table, and the refusal of fields that nobody reads although their names say that they
+Owns their table, and the refusal of fields that are not read although their names say that they
 change the computation. Reads no weights.
 """
 

@@ -182,6 +182,17 @@ def test_changes_are_matched_by_what_rows_measure(
         run(capsys, "compare", *map(str, paths))
 
 
+def test_quantized_weights_are_measured_on_texts_of_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "problems.jsonl"
+    rows = [{"problem": f"a={n} b=a+1 b?", "solution": f"a is {n}, b is {n + 1}"} for n in range(3)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    status, found = run_study(capsys, "quantized_weights", "--traces", "2", "--text", str(file))
+    assert status == 0 and found["text"] == "problems.jsonl" and found["traces"] == 2
+    assert 0 < found["rows"]["int8"]["kl_mean"] < found["rows"]["int4"]["kl_mean"]
+
+
 def test_quantized_weights_are_compared_with_the_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -190,5 +201,6 @@ def test_quantized_weights_are_compared_with_the_checkpoint(
     assert status == 0 and rows["int8"]["kl_mean"] < rows["int4"]["kl_mean"]
     assert rows["int8"]["greedy_agreement"] > 0.99
     assert 0 < rows["fp8, format alone"]["kl_mean"] < rows["fp8"]["kl_mean"]
+    assert found["text"] is None
     sizes = found["weight_bytes"]
     assert sizes["int4"] < sizes["int8"] < sizes["fp8"] < sizes["bfloat16"]
