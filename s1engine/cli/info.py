@@ -22,8 +22,12 @@ from s1engine.flags import add_flags, given_values
 from s1engine.plan.options import PlanOptions
 
 if TYPE_CHECKING:
+    import torch
+
+    from s1engine.models.interface import ModelFacts
     from s1engine.runner.resolved_config import ResolvedConfig
 
+WEIGHT_FORMATS = ("fp8", "int8", "int4")
 CACHED_BYTES = 2**28  # smaller weights may stay in a CPU's caches: memory is no bound
 
 
@@ -52,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_ceilings:
         facts["ceilings"] = measure_ceilings(facts["machine"]["device"])
     facts["model"] = model_needs(config, facts["machine"]["device"], facts.get("ceilings"))
+    facts["chats"] = chat_rules(config)
     if args.json:
         print(json.dumps({**facts, **report_facts(config)}, default=str))
         return 0
@@ -182,6 +187,7 @@ def model_needs(
         "dtype": str(dtype).removeprefix("torch."),
         "quantization": quantization,
         "weight_bytes": weights.total,
+        **_bytes_by_format(facts, dtype),
         "kv_cache_dtype": str(cache_dtype).removeprefix("torch."),
         "kv_bytes_per_token": per_token,
         "max_model_len": max_len,
@@ -195,5 +201,42 @@ def model_needs(
     return needs
 
 
+def _bytes_by_format(facts: "ModelFacts", dtype: "torch.dtype") -> dict[str, int]:
+    """Weights of a native model, quantised from this dtype: fp8 for CUDA, the others for CPUs."""
+    from s1engine.models.model_config import ModelConfig
+    from s1engine.models.weight_bytes import weight_bytes
+
+    if not isinstance(facts, ModelConfig):
+        return {}
+    return {f"weight_bytes_{fmt}": weight_bytes(facts, dtype, fmt).total for fmt in WEIGHT_FORMATS}
+
+
+def chat_rules(config: EngineConfig) -> dict[str, Any]:
+    """How the model's chats think, how they end, and what they sample by default."""
+    from s1engine.engine.model_text import ModelText
+    from s1engine.models.model_path import resolve_model
+
+    text = ModelText.load(config, resolve_model(config.model))
+    rule, tokenizer = text.thinking, text.tokenizer
+    rules: dict[str, Any] = {
+        "reasoning_format": None if rule.format is None else rule.format.name,
+        "thinks_by_default": rule.by_default,
+        "because": rule.reason,
+    }
+    if rule.format is not None:
+        rules["thinking_opens_by"] = rule.format.spec.start
+        rules["thinking_ends_by"] = list(rule.format.spec.closers)
+    ends = [tokenizer.decode([token], skip_special_tokens=False) for token in text.eos_token_ids]
+    return {**rules, "turn_ends_by": ends, "sampling": text.config.generation_defaults}
+
+
 def _format(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_format, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_format(part)}" for name, part in value.items())
+    if isinstance(value, str):
+        return value.replace("\n", "\\n")
     return f"{value:,}" if isinstance(value, int) else str(value)

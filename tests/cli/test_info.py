@@ -32,6 +32,22 @@ def test_a_bug_report_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> 
     assert facts["model_config"]["vocab_size"] >= 300 and facts["model"]["dtype"] == "float32"
 
 
+def test_the_rule_of_thinking_and_the_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = json.loads(info(capsys, "--device", "cpu"))
+    chats, model = facts["chats"], facts["model"]
+    assert chats["reasoning_format"] == "s1" and chats["thinks_by_default"]
+    assert chats["because"] == "reasoning_format s1"  # stands in the config of the bundled model
+    assert chats["thinking_opens_by"] == "<|im_start|>think"
+    assert chats["turn_ends_by"] == ["<|im_end|>"] and chats["sampling"] == {"temperature": 0.0}
+    sizes = [model[f"weight_bytes{fmt}"] for fmt in ("", "_int8", "_int4")]
+    assert sizes == sorted(sizes, reverse=True) and model["implementation"] == "native"
+    plain = json.loads(info(capsys, "--device", "cpu", "--reasoning-format", "none"))["chats"]
+    assert plain["reasoning_format"] is None and not plain["thinks_by_default"]
+    assert cli.main(["info", "--no-ceilings"]) == 0
+    out = capsys.readouterr().out
+    assert "chats\n" in out and "temperature 0.0" in out
+
+
 def test_secrets_are_hidden(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
