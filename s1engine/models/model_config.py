@@ -210,8 +210,9 @@ class ModelConfig(ModelFacts):
 def _refuse_unsupported(config: ConfigReader) -> None:
     if config.flag("mlp_bias", False):
         raise config.error("mlp_bias", "is set: biases in the MLP are not supported")
-    if not config.flag("is_causal", True) or config.flag("use_bidirectional_attention", False):
-        raise config.error("is_causal", "is false: only causal attention is supported")
+    for key, causal in (("is_causal", True), ("use_bidirectional_attention", False)):
+        if config.flag(key, causal) != causal:
+            raise config.error(key, f"is {not causal}: only causal attention is supported")
 
 
 def _attention_biases(config: ConfigReader, family: Family) -> tuple[bool, bool]:

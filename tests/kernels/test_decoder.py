@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,10 @@ from s1engine.ops.triton_ops import TritonOps
 from s1engine.outputs import CompletionOutput
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from tests.models.harness import Rows
-from tests.tiny_models import make_model
+from tests.tiny_models import YARN, make_model
+
+SHORT_YARN = {"rope_parameters": {**YARN, "original_max_position_embeddings": 8}}
+FULL = {"layer_types": ["full_attention"]}
 
 
 @pytest.fixture(autouse=True)
@@ -65,10 +69,13 @@ def greedy_tokens(model: Decoder, prompts: list[list[int]], chunk: int, steps: i
         ("qwen2", {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 1}, None),
         ("qwen3", {"head_dim": 32}, None),
         ("qwen2", {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}, "fp8"),
+        ("gemma3", {"num_hidden_layers": 1, "tie_word_embeddings": False, **FULL}, None),
+        ("olmo2", {"hidden_size": 64, "num_hidden_layers": 1}, None),
+        ("ministral3", {"head_dim": 16, "num_hidden_layers": 1, **SHORT_YARN}, None),
     ],
 )
 def test_greedy_tokens_are_those_of_torch(
-    tmp_path: Path, family: str, sizes: dict[str, int], quantization: str | None
+    tmp_path: Path, family: str, sizes: dict[str, Any], quantization: str | None
 ) -> None:
     path = make_model(tmp_path, family, **sizes)
     generator = torch.Generator().manual_seed(1)

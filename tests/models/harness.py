@@ -10,13 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from s1engine.models import Decoder, ModelConfig, load_decoder
+from s1engine.ops import Ops
 from s1engine.ops.torch_ops import TorchOps
 from tests.paged import block_tables, meta_of
 
 
-def load(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """The model of ``path`` on torch operations."""
-    return load_decoder(path, ModelConfig.from_dir(path), dtype, "cpu", TorchOps())
+def load(path: Path, dtype: torch.dtype = torch.float32, ops: Ops | None = None) -> Decoder:
+    """The model of ``path``, by default on torch operations."""
+    return load_decoder(path, ModelConfig.from_dir(path), dtype, "cpu", ops or TorchOps())
 
 
 def oracle(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -1,13 +1,17 @@
 """The decoder against transformers: same weights, same prompts, same logits and tokens."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AttentionInterface
+from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-from s1engine.models import Decoder
+from s1engine.models import Decoder, ModelConfig, load_decoder
+from s1engine.ops.cpu_ops import CpuOps
 from tests.models.harness import Rows, load, oracle, oracle_logits, run_in_chunks
 from tests.tiny_models import make_model
 
@@ -111,6 +115,48 @@ def test_logits_equal_transformers(model: Path) -> None:
             run_in_chunks(decoder, prompts, chunk_sizes), expected, strict=True
         ):
             assert_close(actual, logits)
+
+
+NEW_ON_THE_CPU = ("ministral3", "phi3-partial", "olmo3", "gemma3", "smollm3-window")
+
+
+@pytest.mark.parametrize("variant", NEW_ON_THE_CPU)
+def test_the_kernels_of_the_cpu_give_these_logits(tmp_path: Path, variant: str) -> None:
+    family, overrides = VARIANTS[variant]
+    path = make_model(tmp_path, family, **overrides)
+    prompts = [prompt_of(length, seed=length) for length in (1, SHORT, LONG)]
+    actual = run_in_chunks(load(path, ops=CpuOps()), prompts, [1, 5, 33])
+    for prompt, logits in zip(prompts, actual, strict=True):
+        assert_close(logits, oracle_logits(oracle(path), prompt))
+
+
+def test_attention_sinks_are_those_of_gpt_oss(tmp_path: Path) -> None:
+    """A Llama whose attention is that of gpt-oss."""
+    path = make_model(tmp_path, "llama", num_hidden_layers=4)
+    reference = oracle(path)
+    with torch.no_grad():
+        for layer in reference.model.layers:
+            layer.self_attn.sinks = torch.nn.Parameter(torch.randn(4) * 2)
+    reference.save_pretrained(path)
+    AttentionInterface.register("with_sinks", gpt_oss_attention)
+    reference.set_attn_implementation("with_sinks")
+    config = replace(ModelConfig.from_dir(path), attention_sinks=True)
+    decoder = load_decoder(path, config, torch.float32, "cpu", CpuOps())
+    prompt = prompt_of(60)
+    assert_close(run_in_chunks(decoder, [prompt], [17])[0], oracle_logits(reference, prompt))
+    for layer in reference.model.layers:
+        layer.self_attn.sinks.data.fill_(-torch.inf)
+    without = oracle_logits(reference, prompt)
+    assert (without - oracle_logits(oracle(path), prompt)).abs().max() < TOLERANCE
+
+
+def gpt_oss_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> Any:
+    count, context = query.shape[2], key.shape[2]
+    mask = torch.full((count, context), -torch.inf).triu(context - count + 1)[None, None]
+    kwargs = {key: kwargs[key] for key in ("scaling", "dropout") if key in kwargs}
+    return eager_attention_forward(module, query, key, value, mask, **kwargs)
 
 
 def generate(decoder: Decoder, prompts: list[list[int]], count: int) -> list[list[int]]:

@@ -71,6 +71,42 @@ def test_every_parameter_is_loaded_once(tmp_path: Path, family: str) -> None:
         )
 
 
+@pytest.mark.parametrize("family", ["mistral3", "gemma3_wrapper"])
+@pytest.mark.parametrize("style", ["language_model.model.", "model.language_model."])
+def test_the_text_part_of_a_multimodal_checkpoint(tmp_path: Path, family: str, style: str) -> None:
+    """Both spellings of transformers. The parts that see are skipped, others are refused."""
+    path = make_model(tmp_path, family)
+    expected = tensors_of(load(path))
+
+    def rename(tensors: dict[str, Tensor]) -> None:
+        for name in list(tensors):
+            for prefix in ("language_model.model.", "model.language_model."):
+                if name.startswith(prefix):
+                    tensors[style + name.removeprefix(prefix)] = tensors.pop(name)
+        for head in ("lm_head.weight", "language_model.lm_head.weight"):
+            if head in tensors:
+                wrapper = "language_model." if style.startswith("language") else ""
+                tensors[f"{wrapper}lm_head.weight"] = tensors.pop(head)
+
+    rewrite(path, rename)
+    stored = load_file(path / SINGLE)
+    assert any("vision_tower" in name for name in stored)
+    for first, second in zip(tensors_of(load(path)), expected, strict=True):
+        assert torch.equal(first, second)
+    rewrite(path, lambda tensors: tensors.update({"model.audio_tower.weight": torch.ones(2)}))
+    assert_refused(path, "model.audio_tower.weight")
+
+
+def test_fused_projections_are_cut_into_their_parts(tmp_path: Path) -> None:
+    path = make_model(tmp_path, "phi3", tie_word_embeddings=True)
+    layer, stored = load(path).weights.layers[1], load_file(path / SINGLE)
+    assert torch.equal(layer.qkv, stored["model.layers.1.self_attn.qkv_proj.weight"])
+    assert torch.equal(layer.gate_up, stored["model.layers.1.mlp.gate_up_proj.weight"])
+    fused = "model.layers.0.self_attn.qkv_proj.weight"
+    rewrite(path, lambda tensors: tensors.update({fused: tensors[fused][1:].clone()}))
+    assert_refused(path, fused, "shape")
+
+
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("wanted", [torch.float32, torch.float16, torch.bfloat16])
 def test_types_are_converted(tmp_path: Path, stored: torch.dtype, wanted: torch.dtype) -> None:

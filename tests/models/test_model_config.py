@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from s1engine.errors import ModelError
 from s1engine.models import ModelConfig
@@ -123,7 +124,7 @@ REFUSALS: dict[str, tuple[str, dict[str, Any]]] = {
     "head-sizes": ("head sizes", {"architectures": ["Gemma4ForConditionalGeneration"]}),
     "mlp-bias": ("mlp_bias", {"mlp_bias": True}),
     "not-causal": ("is_causal", {"is_causal": False}),
-    "bidirectional": ("is_causal", {"use_bidirectional_attention": True}),
+    "bidirectional": ("use_bidirectional_attention", {"use_bidirectional_attention": True}),
     "dtype": ("torch_dtype", {"torch_dtype": "float8_e4m3fn"}),
     "dtype-list": ("torch_dtype", {"torch_dtype": ["bfloat16"]}),
     "zero-layers": ("num_hidden_layers", {"num_hidden_layers": 0}),
@@ -237,7 +238,7 @@ FAMILY_REFUSALS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "olmo3-rope": ("Olmo3ForCausalLM", "rope_type", {"rope_parameters": {"rope_type": "default"}}),
     "gemma3-bidirectional": (
         "Gemma3ForCausalLM",
-        "is_causal",
+        "use_bidirectional_attention",
         {"use_bidirectional_attention": True},
     ),
     "gemma3-softcapping": (
@@ -270,6 +271,72 @@ def test_a_family_refuses_by_name(tmp_path: Path, case: str) -> None:
     with pytest.raises(ModelError) as refusal:
         parse(tmp_path, small(architecture, **fields))
     assert words in str(refusal.value)
+
+
+CONFIG_CLASSES = {
+    "Qwen2ForCausalLM": transformers.Qwen2Config,
+    "Qwen3ForCausalLM": transformers.Qwen3Config,
+    "LlamaForCausalLM": transformers.LlamaConfig,
+    "MistralForCausalLM": transformers.MistralConfig,
+    "Ministral3ForCausalLM": transformers.Ministral3Config,
+    "Phi3ForCausalLM": transformers.Phi3Config,
+    "SeedOssForCausalLM": transformers.SeedOssConfig,
+    "SmolLM3ForCausalLM": transformers.SmolLM3Config,
+    "Olmo2ForCausalLM": transformers.Olmo2Config,
+    "Olmo3ForCausalLM": transformers.Olmo3Config,
+    "Gemma3ForCausalLM": transformers.Gemma3TextConfig,
+}
+
+INERT = {
+    *("attention_dropout", "bos_token_id", "chunk_size_feed_forward", "embd_pdrop", "id2label"),
+    *("initializer_range", "is_encoder_decoder", "label2id", "max_window_layers", "model_type"),
+    *("output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp"),
+    *("problem_type", "resid_pdrop", "residual_dropout", "return_dict", "transformers_version"),
+    *("use_cache", "use_sliding_window", "_sliding_window_pattern", "no_rope_layer_interval"),
+    *("dtype", "sliding_window", "original_max_position_embeddings", "max_position_embeddings"),
+}
+"""Fields that change no logits, or not alone: a window needs its switch, longrope its factors,
+lists of layers go before intervals, and yarn may allow more positions."""
+
+
+def other_than(value: Any) -> Any:
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value * 2 + 2
+        case str():
+            return "unheard-of"
+        case None:
+            return 7.0
+    return None
+
+
+@pytest.mark.parametrize("architecture", CONFIG_CLASSES)
+def test_every_field_of_transformers_class_is_known(tmp_path: Path, architecture: str) -> None:
+    """Each field has the class's default, and with another value it changes the model or is
+    refused by name."""
+    config = CONFIG_CLASSES[architecture](
+        **{**SMALL, "num_hidden_layers": 8, "num_key_value_heads": 2, "eos_token_id": 1}
+    )
+    fields = {**json.loads(config.to_json_string(use_diff=False)), "architectures": [architecture]}
+    fields["sliding_window"] = fields.get("sliding_window") and 512
+    fields = {key: value for key, value in fields.items() if key[0] != "_"}
+    model = parse(tmp_path, fields)
+    for key, value in fields.items():
+        if key not in SMALL and key not in ("architectures", "sliding_window", "rope_parameters"):
+            rest = {name: field for name, field in fields.items() if name != key}
+            if key not in ("eos_token_id", "num_key_value_heads", "layer_types"):
+                assert parse(tmp_path, rest) == model, f"the default of {key}"
+        other = other_than(value)
+        if key in INERT or other is None:
+            continue
+        try:
+            changed = parse(tmp_path, {**fields, key: other})
+        except ModelError as refusal:
+            assert key in str(refusal) or value is None or key in SMALL
+        else:
+            assert changed != model, f"{key} is ignored"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"a": \xff}', "[" * 100_000])

@@ -31,6 +31,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"attention_bias": True}),
     "llama-bias": ("llama", {"attention_bias": True, "num_key_value_heads": 4}),
     "mistral": ("mistral", {"num_key_value_heads": 1}),
+    "phi3": ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),
+    "seed-oss": ("seed_oss", {"attention_out_bias": True}),
+    "ministral3": ("ministral3", {}),
+    "gemma3": ("gemma3", {"tie_word_embeddings": True, "sliding_window": 3}),
 }
 
 
@@ -125,6 +129,14 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do() -> None:
         RequestError, match=r"3 does not divide 12 .* use one of 1, 2, 4$"
     ) as caught:
         check_tensor_parallel(model, 3)
+    assert caught.value.param == "tensor_parallel_size"
+
+
+def test_norms_over_all_heads_are_not_shared(tmp_path: Path) -> None:
+    model = ModelConfig.from_dir(make_model(tmp_path, "olmo3"))
+    assert tensor_parallel_sizes(model) == [1]
+    with pytest.raises(RequestError, match="2: Olmo3ForCausalLM norms") as caught:
+        check_tensor_parallel(model, 2)
     assert caught.value.param == "tensor_parallel_size"
 
 
