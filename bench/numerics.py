@@ -106,8 +106,11 @@ def qkv_call(at: BenchSetup, tokens: int, block: int, quantization: str | None =
     return call
 
 
-def attention_call(at: BenchSetup, lens_q: list[int], contexts: list[int], block: int) -> Call:
-    """Rows of ``lens_q`` new tokens at the ends of ``contexts``, in shuffled blocks."""
+def attention_call(
+    at: BenchSetup, lens_q: list[int], contexts: list[int], block: int, window: int = 0
+) -> Call:
+    """Rows of ``lens_q`` new tokens at the ends of ``contexts``, in shuffled blocks; with a
+    ``window`` each head has a sink as well."""
     m = at.model
     columns = max(-(-context // block) for context in contexts) + 1
     table = torch.randperm(len(contexts) * columns, device=at.device).view(len(contexts), columns)
@@ -123,7 +126,10 @@ def attention_call(at: BenchSetup, lens_q: list[int], contexts: list[int], block
         max_seqlen_q=max(lens_q),
     )
     scale = m.head_dim**-0.5
-    return lambda ops, cast: ops.paged_attention(cast(q), cast(k), cast(v), scale, meta)
+    sinks = at.normal(m.num_heads).to(torch.float32) if window else None
+    return lambda ops, cast: ops.paged_attention(
+        cast(q), cast(k), cast(v), scale, meta, window, sinks
+    )
 
 
 def numeric_cases(at: BenchSetup, block: int) -> dict[str, Call]:
@@ -145,6 +151,11 @@ def numeric_cases(at: BenchSetup, block: int) -> dict[str, Call]:
     }
     cases["extend mixed"] = attention_call(at, [1, 63, 200, 5], [65, 63, 900, 4097], block)
     cases["extend few"] = attention_call(at, [4, 3, 1], [64, 1000, 1], block)
+    for window in (1, 128, 1000):
+        cases[f"decode W={window}"] = attention_call(at, [1] * 5, list(CONTEXTS), block, window)
+        cases[f"extend W={window}"] = attention_call(
+            at, [1, 63, 200], [65, 63, 4097], block, window
+        )
     return cases
 
 

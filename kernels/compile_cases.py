@@ -88,24 +88,26 @@ def _rope(heads: Heads, stored: torch.dtype = BF16) -> None:
 
 def _decode(
     heads: Heads, rows: int, block_size: int = 64, dtype: torch.dtype = BF16,
-    stored: torch.dtype | None = None,
+    stored: torch.dtype | None = None, window: int = 0, sinks: bool = False,
 ) -> object:  # fmt: skip
     cache = empty(64, heads.kv, block_size, heads.dim, dtype=stored or dtype)
     floats, counters = workspace_sizes(rows, heads.kv, heads.dim, heads.q // heads.kv)
     return paged_decode(
         empty(rows, heads.q, heads.dim, dtype=dtype), cache, cache, _ints(rows, 512), _ints(rows),
         0.1, empty(floats, dtype=FP32), _ints(counters),
+        window=window, sinks=empty(heads.q, dtype=FP32) if sinks else None,
     )  # fmt: skip
 
 
 def _prefill(
     heads: Heads, max_seqlen_q: int, block_size: int = 64, dtype: torch.dtype = BF16,
-    stored: torch.dtype | None = None,
+    stored: torch.dtype | None = None, window: int = 0, sinks: bool = False,
 ) -> object:  # fmt: skip
     cache = empty(64, heads.kv, block_size, heads.dim, dtype=stored or dtype)
     return paged_prefill(
         empty(2048, heads.q, heads.dim, dtype=dtype), cache, cache,
         _ints(8, 512), _ints(9), _ints(8), max_seqlen_q, 0.1,
+        window, empty(heads.q, dtype=FP32) if sinks else None,
     )  # fmt: skip
 
 
@@ -196,6 +198,27 @@ def _attention_cases() -> dict[str, CompileCase]:
         cases[f"paged_decode {name} fp32"] = CompileCase(partial(_decode, heads, 8, 64, FP32))
         cases[f"paged_prefill {name} fp32"] = CompileCase(partial(_prefill, heads, 2048, 64, FP32))
     return cases
+
+
+def _window_cases() -> dict[str, CompileCase]:
+    """Windows and sinks: the shapes of Mistral, Gemma 3 and gpt-oss."""
+    mistral, gemma, gpt_oss = Heads(32, 8, 128), CORNERS["D=256"], Heads(64, 8, 64)
+    launches: dict[str, Callable[[], object]] = {
+        "paged_decode gpt-oss sinks": partial(_decode, gpt_oss, 8, sinks=True),
+        "paged_prefill gpt-oss sinks": partial(_prefill, gpt_oss, 2048, sinks=True),
+    }
+    for name, heads, window, sinks in (
+        ("7B", mistral, 4096, False),
+        ("D=256", gemma, 1024, False),
+        ("gpt-oss sinks", gpt_oss, 128, True),
+    ):
+        for label, stored in (("", None), (" fp8 cache", FP8)):
+            kind = f"{name} W={window}{label}"
+            rest = (64, BF16, stored, window, sinks)
+            launches[f"paged_decode {kind}"] = partial(_decode, heads, 8, *rest)
+            for most in (4, 2048):
+                launches[f"paged_prefill {kind} q<={most}"] = partial(_prefill, heads, most, *rest)
+    return {name: CompileCase(launch, tensor_cores=True) for name, launch in launches.items()}
 
 
 def _fp8_cache_cases() -> dict[str, CompileCase]:
@@ -292,6 +315,7 @@ def _fp8_weight_cases() -> dict[str, CompileCase]:
 
 CASES: dict[str, CompileCase] = {
     **_attention_cases(),
+    **_window_cases(),
     **_fp8_cache_cases(),
     **_elementwise_cases(),
     **_linear_cases(),

@@ -31,6 +31,13 @@ def cast_query(q, cache_ptr):
     return q
 
 
+def check_sinks(window: int, sinks: Tensor | None, num_heads: int) -> None:
+    """Assert a window and sinks [Hq] float32 of attention."""
+    assert window >= 0
+    assert sinks is None or (sinks.shape == (num_heads,) and sinks.dtype == torch.float32)
+    assert sinks is None or sinks.is_contiguous()
+
+
 def check_caches(k_cache: Tensor, v_cache: Tensor, dtype: torch.dtype, head_dim: int) -> None:
     """Assert caches [num_blocks, Hkv, S, D] that the kernels cover beside q, k, v of ``dtype``."""
     assert k_cache.shape == v_cache.shape and k_cache.shape[3] == head_dim

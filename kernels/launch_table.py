@@ -62,14 +62,17 @@ def norm_tiles(width: int) -> tuple[int, int, LaunchOptions]:
     return rows, columns, LaunchOptions(num_warps=min(max(rows * columns // 512, 1), 8))
 
 
-def decode_tiles(head_dim: int, block_size: int, group: int, itemsize: int) -> AttentionTiles:
+def decode_tiles(
+    head_dim: int, block_size: int, group: int, itemsize: int, windowed: bool = False
+) -> AttentionTiles:
     """Tiles of paged_decode. Tensor cores need 16 queries, so smaller groups are padded; for 16,
-    two warps are faster than four."""
+    two warps are faster than four. With a window two would spill at a head size of 128."""
     block_m = max(16, next_power_of_2(group))
     if itemsize == 4:
         return AttentionTiles(block_m, min(block_size, 16), LaunchOptions(8, num_stages=2))
     block_n = min(block_size, 64 if head_dim <= 128 else 32)
-    warps = 8 if head_dim > 128 else 2 if block_m == 16 else 4
+    fits_two = block_m == 16 and (head_dim < 128 or not windowed)
+    warps = 8 if head_dim > 128 else 2 if fits_two else 4
     return AttentionTiles(block_m, block_n, LaunchOptions(warps))
 
 

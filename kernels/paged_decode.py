@@ -7,6 +7,9 @@ of the context. Splits are whole tiles; how many are used follows from the conte
 device, so a captured launch fits any length. Each program stores a partial result. The last one to
 arrive adds them in a fixed order (equal inputs give equal bits) and resets the counter to 0.
 
+With a WINDOW, the context begins at the window's first tile: blocks before it may be freed. With
+SINKS, the softmax has one more logit of its head, without a value.
+
 The next block's id is loaded one tile ahead. Loaded where it is used, it would take pipeline stages
 from K and V: half of the buffers at the same number of stages.
 """
@@ -17,8 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import launch_table
-from s1engine.kernels.kv_quant import cast_query, check_caches
-from s1engine.kernels.online_softmax import LOG2E, LOWEST, online_softmax_tile
+from s1engine.kernels.kv_quant import cast_query, check_caches, check_sinks
+from s1engine.kernels.online_softmax import LOG2E, LOWEST, add_sinks, online_softmax_tile
 from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 
@@ -29,6 +32,7 @@ def _attend_tiles(
     v_ptr,
     table_ptr,
     context,
+    oldest,  # first key that is seen; read if WINDOWED
     first_tile,
     end_tile,
     scale,
@@ -37,6 +41,7 @@ def _attend_tiles(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    WINDOWED: tl.constexpr,
 ):
     """acc, m and total of the tiles first_tile:end_tile of one context."""
     m = tl.full([BLOCK_M], LOWEST, tl.float32)
@@ -45,6 +50,20 @@ def _attend_tiles(
     last = tl.zeros([BLOCK_M], tl.int32)
     full = tl.minimum(end_tile, context // BLOCK_N)
     block = tl.load(table_ptr + first_tile * BLOCK_N // BLOCK_SIZE, first_tile < end_tile, other=0)
+    if WINDOWED:  # the first tile of a window begins with keys that are not seen
+        if (first_tile < end_tile) & (first_tile * BLOCK_N < oldest):
+            place = block.to(tl.int64) * block_stride + first_tile * BLOCK_N % BLOCK_SIZE * HEAD_DIM
+            valid = context - first_tile * BLOCK_N
+            first = last + oldest - first_tile * BLOCK_N
+            acc, m, total = online_softmax_tile(
+                q, k_ptr + place, v_ptr + place, acc, m, total, scale, last + valid - 1, valid,
+                first, HEAD_DIM, BLOCK_N, True, True,
+            )  # fmt: skip
+            first_tile += 1
+            block = tl.load(
+                table_ptr + first_tile * BLOCK_N // BLOCK_SIZE, first_tile < end_tile, other=0
+            )
+        full = tl.maximum(full, first_tile)
     for tile in range(first_tile, full):
         place = block.to(tl.int64) * block_stride + tile * BLOCK_N % BLOCK_SIZE * HEAD_DIM
         following = tile + 1
@@ -52,15 +71,15 @@ def _attend_tiles(
             table_ptr + following * BLOCK_N // BLOCK_SIZE, following < end_tile, other=0
         )
         acc, m, total = online_softmax_tile(
-            q, k_ptr + place, v_ptr + place, acc, m, total, scale, last, 0,
-            HEAD_DIM, BLOCK_N, False,
+            q, k_ptr + place, v_ptr + place, acc, m, total, scale, last, 0, last,
+            HEAD_DIM, BLOCK_N, False, False,
         )  # fmt: skip
     if full < end_tile:
         place = block.to(tl.int64) * block_stride + full * BLOCK_N % BLOCK_SIZE * HEAD_DIM
         valid = context - full * BLOCK_N
         acc, m, total = online_softmax_tile(
             q, k_ptr + place, v_ptr + place, acc, m, total, scale, last + valid - 1, valid,
-            HEAD_DIM, BLOCK_N, True,
+            last, HEAD_DIM, BLOCK_N, True, False,
         )  # fmt: skip
     return acc, m, total
 
@@ -70,7 +89,7 @@ def _reduce_splits(
     partial_ptr, max_sum_ptr, splits,
     GROUP: tl.constexpr, BLOCK_M: tl.constexpr, HEAD_DIM: tl.constexpr, NUM_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """acc and total of one row and KV head over all splits, in order. The loads bypass the L1
+    """acc, m and total of one row and KV head over all splits, in order. The loads bypass the L1
     cache, since other programs have just written the partial results. No load waits for another:
     the maxima of all splits come first, then the partial results in chunks."""
     CHUNK: tl.constexpr = max(min(NUM_SPLITS, 8192 // (BLOCK_M * HEAD_DIM)), 1)  # registers hold it
@@ -96,7 +115,7 @@ def _reduce_splits(
         share = tl.exp2(m_split - m[None, :])
         total += tl.sum(total_split * share, axis=0)
         acc += tl.sum(acc_split * share[:, :, None], axis=0)
-    return acc, total
+    return acc, m, total
 
 
 @triton.jit
@@ -106,6 +125,7 @@ def _paged_decode_kernel(
     v_cache_ptr,
     table_ptr,  # [B, max_blocks] int32
     context_ptr,  # [B] int32; 0: the row is idle and gets zeros
+    sinks_ptr,  # [Hkv * GROUP] float32; read if SINKS
     partial_ptr,  # [B, Hkv, NUM_SPLITS, BLOCK_M, HEAD_DIM] float32
     max_sum_ptr,  # [B, Hkv, NUM_SPLITS, 2, BLOCK_M] float32: maxima, sums
     arrivals_ptr,  # [B, Hkv] int32, zeros before and after
@@ -120,13 +140,20 @@ def _paged_decode_kernel(
     BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     NUM_SPLITS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     grid_dependency_wait(PDL)
     b, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     pair = b * tl.num_programs(1) + head  # row and KV head
     context = tl.load(context_ptr + b)
-    tiles = tl.cdiv(context, BLOCK_N)
+    end_tile = tl.cdiv(context, BLOCK_N)
+    oldest, begin_tile, tiles = 0, 0, end_tile
+    if WINDOW > 0:
+        oldest = tl.maximum(context - WINDOW, 0)
+        begin_tile = oldest // BLOCK_N
+        tiles = end_tile - begin_tile
     share = tl.maximum(tl.cdiv(tiles, NUM_SPLITS), 1)  # tiles of a split
     splits = tl.maximum(tl.cdiv(tiles, share), 1)  # in use
     if split < splits:
@@ -137,9 +164,9 @@ def _paged_decode_kernel(
         head_offset = head * (BLOCK_SIZE * HEAD_DIM)
         acc, m, total = _attend_tiles(
             q, k_cache_ptr + head_offset, v_cache_ptr + head_offset,
-            table_ptr + b.to(tl.int64) * table_stride, context,
-            split * share, tl.minimum((split + 1) * share, tiles), scale, block_stride,
-            BLOCK_M, HEAD_DIM, BLOCK_SIZE, BLOCK_N,
+            table_ptr + b.to(tl.int64) * table_stride, context, oldest,
+            begin_tile + split * share, tl.minimum(begin_tile + (split + 1) * share, end_tile),
+            scale, block_stride, BLOCK_M, HEAD_DIM, BLOCK_SIZE, BLOCK_N, WINDOW > 0,
         )  # fmt: skip
         launch_dependents(PDL)
         complete = splits == 1
@@ -155,10 +182,12 @@ def _paged_decode_kernel(
             complete = tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel") == splits - 1
             if complete:
                 tl.store(arrivals_ptr + pair, 0)
-                acc, total = _reduce_splits(
+                acc, m, total = _reduce_splits(
                     partial_base, max_sum_base, splits, GROUP, BLOCK_M, HEAD_DIM, NUM_SPLITS
                 )
         if complete:
+            if SINKS:
+                total = add_sinks(total, m, sinks_ptr, head * GROUP + row, row < GROUP)
             out = acc / tl.maximum(total, 1.0e-30)[:, None]
             at_out = (pair * GROUP + row)[:, None].to(tl.int64) * HEAD_DIM + dim[None, :]
             tl.store(out_ptr + at_out, out.to(out_ptr.dtype.element_ty), mask=in_group)
@@ -181,11 +210,13 @@ def paged_decode(
     partials: Tensor,
     arrivals: Tensor,
     num_splits: int | None = None,
+    window: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """q [B, Hq, D] over caches [num_blocks, Hkv, S, D] -> [B, Hq * D].
 
     ``partials`` (float32) and ``arrivals`` (int32, zeros; left zero) have ``workspace_sizes`` or
-    more. ``num_splits`` None: the table's.
+    more. ``num_splits`` None: the table's. ``window`` 0: none; ``sinks`` [Hq] float32.
     """
     rows, num_heads, dim = q.shape
     _, num_kv_heads, block_size, _ = k_cache.shape
@@ -196,8 +227,9 @@ def paged_decode(
     assert block_table.dtype == context_lens.dtype == torch.int32
     assert context_lens.shape == (rows,) and block_table.shape[0] == rows
     assert block_table.stride(1) == 1 and context_lens.is_contiguous()
+    check_sinks(window, sinks, num_heads)
     assert partials.dtype == torch.float32 and arrivals.dtype == torch.int32
-    tiles = launch_table.decode_tiles(dim, block_size, group, q.element_size())
+    tiles = launch_table.decode_tiles(dim, block_size, group, q.element_size(), window > 0)
     num_splits = num_splits or launch_table.decode_splits(rows, num_kv_heads)
     pairs, block_m = rows * num_kv_heads, tiles.block_m
     acc_size = pairs * num_splits * block_m * dim
@@ -205,9 +237,10 @@ def paged_decode(
     assert arrivals.numel() >= pairs
     out = torch.empty((rows, num_heads * dim), dtype=q.dtype, device=q.device)
     _paged_decode_kernel[(rows, num_kv_heads, num_splits)](
-        q, k_cache, v_cache, block_table, context_lens, partials, partials[acc_size:], arrivals,
-        out, q.stride(0), block_table.stride(0), k_cache.stride(0), scale * LOG2E,
+        q, k_cache, v_cache, block_table, context_lens, q if sinks is None else sinks, partials,
+        partials[acc_size:], arrivals, out, q.stride(0), block_table.stride(0), k_cache.stride(0),
+        scale * LOG2E,
         GROUP=group, BLOCK_M=block_m, HEAD_DIM=dim, BLOCK_SIZE=block_size, BLOCK_N=tiles.block_n,
-        NUM_SPLITS=num_splits, **tiles.launch.kwargs(),
+        NUM_SPLITS=num_splits, WINDOW=window, SINKS=sinks is not None, **tiles.launch.kwargs(),
     )  # fmt: skip
     return out

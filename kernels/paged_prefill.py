@@ -2,6 +2,10 @@
 
     out[t, h] = softmax(q[t, h] K[h / G]^T * scale) V[h / G]   over the positions up to t's own
 
+With a WINDOW, over its last positions only: tiles before all of a program's windows are skipped,
+so their blocks may be freed. With SINKS, each softmax has one more logit of its head, without a
+value.
+
 The tokens of row b are the last ones of its context: prompts, chunks after a cached prefix, forced
 phrases and single decode tokens mix freely. A program owns QUERIES tokens of one row of the batch
 with the G query heads of one KV head, packed into BLOCK_M rows of a matrix product.
@@ -16,8 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from s1engine.kernels import launch_table
-from s1engine.kernels.kv_quant import cast_query, check_caches
-from s1engine.kernels.online_softmax import LOG2E, LOWEST, online_softmax_tile
+from s1engine.kernels.kv_quant import cast_query, check_caches, check_sinks
+from s1engine.kernels.online_softmax import LOG2E, LOWEST, add_sinks, online_softmax_tile
 from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 
@@ -37,6 +41,7 @@ def _paged_prefill_kernel(
     table_ptr,  # [B, max_blocks] int32
     cu_ptr,  # [B + 1] int32
     context_ptr,  # [B] int32
+    sinks_ptr,  # [Hkv * GROUP] float32; read if SINKS
     out_ptr,  # [T, Hkv * GROUP * HEAD_DIM]
     rows,
     q_stride,
@@ -49,6 +54,8 @@ def _paged_prefill_kernel(
     BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_B: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     grid_dependency_wait(PDL)
@@ -78,8 +85,28 @@ def _paged_prefill_kernel(
         table_ptr += b.to(tl.int64) * table_stride
         k_cache_ptr += head * (BLOCK_SIZE * HEAD_DIM)
         v_cache_ptr += head * (BLOCK_SIZE * HEAD_DIM)
-        block = tl.load(table_ptr)
-        for tile in range(full):
+        oldest = position
+        begin_tile, begin_full = 0, 0
+        if WINDOW > 0:
+            oldest = position - (WINDOW - 1)  # key of each query
+            begin_tile = tl.maximum(seen_by_all - WINDOW, 0) // BLOCK_N
+            begin_full = tl.cdiv(tl.maximum(seen - WINDOW, 0), BLOCK_N)  # all see it from there on
+            begin_full = tl.minimum(begin_full, tiles)
+            full = tl.maximum(full, begin_full)
+        block = tl.load(table_ptr + begin_tile * BLOCK_N // BLOCK_SIZE)
+        if WINDOW > 0:
+            for tile in range(begin_tile, begin_full):
+                place = block.to(tl.int64) * block_stride + tile * BLOCK_N % BLOCK_SIZE * HEAD_DIM
+                following = tile + 1
+                block = tl.load(
+                    table_ptr + following * BLOCK_N // BLOCK_SIZE, following < tiles, other=0
+                )
+                acc, m, total = online_softmax_tile(
+                    q, k_cache_ptr + place, v_cache_ptr + place, acc, m, total, scale,
+                    position - tile * BLOCK_N, context - tile * BLOCK_N, oldest - tile * BLOCK_N,
+                    HEAD_DIM, BLOCK_N, True, True,
+                )  # fmt: skip
+        for tile in range(begin_full, full):
             place = block.to(tl.int64) * block_stride + tile * BLOCK_N % BLOCK_SIZE * HEAD_DIM
             following = tile + 1
             block = tl.load(
@@ -87,7 +114,7 @@ def _paged_prefill_kernel(
             )
             acc, m, total = online_softmax_tile(
                 q, k_cache_ptr + place, v_cache_ptr + place, acc, m, total, scale, position, 0,
-                HEAD_DIM, BLOCK_N, False,
+                position, HEAD_DIM, BLOCK_N, False, False,
             )  # fmt: skip
         for tile in range(full, tiles):
             place = block.to(tl.int64) * block_stride + tile * BLOCK_N % BLOCK_SIZE * HEAD_DIM
@@ -97,8 +124,11 @@ def _paged_prefill_kernel(
             )
             acc, m, total = online_softmax_tile(
                 q, k_cache_ptr + place, v_cache_ptr + place, acc, m, total, scale,
-                position - tile * BLOCK_N, context - tile * BLOCK_N, HEAD_DIM, BLOCK_N, True,
+                position - tile * BLOCK_N, context - tile * BLOCK_N, position, HEAD_DIM, BLOCK_N,
+                True, False,
             )  # fmt: skip
+        if SINKS:
+            total = add_sinks(total, m, sinks_ptr, head * GROUP + packed % GROUP, token < end)
         out = acc / tl.maximum(total, 1.0e-30)[:, None]
         stride = tl.num_programs(1) * (GROUP * HEAD_DIM)
         at_out = token[:, None].to(tl.int64) * stride + column
@@ -115,8 +145,11 @@ def paged_prefill(
     context_lens: Tensor,
     max_seqlen_q: int,
     scale: float,
+    window: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """q [T, Hq, D] over caches [num_blocks, Hkv, S, D] -> [T, Hq * D]; cu_seqlens_q[B] is T."""
+    """q [T, Hq, D] over caches [num_blocks, Hkv, S, D] -> [T, Hq * D]; cu_seqlens_q[B] is T.
+    ``window`` 0: none; ``sinks`` [Hq] float32."""
     tokens, num_heads, dim = q.shape
     _, num_kv_heads, block_size, _ = k_cache.shape
     rows, group = context_lens.shape[0], num_heads // num_kv_heads
@@ -127,16 +160,19 @@ def paged_prefill(
     assert block_table.dtype == cu_seqlens_q.dtype == context_lens.dtype == torch.int32
     assert cu_seqlens_q.shape == (rows + 1,) and block_table.shape[0] == rows
     assert block_table.stride(1) == 1
+    check_sinks(window, sinks, num_heads)
     tiles = launch_table.prefill_tiles(
         dim, block_size, group, q.element_size(), k_cache.element_size(), max_seqlen_q
     )
     out = torch.empty((tokens, num_heads * dim), dtype=q.dtype, device=q.device)
     programs = tokens // (tiles.block_m // group) + rows
     _paged_prefill_kernel[(programs, num_kv_heads)](
-        q, k_cache, v_cache, block_table, cu_seqlens_q, context_lens, out, rows,
+        q, k_cache, v_cache, block_table, cu_seqlens_q, context_lens,
+        q if sinks is None else sinks, out, rows,
         q.stride(0), block_table.stride(0), k_cache.stride(0), scale * LOG2E,
         GROUP=group, BLOCK_M=tiles.block_m, HEAD_DIM=dim, BLOCK_SIZE=block_size,
-        BLOCK_N=tiles.block_n, BLOCK_B=launch_table.padded_batch_rows(rows),
+        BLOCK_N=tiles.block_n, BLOCK_B=launch_table.padded_batch_rows(rows), WINDOW=window,
+        SINKS=sinks is not None,
         **tiles.launch.kwargs(),
     )  # fmt: skip
     return out

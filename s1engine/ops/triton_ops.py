@@ -175,14 +175,14 @@ class TritonOps(Unfused):
         sinks: Tensor | None = None,
     ) -> Tensor:
         """A step of one token a row runs paged_decode, any other paged_prefill."""
-        assert window == 0 and sinks is None, "not implemented yet"
         _check_shapes(*q.shape[:0:-1], *k_cache.shape[1:3], q.dtype)
         rows = meta.context_lens.shape[0]
         if meta.max_seqlen_q == 1 and q.shape[0] == rows:
             workspace = self._decode_workspace(q, k_cache.shape[1])
             return paged_decode(
-                q, k_cache, v_cache, meta.block_table, meta.context_lens, scale, *workspace
-            )
+                q, k_cache, v_cache, meta.block_table, meta.context_lens, scale, *workspace,
+                window=window, sinks=sinks,
+            )  # fmt: skip
         if rows > launch_table.MAX_BATCH_ROWS:
             raise RequestError(
                 f"{rows} sequences in a step: the kernels cover {launch_table.MAX_BATCH_ROWS}",
@@ -190,7 +190,7 @@ class TritonOps(Unfused):
             )
         return paged_prefill(
             q, k_cache, v_cache, meta.block_table, meta.cu_seqlens_q, meta.context_lens,
-            meta.max_seqlen_q, scale,
+            meta.max_seqlen_q, scale, window, sinks,
         )  # fmt: skip
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ def compile_kernels(
                 meta = dummy_step(rows, longest, cache.block_size, device)
                 tokens = len(meta.positions)
                 q = hidden.new_empty((tokens, model.num_heads, model.head_dim))
-                decoder.ops.paged_attention(q, *cache.layers[0], 1.0, meta)
+                for window in sorted(set(model.layer_windows)):
+                    decoder.ops.paged_attention(q, *cache.layers[0], 1.0, meta, window)
         logits = torch.zeros((2, vocab_limit), dtype=torch.float32, device=device)
         for filtered in (False, True):
             for banned in (False, True):

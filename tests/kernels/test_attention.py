@@ -33,7 +33,13 @@ class Workspace:
 
 
 def decode(
-    q: Tensor, k: Tensor, v: Tensor, meta: AttentionMetadata, num_splits: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    meta: AttentionMetadata,
+    num_splits: int,
+    window: int = 0,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Workspace]:
     group = q.shape[1] // k.shape[1]
     space = Workspace(q.shape[0], k.shape[1], q.shape[2], group, num_splits)
@@ -47,6 +53,8 @@ def decode(
         space.partials,
         space.arrivals,
         num_splits,
+        window,
+        sinks,
     )
     return out, space
 
