@@ -72,10 +72,12 @@ def in_layout(layout: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return values, scales, values.float() * wide
 
 
-def make_pair(tmp_path: Path, layout: str, **sizes: Any) -> tuple[Path, Path]:
+def make_pair(
+    tmp_path: Path, layout: str, family: str = "qwen2", **sizes: Any
+) -> tuple[Path, Path]:
     """A checkpoint in fp8, and the same model in float32."""
     sizes = {"intermediate_size": 64, **sizes}
-    twin = make_model(tmp_path / "twin", "qwen2", tie_word_embeddings=False, **sizes)
+    twin = make_model(tmp_path / "twin", family, tie_word_embeddings=False, **sizes)
     path = tmp_path / "fp8"
     shutil.copytree(twin, path)
     tensors, plain = load_file(twin / "model.safetensors"), {}
@@ -139,6 +141,22 @@ def test_scales_of_blocks_become_scales_of_rows(tmp_path: Path) -> None:
     path, twin = make_pair(tmp_path, "block")
     assert torch.equal(logits(load(path)), logits(load(twin, "fp8")))
     assert isinstance(load(path).weights.layers[0].qkv, QuantizedMatrix)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rank", [None, 1])
+def test_fused_projections(tmp_path: Path, layout: str, rank: int | None) -> None:
+    """Scales go with their rows, also where the dimensions of heads change their order."""
+    rope = {"rope_type": "default", "partial_rotary_factor": 0.5}
+    path, twin = make_pair(tmp_path, layout, "phi3", rope_parameters=rope)
+    shard = None if rank is None else Shard(rank, 2)
+    mine = load(path, shard=shard).weights.layers[1]
+    wanted = load(twin, "fp8" if layout == "block" else None, shard=shard).weights.layers[1]
+    for name in ("qkv", "o", "gate_up", "down"):
+        found, expected = getattr(mine, name), getattr(wanted, name)
+        assert isinstance(found, QuantizedMatrix)
+        expected = expected.dequantize() if layout == "block" else expected
+        assert torch.equal(found.dequantize(), expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
