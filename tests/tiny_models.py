@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
@@ -142,4 +144,21 @@ def make_model(
                     parameter.add_(torch.randn_like(parameter) * 0.3)
     path = tmp_path / f"{family}-{seed}"
     model.type(dtype).save_pretrained(path, max_shard_size=max_shard_size)
+    return path
+
+
+TRANSFORMERS_SIZES: dict[str, Any] = {**_SIZES, "max_position_embeddings": 128}
+
+
+def make_transformers_model(path: Path, model_type: str, **overrides: Any) -> Path:
+    """Write a random causal language model of transformers' ``model_type``."""
+    config = AutoConfig.for_model(model_type, **{**TRANSFORMERS_SIZES, **overrides})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(path)
     return path

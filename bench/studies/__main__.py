@@ -15,6 +15,7 @@ NAMES = (
     "eval_overhead",
     "http_cost",
     "miniature",
+    "model_impl",
     "quantized_kv_cache",
     "quantized_weights",
     "replica_cost",

@@ -22,6 +22,7 @@ from s1engine.models.generation_config import (
 from s1engine.models.interface import ModelFacts
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
+DEQUANTIZED = "mxfp4"  # the one quantized format that is read: its weights are expanded
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # in transformers, by the longest of a batch
 
 
@@ -33,6 +34,8 @@ class TransformersConfig(ModelFacts):
     """The model directory."""
     num_parameters: int
     """Weights, tied ones counted once."""
+    dequantize: bool
+    """The experts are stored in DEQUANTIZED, and are expanded to the chosen dtype."""
 
     @classmethod
     def from_dir(cls, path: Path) -> "TransformersConfig":
@@ -65,6 +68,7 @@ class TransformersConfig(ModelFacts):
             generation_defaults=sampling_defaults(generation, text.integer("vocab_size")),
             layer_windows=(0,) * num_layers,
             path=path,
+            dequantize=_quantization_method(config) == DEQUANTIZED,
             num_parameters=_count_parameters(model_class, config),
         )
 
@@ -102,8 +106,9 @@ def _refuse_unsupported(text: ConfigReader, config: Any, model_class: Any) -> No
     """Raises ModelError for what the classes and the config say already."""
     if config.is_encoder_decoder:
         raise text.error("is_encoder_decoder", "is true: cross attention is not supported")
-    if "quantization_config" in text or getattr(config, "quantization_config", None) is not None:
-        raise text.error("quantization_config", "is not supported through transformers")
+    method = _quantization_method(config)
+    if method not in (None, DEQUANTIZED):
+        raise text.error("quantization_config", f"{method!r} is not supported through transformers")
     types = text.get("layer_types") or []
     for layer_type in types:
         if layer_type not in LAYER_TYPES:
@@ -125,6 +130,16 @@ def _refuse_unsupported(text: ConfigReader, config: Any, model_class: Any) -> No
                 "rope_parameters",
                 f"rope_type {rope_type!r}: transformers scales it by the longest of a batch",
             )
+
+
+def _quantization_method(config: Any) -> str | None:
+    """The format of a quantized checkpoint; None: it is not quantized."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return None
+    if not isinstance(quantization, dict):
+        quantization = quantization.to_dict()
+    return str(quantization.get("quant_method"))
 
 
 def _rope_types(parameters: dict[str, Any]) -> Iterator[Any]:

@@ -76,7 +76,9 @@ def _load_module(
 ) -> Any:
     """The module with all its weights, from safetensors only."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils.quantization_config import Mxfp4Config
 
+    expanded = {"quantization_config": Mxfp4Config(dequantize=True)} if config.dequantize else {}
     try:
         with _progress_bar(progress):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -87,6 +89,7 @@ def _load_module(
                 local_files_only=True,
                 attn_implementation="eager",
                 output_loading_info=True,
+                **expanded,
             )
     except Exception as error:  # transformers passes on any error of its readers
         reason = str(error).strip().partition("\n")[0]
@@ -99,7 +102,7 @@ def _load_module(
     for key, why in names.items():
         for name in sorted(map(str, report[key])):
             raise ModelError(f"{config.path}: tensor {name!r} {why}")
-    return module.to(device).eval().requires_grad_(False)
+    return module.to(device=device).eval().requires_grad_(False)
 
 
 @contextmanager

@@ -56,6 +56,17 @@ def test_ranks_are_compared_with_one(capsys: pytest.CaptureFixture[str], tmp_pat
         assert ratio == pytest.approx(two[rows] / one[rows], abs=0.01)
 
 
+def test_implementations_of_a_model_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--batch", "1,2", "--tokens", "3", "--rounds", "1")
+    status, found = run_study(capsys, "model_impl", *words)
+    assert status == 0
+    for model in ("s1-nano", "26M"):
+        for batch in (1, 2):
+            row = found[f"{model}, batch {batch}"]
+            rates = row["native_tokens_per_s"], row["transformers_tokens_per_s"]
+            assert row["ratio"] == pytest.approx(rates[0] / rates[1], rel=0.01)
+
+
 def test_replicas_are_compared_with_one_server(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--replicas", "0", "--streams", "1,2", "--output-len", "8", "--rounds", "1")
     status, found = run_study(capsys, "replica_cost", *words)

@@ -15,13 +15,16 @@ from s1engine.engine.llm_engine import LLMEngine
 from s1engine.errors import RequestError
 from s1engine.kernels import launch_table
 from s1engine.models import Decoder, ModelConfig, load_decoder
+from s1engine.models.interface import CausalLM, ModelFacts
+from s1engine.models.transformers_config import TransformersConfig
+from s1engine.models.transformers_loader import load_transformers_decoder
 from s1engine.ops import Ops, select_ops
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.triton_ops import TritonOps
 from s1engine.outputs import CompletionOutput
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from tests.models.harness import Rows
-from tests.tiny_models import YARN, make_model
+from tests.tiny_models import YARN, make_model, make_transformers_model
 
 SHORT_YARN = {"rope_parameters": {**YARN, "original_max_position_embeddings": 8}}
 FULL = {"layer_types": ["full_attention"]}
@@ -44,7 +47,7 @@ def decoder(path: Path, ops: Ops, quantization: str | None = None) -> Decoder:
     return load_decoder(path, config, torch.float32, "cpu", ops, quantization=quantization)
 
 
-def greedy_tokens(model: Decoder, prompts: list[list[int]], chunk: int, steps: int) -> list[int]:
+def greedy_tokens(model: CausalLM, prompts: list[list[int]], chunk: int, steps: int) -> list[int]:
     """Feed prompts in chunks, so rows are at different positions, then ``steps`` tokens each."""
     rows = Rows(model, len(prompts), max(map(len, prompts)) + steps, block_size=16)
     pending = [list(prompt) for prompt in prompts]
@@ -83,6 +86,30 @@ def test_greedy_tokens_are_those_of_torch(
     wanted = greedy_tokens(decoder(path, TorchOps(), quantization), prompts, chunk=7, steps=3)
     got = greedy_tokens(decoder(path, TritonOps(), quantization), prompts, chunk=7, steps=3)
     assert got == wanted and len(set(wanted)) > 3
+
+
+def test_a_module_of_transformers_runs_on_the_kernels(tmp_path: Path) -> None:
+    """Heads of 8 lie in KV rows of 16, the narrowest that the kernels cover."""
+    config = TransformersConfig.from_dir(
+        make_transformers_model(tmp_path, "phi", num_hidden_layers=1)
+    )
+    kernels = TritonOps()
+
+    def check_covered(facts: ModelFacts) -> None:
+        kernels.check_model(
+            head_dim=facts.head_dim, num_heads=facts.num_heads, num_kv_heads=facts.num_kv_heads,
+            block_size=16, dtype=torch.float32, cache_dtype=torch.float32,
+        )  # fmt: skip
+
+    model = load_transformers_decoder(config, torch.float32, "cpu", kernels, check_covered)
+    assert model.config.head_dim == 16
+    prompts = [list(range(9)), [7]]
+    got = greedy_tokens(model, prompts, chunk=7, steps=3)
+    assert got == greedy_tokens(
+        load_transformers_decoder(config, torch.float32, "cpu", TorchOps(), lambda facts: None),
+        prompts, chunk=7, steps=3,
+    )  # fmt: skip
+    assert len(set(got)) > 3
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Runs a Decoder step by step without an engine, and transformers as its oracle."""
+"""Runs a model step by step without an engine, and transformers as its oracle."""
 
 import json
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from s1engine.models import Decoder, ModelConfig, load_decoder
+from s1engine.models.interface import CausalLM
 from s1engine.ops import Ops
 from s1engine.ops.torch_ops import TorchOps
 from tests.paged import block_tables, meta_of
@@ -38,7 +39,7 @@ class Rows:
     """Sequences in one KV cache with shuffled block tables; unused slots hold NaN."""
 
     def __init__(
-        self, decoder: Decoder, rows: int, max_context: int, block_size: int = 4, seed: int = 0,
+        self, decoder: CausalLM, rows: int, max_context: int, block_size: int = 4, seed: int = 0,
         vocab_size: int | None = None,
     ) -> None:  # fmt: skip
         self.decoder = decoder
@@ -76,7 +77,7 @@ class Rows:
 
 
 def run_in_chunks(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], chunk_sizes: Sequence[int]
+    decoder: CausalLM, prompts: Sequence[Sequence[int]], chunk_sizes: Sequence[int]
 ) -> list[Tensor]:
     """Logits of whole prompts computed together; row b takes chunks of chunk_sizes[b] tokens."""
     rows = Rows(decoder, len(prompts), max(map(len, prompts)))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -24,21 +25,9 @@ from s1engine.ops import Ops
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.ops.torch_ops import TorchOps
 from tests.models.harness import Rows, oracle, oracle_logits, run_in_chunks
+from tests.tiny_models import TRANSFORMERS_SIZES, make_transformers_model
 
 TOLERANCE = 1e-4
-SIZES: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.25,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "pad_token_id": None,
-}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 # Latent attention: queries and keys of 16, values of 8.
 LATENT = {"num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "v_head_dim": 8}
@@ -69,20 +58,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def make(path: Path, model_type: str, **overrides: Any) -> Path:
-    """Writes a random model, with random biases and norms."""
-    config = AutoConfig.for_model(model_type, **{**SIZES, **overrides})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 1:
-                    parameter.add_(torch.randn_like(parameter) * 0.3)
-    model.save_pretrained(path)
-    return path
-
-
 def load(path: Path, ops: Ops | None = None) -> TransformersDecoder:
     config = TransformersConfig.from_dir(path)
     return load_transformers_decoder(
@@ -104,7 +79,7 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model_type, overrides = MODELS[request.param]
-    return make(tmp_path_factory.mktemp("model"), model_type, **overrides)
+    return make_transformers_model(tmp_path_factory.mktemp("model"), model_type, **overrides)
 
 
 def test_logits_equal_transformers(model: Path) -> None:
@@ -137,7 +112,7 @@ def test_greedy_generation_equals_transformers(model: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_passes_the_self_check(tmp_path: Path, dtype: torch.dtype) -> None:
-    path = make(tmp_path, "qwen3_moe", num_experts=4, **EXPERTS)
+    path = make_transformers_model(tmp_path, "qwen3_moe", num_experts=4, **EXPERTS)
     config = TransformersConfig.from_dir(path)
     decoder = load_transformers_decoder(config, dtype, "cpu", CpuOps(), lambda facts: None)
     assert decoder.dtype == dtype
@@ -147,11 +122,57 @@ def test_low_precision_passes_the_self_check(tmp_path: Path, dtype: torch.dtype)
 
 
 def test_facts_are_those_of_the_module(tmp_path: Path) -> None:
-    config = load(make(tmp_path, *MODELS["gpt-oss"][:1], **MODELS["gpt-oss"][1])).config
+    config = load(
+        make_transformers_model(tmp_path, *MODELS["gpt-oss"][:1], **MODELS["gpt-oss"][1])
+    ).config
     assert (config.head_dim, config.num_kv_heads) == (16, 2)
     assert config.layer_windows == (8, 0) and config.max_window == 0
     module = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert config.num_parameters == sum(p.numel() for p in module.parameters())
+
+
+def test_mxfp4_experts_are_expanded(tmp_path: Path) -> None:
+    """As OpenAI publishes gpt-oss: two values a byte and a power of two for 32 of them."""
+    sizes = {"num_local_experts": 2, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    sizes |= {
+        "hidden_size": 64,
+        "intermediate_size": 32,
+        "head_dim": 16,
+        "tie_word_embeddings": False,
+    }
+    plain, packed = (
+        make_transformers_model(tmp_path / "plain", "gpt_oss", **sizes),
+        tmp_path / "packed",
+    )
+    tensors, stored = load_file(plain / "model.safetensors"), {}
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, columns, rows = tensors[name].shape
+        blocks = torch.randint(256, (experts, rows, columns // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(122, 127, blocks.shape[:3], dtype=torch.uint8)
+        tensors[name] = mxfp4_values(blocks, scales).transpose(1, 2).contiguous()
+        stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    save_file(tensors, plain / "model.safetensors", {"format": "pt"})
+    packed.mkdir()
+    kept = {name: tensor for name, tensor in tensors.items() if f"{name}_blocks" not in stored}
+    save_file({**kept, **stored}, packed / "model.safetensors", {"format": "pt"})
+    fields = json.loads((plain / "config.json").read_text())
+    fields["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": []}
+    (packed / "config.json").write_text(json.dumps(fields))
+    prompt = prompt_of(20)
+    actual = run_in_chunks(load(packed, CpuOps()), [prompt], [7])[0]
+    assert_close(actual, oracle_logits(oracle(plain), prompt))
+    assert TransformersConfig.from_dir(packed).num_parameters == sum(
+        tensor.numel() for tensor in tensors.values()
+    )
+
+
+def mxfp4_values(blocks: Tensor, scales: Tensor) -> Tensor:
+    """blocks [E, N, K / 32, 16], scales [E, N, K / 32] -> [E, N, K] float32; the low half of a byte
+    is first (OCP Microscaling Formats, 1.0)."""
+    positive = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    table = torch.cat((positive, -positive))
+    halves = torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(-2).long()
+    return (table[halves] * 2.0 ** (scales.float() - 127)[..., None]).flatten(2)
 
 
 # --- windows from masks ---
@@ -204,7 +225,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_models_that_would_be_wrong_are_refused_by_name(tmp_path: Path, name: str) -> None:
     model_type, overrides, reason = REFUSED[name]
-    config = AutoConfig.for_model(model_type, **{**SIZES, **overrides})
+    config = AutoConfig.for_model(model_type, **{**TRANSFORMERS_SIZES, **overrides})
     config.architectures = [type(AutoModelForCausalLM.from_config(config)).__name__]
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=f"config.json: .*{reason}"):
@@ -226,7 +247,7 @@ def test_encoders_are_refused_by_name(tmp_path: Path, model_type: str) -> None:
         ({"model_type": "unheard-of"}, "model_type 'unheard-of' is unknown to transformers"),
         ({"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}}, "is never run"),
         ({"architectures": ["LlamaModel"]}, "architectures .*'LlamaModel'.* no causal language"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is not supported"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config 'gptq' is not"),
         ({"num_hidden_layers": "two"}, "is refused by transformers"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
          "rope_parameters rope_type 'dynamic'"),
@@ -235,7 +256,7 @@ def test_encoders_are_refused_by_name(tmp_path: Path, model_type: str) -> None:
 def test_unknown_fields_are_refused_by_name(
     tmp_path: Path, fields: dict[str, Any], reason: str
 ) -> None:
-    file = make(tmp_path, "llama") / "config.json"
+    file = make_transformers_model(tmp_path, "llama") / "config.json"
     (tmp_path / "code.py").write_text("raise AssertionError('code of a model directory was run')")
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
     with pytest.raises(ModelError, match=reason):
@@ -243,7 +264,7 @@ def test_unknown_fields_are_refused_by_name(
 
 
 def test_a_missing_tensor_is_refused_by_name(tmp_path: Path) -> None:
-    make(tmp_path, "qwen3")
+    make_transformers_model(tmp_path, "qwen3")
     file = tmp_path / "config.json"
     fields = {**json.loads(file.read_text()), "attention_bias": True}
     file.write_text(json.dumps(fields))
@@ -255,7 +276,7 @@ def test_tokens_that_see_their_neighbours_fail_the_self_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """State that is not in the KV cache: each token takes a part of the one before."""
-    make(tmp_path, "llama")
+    make_transformers_model(tmp_path, "llama")
     forward = LlamaDecoderLayer.forward
 
     def shifted(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -271,7 +292,7 @@ def test_tokens_that_see_their_neighbours_fail_the_self_check(
 def test_layers_that_do_not_attend_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(tmp_path, "llama")
+    make_transformers_model(tmp_path, "llama")
     monkeypatch.setattr(
         LlamaDecoderLayer, "forward", lambda self, hidden_states, **_: hidden_states
     )
@@ -283,8 +304,8 @@ def test_layers_that_do_not_attend_are_refused(
 
 
 def test_auto_is_native_where_it_can_be(tmp_path: Path) -> None:
-    llama = make(tmp_path / "llama", "llama")
-    phi = make(tmp_path / "phi", "phi")
+    llama = make_transformers_model(tmp_path / "llama", "llama")
+    phi = make_transformers_model(tmp_path / "phi", "phi")
     assert isinstance(read_facts(llama, "auto"), ModelConfig)
     assert isinstance(read_facts(llama, "transformers"), TransformersConfig)
     assert isinstance(read_facts(phi, "auto"), TransformersConfig)
@@ -293,7 +314,7 @@ def test_auto_is_native_where_it_can_be(tmp_path: Path) -> None:
 
 
 def test_the_two_implementations_have_equal_facts(tmp_path: Path) -> None:
-    path = make(tmp_path, "qwen3", head_dim=16)
+    path = make_transformers_model(tmp_path, "qwen3", head_dim=16)
     native, other = read_facts(path, "native"), read_facts(path, "transformers")
     for name in ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "head_dim",
                  "max_position_embeddings", "eos_token_ids", "torch_dtype", "architecture",
