@@ -53,7 +53,7 @@ def test_no_api_shows_a_repeated_marker(
     runner, served, script = engine
     encode = served.engine.tokenizer.encode
     body = {**BODIES[path], "thinking_token_budget": 99 if budget is None else budget}
-    script.ids = encode("x y z</think>so</thi</think>!</think>")
+    script.ids = encode("x y z</think>so</thin</think>!</think>")
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(create_app(served))
@@ -72,7 +72,7 @@ def test_no_api_shows_a_repeated_marker(
     content = "".join(map(content_of, objects))
     thought = encode("x y z")
     assert content == served.engine.tokenizer.decode(thought[body["thinking_token_budget"] :]) + (
-        "so</thi!"
+        "so</thin!"
     )
 
 
