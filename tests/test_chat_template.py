@@ -213,8 +213,8 @@ def test_a_failing_template_names_its_line(above: int, failing: str) -> None:
     with pytest.raises(RequestError, match=rf"^chat_template line {above + 1}: .") as raised:
         ChatTemplate("\n".join(lines), {}).render(CHAT, {})
     assert raised.value.param == "chat_template"
-    lines[above] = "{% forr x in y %}"
-    with pytest.raises(RequestError, match=rf"^chat_template line {above + 1}: .*forr"):
+    lines[above] = "{% loop x in y %}"
+    with pytest.raises(RequestError, match=rf"^chat_template line {above + 1}: .*loop"):
         ChatTemplate("\n".join(lines), {})
 
 

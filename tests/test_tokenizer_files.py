@@ -200,7 +200,7 @@ def test_templates_by_name_are_those_of_transformers(tmp_path: Path, form: str) 
 
 def test_a_broken_template_of_a_model_names_directory_and_line(tmp_path: Path) -> None:
     path = save(tmp_path, make_backend())
-    (path / "chat_template.jinja").write_text("a\nb\n{% forr x in y %}")
+    (path / "chat_template.jinja").write_text("a\nb\n{% loop x in y %}")
     with pytest.raises(ModelError, match=f"{path}: chat_template line 3"):
         Tokenizer.from_dir(path)
 
