@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from s1engine.kernels import launch_table
-from s1engine.ops import Ops
+from s1engine.ops import Activation, Ops
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.triton_ops import TritonOps
@@ -52,12 +53,21 @@ def test_a_linear_reaches_the_residual_at_once_or_later(
 
 @devices(tokens=[2, 5])
 @pytest.mark.parametrize("with_pending_residual", [False, True])
-def test_norm_gate_up(ops: Ops, tokens: int, with_pending_residual: bool) -> None:
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("with_norm", [True, False])
+def test_norm_gate_up(
+    ops: Ops, tokens: int, with_pending_residual: bool, activation: Activation, with_norm: bool
+) -> None:
     residual, norm, weight = randn(tokens, H), randn(H, seed=1), randn(40, H, seed=2)
     pending_residual = randn(tokens, H, seed=3) if with_pending_residual else None
     total = residual + pending_residual if pending_residual is not None else residual.clone()
-    out = ops.norm_gate_up(pending_residual, residual, norm, EPS, ops.pack(weight))
-    expected = TORCH.silu_and_mul(TORCH.linear(TORCH.rms_norm(total, norm, EPS), weight))
+    out = ops.norm_gate_up(
+        pending_residual, residual, norm if with_norm else None, EPS, ops.pack(weight), activation
+    )
+    x = TORCH.linear(TORCH.rms_norm(total, norm, EPS) if with_norm else total, weight)
+    gate, up = x.chunk(2, dim=-1)
+    gelu = functional.gelu(gate, approximate="tanh")
+    expected = (functional.silu(gate) if activation == "silu" else gelu) * up
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(residual, total)
 
@@ -93,6 +103,24 @@ def test_norm_qkv_rope_write(
     for cache, wanted in zip(got, expected, strict=True):
         torch.testing.assert_close(cache, wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
     assert torch.equal(residual, total)
+
+
+@devices(tokens=[5])
+def test_norm_residual(ops: Ops, tokens: int) -> None:
+    x, norm, residual = randn(tokens, H), randn(H, seed=1), randn(tokens, H, seed=2)
+    expected = residual + TORCH.rms_norm(x, norm, EPS)
+    ops.norm_residual(x, norm, EPS, residual)
+    torch.testing.assert_close(residual, expected, rtol=1e-5, atol=1e-5)
+
+
+@devices(tokens=[5])
+def test_scale_rows_of_heads_in_a_wider_buffer(ops: Ops, tokens: int) -> None:
+    buffer, scales = randn(tokens, HEADS + 2, D), randn(9, seed=1)
+    positions = torch.tensor([3, 0, 8, 3, 1], dtype=torch.int32)
+    expected = buffer.clone()
+    expected[:, :HEADS] *= scales[positions.long()][:, None, None]
+    ops.scale_rows(buffer[:, :HEADS], scales, positions)
+    torch.testing.assert_close(buffer, expected)
 
 
 def test_a_product_in_the_table_is_left_to_cublas(monkeypatch: pytest.MonkeyPatch) -> None:
