@@ -83,14 +83,16 @@ def decode_splits(rows: int, kv_heads: int) -> int:
 
 
 def prefill_tiles(
-    head_dim: int, block_size: int, group: int, itemsize: int, kv_itemsize: int, max_seqlen_q: int
-) -> AttentionTiles:
+    head_dim: int, block_size: int, group: int, itemsize: int, kv_itemsize: int, max_seqlen_q: int,
+    windowed: bool = False,
+) -> AttentionTiles:  # fmt: skip
     """Tiles of paged_prefill: large for prompts, small for a few tokens a row. Where cached values
     are dequantized (``kv_itemsize`` below ``itemsize``), wider tiles spill in Triton 3.6."""
     narrowest = max(16, next_power_of_2(group))
     if itemsize == 4:
         return AttentionTiles(narrowest, min(block_size, 16), LaunchOptions(8, num_stages=2))
-    block_m = max(min(next_power_of_2(max_seqlen_q * group), 64), narrowest)
+    most = 32 if windowed and head_dim > 128 and kv_itemsize < itemsize else 64
+    block_m = max(min(next_power_of_2(max_seqlen_q * group), most), narrowest)
     warps = 8 if block_m == 32 or head_dim > 128 else 4  # at 32, four would spill
     block_n = min(block_size, 64 if head_dim <= 128 else 32)
     if head_dim > 128 and block_m == 64 and kv_itemsize < itemsize:

@@ -162,7 +162,13 @@ def paged_prefill(
     assert block_table.stride(1) == 1
     check_sinks(window, sinks, num_heads)
     tiles = launch_table.prefill_tiles(
-        dim, block_size, group, q.element_size(), k_cache.element_size(), max_seqlen_q
+        dim,
+        block_size,
+        group,
+        q.element_size(),
+        k_cache.element_size(),
+        max_seqlen_q,
+        window > 0,
     )
     out = torch.empty((tokens, num_heads * dim), dtype=q.dtype, device=q.device)
     programs = tokens // (tiles.block_m // group) + rows
