@@ -200,6 +200,28 @@ def test_generated_blocks_are_found_again() -> None:
     assert mock.scheduler.collect_output_dict(1)["num_cached"] == (len(tokens) - 1) // 4 * 4 > 3
 
 
+def test_tokens_of_a_dropped_marker_are_not_found_again() -> None:
+    """The wait text overwrites their place in the cache."""
+    texts = [b""] * 10 + [b"a", b"b", b"c"] + [b""] * 3
+    fmt = replace(FORMATS[1], markers=(b"abc",), token_bytes=tuple(texts))
+    follower = {7: 10, 10: 11, 11: 12}  # the prompt's last token, then "a", "b", "c"
+
+    def model(ids: list[int]) -> list[int]:
+        return [follower.get(ids[-1], EOS), *range(16)]
+
+    mock = PagedMock(block_size=1, ends=thinking_ends(fmt))
+    budget = reference.Budget(8, min_thinking=0, num_waits=1, wait=(9,), forced_end=(TRIGGER,))
+    thinking = Spec([5, 6, 7], 1, fmt, budget)
+    thinking.add_to(mock.scheduler, 0)
+    mock.run_to_end(model)
+    out = mock.scheduler.collect_output_dict(0)
+    assert out["token_ids"] == thinking.expected(model)[0].token_ids
+    assert out["token_ids"][0] == 9 and 10 not in out["token_ids"]
+    Spec([5, 6, 7, 10, 11, 8], 1, fmt, None).add_to(mock.scheduler, 1)
+    mock.run_to_end(model)
+    assert mock.scheduler.collect_output_dict(1)["num_cached"] == 3
+
+
 def test_a_salt_separates_caches() -> None:
     mock = PagedMock(block_size=4)
     for seq_id, salt in enumerate((1, 2, 1)):

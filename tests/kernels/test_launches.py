@@ -21,8 +21,8 @@ from s1engine.models.loader import random_decoder
 from s1engine.ops.triton_ops import TritonOps
 
 MODEL = replace(
-    shape("nano"), num_layers=1, hidden_size=32, intermediate_size=48, num_heads=2, num_kv_heads=1,
-    head_dim=16, vocab_size=40,
+    shape("nano"), num_layers=1, layer_windows=(0,), hidden_size=32, intermediate_size=48,
+    num_heads=2, num_kv_heads=1, head_dim=16, vocab_size=40,
 )  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def server() -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
     process, url, log = start_server(*scaled, *rest)
     headers = {"Authorization": f"Bearer {KEY}"}
     limits = httpx.Limits(max_connections=200)
-    with httpx.Client(base_url=url, headers=headers, timeout=60, limits=limits) as client:
+    with httpx.Client(base_url=url, headers=headers, timeout=SETTLE_S, limits=limits) as client:
         yield process, client
     process.terminate()
     process.wait(60)
@@ -114,7 +114,7 @@ class Reading:
                     self.events.append(json.loads(line.removeprefix("data: ")))
 
     def join(self) -> list[dict[str, Any]]:
-        self._thread.join(60)
+        self._thread.join(SETTLE_S)
         assert not self._thread.is_alive() and self.last == "data: [DONE]"
         return self.events
 
@@ -307,10 +307,8 @@ def test_a_killed_replica_costs_only_its_own_requests(
     process, client = server
     victims = replica_processes(process)
     assert len(victims) == 2 and client.get("/health").json() == {"replicas": 2, "wanted": 2}
-    want = together(
-        lambda i: whole_text(served.http.post(CHAT, json=long_ask(i)).json()), range(12)
-    )
-    readings = [Reading(client, long_ask(i)) for i in range(12)]
+    want = together(lambda i: whole_text(served.http.post(CHAT, json=long_ask(i)).json()), range(8))
+    readings = [Reading(client, long_ask(i)) for i in range(8)]
     with ThreadPoolExecutor(40) as pool:
         wholes = [pool.submit(client.post, CHAT, json=long_ask(i)) for i in range(6)]
         until(lambda: all(reading.events for reading in readings))
@@ -340,7 +338,7 @@ def test_a_dead_engine_counts_as_a_dead_replica_and_both_are_replaced(
     inside = descendants(replica_processes(process)[0])
     (engine,) = [pid for pid in inside if "engine_process" in command(pid)]
     # The kill follows the first events at once: the streams last about a second.
-    readings = [Reading(client, long_ask(i)) for i in range(100, 112)]
+    readings = [Reading(client, long_ask(i)) for i in range(100, 108)]
     until(lambda: all(reading.events for reading in readings))
     os.kill(engine, signal.SIGKILL)
     assert len({reading.home for reading in readings}) == 2
