@@ -26,6 +26,12 @@ void forget_match(BudgetState& state) {
 // tokens that no longer may.
 Appended append_sampled(const BudgetFormat& format, BudgetState& state, TokenId sampled) {
   const EndMatcher& matcher = format.end_markers;
+  if (matcher.empty()) {
+    state.tail_newline = format.is_newline(sampled);
+    state.banned = false;
+    ++state.thinking_tokens;
+    return {.sampled = true};
+  }
   const int32_t held_before = state.held;
   state.match = matcher.next(state.match, sampled);
   if (state.match == 0) {

@@ -148,7 +148,9 @@ const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch) {
   check_invariant(config_.max_samples <= batch.max_samples, "a batch too small for the samples");
   run_.clear();
   plan_.clear();
-  for (Sequence* sequence : running_) blocks_.free_expired(*sequence);
+  if (config_.max_window > 0) {
+    for (Sequence* sequence : running_) blocks_.free_expired(*sequence);
+  }
   plan_running();
   plan_waiting();
   plan_drafts();
