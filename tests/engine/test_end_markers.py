@@ -200,7 +200,9 @@ def test_the_text_is_split_at_the_marker(plain: LLM, prompt: str, budget: Thinki
         thinking, marker, answer = whole.partition(MARKER)
         assert marker and sample.reasoning == thinking.lstrip("\n")
         assert sample.text == answer.replace(MARKER, "").lstrip("\n")
-    assert MARKER not in sample.reasoning and MARKER not in sample.text
+    assert MARKER not in sample.text
+    # Only sampled tokens match: a wait text that is half a marker may become one in the text.
+    assert MARKER not in sample.reasoning or budget.wait_text == "<"
 
 
 @settings(max_examples=12)
