@@ -1,9 +1,9 @@
 """Quantised weights against the checkpoint's: error on real traces, and memory.
 
 The traces are the model's answers to the arithmetic task, in float32, or with ``--text`` the
-problems and solutions of a file, as chats. Errors are teacher-forced, as
-in ``quantized_kv_cache``: KL(full || quantised) of the next-token distribution, and how often the
-most likely token agrees. "format alone" runs the definition (``torch_ops``), without the device's
+problems and solutions of a file, as chats. Errors are teacher-forced, as in
+``quantized_kv_cache``: KL(full || quantised) of the next-token distribution, and how often the most
+likely token agrees. "format alone" runs the definition (``torch_ops``), without the device's
 rounding of activations to 8 bits. fp8 is a CUDA format: here its definition runs, and the scaled
 product of ``fp8_linear``.
 """
