@@ -91,6 +91,10 @@ class ReasoningFormatSpec:
         separator = self.separator if final_text or self.separator_always else ""
         return self.end + separator + final_text
 
+    def is_in(self, text: str) -> bool:
+        """Does ``text`` hold a marker, without which it has no block?"""
+        return self.open_marker in text or self.end in text
+
     def block_state(self, text: str) -> tuple[str, str]:
         """State of the thinking block in the assistant's turn ``text``: open, closed or absent;
         and, if it is open, the thinking that ``text`` already holds."""

@@ -10,7 +10,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from s1engine.bench.shapes import NAMES, shape
 from s1engine.bench.studies.draft_acceptance import read_traces
 from s1engine.config import EngineConfig
 from s1engine.engine.llm import LLM
+from s1engine.engine.request import Prompt
 from s1engine.errors import RequestError
 from s1engine.eval.tasks import arithmetic_questions
 from s1engine.models.model_config import ModelConfig
@@ -64,11 +65,15 @@ def chat_work(llm: LLM, batch: int, temperature: float) -> Workload:
     budget = ThinkingBudget(num_waits=3)
     params = SamplingParams(temperature=temperature, seed=0, thinking=budget)
     questions = arithmetic_questions(0, batch)
-    chats = [[{"role": "user", "content": question.prompt}] for question in questions]
+    return generate_work(llm, [[{"role": "user", "content": q.prompt}] for q in questions], params)
+
+
+def generate_work(llm: LLM, prompts: Sequence[Prompt], params: SamplingParams) -> Workload:
+    """All prompts at once."""
 
     def work() -> Iterator[int]:
-        for chat in chats:
-            llm.engine.add_request(llm.engine.make_request(chat, params))
+        for prompt in prompts:
+            llm.engine.add_request(llm.engine.make_request(prompt, params))
         while llm.engine.has_unfinished:
             outputs = [event for _, event in llm.engine.step()]
             yield sum(len(o.outputs[0].token_ids) for o in outputs if isinstance(o, RequestOutput))

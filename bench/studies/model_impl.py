@@ -8,18 +8,17 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from s1engine.bench.random_checkpoint import random_checkpoint
 from s1engine.bench.shapes import shape
-from s1engine.bench.studies.draft_speedup import Contender, Workload
+from s1engine.bench.studies.draft_speedup import Contender, Workload, generate_work
 from s1engine.config import BUNDLED_MODEL
 from s1engine.engine.llm import LLM
+from s1engine.engine.request import Prompt
 from s1engine.models.model_config import ModelConfig
-from s1engine.outputs import RequestOutput
 from s1engine.sampling_params import SamplingParams
 
 PROMPT = 64  # tokens
@@ -44,19 +43,11 @@ def decode_work(llm: LLM, batch: int, tokens: int) -> Workload:
     """``batch`` sequences of ``tokens`` tokens after different prompts."""
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
     vocab = llm.engine.model_config.vocab_size
-    prompts = [
+    prompts: list[Prompt] = [
         [FIRST_ID + (7 * row + at) % (vocab - FIRST_ID) for at in range(PROMPT)]
         for row in range(batch)
     ]
-
-    def work() -> Iterator[int]:
-        for prompt in prompts:
-            llm.engine.add_request(llm.engine.make_request(prompt, params))
-        while llm.engine.has_unfinished:
-            outputs = [event for _, event in llm.engine.step()]
-            yield sum(len(o.outputs[0].token_ids) for o in outputs if isinstance(o, RequestOutput))
-
-    return work
+    return generate_work(llm, prompts, params)
 
 
 def compare(llms: tuple[LLM, LLM], batch: int, tokens: int, rounds: int) -> dict[str, Any]:

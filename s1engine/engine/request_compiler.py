@@ -163,8 +163,8 @@ class RequestCompiler:
         if not ids:
             raise RequestError("messages is empty", param="messages")
         earlier = messages[:-1] if continues else messages
-        if rule.format is None or not earlier:
-            return ids, AssistantTurn(text if rule.format else "", begun=not header)
+        if rule.format is None or not earlier or not rule.format.spec.is_in(text):
+            return ids, AssistantTurn(text, begun=not header)
         before = render(earlier, None, options, tools, add_generation_prompt=False)
         return ids, AssistantTurn(rule.assistant_part(text, before), begun=not header)
 

@@ -119,8 +119,9 @@ class _Probes:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._source = tokenizer.template_source
-        plain, without = self._render({}), self._render({}, add_generation_prompt=False)
-        self.trailer = plain.rpartition(PROBE)[2] if plain == without else ""
+        plain = self._render({})
+        self._without_header = self._render({}, add_generation_prompt=False)
+        self.trailer = plain.rpartition(PROBE)[2] if plain == self._without_header else ""
         self.switch: str | None = None
         self._texts: dict[bool | None, str] = {None: plain}
         for name in SWITCHES:
@@ -152,10 +153,9 @@ class _Probes:
         default, and why."""
         for spec in FORMAT_SPECS.values():
             states = {value: spec.block_state(self._part(value))[0] for value in self._texts}
-            mentioned = spec.open_marker in self._source or spec.end in self._source
             if not all(self._tokenizer.single_token_id(t) is not None for t in spec.required):
                 continue
-            if mentioned or set(states.values()) != {"absent"}:
+            if spec.is_in(self._source) or set(states.values()) != {"absent"}:
                 thinks = self.thinks(spec)
                 return spec, thinks, self._reason(spec, states[None], thinks)
         return None, False, ""
@@ -178,6 +178,6 @@ class _Probes:
 
     def header(self, spec: ReasoningFormatSpec) -> str:
         """What begins the assistant's turn, after the user's text has ended; without blanks."""
-        plain, without = self._texts[None], self._render({}, add_generation_prompt=False)
+        plain, without = self._texts[None], self._without_header
         part = "" if plain == without else plain[common_prefix(plain, without) :]
         return part.partition(spec.open_marker)[0].strip()

@@ -36,7 +36,7 @@ def test_the_rule_of_thinking_and_the_sizes(capsys: pytest.CaptureFixture[str]) 
     facts = json.loads(info(capsys, "--device", "cpu"))
     chats, model = facts["chats"], facts["model"]
     assert chats["reasoning_format"] == "s1" and chats["thinks_by_default"]
-    assert chats["because"] == "reasoning_format s1"  # stands in the config of the bundled model
+    assert chats["because"] == "reasoning_format s1"  # its config.json says so
     assert chats["thinking_opens_by"] == "<|im_start|>think"
     assert chats["turn_ends_by"] == ["<|im_end|>"] and chats["sampling"] == {"temperature": 0.0}
     sizes = [model[f"weight_bytes{fmt}"] for fmt in ("", "_int8", "_int4")]
