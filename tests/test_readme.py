@@ -69,3 +69,10 @@ def test_the_finders_find() -> None:
 def test_a_failing_block_fails(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         run([sys.executable, "-c", "1 / 0"], tmp_path)
+
+
+def test_python_blocks_of_the_embedding_page_run(tmp_path: Path) -> None:
+    """In one process: later blocks use what earlier ones define."""
+    code = "\n".join(blocks((README.parent / "docs" / "EMBEDDING.md").read_text(), "python"))
+    assert code.count("import") > 3
+    run([sys.executable, "-c", code], tmp_path)
