@@ -21,7 +21,7 @@ from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
 from s1engine.bench.shapes import NAMES, shape
 from s1engine.bench.studies.draft_acceptance import read_traces
 from s1engine.config import EngineConfig
-from s1engine.engine.llm import LLM
+from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.request import Prompt
 from s1engine.errors import RequestError
 from s1engine.eval.tasks import arithmetic_questions
@@ -60,22 +60,24 @@ class TraceEngine(BareEngine):
         return replace(output, token_ids=np.array(tokens, np.int64))
 
 
-def chat_work(llm: LLM, batch: int, temperature: float) -> Workload:
+def chat_work(engine: LLMEngine, batch: int, temperature: float) -> Workload:
     """Arithmetic questions, each with three waits."""
     budget = ThinkingBudget(num_waits=3)
     params = SamplingParams(temperature=temperature, seed=0, thinking=budget)
     questions = arithmetic_questions(0, batch)
-    return generate_work(llm, [[{"role": "user", "content": q.prompt}] for q in questions], params)
+    return generate_work(
+        engine, [[{"role": "user", "content": q.prompt}] for q in questions], params
+    )
 
 
-def generate_work(llm: LLM, prompts: Sequence[Prompt], params: SamplingParams) -> Workload:
+def generate_work(engine: LLMEngine, prompts: Sequence[Prompt], params: SamplingParams) -> Workload:
     """All prompts at once."""
 
     def work() -> Iterator[int]:
         for prompt in prompts:
-            llm.engine.add_request(llm.engine.make_request(prompt, params))
-        while llm.engine.has_unfinished:
-            outputs = [event for _, event in llm.engine.step()]
+            engine.add_request(engine.make_request(prompt, params))
+        while engine.has_unfinished:
+            outputs = [event for _, event in engine.step()]
             yield sum(len(o.outputs[0].token_ids) for o in outputs if isinstance(o, RequestOutput))
 
     return work
@@ -144,12 +146,14 @@ def compare(plain: Workload, drafting: Workload, rounds: int) -> dict[str, Any]:
 
 def bundled(args: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
     """The bundled model, greedy and sampled."""
-    options: dict[str, Any] = {"progress": False, "max_num_seqs": max(batches)}
-    llms = LLM(**options), LLM(**options, num_speculative_tokens=args.draft)
+    options: dict[str, Any] = {"max_num_seqs": max(batches)}
+    engines = [
+        LLMEngine(EngineConfig(**options, num_speculative_tokens=n)) for n in (0, args.draft)
+    ]
     rows: dict[str, Any] = {}
     for temperature in (0.0, 0.8):
         for batch in batches:
-            works = [chat_work(llm, batch, temperature) for llm in llms]
+            works = [chat_work(engine, batch, temperature) for engine in engines]
             name = f"temperature {temperature}, batch {batch}"
             rows[name] = compare(works[0], works[1], args.rounds)
             print(f"s1-nano, {name}: {rows[name]}", file=sys.stderr)

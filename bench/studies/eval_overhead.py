@@ -25,10 +25,11 @@ BUDGET = 64
 def outside_share(llm: LLM, questions: int, folder: Path) -> float:
     """Share of one run's wall time outside the engine, 0 to 1."""
     inside = [0.0]
-    engine: Any = llm.engine
-    calls = {name: getattr(engine, name) for name in ("step", "make_request", "add_request")}
-    for name, call in calls.items():
-        setattr(engine, name, _timed(call, inside))
+    timed: list[tuple[Any, str]] = [
+        (llm.engine, "step"), (llm.engine, "add_request"), (llm, "make_request")
+    ]  # fmt: skip
+    for owner, name in timed:
+        setattr(owner, name, _timed(getattr(owner, name), inside))
     try:
         methods = build_methods(["budget-forcing"], SweepOptions(budgets=(BUDGET,)))
         asked = arithmetic_questions(4, questions)
@@ -38,8 +39,8 @@ def outside_share(llm: LLM, questions: int, folder: Path) -> float:
         )
         opened.close()
     finally:
-        for name in calls:
-            delattr(engine, name)
+        for owner, name in timed:
+            delattr(owner, name)
     return 1 - inside[0] / run.wall_s
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from s1engine.bench.random_checkpoint import random_checkpoint
 from s1engine.bench.shapes import shape
 from s1engine.bench.studies.draft_speedup import Contender, Workload, generate_work
-from s1engine.config import BUNDLED_MODEL
-from s1engine.engine.llm import LLM
+from s1engine.config import BUNDLED_MODEL, EngineConfig
+from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.request import Prompt
 from s1engine.models.model_config import ModelConfig
 from s1engine.sampling_params import SamplingParams
@@ -39,22 +39,24 @@ def small_model() -> ModelConfig:
     )
 
 
-def decode_work(llm: LLM, batch: int, tokens: int) -> Workload:
+def decode_work(engine: LLMEngine, batch: int, tokens: int) -> Workload:
     """``batch`` sequences of ``tokens`` tokens after different prompts."""
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-    vocab = llm.engine.model_config.vocab_size
+    vocab = engine.model_config.vocab_size
     prompts: list[Prompt] = [
         [FIRST_ID + (7 * row + at) % (vocab - FIRST_ID) for at in range(PROMPT)]
         for row in range(batch)
     ]
-    return generate_work(llm, prompts, params)
+    return generate_work(engine, prompts, params)
 
 
-def compare(llms: tuple[LLM, LLM], batch: int, tokens: int, rounds: int) -> dict[str, Any]:
+def compare(
+    engines: tuple[LLMEngine, LLMEngine], batch: int, tokens: int, rounds: int
+) -> dict[str, Any]:
     """Rates of both; the ratio is the median of the rounds' ratios."""
     rates: list[list[float]] = [[], []]
     for turn in range(rounds + 1):
-        sides = [Contender(decode_work(llm, batch, tokens)()) for llm in llms]
+        sides = [Contender(decode_work(engine, batch, tokens)()) for engine in engines]
         running = list(sides)
         while running:
             running = [side for side in running if side.step()]
@@ -80,8 +82,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         }
         for name, path in paths.items():
             native, other = (
-                LLM(model=str(path), model_impl=impl, dtype=args.dtype, device="cpu",
-                    max_num_seqs=64, progress=False, reasoning_format="none")
+                LLMEngine(EngineConfig(model=str(path), model_impl=impl, dtype=args.dtype,
+                          device="cpu", max_num_seqs=64, reasoning_format="none"))
                 for impl in ("native", "transformers")
             )  # fmt: skip
             for batch in map(int, args.batch.split(",")):

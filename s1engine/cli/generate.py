@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         if args.input is None and not args.json and args.output is None:
             return _stream_to_terminal(llm, *requests[0])
         outputs = llm.generate_requests(
-            [llm.engine.make_request(p, s, **o) for p, s, o in requests]
+            [llm.make_request(p, s, **o) for p, s, o in requests], progress=True
         )
     ids = [{"id": row["id"]} if "id" in row else {} for _, row in rows]
     lines = [{**own, **out.to_json()} for own, out in zip(ids, outputs, strict=True)]
@@ -139,9 +139,8 @@ def _stream_to_terminal(llm: Any, prompt: Any, params: Any, options: dict[str, A
     from s1engine.outputs import CheckpointOutput, RequestOutput
 
     colour = sys.stdout.isatty()
-    request = llm.engine.make_request(prompt, params, stream=True, **options)
     last = ""
-    for event in llm.generate_request(request):
+    for event in llm.stream(prompt, params, **options):
         if isinstance(event, RequestOutput):
             print(f"{PLAIN if colour else ''}", flush=True)
             print(_summary(event), file=sys.stderr)

@@ -35,7 +35,7 @@ def parse_row(
             raise request_error(error) from error
         if (row.prompt is None) == (row.messages is None):
             raise RequestError("a request has either prompt or messages", param="prompt")
-        params = row.sampling_params(llm.engine.default_sampling())
+        params = row.sampling_params(llm.compiler.default_sampling())
         return _prompt(row, raw), params, row.options()
     except RequestError as error:
         text = f"{where}: {error}" if where else str(error)

@@ -1,169 +1,153 @@
-"""The engine behind ``await``: one thread steps, any number of coroutines wait.
+"""The engine behind ``await``: any number of coroutines wait for requests of one engine thread.
 
-The thread owns the LLMEngine. Coroutines send it commands through a queue and receive events on
-their own loop, with one wake-up per step for all of them. A slow consumer delays no other: its
-events wait in its own queue.
+Events reach a loop with one wake-up per step for all of its requests. A slow consumer delays no
+other: its events wait in its own queue.
 """
 
 import asyncio
 import contextlib
-import logging
-import queue
 import threading
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from s1engine.config import EngineConfig
-from s1engine.engine.core_output import EngineStats
+from s1engine.engine.embedded import EmbeddedEngine
+from s1engine.engine.engine_thread import Submission, SubmissionEvent
 from s1engine.engine.llm_engine import LLMEngine
-from s1engine.engine.output_processor import RequestEvent
-from s1engine.engine.request import Prompt, Request
-from s1engine.engine.request_compiler import RequestCompiler
+from s1engine.engine.request import Prompt, Request, id_is_taken
 from s1engine.engine.request_output import StreamEvent
-from s1engine.errors import EngineDeadError, RequestFailedError
+from s1engine.errors import EngineDeadError, RequestError
 from s1engine.outputs import RequestOutput
 from s1engine.sampling_params import SamplingParams
 
-logger = logging.getLogger(__name__)
-
-Command = Callable[[], object]
-_EventQueue = asyncio.Queue[StreamEvent | RequestFailedError | None]
-IDLE_S = 1.0  # between steps of an idle engine; each step checks the health of its workers
+T = TypeVar("T")
+_EventQueue = asyncio.Queue[SubmissionEvent]
 
 
-class AsyncLLMEngine:
+class AsyncLLMEngine(EmbeddedEngine):
     """An EngineClient whose engine runs in a thread of this process.
 
-    Use: ``await start()``, then ``async for event in generate(...)``, in the end
-    ``await shutdown()``. All calls come from one event loop.
+    Use: ``async with AsyncLLMEngine(config) as engine``, or ``await start()`` and in the end
+    ``await shutdown()``, after which ``start`` loads it again. The model is loaded off the event
+    loop. Coroutines of any loop may use it.
     """
 
-    def __init__(self, config: EngineConfig, *, progress: bool = False) -> None:
-        self.engine = LLMEngine(config, progress=progress)
-        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._streams: dict[str, _EventQueue] = {}
-        self._thread = threading.Thread(target=self._step_loop, name="s1engine-step", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._failure: BaseException | None = None
+    def __init__(
+        self, config: EngineConfig | None = None, *, progress: bool = False, **options: Any
+    ) -> None:
+        """``options``: fields of EngineConfig, instead of ``config``. Raises RequestError."""
+        if config is not None and options:
+            raise RequestError("either config or options", param=next(iter(options)))
+        super().__init__(config or EngineConfig(**options), progress=progress)
+        self._live: dict[str, Submission] = {}  # by request id
 
     async def start(self) -> None:
-        """Starts the stepping thread, once."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    @property
-    def config(self) -> EngineConfig:
-        """The resolved options of the engine."""
-        return self.engine.config
-
-    @property
-    def compiler(self) -> RequestCompiler:
-        """Compiles requests."""
-        return self.engine.compiler
-
-    def stats(self) -> EngineStats:
-        """Load and counters of the engine."""
-        return self.engine.stats()
-
-    @property
-    def healthy(self) -> bool:
-        """True while the stepping thread runs."""
-        return self._failure is None and self._thread.is_alive()
-
-    @property
-    def failure(self) -> BaseException | None:
-        """The error that ended the thread; None after ``shutdown``."""
-        return self._failure
+        """Loads the model in another thread; does nothing if the engine runs. Raises ModelError and
+        RequestError, as LLM."""
+        try:
+            await asyncio.to_thread(self._open)
+        except asyncio.CancelledError:  # the load goes on, and is undone
+            threading.Thread(target=self._close, name="s1engine-close", daemon=True).start()
+            raise
 
     async def shutdown(self) -> None:
-        """Ends the thread after its present step; open streams end with EngineDeadError."""
-        self._commands.put(None)
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
-        await asyncio.to_thread(self.engine.close)
+        """Ends the engine after its present step and frees its memory; open streams end with
+        EngineDeadError. Does nothing if it is closed."""
+        await asyncio.to_thread(self._close)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.shutdown()
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, *, stream: bool = False, **options: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        **options: Any,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Compiles a request and generates it, see ``generate_request``.
 
-        ``options`` are those of ``LLMEngine.make_request``. Raises RequestError before the first
-        event.
+        ``params`` None: the model's own defaults. ``options`` are those of
+        ``RequestCompiler.compile``. Raises RequestError before the first event.
         """
-        request = self.engine.make_request(prompt, params, stream=stream, **options)
+        compiler = self.compiler
+        if params is None:
+            params = SamplingParams(**compiler.default_sampling())
+        request = compiler.compile(prompt, params, stream=stream, **options)
         async with contextlib.aclosing(self.generate_request(request)) as events:
             async for event in events:
                 yield event
 
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """``generate`` with chunks and checkpoints before the RequestOutput."""
+        return self.generate(prompt, params, stream=True, **options)
+
     async def generate_request(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         """See EngineClient."""
+        thread = self.thread
+        if not thread.alive:
+            raise EngineDeadError("the engine is not running") from thread.failure
         events: _EventQueue = asyncio.Queue()
-        if not self.healthy:
-            raise EngineDeadError("the engine is not running") from self._failure
-        assert request.request_id not in self._streams, "request id is taken"
-        self._streams[request.request_id] = events
-        self._commands.put(lambda: self.engine.add_request(request))
+        mailbox = _LoopMailbox(asyncio.get_running_loop())
+        submission = Submission(request, mailbox, events)
+        if self._live.setdefault(request.request_id, submission) is not submission:
+            raise id_is_taken(request)
         finished = False
         try:
+            thread.submit([submission])
             while not finished:
                 event = await events.get()
-                if event is None:
-                    raise EngineDeadError("the engine has stopped") from self._failure
-                finished = isinstance(event, RequestOutput | RequestFailedError)
-                if isinstance(event, RequestFailedError):
+                finished = isinstance(event, RequestOutput | Exception)
+                if isinstance(event, Exception):
                     raise event
                 yield event
         finally:
-            self._streams.pop(request.request_id, None)
+            del self._live[request.request_id]
             if not finished:
-                self._commands.put(lambda: self.engine.abort(request.request_id))
+                thread.abort([submission])
 
     def end_thinking(self, request_id: str) -> bool:
         """See EngineClient."""
-        if request_id not in self._streams:
+        if request_id not in self._live:
             return False
-        self._commands.put(lambda: self.engine.end_thinking(request_id))
+        self.thread.call_async(lambda engine: engine.end_thinking(request_id))
         return True
 
-    # --- the stepping thread ---
+    async def cancel(self, request_id: str) -> bool:
+        """Ends a live request; its reader gets the output so far, with the finish reason "abort".
+        False if there is no such request."""
+        return await asyncio.wrap_future(self.thread.cancel(request_id))
 
-    def _step_loop(self) -> None:
-        try:
-            while self._execute_commands():
-                events = self.engine.step()
-                if events:
-                    self._call_soon(self._deliver, events)
-        except Exception as error:
-            logger.exception("the engine failed; no further request can be served")
-            self._failure = error
-        finally:
-            self._call_soon(self._end_streams)
+    async def call(self, function: Callable[[LLMEngine], T]) -> T:
+        """Calls ``function(engine)`` on the engine's thread, between two steps. Raises what it
+        raises."""
+        return await asyncio.wrap_future(self.thread.call_async(function))
 
-    def _execute_commands(self) -> bool:
-        """Executes the queued commands; an idle engine waits for one, up to IDLE_S. False: shut
-        down."""
-        while True:
-            try:
-                command = self._commands.get(not self.engine.has_unfinished, IDLE_S)
-            except queue.Empty:
-                return True
-            if command is None:
-                return False
-            command()
 
-    def _call_soon(self, call: Callable[..., None], *args: Any) -> None:
-        assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: no reader is left
-            self._loop.call_soon_threadsafe(call, *args)
+@dataclass(frozen=True, slots=True)
+class _LoopMailbox:
+    """Of all requests of one event loop: equal mailboxes are one."""
 
-    # --- on the event loop ---
+    loop: asyncio.AbstractEventLoop
 
-    def _deliver(self, events: list[RequestEvent]) -> None:
-        for request_id, event in events:
-            stream = self._streams.get(request_id)
-            if stream is not None:
-                stream.put_nowait(event)
+    def __call__(self, mail: list[tuple[Submission, SubmissionEvent]]) -> None:
+        self.loop.call_soon_threadsafe(_deliver, mail)
 
-    def _end_streams(self) -> None:
-        for stream in self._streams.values():
-            stream.put_nowait(None)
+
+def _deliver(mail: list[tuple[Submission, SubmissionEvent]]) -> None:
+    for submission, event in mail:
+        submission.reader.put_nowait(event)

@@ -1,128 +1,238 @@
-"""Offline use: all prompts in, all answers out."""
+"""The engine behind plain calls: any thread generates, streams and cancels; each caller waits for
+its own requests.
 
-from collections.abc import Iterator
-from typing import Any
+A wait ends with an interrupt (Ctrl-C) or an exception of a callback as well: the requests of that
+call are aborted, and the engine stays usable.
+"""
 
-from tqdm import tqdm
+import contextlib
+import queue
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from s1engine.config import EngineConfig
+from s1engine.engine.embedded import EmbeddedEngine
+from s1engine.engine.engine_thread import EngineThread, Submission, SubmissionEvent
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.request import Prompt, Request
-from s1engine.errors import RequestError, RequestFailedError
+from s1engine.engine.request_stream import RequestStream
+from s1engine.errors import EngineDeadError, RequestError
 from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
 from s1engine.sampling_params import SamplingParams
 
 Messages = list[dict[str, Any]]
+OnChunk = Callable[[int, Chunk | CheckpointOutput], object]
+T = TypeVar("T")
 
 
-class LLM:
-    """A model in this process.
+class LLM(EmbeddedEngine):
+    """A model in this process. Any thread may call any method.
+
+    ``with LLM(...) as llm:`` closes it at the end. After ``close``, ``start`` loads it again.
 
     Args:
         model: Hugging Face directory or hub id; None: the bundled s1-nano.
+        progress: show a bar while weights load.
         options: further fields of EngineConfig.
+
+    Raises:
+        ModelError: the model directory is missing, damaged or not supported.
+        RequestError: an option is wrong, or does not fit the model or the machine.
     """
 
-    def __init__(self, model: str | None = None, *, progress: bool = True, **options: Any) -> None:
+    def __init__(self, model: str | None = None, *, progress: bool = False, **options: Any) -> None:
         if model is not None:
             options["model"] = str(model)
-        self.engine = LLMEngine(EngineConfig(**options), progress=progress)
+        super().__init__(EngineConfig(**options), progress=progress)
+        self.start()
+
+    def start(self) -> None:
+        """Loads the model again after ``close`` or a failure; does nothing if the engine runs."""
+        self._open()
 
     def close(self) -> None:
-        """Ends the processes of other ranks; otherwise they end with the garbage collection."""
-        self.engine.close()
+        """Ends the engine after its present step and frees its memory; does nothing if it is
+        closed. Calls that wait, and later ones, raise EngineDeadError."""
+        self._close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- whole outputs ---
 
     def generate(
         self,
         prompts: Prompt | list[str] | list[list[int]],
         params: SamplingParams | list[SamplingParams] | None = None,
         *,
-        progress: bool = True,
+        progress: bool = False,
+        on_chunk: OnChunk | None = None,
         **options: Any,
     ) -> list[RequestOutput]:
         """Continues raw prompts, texts or lists of token ids. The chat template is not applied, and
         thinking is opened only if ``params`` has a thinking budget.
 
-        ``options`` are those of ``LLMEngine.make_request``. Outputs are in the order of the
-        prompts. If any request is invalid, raises RequestError before anything is computed.
+        ``on_chunk(index of the prompt, chunk)`` is called in this thread for each chunk and
+        checkpoint; an exception of it cancels all prompts of the call. ``progress`` shows a bar.
+        ``options`` are those of ``make_request``. Outputs are in the order of the prompts. If any
+        request is invalid, raises RequestError before anything is computed. Raises
+        RequestFailedError if the engine fails with one request, EngineDeadError if it has ended.
         """
         single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
         batch: list[Any] = [prompts] if single else list(prompts)
-        return self._generate(batch, params, progress, options)
+        return self._generate(batch, params, progress, on_chunk, options)
 
     def chat(
         self,
         conversations: Messages | list[Messages],
         params: SamplingParams | list[SamplingParams] | None = None,
         *,
-        progress: bool = True,
+        progress: bool = False,
+        on_chunk: OnChunk | None = None,
         **options: Any,
     ) -> list[RequestOutput]:
         """Answers conversations, each a list of ``{"role", "content"}``; see ``generate``."""
         single = bool(conversations) and isinstance(conversations[0], dict)
         batch: list[Any] = [conversations] if single else list(conversations)
-        return self._generate(batch, params, progress, options)
+        return self._generate(batch, params, progress, on_chunk, options)
 
     def _generate(
         self,
         prompts: list[Prompt],
         params: SamplingParams | list[SamplingParams] | None,
         progress: bool,
+        on_chunk: OnChunk | None,
         options: dict[str, Any],
     ) -> list[RequestOutput]:
-        if params is None:
-            params = SamplingParams(**self.engine.default_sampling())
         each = params if isinstance(params, list) else [params] * len(prompts)
         if len(each) != len(prompts):
             raise RequestError(f"{len(each)} params for {len(prompts)} prompts", param="params")
+        if on_chunk is not None:
+            options["stream"] = True
         requests = [
-            self.engine.make_request(prompt, p, **options)
-            for prompt, p in zip(prompts, each, strict=True)
+            self.make_request(prompt, p, **options) for prompt, p in zip(prompts, each, strict=True)
         ]
-        return self.generate_requests(requests, progress=progress)
+        return self.generate_requests(requests, progress=progress, on_chunk=on_chunk)
 
-    def generate_request(
-        self, request: Request
-    ) -> Iterator[Chunk | CheckpointOutput | RequestOutput]:
-        """Yields chunks and checkpoints of a request made with ``stream=True``, then its output.
-        Closing the iterator aborts the request."""
-        self.engine.add_request(request)
-        try:
-            while self.engine.has_unfinished:
-                for _, event in self.engine.step():
-                    if isinstance(event, RequestFailedError):
-                        raise event
-                    yield event
-        finally:
-            self.engine.abort(request.request_id)
+    def make_request(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+    ) -> Request:
+        """Compiles a request (see RequestCompiler.compile). ``params`` None: the model's own
+        defaults. Raises RequestError."""
+        compiler = self.compiler
+        if params is None:
+            params = SamplingParams(**compiler.default_sampling())
+        return compiler.compile(prompt, params, **options)
 
     def generate_requests(
-        self, requests: list[Request], *, progress: bool = True
+        self,
+        requests: Sequence[Request],
+        *,
+        progress: bool = False,
+        on_chunk: OnChunk | None = None,
     ) -> list[RequestOutput]:
-        """Generates requests of ``LLMEngine.make_request`` concurrently. Raises RequestFailedError
-        if the engine fails with one of them."""
-        outputs: dict[str, RequestOutput] = {}
-        for request in requests:
-            self.engine.add_request(request)
-        before = self.engine.scheduler.stats().num_sampled_tokens
-        with tqdm(total=len(requests), unit="request", disable=not progress) as bar:
-            try:
-                while self.engine.has_unfinished:
-                    for request_id, event in self.engine.step():
-                        if isinstance(event, RequestFailedError):
-                            raise event
-                        if isinstance(event, RequestOutput):
-                            outputs[request_id] = event
-                            bar.update()
-                    self._show_rate(bar, before)
-            finally:  # an interrupt must not leave sequences behind
-                for request in requests:
-                    self.engine.abort(request.request_id)
-        return [outputs[request.request_id] for request in requests]
+        """Generates requests of ``make_request`` concurrently; ``on_chunk`` gets the chunks of
+        those made with ``stream=True``. Raises as ``generate``."""
+        thread = self.thread
+        mail: queue.SimpleQueue[list[tuple[Submission, SubmissionEvent]]] = queue.SimpleQueue()
+        submissions = [Submission(request, mail.put, i) for i, request in enumerate(requests)]
+        outputs: dict[int, RequestOutput] = {}
+        bar = _RateBar(thread, len(requests)) if progress else None
+        try:
+            thread.submit(submissions)
+            while len(outputs) < len(requests):
+                for submission, event in mail.get():
+                    if isinstance(event, Exception):
+                        raise event
+                    if isinstance(event, RequestOutput):
+                        outputs[submission.reader] = event
+                    elif on_chunk is not None:
+                        on_chunk(submission.reader, event)
+                if bar is not None:
+                    bar.show(len(outputs))
+        except BaseException:
+            abort(thread, submissions)
+            raise
+        finally:
+            if bar is not None:
+                bar.close()
+        return [outputs[i] for i in range(len(requests))]
 
-    def _show_rate(self, bar: Any, before: int) -> None:
-        if bar.disable:
-            return
-        elapsed = bar.format_dict["elapsed"]
-        tokens = self.engine.scheduler.stats().num_sampled_tokens - before
-        bar.set_postfix_str(f"{tokens / max(elapsed, 1e-9):,.0f} tokens/s", refresh=False)
+    # --- streams ---
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+    ) -> RequestStream:
+        """An iterator of the chunks and checkpoints of one prompt, then its RequestOutput. The
+        prompt is read as in ``generate``; the request starts at once.
+
+        Any number of streams may be read by turns. Closing the stream, leaving its ``with`` block
+        or dropping it aborts the request; so does an exception raised while it waits.
+        """
+        return self.generate_request(self.make_request(prompt, params, **options, stream=True))
+
+    def stream_chat(
+        self, messages: Messages, params: SamplingParams | None = None, **options: Any
+    ) -> RequestStream:
+        """The same for one conversation; see ``chat``."""
+        return self.stream(messages, params, **options)
+
+    def generate_request(self, request: Request) -> RequestStream:
+        """The same for a request of ``make_request``, which has chunks if made with
+        ``stream=True``."""
+        return RequestStream(self, self.thread, request)
+
+    # --- live requests ---
+
+    def cancel(self, request_id: str) -> bool:
+        """Ends a live request; its caller gets the output so far, with the finish reason "abort".
+        False if there is no such request."""
+        return self.thread.cancel(request_id).result()
+
+    def end_thinking(self, request_id: str) -> bool:
+        """Makes a live request answer now. False if there is no such request."""
+        return self.call(lambda engine: engine.end_thinking(request_id))
+
+    def call(self, function: Callable[[LLMEngine], T]) -> T:
+        """Calls ``function(engine)`` on the engine's thread, between two steps, and waits. Raises
+        what it raises."""
+        return self.thread.call(function)
+
+
+def abort(thread: EngineThread, submissions: Sequence[Submission]) -> None:
+    """Aborts requests and waits until they are gone."""
+    with contextlib.suppress(EngineDeadError):
+        thread.abort(submissions).result()
+
+
+class _RateBar:
+    """A bar on stderr: requests finished, and tokens per second of the whole engine."""
+
+    def __init__(self, thread: EngineThread, total: int) -> None:
+        from tqdm import tqdm
+
+        self._thread = thread
+        self._began, self._before = time.monotonic(), thread.stats.num_sampled_tokens
+        self._bar = tqdm(total=total, unit="request")
+
+    def show(self, finished: int) -> None:
+        """Shows that so many requests have finished."""
+        tokens = self._thread.stats.num_sampled_tokens - self._before
+        rate = tokens / max(time.monotonic() - self._began, 1e-9)
+        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        self._bar.update(finished - self._bar.n)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()

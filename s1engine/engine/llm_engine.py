@@ -31,7 +31,13 @@ from s1engine.engine.live_request import (
 from s1engine.engine.model_text import ModelText
 from s1engine.engine.multi_step import make_multi_step
 from s1engine.engine.output_processor import OutputProcessor, RequestEvent
-from s1engine.engine.request import CompiledBudget, Prompt, Request, drafting_mode
+from s1engine.engine.request import (
+    CompiledBudget,
+    Prompt,
+    Request,
+    drafting_mode,
+    id_is_taken,
+)
 from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.engine.thinking_limits import ThinkingLimits
 from s1engine.errors import RequestFailedError
@@ -129,10 +135,9 @@ class LLMEngine:
     def add_request(self, request: Request) -> None:
         """Queues a request: its first sample as soon as its grammar is compiled, the others once
         they can share its cached prompt. A failure ends this request only (``collect_failures``).
-        """
+        Raises RequestError if a live request has its id."""
         if request.request_id in self._live_requests:
-            self._failures.report(request, ValueError("request id is taken"))
-            return
+            raise id_is_taken(request)
         seed = request.params.seed
         seed = self._random.getrandbits(63) if seed is None else seed
         live = self._live_requests[request.request_id] = LiveRequest(request, seed)

@@ -29,7 +29,7 @@ from s1engine.engine.core_output import (
     request_number,
 )
 from s1engine.engine.model_text import ModelText
-from s1engine.engine.request import Request
+from s1engine.engine.request import Request, id_is_taken
 from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.engine.request_output import RequestOutputBuilder, StreamEvent
 from s1engine.errors import EngineDeadError, ModelError, RequestError, RequestFailedError
@@ -146,6 +146,8 @@ class ProcessEngineClient:
         """See EngineClient."""
         if self._failure is not None or self._closing:
             raise EngineDeadError("the engine is not running") from self._failure
+        if request.request_id in self._numbers:
+            raise id_is_taken(request)
         builder = RequestOutputBuilder(request, self.compiler.text.tokenizer)
         stream = self._streams[request.number] = _RequestStream(builder, self._collector)
         self._collector.open(request.number)

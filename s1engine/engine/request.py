@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from s1engine import _core
+from s1engine.errors import RequestError
 from s1engine.reasoning import AnswerMarkers
 from s1engine.sampling_params import SamplingParams
 
@@ -80,6 +81,12 @@ class Request:
         if self.budget is None or budget is None or budget.deadline_ms is None:
             return None
         return self.arrival + budget.deadline_ms / 1000
+
+
+def id_is_taken(request: Request) -> RequestError:
+    """The error of a request whose id a live request has."""
+    message = f"request_id {request.request_id!r} is taken by a live request"
+    return RequestError(message, param="request_id")
 
 
 def drafting_mode(params: SamplingParams) -> _core.Drafting:

@@ -1,63 +1,77 @@
 """Answers from the engine in this process, all requests in one continuous batch."""
 
+import queue
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from s1engine.engine.llm import LLM
+from s1engine.engine.engine_thread import Submission, SubmissionEvent
+from s1engine.engine.llm import LLM, abort
 from s1engine.errors import RequestError, RequestFailedError
 from s1engine.eval.backend import EvalRequest, EvalResponse, EvalSample, Segment
 from s1engine.outputs import CompletionOutput, RequestOutput
 
 
 class EngineBackend:
-    """A ``Backend`` over one LLM. While responses are read, no other code may step its engine."""
+    """A ``Backend`` over one LLM. Submitted requests start together, with the next response that is
+    read."""
 
     def __init__(self, llm: LLM) -> None:
-        self._engine = llm.engine
-        self._live: dict[str, EvalRequest] = {}
+        self._llm = llm
+        self._mail: queue.SimpleQueue[list[tuple[Submission, SubmissionEvent]]]
+        self._mail = queue.SimpleQueue()
+        self._submitted: list[Submission] = []  # not started
+        self._live: set[Submission] = set()
         self._refused: list[EvalResponse] = []
 
     @property
     def name(self) -> str:
-        return self._engine.config.model_name
+        return self._llm.config.model_name
 
     @property
     def max_thinking(self) -> int | None:
-        return self._engine.max_model_len
+        return self._llm.engine.max_model_len
 
     @property
     def can_think(self) -> bool:
-        return self._engine.format is not None
+        return self._llm.engine.format is not None
 
     @property
     def generated_tokens(self) -> int:
-        return self._engine.scheduler.stats().num_sampled_tokens
+        return self._llm.stats().num_sampled_tokens
 
     def submit(self, request: EvalRequest) -> None:
         messages = [{"role": "user", "content": request.prompt}]
         try:
-            engine_request = self._engine.make_request(messages, request.params)
+            engine_request = self._llm.make_request(messages, request.params)
         except RequestError as error:
             self._refused.append(EvalResponse(request, (), 0.0, str(error)))
             return
-        self._engine.add_request(engine_request)
-        self._live[engine_request.request_id] = request
+        self._submitted.append(Submission(engine_request, self._mail.put, request))
 
     def responses(self) -> Iterator[EvalResponse]:
         try:
-            while self._live or self._refused:
+            while self._live or self._refused or self._submitted:
                 while self._refused:
                     yield self._refused.pop(0)
-                for request_id, event in self._engine.step() if self._live else ():
+                self._start_submitted()
+                for submission, event in self._mail.get() if self._live else ():
+                    self._live.discard(submission)
                     if isinstance(event, RequestOutput):
-                        yield self._response(self._live.pop(request_id), event)
+                        yield self._response(submission.reader, event)
                     elif isinstance(event, RequestFailedError):
-                        yield EvalResponse(self._live.pop(request_id), (), 0.0, str(event))
+                        yield EvalResponse(submission.reader, (), 0.0, str(event))
+                    elif isinstance(event, Exception):
+                        raise event
         finally:  # an interrupt must leave no sequences
-            for request_id in self._live:
-                self._engine.abort(request_id)
-            self._live.clear()
+            self._submitted.clear()
             self._refused.clear()
+            abort(self._llm.thread, [*self._live])
+            self._live.clear()
+
+    def _start_submitted(self) -> None:
+        submitted, self._submitted = self._submitted, []
+        self._live.update(submitted)
+        self._llm.thread.submit(submitted)
 
     def _response(self, request: EvalRequest, output: RequestOutput) -> EvalResponse:
         samples = tuple(self._sample(request, sample) for sample in output.outputs)
@@ -84,7 +98,7 @@ class EngineBackend:
 
     def _segments(self, output: CompletionOutput) -> tuple[Segment, ...]:
         """The tokens as text, in segments that are sampled or injected."""
-        decode = self._engine.tokenizer.decode
+        decode = self._llm.compiler.text.tokenizer.decode
         pairs = zip(output.token_ids, output.forced, strict=True)
         return tuple(
             (decode([token for token, _ in run], skip_special_tokens=False), bool(forced))

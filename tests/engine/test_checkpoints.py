@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s1engine.engine.llm import LLM
+from s1engine.engine.llm_engine import LLMEngine
 from s1engine.errors import RequestError
 from s1engine.eval.arithmetic import generate
 from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
@@ -154,23 +155,30 @@ def test_a_deadline_leaves_later_checkpoints_unanswered(llm: LLM) -> None:
 
 
 def test_an_abort_ends_the_branches(llm: LLM) -> None:
-    free = llm.engine.scheduler.stats().num_free_blocks
+    llm.call(check_aborts)
+
+
+def check_aborts(engine: LLMEngine) -> None:
+    free = engine.scheduler.stats().num_free_blocks
     for steps in (1, 4, 9, 14):
         thinking = ThinkingBudget(checkpoints=(0, 3, 6, 200), min_tokens=0)
-        request = llm.engine.make_request(chat(6), params(thinking, n=2, temperature=1.0, seed=1))
-        llm.engine.add_request(request)
+        request = engine.make_request(chat(6), params(thinking, n=2, temperature=1.0, seed=1))
+        engine.add_request(request)
         for _ in range(steps):
-            llm.engine.step()
-        assert llm.engine.abort(request.request_id) is not None
-        llm.engine.scheduler.check_integrity()
-        assert llm.engine.scheduler.stats().num_free_blocks == free
+            engine.step()
+        assert engine.abort(request.request_id) is not None
+        engine.scheduler.check_integrity()
+        assert engine.scheduler.stats().num_free_blocks == free
 
 
 def test_deadlines_hold_under_load(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock of one tick per step: requests that wait past their deadline answer too."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    engine = llm.engine
+    llm.call(lambda engine: check_deadlines(engine, now))
+
+
+def check_deadlines(engine: LLMEngine, now: list[float]) -> None:
     requests = []
     for i in range(40):  # more than can run at once
         thinking = ThinkingBudget(deadline_ms=1000 * (5 + i % 7), num_waits=50, wait_text="")

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from s1engine.engine.end_markers import make_token_bytes
 from s1engine.engine.llm import LLM
+from s1engine.engine.llm_engine import LLMEngine
 from s1engine.outputs import Chunk, RequestOutput
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from tests.core import reference
@@ -225,27 +226,31 @@ def test_checkpoints_equal_separate_runs(
 
 def test_end_thinking_and_abort_in_the_middle_of_a_marker(plain: LLM) -> None:
     """At every moment: nothing of a marker is shown, and nothing is lost."""
-    halves = 0
-    for steps in range(1, 40):
-        for abort in (False, True):
-            params = SamplingParams(temperature=0, thinking=ThinkingBudget(min_tokens=60))
-            request = plain.engine.make_request(chat("why"), params)  # type: ignore[arg-type]
-            plain.engine.add_request(request)
-            for _ in range(steps):
-                plain.engine.step()
-            sequence = plain.engine._live_requests[request.request_id].samples[0].seq_id
-            state = plain.engine.scheduler.collect_output_dict(sequence)
-            halves += state["held"] > 0
-            if abort:
-                plain.engine.abort(request.request_id)
-            else:
-                assert plain.engine.end_thinking(request.request_id)
-                thought = state["thinking_tokens"]
-                while plain.engine.has_unfinished:
-                    plain.engine.step()
-                    plain.engine.scheduler.check_integrity()
-                assert thought <= 60
-            plain.engine.scheduler.check_integrity()
-            assert not plain.engine.has_unfinished
-    assert halves > 5
+
+    def run(engine: LLMEngine) -> int:
+        halves = 0
+        for steps in range(1, 40):
+            for abort in (False, True):
+                params = SamplingParams(temperature=0, thinking=ThinkingBudget(min_tokens=60))
+                request = engine.make_request(chat("why"), params)  # type: ignore[arg-type]
+                engine.add_request(request)
+                for _ in range(steps):
+                    engine.step()
+                sequence = engine._live_requests[request.request_id].samples[0].seq_id
+                state = engine.scheduler.collect_output_dict(sequence)
+                halves += state["held"] > 0
+                if abort:
+                    engine.abort(request.request_id)
+                else:
+                    assert engine.end_thinking(request.request_id)
+                    thought = state["thinking_tokens"]
+                    while engine.has_unfinished:
+                        engine.step()
+                        engine.scheduler.check_integrity()
+                    assert thought <= 60
+                engine.scheduler.check_integrity()
+                assert not engine.has_unfinished
+        return halves
+
+    assert plain.call(run) > 5
     assert plain.engine.scheduler.stats().num_free_blocks == plain.engine.runner.num_blocks

@@ -18,9 +18,10 @@ from s1engine.engine import process_client
 from s1engine.engine.async_engine import AsyncLLMEngine
 from s1engine.engine.grammar import GrammarCompiler
 from s1engine.engine.llm import LLM
+from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.process_client import ProcessEngineClient
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
-from s1engine.outputs import Chunk, RequestOutput
+from s1engine.outputs import Chunk, CompletionOutput, RequestOutput
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from s1engine.server.app import create_app
 from tests.engine import faults
@@ -58,8 +59,13 @@ def installed_faults(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_fails_alone_and_leaves_nothing(
     llm: LLM, faults_of_requests: list[int], late: int
 ) -> None:
-    engine = llm.engine
-    alone = llm.chat(CHAT, GOOD, progress=False)[0].outputs
+    alone = llm.chat(CHAT, GOOD)[0].outputs
+    llm.call(lambda engine: check_alone(engine, alone, faults_of_requests, late))
+
+
+def check_alone(
+    engine: LLMEngine, alone: list[CompletionOutput], faults_of_requests: list[int], late: int
+) -> None:
     requests = [
         engine.make_request(CHAT, FAILING if fault else GOOD, priority=fault, stream=fault % 2 == 0)
         for fault in faults_of_requests
@@ -89,14 +95,19 @@ def test_it_fails_alone_and_leaves_nothing(
 
 
 def test_a_request_whose_id_is_taken_does_not_end_the_first(llm: LLM) -> None:
-    first = llm.engine.make_request(CHAT, GOOD)
-    llm.engine.add_request(first)
-    llm.engine.add_request(first)
-    events = []
-    while llm.engine.has_unfinished:
-        events += [event for _, event in llm.engine.step()]
-    failure, output = events
-    assert isinstance(failure, RequestFailedError) and isinstance(output, RequestOutput)
+    def run(engine: LLMEngine) -> None:
+        first = engine.make_request(CHAT, GOOD)
+        engine.add_request(first)
+        with pytest.raises(RequestError, match="taken") as error:
+            engine.add_request(first)
+        assert error.value.param == "request_id"
+        events = []
+        while engine.has_unfinished:
+            events += [event for _, event in engine.step()]
+        (output,) = events
+        assert isinstance(output, RequestOutput) and output.outputs[0].finish_reason == "stop"
+
+    llm.call(run)
 
 
 def test_offline_it_is_raised_and_nothing_is_left(llm: LLM) -> None:

@@ -9,6 +9,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from s1engine.engine.llm import LLM
+from s1engine.engine.llm_engine import LLMEngine
 from s1engine.errors import ModelError, RequestError
 from s1engine.outputs import Chunk, CompletionOutput, RequestOutput
 from s1engine.runner.cuda_graph import MAX_DEVICE_ROWS, CudaGraphRunner, buckets
@@ -120,7 +121,10 @@ def test_an_end_that_max_tokens_cuts_is_cut_alike(llm: LLM, multi: LLM, end_earl
 
 
 def test_chunks_join_to_the_output(multi: LLM) -> None:
-    engine = multi.engine
+    multi.call(check_chunks)
+
+
+def check_chunks(engine: LLMEngine) -> None:
     params = SamplingParams(temperature=0, thinking=ThinkingBudget(num_waits=1))
     for i, question in enumerate(QUESTIONS):
         chat = [{"role": "user", "content": question}]
@@ -140,15 +144,20 @@ def test_chunks_join_to_the_output(multi: LLM) -> None:
         assert tokens == output.outputs[0].token_ids
 
 
+OVERRIDDEN = SamplingParams(temperature=0, thinking=ThinkingBudget(min_tokens=40))
+
+
 def test_the_host_overrides_steps_in_flight(multi: LLM) -> None:
     """end_thinking, abort and a new request while steps are in flight."""
-    engine = multi.engine
-    budget = ThinkingBudget(min_tokens=40)
-    params = SamplingParams(temperature=0, thinking=budget)
+    alone = multi.chat([{"role": "user", "content": QUESTIONS[0]}], OVERRIDDEN)[0]
+    multi.call(lambda engine: check_overrides(engine, alone))
+
+
+def check_overrides(engine: LLMEngine, alone: RequestOutput) -> None:
     chat = [{"role": "user", "content": QUESTIONS[0]}]
 
     def add(name: str) -> None:
-        engine.add_request(engine.make_request(chat, params, request_id=name))
+        engine.add_request(engine.make_request(chat, OVERRIDDEN, request_id=name))
 
     add("ended")
     add("aborted")
@@ -156,7 +165,8 @@ def test_the_host_overrides_steps_in_flight(multi: LLM) -> None:
     while thought < 5:
         engine.step()
         thought = engine.scheduler.collect_output_dict(sequence)["thinking_tokens"]
-    assert graphs_of(multi).in_flight
+    assert isinstance(engine.runner, ModelRunner) and engine.runner.multi_step is not None
+    assert engine.runner.multi_step.in_flight
     assert engine.end_thinking("ended")
     assert engine.abort("aborted") is not None
     add("new")
@@ -166,7 +176,6 @@ def test_the_host_overrides_steps_in_flight(multi: LLM) -> None:
     ended = outputs["ended"].outputs[0].thinking
     assert ended is not None and ended.end_reason == "client"
     assert ended.tokens <= thought + 1  # what the device decoded since was dropped
-    alone = multi.chat(chat, params, progress=False)[0]
     assert outputs["new"].outputs == alone.outputs
     stats = engine.scheduler.stats()
     assert stats.num_free_blocks == engine.runner.num_blocks

@@ -18,6 +18,7 @@ from s1engine.engine.core_output import (
     sequence_id,
 )
 from s1engine.engine.llm import LLM
+from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.request_output import RequestOutputBuilder
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
@@ -121,20 +122,24 @@ def test_noise_is_rejected(noise: bytes) -> None:
 @pytest.mark.parametrize("waits", [0, 2])
 def test_joined_records_read_like_single_ones(llm: LLM, waits: int) -> None:
     """Reading all steps of a request at once gives the same text and marks as step by step."""
+    llm.call(lambda engine: check_joined(engine, waits))
+
+
+def check_joined(engine: LLMEngine, waits: int) -> None:
     thinking = ThinkingBudget(num_waits=waits)
     asked = SamplingParams(temperature=1, seed=1, max_tokens=120, thinking=thinking)
     chat = [{"role": "user", "content": "a=3 b=a+4 c=b*2 c?"}]
-    request = llm.engine.make_request(chat, asked, stream=True)
-    llm.engine.add_request(request)
+    request = engine.make_request(chat, asked, stream=True)
+    engine.add_request(request)
     collector = make_collector(request.number)
-    step_by_step, at_once = (RequestOutputBuilder(request, llm.engine.tokenizer) for _ in range(2))
+    step_by_step, at_once = (RequestOutputBuilder(request, engine.tokenizer) for _ in range(2))
     outputs: list[Any] = []
-    while llm.engine.has_unfinished:
-        step = llm.engine.step_core()
+    while engine.has_unfinished:
+        step = engine.step_core()
         for output in step.decode() if step else ():
             outputs += step_by_step.add(output, 0.0)
         collector.add(step.records if step else b"")
-    llm.engine.step()
+    engine.step()
     joined = list(decode_core_outputs(collector.collect(request.number)))
     assert len(joined) <= 2 * waits + 3
     events = [event for output in joined for event in at_once.add(output, 0.0)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from s1engine import _core
 from s1engine.bench.two_pass import think_in_passes
 from s1engine.engine.llm import LLM
+from s1engine.engine.llm_engine import LLMEngine
 from s1engine.errors import RequestError
 from s1engine.eval.arithmetic import generate
 from s1engine.outputs import RequestOutput
@@ -144,7 +145,10 @@ def test_a_deadline_in_the_past_answers_after_one_token(llm: LLM) -> None:
 
 
 def test_end_thinking_is_obeyed_in_the_middle(llm: LLM) -> None:
-    engine = llm.engine
+    llm.call(check_end_thinking)
+
+
+def check_end_thinking(engine: LLMEngine) -> None:
     request = engine.make_request(chat(9), greedy(min_tokens=200))  # type: ignore[arg-type]
     engine.add_request(request)
     for _ in range(10):
@@ -159,7 +163,10 @@ def test_end_thinking_is_obeyed_in_the_middle(llm: LLM) -> None:
 
 
 def test_abort_frees_everything_at_any_moment(llm: LLM) -> None:
-    engine = llm.engine
+    llm.call(check_abort)
+
+
+def check_abort(engine: LLMEngine) -> None:
     free = engine.scheduler.stats().num_free_blocks
     for steps in range(12):
         params = SamplingParams(n=3, temperature=1, seed=1, max_tokens=50)

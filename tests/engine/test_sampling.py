@@ -109,15 +109,9 @@ def test_forced_tokens_are_marked_beside_logprobs(llm: LLM) -> None:
 
 
 def collect(llm: LLM, prompt: str, params: SamplingParams) -> tuple[list[Chunk], RequestOutput]:
-    request = llm.engine.make_request(prompt, params, stream=True)
-    llm.engine.add_request(request)
-    chunks: list[Chunk] = []
-    while llm.engine.has_unfinished:
-        for _, event in llm.engine.step():
-            if isinstance(event, RequestOutput):
-                return chunks, event
-            chunks.append(event)
-    raise AssertionError("no output")
+    *chunks, output = llm.stream(prompt, params)
+    assert isinstance(output, RequestOutput)
+    return chunks, output  # type: ignore[return-value]
 
 
 @settings(max_examples=20)

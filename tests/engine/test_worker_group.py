@@ -151,7 +151,7 @@ def test_a_killed_rank_ends_the_engine_with_one_error() -> None:
         llm.chat([{"role": "user", "content": "x=2 x?"}], ENDLESS, progress=False)
     assert killed and is_gone(pid)
     with pytest.raises(EngineDeadError, match="killed by signal 9"):
-        llm.engine.step()
+        llm.chat([{"role": "user", "content": "x=2 x?"}], ENDLESS)
 
 
 def children(pid: int) -> list[int]:
