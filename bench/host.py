@@ -21,7 +21,7 @@ from s1engine.ops.torch_ops import TorchOps
 from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import InputBatch
 from s1engine.runner.interface import ModelRunnerOutput, SchedulerOutput
-from s1engine.runner.sampler import Sampler
+from s1engine.runner.tensor_sampler import TensorSampler
 from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
@@ -48,8 +48,8 @@ class HostRunner:
         self.batch = InputBatch(
             max_tokens=num_seqs * context, max_rows=num_seqs, max_blocks=blocks, device="cpu"
         )
-        self.sampler = Sampler(
-            max_num_seqs=num_seqs,
+        self.sampler = TensorSampler(
+            num_seqs,
             vocab_size=8,
             ends=ThinkingEnds((0,)),
             ops=ConstantOps(num_seqs, token),

@@ -10,7 +10,9 @@
 
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "core/core_output.hpp"
@@ -20,6 +22,7 @@
 #include "cpu/isa.hpp"
 #include "cpu/ops.hpp"
 #include "cpu/recorded_step.hpp"
+#include "cpu/sampler.hpp"
 
 namespace py = pybind11;
 
@@ -305,6 +308,7 @@ void bind_core(py::module_& m) {
   bind_output_collector(m);
 }
 
+#include "bindings_sampler.inc"
 #include "bindings_cpu.inc"
 
 }  // namespace

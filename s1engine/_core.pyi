@@ -289,6 +289,38 @@ class cpu:
         def replay(self) -> None: ...
         def __len__(self) -> int: ...
 
+    class Sampler:
+        """Sampling state by req_index, and one call for a step (csrc/cpu/sampler.hpp)."""
+
+        def __init__(
+            self,
+            columns: dict[str, NDArray[Any]],
+            *,
+            vocab_size: int,
+            banned_ids: list[list[int]],
+        ) -> None: ...
+        def add_row(
+            self,
+            req_index: int,
+            bias: list[tuple[int, float]],
+            tokens: list[int],
+            prompt_len: int,
+            /,
+        ) -> None: ...
+        def count_appended(
+            self, req_indices: NDArray[np.int32], tokens: NDArray[np.int32], /
+        ) -> None: ...
+        def sample(
+            self,
+            logits: int,
+            stride: int,
+            req_indices: NDArray[np.int32],
+            positions: int,
+            banned: NDArray[np.uint8] | None,
+            allowed: dict[int, NDArray[np.uint8]],
+            /,
+        ) -> NDArray[np.int64]: ...
+
     class CollectiveError(RuntimeError): ...
 
     class Collective:

@@ -205,6 +205,7 @@ struct Noise {
 
 // Scans over one row of `size` logits; see sample.inc.
 struct SampleKernels {
+  void (*sanitize_logits)(float* logits, int64_t size, const uint8_t* allowed);
   Peak (*scale_logits)(float* logits, int64_t size, float temperature, bool logits_sanitized);
   double (*sum_exp)(const float* values, int64_t size, float peak);
   int64_t (*collect)(const float* values, int64_t size, float lowest, int32_t* tokens);

@@ -11,6 +11,7 @@
 
 #include "isa.hpp"
 #include "ops.hpp"
+#include "sample_row.hpp"
 #include "thread_pool.hpp"
 
 namespace s1::cpu {
@@ -19,7 +20,6 @@ namespace {
 constexpr float kMinTemperature = 1e-6f;
 constexpr float kFirstReach = 8.0f;  // below the largest logit; doubled up to ...
 constexpr float kLastReach = 64.0f;  // ... this, then all tokens
-constexpr int64_t kMinElements = 32768;
 
 // One row: scaled logits, filters, and memory for the kept tokens.
 struct Row {
@@ -86,38 +86,46 @@ int64_t keep_tokens(const Row& row) {
 
 }  // namespace
 
+int64_t sample_row(float* logits, int64_t size, const RowSampling& how, bool logits_sanitized) {
+  static thread_local std::vector<int32_t> tokens;
+  const SampleKernels& k = sample_kernels();
+  const bool greedy = how.temperature == 0.0f;
+  const float divisor = greedy ? 1.0f : std::max(how.temperature, kMinTemperature);
+  const Peak peak = k.scale_logits(logits, size, divisor, logits_sanitized);
+  if (greedy) return peak.token;
+  const Row row{.scaled = logits,
+                .size = size,
+                .peak = peak.value,
+                .top_k = how.top_k <= 0 || how.top_k > size ? size : how.top_k,
+                .top_p = how.top_p,
+                .min_p = how.min_p,
+                .tokens = tokens};
+  if (row.top_k == size && row.top_p >= 1.0f && row.min_p <= 0.0f) {
+    return k.draw(logits, size, how.noise, peak);
+  }
+  return k.draw_among(logits, tokens.data(), keep_tokens(row), how.noise);
+}
+
 void sample(Address logits, Address out, int64_t rows, int64_t stride, int64_t size,
             Address temperature, Address top_k, Address top_p, Address min_p, Address seeds,
             Address positions, bool filtered, bool logits_sanitized) {
-  const auto sample_row = [&](int64_t i) {
-    static thread_local std::vector<int32_t> tokens;
-    const SampleKernels& k = sample_kernels();
-    float* row_logits = pointer<float>(logits) + i * stride;
-    const float t = pointer<float>(temperature)[i];
-    const bool greedy = t == 0.0f;
-    const Peak peak = k.scale_logits(row_logits, size, greedy ? 1.0f : std::max(t, kMinTemperature),
-                                     logits_sanitized);
-    if (greedy) return peak.token;
-    const Noise noise{.seed = pointer<uint64_t>(seeds)[i],
-                      .position = pointer<uint64_t>(positions)[i]};
-    const int64_t limit = filtered ? pointer<int32_t>(top_k)[i] : 0;
-    const Row row{.scaled = row_logits,
-                  .size = size,
-                  .peak = peak.value,
-                  .top_k = limit <= 0 || limit > size ? size : limit,
-                  .top_p = filtered ? pointer<float>(top_p)[i] : 1.0f,
-                  .min_p = filtered ? pointer<float>(min_p)[i] : 0.0f,
-                  .tokens = tokens};
-    if (row.top_k == size && row.top_p >= 1.0f && row.min_p <= 0.0f) {
-      return k.draw(row_logits, size, noise, peak);
+  const auto sampling = [&](int64_t i) {
+    RowSampling how{.temperature = pointer<float>(temperature)[i],
+                    .noise = {.seed = pointer<uint64_t>(seeds)[i],
+                              .position = pointer<uint64_t>(positions)[i]}};
+    if (filtered) {
+      how.top_k = pointer<int32_t>(top_k)[i];
+      how.top_p = pointer<float>(top_p)[i];
+      how.min_p = pointer<float>(min_p)[i];
     }
-    return k.draw_among(row_logits, tokens.data(), keep_tokens(row), noise);
+    return how;
   };
-  ThreadPool::instance().parallel_for(rows, kMinElements / size + 1,
-                                      [&](int64_t begin, int64_t end) {
-                                        for (int64_t i = begin; i < end; ++i)
-                                          pointer<int64_t>(out)[i] = sample_row(i);
-                                      });
+  ThreadPool::instance().parallel_for(rows, kMinLogits / size + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      pointer<int64_t>(out)[i] =
+          sample_row(pointer<float>(logits) + i * stride, size, sampling(i), logits_sanitized);
+    }
+  });
 }
 
 }  // namespace s1::cpu

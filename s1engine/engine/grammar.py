@@ -45,7 +45,7 @@ class GrammarMatcher:
         self._matcher = matcher
         self._vocab_limit = vocab_limit
         self._eos_token_ids = list(eos_token_ids)
-        self._first_mask: NDArray[np.bool_] | None = None
+        self._first_mask: NDArray[np.uint8] | None = None
         self._first_mask = self.mask()
 
     def copy(self) -> "GrammarMatcher":
@@ -54,17 +54,18 @@ class GrammarMatcher:
         other._matcher = self._matcher.deep_copy()
         return other
 
-    def mask(self) -> NDArray[np.bool_]:
-        """[V] true for ids that may come next. Ends of text are allowed where the answer may end;
-        they alone are allowed where the grammar exceeded llguidance's limits."""
+    def mask(self) -> NDArray[np.uint8]:
+        """The ids that may come next: a bitmask [ceil(V / 8)], the lowest bit of a byte first.
+        Ends of text are allowed where the answer may end; they alone are allowed where the grammar
+        exceeded llguidance's limits."""
         if self._first_mask is not None:
             return self._first_mask
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            mask = np.zeros(self._vocab_limit, np.bool_)
-            mask[self._eos_token_ids] = True
-            return mask
-        return np.unpackbits(bits, bitorder="little")[: self._vocab_limit].astype(np.bool_)
+            allowed = np.zeros(self._vocab_limit, np.bool_)
+            allowed[self._eos_token_ids] = True
+            return np.packbits(allowed, bitorder="little")
+        return bits[: -(-self._vocab_limit // 8)]
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Consumes the next sampled tokens of the answer."""

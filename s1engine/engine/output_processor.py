@@ -96,8 +96,8 @@ class OutputProcessor:
         """True if a live sequence has a grammar, even one that still thinks."""
         return bool(self._with_grammar)
 
-    def grammar_masks(self) -> dict[int, NDArray[np.bool_]]:
-        """Masks of the allowed next tokens, by req_index, of the answers that follow a grammar."""
+    def grammar_masks(self) -> dict[int, NDArray[np.uint8]]:
+        """Bitmasks of the allowed next tokens, by req_index, of answers that follow a grammar."""
         masks = {}
         for sequence in self._with_grammar.values():
             if sequence.matcher and sequence.answering and not sequence.finished:

@@ -44,7 +44,8 @@ class SchedulerOutput:
     """req_index and id [n] int32 of every token appended since the step before, ~id where one
     was dropped again; for penalties."""
     allowed_tokens: dict[int, np.ndarray] = field(default_factory=dict)
-    """By req_index, [V] bool: the ids that a grammar allows next. Other rows are free."""
+    """By req_index, the ids that a grammar allows next: a bitmask [ceil(V / 8)] uint8, the lowest
+    bit of a byte first. Other rows are free."""
     has_structured_output: bool = False
     """Does a sequence follow a grammar now, or later on?"""
     device_batch: DeviceBatchBuffer | None = None

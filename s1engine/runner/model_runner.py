@@ -18,10 +18,11 @@ from s1engine.models.decoder import Decoder
 from s1engine.models.interface import CausalLM, ModelFacts
 from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import check_tensor_parallel
-from s1engine.ops import AttentionMetadata, DeviceBatchTensors, select_ops
+from s1engine.ops import AttentionMetadata, DeviceBatchTensors, Ops, select_ops
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.profiling import profiler_attached, ranged
 from s1engine.runner.cpu_graph import CpuGraphRunner
+from s1engine.runner.cpu_sampler import CpuSampler
 from s1engine.runner.cuda_graph import CudaGraphRunner
 from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
 from s1engine.runner.dummy_batch import dummy_attention_metadata, even_query_lens
@@ -34,6 +35,7 @@ from s1engine.runner.memory import plan_memory
 from s1engine.runner.resolved_config import ResolvedConfig, resolve_cache_dtype, resolve_dtype
 from s1engine.runner.sampler import Sampler
 from s1engine.runner.step_profile import profile_steps
+from s1engine.runner.tensor_sampler import TensorSampler
 from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.runner.worker_group import WorkerGroup, Workers
 
@@ -91,12 +93,8 @@ class ModelRunner:
                 progress=progress,
             )
             self._allocate(config, path, workers)
-            self.sampler = Sampler(
-                max_num_seqs=config.max_num_seqs,
-                vocab_size=vocab_limit,
-                ends=ends,
-                ops=self.ops,
-                device=self.device,
+            self.sampler = make_sampler(
+                self.ops, config.max_num_seqs, vocab_size=vocab_limit, ends=ends, device=self.device
             )
             self._ranged_sample = ranged("sample", self.sampler.sample)
             self._decode_starts = torch.arange(
@@ -295,6 +293,15 @@ class ModelRunner:
         logits = run_largest_step(self._decoder, config, self._vocab_limit)
         peak = torch.cuda.max_memory_allocated() - before
         return peak + 2 * logits.nbytes  # filters and log-probabilities keep copies
+
+
+def make_sampler(
+    ops: Ops, max_num_seqs: int, *, vocab_size: int, ends: ThinkingEnds, device: str
+) -> Sampler:
+    """The native sampler for the operations of the CPU, else one over ``ops``."""
+    if isinstance(ops, CpuOps):
+        return CpuSampler(max_num_seqs, vocab_size=vocab_size, ends=ends, ops=ops)
+    return TensorSampler(max_num_seqs, vocab_size=vocab_size, ends=ends, ops=ops, device=device)
 
 
 @torch.inference_mode()

@@ -1,248 +1,102 @@
-"""Sampling parameters of the persistent batch, and one call of ``ops.sample`` a step.
+"""Sampling parameters of the persistent batch, and the choice of a sampler.
 
 Every running sequence has a row (``req_index``) in the arrays here, from its admission to its end
-or preemption. A step gathers the rows that it samples, so nothing loops over sequences. Rules that
-few requests use (bias, penalties, log-probabilities) cost nothing while no running request uses
-them.
+or preemption. ``CpuSampler`` samples by one native call a step, ``TensorSampler`` by tensor
+operations on any device; both draw as ``ops.torch_sampling`` defines it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from s1engine.ops import Ops, Penalties, SamplingMetadata
+from s1engine.ops import Ops
 from s1engine.outputs import RowLogprobs
 from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import SampleRows
 from s1engine.runner.interface import NewRequest, SchedulerOutput
-from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import NO_PENALTIES
 
-NO_MASKS: Mapping[int, np.ndarray] = {}
+NO_MASKS: dict[int, np.ndarray] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class _Gathered:
-    """Sampling parameters of the rows of a step, in its order."""
+class Sampler(ABC):
+    """Parameters by req_index: arrays of length ``max_num_seqs``."""
 
-    rows: SampleRows
-    req_indices: np.ndarray  # [n] int32, a copy: the buffer behind ``rows`` changes
-    metadata: SamplingMetadata  # without bans and penalties, which change every step
-    penalised: bool
-    logprobs: bool
-
-
-class Sampler:
-    """Arrays of length ``max_num_seqs``, indexed by req_index."""
-
-    def __init__(
-        self,
-        *,
-        max_num_seqs: int,
-        vocab_size: int,
-        ends: ThinkingEnds,
-        ops: Ops,
-        device: str,
-    ) -> None:
-        self._ops = ops
-        self._device = device
-        self._vocab_size = vocab_size
-        self._ends = ends
-        self._temperature = np.zeros(max_num_seqs, np.float32)
-        self._top_k = np.zeros(max_num_seqs, np.int32)
-        self._top_p = np.ones(max_num_seqs, np.float32)
-        self._min_p = np.zeros(max_num_seqs, np.float32)
-        self._seeds = np.zeros(max_num_seqs, np.int64)
-        self._num_logprobs = np.full(max_num_seqs, -1, np.int32)
+    def __init__(self, max_num_seqs: int) -> None:
+        self.temperature = np.zeros(max_num_seqs, np.float32)
+        self.top_k = np.zeros(max_num_seqs, np.int32)
+        self.top_p = np.ones(max_num_seqs, np.float32)
+        self.min_p = np.zeros(max_num_seqs, np.float32)
+        self.seeds = np.zeros(max_num_seqs, np.int64)
+        self.num_logprobs = np.full(max_num_seqs, -1, np.int32)
+        self.penalties = np.tile(np.array(NO_PENALTIES, np.float32), (max_num_seqs, 1))
         self._filters = np.zeros(max_num_seqs, np.bool_)
-        self._biased = np.zeros(max_num_seqs, np.bool_)
-        self._bias: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._penalised = np.zeros(max_num_seqs, np.bool_)
-        self._penalties = np.tile(np.array(NO_PENALTIES, np.float32), (max_num_seqs, 1))
-        self._in_prompt: Tensor | None = None  # [max_num_seqs, V] bool, allocated on first use
-        self._output_counts: Tensor | None = None  # [max_num_seqs, V] int32
-        self._gathered: _Gathered | None = None
 
     def update_states(self, step: SchedulerOutput) -> None:
         """Counts the tokens that the step before appended, then adds the new requests."""
-        if self._output_counts is not None and step.appended is not None:
+        if step.appended is not None:
             self._count_appended(*step.appended)
         for request in step.new_requests:
             self.add_request(request)
 
     def add_request(self, request: NewRequest) -> None:
         """Sets the row of a sequence that has entered the persistent batch."""
-        self._gathered = None
         row, params = request.req_index, request.params
         greedy = params.temperature == 0
-        self._temperature[row] = params.temperature
-        self._top_k[row] = 0 if greedy else max(params.top_k, 0)
-        self._top_p[row] = 1 if greedy else params.top_p
-        self._min_p[row] = 0 if greedy else params.min_p
-        self._seeds[row] = request.seed
-        self._num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
-        self._filters[row] = self._top_k[row] > 0 or self._top_p[row] < 1 or self._min_p[row] > 0
-        self._biased[row] = bool(params.logit_bias)
-        if params.logit_bias:
-            ids = np.fromiter(params.logit_bias, np.int64)
-            self._bias[row] = ids, np.fromiter(params.logit_bias.values(), np.float32)
-        self._penalties[row] = params.penalties
-        self._penalised[row] = params.penalties != NO_PENALTIES
-        if self._penalised[row]:
-            self._count_tokens(request)
+        self.temperature[row] = params.temperature
+        self.top_k[row] = 0 if greedy else max(params.top_k, 0)
+        self.top_p[row] = 1 if greedy else params.top_p
+        self.min_p[row] = 0 if greedy else params.min_p
+        self.seeds[row] = request.seed
+        self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
+        self.penalties[row] = params.penalties
+        self._filters[row] = self.top_k[row] > 0 or self.top_p[row] < 1 or self.min_p[row] > 0
+        self._add_rules(request)
 
-    def _count_tokens(self, request: NewRequest) -> None:
-        """Counts the tokens that a sequence with penalties has so far."""
-        if self._output_counts is None or self._in_prompt is None:
-            shape = (len(self._seeds), self._vocab_size)
-            self._output_counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
-            self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self._device)
-        row, prompt_len = request.req_index, request.prompt_len
-        ids = torch.tensor(request.token_ids, dtype=torch.int64, device=self._device)
-        ids[ids >= self._vocab_size] = 0  # padded ids of a raw prompt are never sampled
-        self._in_prompt[row] = False
-        self._in_prompt[row, ids[:prompt_len]] = True
-        self._output_counts[row] = torch.bincount(ids[prompt_len:], minlength=self._vocab_size)
+    @abstractmethod
+    def _add_rules(self, request: NewRequest) -> None:
+        """Sets the logit bias of a new row, and counts its tokens if it has penalties."""
 
+    @abstractmethod
     def _count_appended(self, req_indices: np.ndarray, tokens: np.ndarray) -> None:
-        """Counts what one step has appended, forced tokens included, and dropped."""
-        assert self._output_counts is not None
-        rows = torch.from_numpy(req_indices).to(self._device, torch.int64)
-        ids = torch.from_numpy(tokens).to(self._device, torch.int64)
-        change = torch.where(ids < 0, -1, 1).to(torch.int32)
-        ids = torch.where(ids < 0, ~ids, ids)  # ~id: dropped again
-        self._output_counts.index_put_((rows, ids), change, accumulate=True)
+        """Counts what one step has appended [n] int32, forced tokens included; ~id: dropped."""
 
     def write(self, device_batch: DeviceBatchBuffer, req_indices: np.ndarray) -> None:
         """Copies the parameters of these rows into the rows of a multi-step decode."""
         n = len(req_indices)
         for name in ("temperature", "top_k", "top_p", "min_p", "seeds"):
-            getattr(device_batch, name)[:n] = getattr(self, f"_{name}")[req_indices]
+            getattr(device_batch, name)[:n] = getattr(self, name)[req_indices]
         device_batch.filtered = bool(self._filters[req_indices].any())
 
+    @abstractmethod
     def sample(
         self,
         logits: Tensor,
         rows: SampleRows,
         *,
         any_banned: bool,
-        allowed_tokens: Mapping[int, np.ndarray] = NO_MASKS,
+        allowed_tokens: dict[int, np.ndarray] = NO_MASKS,
     ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
-        """Samples a token for each row of ``logits`` [n, V] float32. Returns the ids [n] int64,
-        and log-probabilities by req_index where asked for."""
-        gathered = self._gather(rows)
-        metadata = gathered.metadata
-        if any_banned:
-            metadata = replace(metadata, banned=self._gather_banned(rows))
-        if gathered.penalised:
-            metadata = replace(metadata, penalties=self._gather_penalties(rows.req_indices))
-        raw = logits.clone() if gathered.logprobs else logits
-        if allowed_tokens:
-            self._mask(logits, rows.req_indices, allowed_tokens)
-        ids = self._ops.sample(logits, metadata)
-        logprobs = self._logprobs(raw, ids, rows.req_indices) if gathered.logprobs else {}
-        return ids.cpu().numpy(), logprobs
+        """Samples a token for each row of ``logits`` [n, V] float32, which it overwrites. Returns
+        the ids [n] int64, and log-probabilities by req_index where asked for.
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        ``allowed_tokens``: bitmasks [ceil(V / 8)] uint8 by req_index, the lowest bit of a byte
+        first; other ids are banned in these rows."""
 
-    def _gather(self, rows: SampleRows) -> _Gathered:
-        """The parameters of these rows; cached while the same sequences go on sampling."""
-        last = self._gathered
-        if (
-            last is None
-            or last.rows is not rows
-            or not np.array_equal(last.req_indices, rows.req_indices)
-        ):
-            self._gathered = last = self._gather_anew(rows)
-        return last
 
-    def _gather_anew(self, rows: SampleRows) -> _Gathered:
-        index = rows.req_indices
-        temperature = self._temperature[index]
-        metadata = SamplingMetadata(
-            temperature=self._tensor(temperature),
-            top_k=self._tensor(self._top_k[index]),
-            top_p=self._tensor(self._top_p[index]),
-            min_p=self._tensor(self._min_p[index]),
-            seeds=self._tensor(self._seeds[index]),
-            positions=rows.positions,
-            all_greedy=not temperature.any(),
-            filtered=bool(self._filters[index].any()),
-            bias=self._gather_bias(index),
-        )
-        return _Gathered(
-            rows=rows,
-            req_indices=index.copy(),
-            metadata=metadata,
-            penalised=bool(self._penalised[index].any()),
-            logprobs=bool((self._num_logprobs[index] >= 0).any()),
-        )
-
-    def _gather_banned(self, rows: SampleRows) -> tuple[Tensor, Tensor]:
-        banned = np.flatnonzero(rows.banned)
-        ids = [self._ends.ids(int(code)) for code in rows.banned[banned]]
-        return (
-            self._tensor(np.repeat(banned, [len(own) for own in ids])),
-            self._tensor(np.concatenate(ids)),
-        )
-
-    def _gather_bias(self, req_indices: np.ndarray) -> tuple[Tensor, Tensor, Tensor] | None:
-        biased = np.flatnonzero(self._biased[req_indices])
-        if not len(biased):
-            return None
-        biases = [self._bias[int(req_indices[row])] for row in biased]
-        rows = np.repeat(biased, [len(ids) for ids, _ in biases])
-        ids = np.concatenate([ids for ids, _ in biases])
-        values = np.concatenate([values for _, values in biases])
-        return self._tensor(rows), self._tensor(ids), self._tensor(values)
-
-    def _gather_penalties(self, req_indices: np.ndarray) -> Penalties:
-        assert self._in_prompt is not None and self._output_counts is not None
-        index = self._tensor(req_indices.astype(np.int64))
-        values = self._penalties[req_indices]
-        neutral = ~self._penalised[req_indices]
-        counts = self._output_counts[index]
-        prompt = self._in_prompt[index]
-        if neutral.any():  # rows without penalties hold stale counts
-            counts[self._tensor(neutral)] = 0
-            prompt[self._tensor(neutral)] = False
-        return Penalties(
-            repetition=self._tensor(values[:, 0]),
-            presence=self._tensor(values[:, 1]),
-            frequency=self._tensor(values[:, 2]),
-            in_prompt=prompt,
-            output_counts=counts,
-        )
-
-    def _mask(
-        self, logits: Tensor, req_indices: np.ndarray, allowed_tokens: Mapping[int, np.ndarray]
-    ) -> None:
-        """Bans all other ids in the rows that ``allowed_tokens`` names."""
-        masks = {
-            row: allowed_tokens[req_index]
-            for row, req_index in enumerate(req_indices.tolist())
-            if req_index in allowed_tokens
-        }
-        if masks:
-            index = self._tensor(np.array(list(masks)))
-            allowed = self._tensor(np.stack(list(masks.values())))
-            logits[index] = logits[index].masked_fill(~allowed, float("-inf"))
-
-    def _logprobs(
-        self, raw: Tensor, ids: Tensor, req_indices: np.ndarray
-    ) -> dict[int, RowLogprobs]:
-        """Of the sampled ids, from logits before any rule."""
-        wanted = self._num_logprobs[req_indices]
-        rows = np.flatnonzero(wanted >= 0)
-        index = self._tensor(rows)
-        own, values, top_ids = self._ops.logprobs(raw[index], ids[index], int(wanted.max()))
-        logprobs = {}
-        for i, row in enumerate(rows):
-            best = zip(top_ids[i].tolist(), values[i].tolist(), strict=True)
-            top = tuple(best)[: wanted[row]]
-            logprobs[int(req_indices[row])] = RowLogprobs(float(own[i]), top)
-        return logprobs
+def row_logprobs(
+    ops: Ops, raw: Tensor, ids: Tensor, req_indices: np.ndarray, wanted: np.ndarray
+) -> dict[int, RowLogprobs]:
+    """Log-probabilities of the sampled ids [n], from logits [n, V] before any rule, by req_index.
+    ``wanted`` [n]: how many likeliest tokens to report beside; -1: a row reports nothing."""
+    rows = np.flatnonzero(wanted >= 0)
+    index = torch.from_numpy(rows).to(raw.device)
+    own, values, top_ids = ops.logprobs(raw[index], ids[index], int(wanted.max()))
+    logprobs = {}
+    for i, row in enumerate(rows):
+        best = zip(top_ids[i].tolist(), values[i].tolist(), strict=True)
+        top = tuple(best)[: wanted[row]]
+        logprobs[int(req_indices[row])] = RowLogprobs(float(own[i]), top)
+    return logprobs

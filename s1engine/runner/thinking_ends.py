@@ -38,6 +38,11 @@ class ThinkingEnds:
     tables: EndTables | None = None
     _by_code: dict[int, np.ndarray] = field(default_factory=dict)
 
+    @property
+    def codes(self) -> range:
+        """All ban codes that forbid something."""
+        return range(1, 2 if self.tables is None else 1 + len(self.tables.next_state))
+
     def ids(self, code: int) -> np.ndarray:
         """Ids [n] int64 that ban code ``code`` > 0 forbids."""
         if code not in self._by_code:
