@@ -30,6 +30,7 @@ pip := $(bin)/python -m pip install --quiet --disable-pip-version-check -c const
 
 native := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
 formatted := $(native) $(wildcard tests/core/*.cpp tests/cpu/*)
+dev_extras := server eval train ray otel dev
 core_test := $(wildcard tests/core/*.cpp csrc/core/*.cpp)
 cpu_test := $(wildcard tests/cpu/*.cpp csrc/cpu/*.cpp)
 
@@ -102,14 +103,14 @@ $(stamps)/torch: constraints.txt | check
 	@mkdir -p $(@D) && touch $@
 
 $(stamps)/build: $(stamps)/torch $(native) pyproject.toml setup.py
-	$(pip) --no-build-isolation -e .
+	$(pip) --no-build-isolation -e '.[server,eval,train]'
 	@touch $@
 
-# The tools alone, without a build: their names are read from pyproject.toml.
+# What lint and tests need, without a build: the names are read from pyproject.toml.
 $(stamps)/dev: $(stamps)/torch pyproject.toml
 	$(bin)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\n")' \
-	> $(stamps)/requirements.txt
+	extras = map(project["optional-dependencies"].get, "$(dev_extras)".split()); \
+	print(*project["dependencies"], *sum(extras, []), sep="\n")' > $(stamps)/requirements.txt
 	$(pip) -r $(stamps)/requirements.txt
 	@touch $@
 

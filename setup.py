@@ -3,15 +3,23 @@
 The folders kernels/, training/ and bench/ stand at the top of the repository and are imported as
 s1engine.kernels and so on, so that nothing but s1engine is ever installed. The extension is built
 for any CPU: csrc/cpu chooses the instruction set at run time, hence no -march here.
+
+Other systems than Linux are refused: the engine shares memory and sees its CPUs as Linux does it.
 """
 
+import sys
 from glob import glob
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import find_packages, setup
 
-FOLDERS = {f"s1engine.{folder}": folder for folder in ("kernels", "training", "bench")}
+if sys.platform != "linux":
+    sys.exit(
+        f"error: s1engine runs on Linux (x86-64, ARM64), not on {sys.platform}; "
+        "on other systems use a container or, on Windows, WSL"
+    )
 
+FOLDERS = {f"s1engine.{folder}": folder for folder in ("kernels", "training", "bench")}
 
 CHECKOUT_ONLY = ["studies", "studies.*"]  # of bench/: run from a checkout, never installed
 

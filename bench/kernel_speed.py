@@ -18,6 +18,7 @@ from s1engine.bench.device_time import ceilings, copies, seconds
 from s1engine.bench.kernel_work import CONTEXT_MATTERS, KERNELS, BenchSetup
 from s1engine.bench.shapes import NAMES, shape
 from s1engine.errors import RequestError
+from s1engine.extras import require_extra
 from s1engine.ops import select_ops
 from s1engine.runner.resolved_config import resolve_device, resolve_dtype
 
@@ -77,6 +78,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     device = resolve_device(args.device)
     model = shape(args.shape)
     at = BenchSetup(model, resolve_dtype(args.dtype, device, torch.bfloat16), device)
+    if args.plot is not None:
+        require_extra("eval", param="plot")
     limits = ceilings(device)
     batches, contexts = parse_integers("batch", args.batch), parse_integers("context", args.context)
     todo = list(cases(names, batches, contexts, at))

@@ -21,6 +21,7 @@ LEAVES |= {
     "tokenizer_files",
     "reasoning",
     "reasoning_specs",
+    "extras",
     "flags",
     "logs",
     "machine",

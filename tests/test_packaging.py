@@ -29,6 +29,34 @@ def only(folder: Path, pattern: str) -> Path:
     return found
 
 
+SETUP = """
+import runpy, sys, setuptools, pybind11.setup_helpers
+sys.platform = {platform!r}
+setuptools.setup = lambda **given: print(*given["ext_modules"][0].extra_compile_args)
+runpy.run_path("setup.py")
+"""
+
+
+def run_setup(platform: str) -> subprocess.CompletedProcess[str]:
+    """Runs setup.py as on another platform; prints the compiler's flags, builds nothing."""
+    command = [sys.executable, "-c", SETUP.format(platform=platform)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_extension_is_built_for_any_cpu() -> None:
+    flags = run_setup("linux").stdout.split()
+    assert "-O3" in flags
+    assert [flag for flag in flags if flag.startswith(("-m", "-ffast", "-Ofast"))] == []
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_are_refused_in_one_line(platform: str) -> None:
+    done = run_setup(platform)
+    assert done.returncode == 1 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: s1engine runs on Linux") and platform in line
+
+
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdist")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from s1engine.errors import ModelError, RequestError
+from s1engine.extras import require_extra
 from s1engine.training.examples.miniature_pipeline import MiniatureSizes, run_miniature
 from s1engine.training.examples.miniature_report import write_report
 from s1engine.training.sft.distributed import TrainingError
@@ -22,6 +23,7 @@ def main() -> int:
     add_arguments(parser)
     args = parser.parse_args()
     try:
+        require_extra("train")
         write_report(run_miniature(parse_sizes(args), args.out), args.out)
     except (RequestError, ModelError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -103,7 +103,8 @@ int64_t sample_row(float* logits, int64_t size, const RowSampling& how, bool log
   if (row.top_k == size && row.top_p >= 1.0f && row.min_p <= 0.0f) {
     return k.draw(logits, size, how.noise, peak);
   }
-  return k.draw_among(logits, tokens.data(), keep_tokens(row), how.noise);
+  const int64_t kept = keep_tokens(row);  // which may move the tokens
+  return k.draw_among(logits, tokens.data(), kept, how.noise);
 }
 
 void sample(Address logits, Address out, int64_t rows, int64_t stride, int64_t size,

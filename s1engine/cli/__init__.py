@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from s1engine.errors import EngineDeadError, ModelError, RequestError
+from s1engine.extras import require_extra
 from s1engine.logs import configure_logging
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -24,6 +25,7 @@ COMMANDS = {
     "bench": ("s1engine.bench.command", "measure this machine and this engine"),
     "info": ("s1engine.cli.info", "what this machine has and what a model needs"),
 }
+NEEDED_EXTRAS = {"serve": "server", "eval": "eval"}  # of commands; the others need none
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +59,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     for name, (module, line) in COMMANDS.items():
         own = commands.add_parser(name, help=line, description=f"{line[0].upper()}{line[1:]}.")
         if name in words[:1]:
+            if name in NEEDED_EXTRAS:
+                require_extra(NEEDED_EXTRAS[name])
             command = import_module(module)
             command.add_arguments(own)
             own.set_defaults(run=command.run)

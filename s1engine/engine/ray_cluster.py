@@ -13,6 +13,7 @@ from typing import Any
 
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
+from s1engine.extras import require_extra
 
 OBJECT_STORE_BYTES = 80 * 2**20  # hardly used; Ray's minimum is 75 MiB
 PROBE_TIMEOUT_S = 5.0
@@ -29,12 +30,9 @@ def connect(address: str | None, engines: int) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
         _restrict_to_this_machine()
-    try:
-        import ray
-    except ImportError as error:
-        raise RequestError(
-            "Ray is missing: pip install 's1engine[ray]'", param="replicas"
-        ) from error
+    require_extra("ray", param="replicas")
+    import ray
+
     if address is None:
         ray.init(
             num_cpus=max(os.cpu_count() or 1, engines),

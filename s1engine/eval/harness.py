@@ -12,20 +12,17 @@ this module registers the model and starts the harness:
 import sys
 
 from s1engine.errors import ModelError, RequestError
+from s1engine.extras import require_extra
 
 
 def main() -> int:
     """Runs the harness's command line; returns the exit status."""
     try:
+        require_extra("harness")
         from lm_eval.__main__ import cli_evaluate
 
         from s1engine.eval import harness_model  # noqa: F401 (registers the model)
-    except ImportError as error:
-        print(
-            f"error: {error}; it needs the package lm_eval (pip install lm_eval)", file=sys.stderr
-        )
-        return 1
-    try:
+
         cli_evaluate()
     except (ModelError, RequestError) as error:
         print(f"error: {error}", file=sys.stderr)

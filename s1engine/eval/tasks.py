@@ -18,6 +18,7 @@ from typing import Any
 from s1engine.errors import RequestError
 from s1engine.eval import arithmetic
 from s1engine.eval.grade import Kind
+from s1engine.extras import require_extra
 
 Row = Mapping[str, Any]
 CHOICES = "ABCD"
@@ -261,13 +262,14 @@ def _csv_rows(raw: bytes) -> Iterator[tuple[str, Any]]:
 
 def _hub_rows(task: str, source: HubSource) -> Iterator[tuple[str, Any]]:
     try:
-        from datasets import load_dataset
-    except ImportError as error:
+        require_extra("hub", param="data")
+    except RequestError as error:
         raise RequestError(
-            f"task {task} needs --data FILE, or the package 'datasets' to read {source.path} "
-            "from the hub (pip install datasets)",
+            f"task {task} needs --data FILE, or reads {source.path} from the hub: {error}",
             param="data",
         ) from error
+    from datasets import load_dataset
+
     try:
         rows = load_dataset(source.path, source.name, split=source.split)
     except Exception as error:  # the network, the hub and its parsers raise many kinds

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from s1engine import __version__
 from s1engine.engine.request import Request
 from s1engine.errors import RequestError
+from s1engine.extras import require_extra
 from s1engine.outputs import RequestOutput
 from s1engine.server.api.response_formatter import ResponseHead, thinking_total
 
@@ -169,16 +170,12 @@ def tracing_to(endpoint: str) -> Tracing:
             f"otlp_traces_endpoint must be an http URL; got {endpoint!r}",
             param="otlp_traces_endpoint",
         )
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise RequestError(
-            "otlp_traces_endpoint needs OpenTelemetry: pip install 's1engine[otel]'",
-            param="otlp_traces_endpoint",
-        ) from error
+    require_extra("otel", param="otlp_traces_endpoint")
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     if url.path in ("", "/"):
         url = url._replace(path=TRACES_PATH)
     resource = Resource.create({"service.name": "s1engine", "service.version": __version__})

@@ -103,6 +103,13 @@ inline uint16_t to_bfloat16(double value) {
   const auto bits = std::bit_cast<uint32_t>(static_cast<float>(value));
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
+// GCC 12 has no _Float16 in C++ for ARM64.
+#ifdef __aarch64__
+using Half = __fp16;
+#else
+using Half = _Float16;
+#endif
+
 inline double from_bfloat16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
 
 // Numbers in memory, in one of the three dtypes.
@@ -131,7 +138,7 @@ class Numbers {
     const void* at = reinterpret_cast<const void*>(address(i));
     float wide;
     uint16_t bits;
-    _Float16 half;
+    Half half;
     switch (dtype_) {
       case DType::kFloat32:
         std::memcpy(&wide, at, sizeof wide);
@@ -149,7 +156,7 @@ class Numbers {
     void* at = reinterpret_cast<void*>(address(i));
     const auto wide = static_cast<float>(value);
     const uint16_t bits = to_bfloat16(value);
-    const auto half = static_cast<_Float16>(value);
+    const auto half = static_cast<Half>(value);
     if (dtype_ == DType::kFloat32) std::memcpy(at, &wide, sizeof wide);
     if (dtype_ == DType::kBFloat16) std::memcpy(at, &bits, sizeof bits);
     if (dtype_ == DType::kFloat16) std::memcpy(at, &half, sizeof half);

@@ -1,9 +1,9 @@
 """Tasks and their rows: real files, bad rows, shuffled options."""
 
-import builtins
 import json
 import random
-from collections.abc import Callable
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -122,31 +122,17 @@ def test_a_short_csv_row_is_bad(tmp_path: Path) -> None:
         load("gpqa-diamond", path)
 
 
-def without(name: str) -> Callable[..., object]:
-    real = builtins.__import__
-
-    def blocked(module: str, *args: object, **kwargs: object) -> object:
-        if module.partition(".")[0] == name:
-            raise ImportError(module)
-        return real(module, *args, **kwargs)  # type: ignore[arg-type]
-
-    return blocked
-
-
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match="No such file"):
         load("aime24", tmp_path / "none.jsonl")
     with pytest.raises(RequestError, match="needs --data FILE"):
         load("jsonl", None)
-    monkeypatch.setattr(builtins, "__import__", without("datasets"))
-    with pytest.raises(RequestError, match="the package 'datasets'"):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # an import of it fails
+    with pytest.raises(RequestError, match=r"--data FILE.*pip install 's1engine\[hub\]'"):
         load("math500", None)
 
 
 def test_the_hub_is_read_through_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    import types
-
     asked = []
     fake = types.ModuleType("datasets")
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s1engine.errors import RequestError
-from s1engine.training.curate.curation_config import read_config
-from s1engine.training.curate.pipeline import CHOSEN, curate
+from s1engine.extras import require_extra
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config", type=Path, help=help_text)
     args = parser.parse_args(arguments)
     try:
+        require_extra("train")
+        from s1engine.training.curate.curation_config import read_config
+        from s1engine.training.curate.pipeline import CHOSEN, curate
+
         curation = read_config(args.config)
         curate(curation)
     except RequestError as error:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from s1engine.errors import ModelError, RequestError
+from s1engine.extras import require_extra
 from s1engine.training.sft.distributed import TrainingError
 from s1engine.training.sft.resources import resource_report
 from s1engine.training.sft.sft_config import SftConfig
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(arguments)
     rank = os.environ.get("RANK", "0")
     try:
+        require_extra("train")
         config = SftConfig.read(args.config, **parse_overrides([*args.overrides, *args.set]))
         if args.dry_run:
             print(resource_report(config))
