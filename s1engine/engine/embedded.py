@@ -52,7 +52,7 @@ class EmbeddedEngine:
         """The thread. Raises EngineDeadError if there is none."""
         thread = self._thread
         if thread is None:
-            raise EngineDeadError("the engine is closed; start() loads it again")
+            raise EngineDeadError("the engine is closed or was never started; start() loads it")
         return thread
 
     @property

@@ -24,6 +24,7 @@ LONG = {
 async def server() -> AsyncIterator[tuple[AsyncLLMEngine, httpx.AsyncClient]]:
     """A server on this loop, whose engine the test can inspect."""
     engine = AsyncLLMEngine(EngineConfig(dtype="float32"))
+    await engine.start()
     config = uvicorn.Config(create_app(engine), port=0, log_level="warning")
     running = uvicorn.Server(config)
     task = asyncio.create_task(running.serve())

@@ -28,10 +28,9 @@ def engine(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
     path = save_model(tmp_path_factory.mktemp("model"), request.param)
     config = EngineConfig(model=str(path), reasoning_format="think-tag", **SIZES)
     engine = AsyncLLMEngine(config)
-    script = Script(engine.engine)
     with asyncio.Runner() as runner:
         runner.run(engine.start())
-        yield runner, engine, script
+        yield runner, engine, Script(engine.engine)
         runner.run(engine.shutdown())
 
 
