@@ -147,14 +147,17 @@ def _fits(model: ModelConfig, run: Qualification) -> bool:
 
 def _config(run: Qualification, **options: Any) -> EngineConfig:
     most = max(run.batches)
+    names: dict[str, Any] = {
+        "device": run.device,
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "quantization": run.quantization,
+    }
     return EngineConfig(
-        device=run.device,
-        dtype=str(run.dtype).removeprefix("torch."),
         max_num_seqs=most,
         max_num_batched_tokens=max(2048, most),
         max_model_len=PROMPT + run.steps + 256,
         enable_prefix_caching=False,
-        quantization=run.quantization,
+        **names,
         **options,
     )
 

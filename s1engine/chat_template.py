@@ -157,7 +157,7 @@ class ChatTemplate:
         self,
         messages: object,
         options: Mapping[str, Any],
-        tools: Sequence[Message] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -244,7 +244,7 @@ def _failure(error: Exception) -> RequestError:
     return RequestError(f"chat_template{where}: {text}", param="chat_template")
 
 
-def _refuse_tools(messages: Sequence[Message], tools: Sequence[Message]) -> None:
+def _refuse_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> None:
     """Rejects tools that a template without ``tools`` would silently ignore."""
     if tools:
         raise RequestError("this model's chat template does not know tools", param="tools")

@@ -5,19 +5,38 @@ directory (models/model_config.py). ``runner.resolved_config`` fills in what the
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
+from s1engine.checks import (
+    Check,
+    check_bool,
+    check_fields,
+    check_int,
+    check_name,
+    check_path,
+    float_in,
+    int_in,
+    name_in,
+    str_of,
+)
 from s1engine.errors import RequestError
 
 BUNDLED_MODEL = Path(__file__).parent / "assets" / "s1-nano"
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-QUANTIZATIONS = ("int8", "int4", "fp8")
-DEVICES = ("auto", "cpu", "cuda")
-MODEL_IMPLS = ("auto", "native", "transformers")
-KV_CACHE_DTYPES = ("auto", "int8", "fp8")
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+Quantization = Literal["int8", "int4", "fp8"]
+Device = Literal["auto", "cpu", "cuda"]
+ModelImpl = Literal["auto", "native", "transformers"]
+KVCacheDType = Literal["auto", "int8", "fp8"]
+GenerationConfig = Literal["auto", "none"]
+DTYPES = get_args(DType)
+QUANTIZATIONS = get_args(Quantization)
+DEVICES = get_args(Device)
+MODEL_IMPLS = get_args(ModelImpl)
+KV_CACHE_DTYPES = get_args(KVCacheDType)
+GENERATION_CONFIGS = get_args(GenerationConfig)
 REASONING_FORMATS = (
     "auto", "none", "s1", "think-tag", "mistral", "seed-oss", "openthinker", "gemma4", "gpt-oss",
 )  # fmt: skip
@@ -25,7 +44,7 @@ MAX_DRAFT = 32
 MAX_DRAFTING_SAMPLES = 512  # rows of logits in a step with drafts
 MAX_WAITS = 1024
 MAX_TOKENS = 2**24
-GENERATION_CONFIGS = ("auto", "none")
+MAX_NAME_CHARS = 1024
 DEFAULT_ANSWER_RESERVE = 100  # s1's "auto" keeps as many tokens free of thinking
 
 
@@ -35,18 +54,18 @@ class EngineConfig:
 
     model: str = str(BUNDLED_MODEL)
     """Hugging Face directory, GGUF file or hub id; the default is the bundled s1-nano."""
-    model_impl: str = "auto"
+    model_impl: ModelImpl = "auto"
     """``native``: our own decoder. ``transformers``: a module of transformers with our paged
     attention, slower, for other architectures whose layers all attend. ``auto``: native where the
     architecture is supported."""
-    dtype: str = "auto"
+    dtype: DType = "auto"
     """Weights, and the KV cache unless ``kv_cache_dtype`` says otherwise. ``auto``: the
     checkpoint's own type on CUDA and on CPUs with bf16 instructions, float32 on other CPUs."""
-    quantization: str | None = None
+    quantization: Quantization | None = None
     """``int8`` or ``int4`` on the CPU, ``fp8`` (e4m3) on CUDA: quantizes matrices at load. ``fp8``
     keeps embeddings and head as they are, and on CUDA rounds the activations of steps of more than
     64 tokens to fp8 as well. None: the checkpoint's own format."""
-    device: str = "auto"
+    device: Device = "auto"
     """``auto``: CUDA if there is a device, else the CPU."""
     tensor_parallel_size: int = 1
     """Number of ranks (processes) that share the model: each has one GPU, or on the CPU an equal
@@ -64,7 +83,7 @@ class EngineConfig:
     """Size of the KV cache in GiB, on each rank. None: on CUDA ``gpu_memory_utilization`` of what
     is free after the weights; on the CPU a quarter of the available memory, at most 4 GiB, for all
     ranks together."""
-    kv_cache_dtype: str = "auto"
+    kv_cache_dtype: KVCacheDType = "auto"
     """``auto``: ``dtype``. ``int8`` on the CPU and ``fp8`` (e4m3) on CUDA hold about twice the
     tokens of 16 bits, at some error."""
     gpu_memory_utilization: float = 0.9
@@ -83,7 +102,7 @@ class EngineConfig:
     Excludes ``run_ahead``."""
     served_model_name: str | None = None
     """Name in the API. None: the last part of ``model``."""
-    generation_config: str = "auto"
+    generation_config: GenerationConfig = "auto"
     """``auto``: requests sample as the model's generation_config.json recommends, except for what
     they set themselves. ``none``: that file only adds ends of a turn."""
     chat_template: str | None = None
@@ -113,24 +132,8 @@ class EngineConfig:
     """Folder for a trace of steps 9 to 72 by torch's profiler. None: no trace."""
 
     def __post_init__(self) -> None:
-        _one_of("dtype", self.dtype, DTYPES)
-        _one_of("model_impl", self.model_impl, MODEL_IMPLS)
-        _one_of("device", self.device, DEVICES)
-        _one_of("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
-        if self.quantization is not None:
-            _one_of("quantization", self.quantization, QUANTIZATIONS)
+        check_fields(self, CHECKS)
         self._check_reasoning()
-        _one_of("generation_config", self.generation_config, GENERATION_CONFIGS)
-        if self.max_model_len is not None:
-            check_int("max_model_len", self.max_model_len, 1, 2**24)
-        check_int("tensor_parallel_size", self.tensor_parallel_size, 1, 64)
-        check_int("max_num_seqs", self.max_num_seqs, 1, 4096)
-        check_int("max_num_batched_tokens", self.max_num_batched_tokens, 1, 2**20)
-        if self.block_size is not None:
-            check_int("block_size", self.block_size, 1, 1024)
-        if self.run_ahead is not None:
-            check_int("run_ahead", self.run_ahead, 1, 64)
-        check_int("num_speculative_tokens", self.num_speculative_tokens, 0, MAX_DRAFT)
         if self.num_speculative_tokens and (self.run_ahead or 1) > 1:
             raise RequestError(
                 f"run_ahead ({self.run_ahead}) and num_speculative_tokens "
@@ -138,15 +141,6 @@ class EngineConfig:
                 "host decides each step",
                 param="num_speculative_tokens",
             )
-        if self.default_thinking_token_budget is not None:
-            name = "default_thinking_token_budget"
-            check_int(name, self.default_thinking_token_budget, 0, MAX_TOKENS)
-        check_int("default_num_waits", self.default_num_waits, 0, MAX_WAITS)
-        if self.max_thinking_token_budget is not None:
-            check_int("max_thinking_token_budget", self.max_thinking_token_budget, 1, MAX_TOKENS)
-        if self.overload_thinking_floor is not None:
-            check_int("overload_thinking_floor", self.overload_thinking_floor, 0, 2**24)
-        check_int("seed", self.seed, 0, 2**63 - 1)
         if self.block_size is not None and self.block_size & (self.block_size - 1):
             raise RequestError("block_size must be a power of two", param="block_size")
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -155,13 +149,10 @@ class EngineConfig:
                 f"max_num_seqs ({self.max_num_seqs})",
                 param="max_num_batched_tokens",
             )
-        if self.kv_cache_memory_gb is not None:
-            check_float("kv_cache_memory_gb", self.kv_cache_memory_gb, 0.0, 2**20)
-        check_float("gpu_memory_utilization", self.gpu_memory_utilization, 0.01, 1.0)
 
     def _check_reasoning(self) -> None:
-        if not str(self.reasoning_format).endswith(".json"):
-            _one_of("reasoning_format", self.reasoning_format, REASONING_FORMATS)
+        if not self.reasoning_format.endswith(".json"):
+            check_name("reasoning_format", self.reasoning_format, REASONING_FORMATS)
         if (self.reasoning_start is None) != (self.reasoning_end is None):
             missing = "reasoning_start" if self.reasoning_start is None else "reasoning_end"
             raise RequestError(f"{missing} is missing: give both delimiters", param=missing)
@@ -186,6 +177,40 @@ class EngineConfig:
         return min(wanted, self.max_num_batched_tokens, bound)
 
 
+CHECKS: dict[str, Check] = {
+    "model": check_path,
+    "model_impl": name_in(*MODEL_IMPLS),
+    "dtype": name_in(*DTYPES),
+    "quantization": name_in(*QUANTIZATIONS),
+    "device": name_in(*DEVICES),
+    "tensor_parallel_size": int_in(1, 64),
+    "max_model_len": int_in(1, MAX_TOKENS),
+    "max_num_seqs": int_in(1, 4096),
+    "max_num_batched_tokens": int_in(1, 2**20),
+    "block_size": int_in(1, 1024),
+    "kv_cache_memory_gb": float_in(0.0, 2**20),
+    "kv_cache_dtype": name_in(*KV_CACHE_DTYPES),
+    "gpu_memory_utilization": float_in(0.01, 1.0),
+    "enable_prefix_caching": check_bool,
+    "enforce_eager": check_bool,
+    "run_ahead": int_in(1, 64),
+    "num_speculative_tokens": int_in(0, MAX_DRAFT),
+    "served_model_name": str_of(MAX_NAME_CHARS, min_chars=1),
+    "generation_config": name_in(*GENERATION_CONFIGS),
+    "chat_template": check_path,
+    "reasoning_format": check_path,
+    "reasoning_start": str_of(MAX_NAME_CHARS, min_chars=1),
+    "reasoning_end": str_of(MAX_NAME_CHARS, min_chars=1),
+    "default_thinking_token_budget": int_in(0, MAX_TOKENS),
+    "default_num_waits": int_in(0, MAX_WAITS),
+    "max_thinking_token_budget": int_in(1, MAX_TOKENS),
+    "overload_thinking_floor": int_in(0, MAX_TOKENS),
+    "seed": int_in(0, 2**63 - 1),
+    "profile": check_path,
+}
+"""The check of each field of EngineConfig."""
+
+
 def parse_speculative_config(text: str) -> int:
     """``num_speculative_tokens`` of vLLM's JSON object; its method must be ngram or suffix."""
     param = "speculative_config"
@@ -202,39 +227,3 @@ def parse_speculative_config(text: str) -> int:
     if unknown:
         raise RequestError(f"{param} has unknown fields: {', '.join(unknown)}", param=param)
     return check_int("num_speculative_tokens", options.get("num_speculative_tokens"), 1, MAX_DRAFT)
-
-
-def _one_of(param: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise RequestError(
-            f"{param} must be one of {', '.join(allowed)}; got {value!r}", param=param
-        )
-
-
-def check_int(param: str, value: object, low: int, high: int) -> int:
-    """Returns ``value`` if it is an int (no bool) in [low, high], else raises RequestError."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{param} must be an integer; got {value!r}", param=param)
-    if not low <= value <= high:
-        raise RequestError(f"{param} must be between {low} and {high}; got {value}", param=param)
-    return value
-
-
-def check_float(param: str, value: object, low: float, high: float) -> float:
-    """Returns ``value`` if it is a finite number in [low, high], else raises RequestError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RequestError(f"{param} must be a finite number; got {value!r}", param=param)
-    if not low <= value <= high:
-        raise RequestError(
-            f"{param} must be between {low:g} and {high:g}; got {value:g}", param=param
-        )
-    return float(value)
-
-
-def check_unicode(param: str, text: str) -> str:
-    """Returns ``text`` unless it holds a lone surrogate, which UTF-8 cannot encode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(f"{param} holds a lone surrogate", param=param) from error
-    return text

@@ -10,12 +10,12 @@ import inspect
 import textwrap
 import types
 from dataclasses import MISSING, fields
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def add_flags(parser: argparse._ActionsContainer, cls: type, skip: tuple[str, ...] = ()) -> None:
-    """Adds a flag for each field of dataclass ``cls``, whose types are int, float, str or bool, or
-    one of them or None. A bool gets ``--name`` and ``--no-name``."""
+    """Adds a flag for each field of dataclass ``cls``, whose types are int, float, str, bool or
+    names (a Literal), or one of them or None. A bool gets ``--name`` and ``--no-name``."""
     docs = field_docs(cls)
     hints = get_type_hints(cls)
     for field in fields(cls):
@@ -57,6 +57,8 @@ def _plain_type(hint: Any) -> type:
     """The type of a value on the command line: ``int`` for ``int | None``."""
     if get_origin(hint) in (Union, types.UnionType):
         (hint,) = [arg for arg in get_args(hint) if arg is not type(None)]
+    if get_origin(hint) is Literal:
+        return str
     assert hint in (int, float, str, bool), hint
     plain: type = hint
     return plain

@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from s1engine.config import check_unicode
+from s1engine.checks import check_unicode
 from s1engine.errors import RequestError
 
 MAX_FORMAT_CHARS = 1024  # of one text of a format

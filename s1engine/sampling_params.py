@@ -4,12 +4,27 @@ Owns the user-facing dataclasses and their bounds. Knows no tokenizer and no mod
 turns texts into token ids and budgets into effective budgets.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from s1engine.config import MAX_TOKENS, MAX_WAITS, check_float, check_int, check_unicode
+from s1engine.checks import (
+    Check,
+    check_bool,
+    check_fields,
+    check_float,
+    check_int,
+    check_list,
+    check_str,
+    float_in,
+    int_in,
+    shown,
+    str_of,
+)
+from s1engine.config import MAX_TOKENS, MAX_WAITS
 from s1engine.errors import RequestError
 
 MAX_N = 128
+MAX_TOKEN_ID = 2**31 - 1
 MAX_LOGPROBS = 20
 MAX_STOP = 16
 MAX_STOP_CHARS = 1024
@@ -47,7 +62,7 @@ class ThinkingBudget:
     max_tokens if that is less."""
     deadline_ms: int | None = None
     """(thinking_deadline_ms) Wall-clock limit of thinking, counted from arrival."""
-    checkpoints: tuple[int, ...] = ()
+    checkpoints: Sequence[int] = ()
     """(thinking_checkpoints) Smaller budgets, ascending. At each, a branch of the trace answers as
     a separate request with this budget would."""
     early_exit: int | None = None
@@ -57,17 +72,8 @@ class ThinkingBudget:
     times in a row."""
 
     def __post_init__(self) -> None:
-        _optional_int("thinking_token_budget", self.max_tokens, 0, MAX_TOKENS)
-        check_int("min_thinking_tokens", self.min_tokens, 0, MAX_TOKENS)
-        _optional_int("num_waits", self.num_waits, 0, MAX_WAITS)
-        _optional_int("answer_reserve", self.answer_reserve, 0, MAX_TOKENS)
-        _optional_int("thinking_deadline_ms", self.deadline_ms, 0, 2**31)
-        _optional_int("thinking_early_exit", self.early_exit, 2, MAX_CHECKPOINTS)
-        _optional_int("thinking_loop_repeats", self.loop_repeats, 2, 1024)
-        self._check_checkpoints()
-        _text("wait_text", self.wait_text)
-        if self.final_text is not None:
-            _text("final_text", self.final_text)
+        check_fields(self, BUDGET_CHECKS, HTTP_NAMES)
+        self._check_order()
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
                 f"min_thinking_tokens ({self.min_tokens}) must not exceed "
@@ -75,10 +81,8 @@ class ThinkingBudget:
                 param="min_thinking_tokens",
             )
 
-    def _check_checkpoints(self) -> None:
-        param = "thinking_checkpoints"
-        if len(self.checkpoints) > MAX_CHECKPOINTS:
-            raise RequestError(f"{param} takes at most {MAX_CHECKPOINTS}", param=param)
+    def _check_order(self) -> None:
+        param = HTTP_NAMES["checkpoints"]
         least = self.min_tokens
         most = MAX_TOKENS if self.max_tokens is None else self.max_tokens
         for checkpoint in self.checkpoints:
@@ -112,11 +116,11 @@ class SamplingParams:
     """Subtracted from logits of tokens in the output."""
     frequency_penalty: float = 0.0
     """Subtracted from logits times the token's count in the output."""
-    logit_bias: dict[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Token id to a number in [-100, 100] added to its logit."""
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     """Strings that end the answer and are not part of it. They do not apply to thinking."""
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: Sequence[int] = ()
     """Ids that end the answer, in addition to the model's own end-of-text ids."""
     ignore_eos: bool = False
     """Continue the answer to max_tokens past the model's end-of-text ids (for benchmarks)."""
@@ -130,60 +134,89 @@ class SamplingParams:
     """None: the model decides, up to the effective budget."""
 
     def __post_init__(self) -> None:
-        check_int("n", self.n, 1, MAX_N)
-        _optional_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
-        check_float("temperature", self.temperature, 0.0, 100.0)
-        check_int("top_k", self.top_k, -1, 2**31 - 1)
-        check_float("top_p", self.top_p, 1e-9, 1.0)
-        check_float("min_p", self.min_p, 0.0, 1.0)
-        check_float("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
-        check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _optional_int("seed", self.seed, -(2**63), 2**64 - 1)
-        _optional_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        if self.grammar is not None and len(self.grammar) > MAX_GRAMMAR_CHARS:
-            raise RequestError(
-                f"the grammar has more than {MAX_GRAMMAR_CHARS} characters", param="response_format"
-            )
-        self._check_stops()
-        self._check_logit_bias()
+        check_fields(self, CHECKS)
 
     @property
     def penalties(self) -> tuple[float, float, float]:
         """The repetition, presence and frequency penalty."""
         return self.repetition_penalty, self.presence_penalty, self.frequency_penalty
 
-    def _check_stops(self) -> None:
-        if len(self.stop) > MAX_STOP:
-            raise RequestError(f"stop takes at most {MAX_STOP} strings", param="stop")
-        for text in self.stop:
-            if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_CHARS:
-                raise RequestError(
-                    f"each stop string must have 1 to {MAX_STOP_CHARS} characters", param="stop"
-                )
-        if len(self.stop_token_ids) > MAX_STOP:
-            raise RequestError(
-                f"stop_token_ids takes at most {MAX_STOP} ids", param="stop_token_ids"
-            )
-        for token in self.stop_token_ids:
-            check_int("stop_token_ids", token, 0, 2**31 - 1)
 
-    def _check_logit_bias(self) -> None:
-        if len(self.logit_bias) > MAX_LOGIT_BIAS:
-            raise RequestError(f"logit_bias takes at most {MAX_LOGIT_BIAS} ids", param="logit_bias")
-        for token, bias in self.logit_bias.items():
-            check_int("logit_bias", token, 0, 2**31 - 1)
-            check_float("logit_bias", bias, -100.0, 100.0)
+def _check_stop(param: str, value: object) -> tuple[str, ...]:
+    """A single string counts as a list of one."""
+    texts = [value] if isinstance(value, str) else check_list(param, value, "strings", MAX_STOP)
+    return tuple(check_str(param, text, MAX_STOP_CHARS, min_chars=1) for text in texts)
 
 
-def _optional_int(param: str, value: object, low: int, high: int) -> None:
-    if value is not None:
-        check_int(param, value, low, high)
+def _check_token_ids(param: str, value: object) -> tuple[int, ...]:
+    ids = check_list(param, value, "token ids", MAX_STOP)
+    return tuple(check_int(param, token, 0, MAX_TOKEN_ID) for token in ids)
 
 
-def _text(param: str, value: object) -> None:
-    if not isinstance(value, str) or len(value) > MAX_FORCED_CHARS:
-        raise RequestError(
-            f"{param} must be a string of at most {MAX_FORCED_CHARS} characters", param=param
-        )
-    check_unicode(param, value)
+def _check_checkpoints(param: str, value: object) -> tuple[int, ...]:
+    counts = check_list(param, value, "token counts", MAX_CHECKPOINTS)
+    return tuple(check_int(param, count, 0, MAX_TOKENS) for count in counts)
+
+
+def _check_logit_bias(param: str, value: object) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        message = f"{param} must be a mapping from token id to number; got {shown(value)}"
+        raise RequestError(message, param=param)
+    if len(value) > MAX_LOGIT_BIAS:
+        raise RequestError(f"{param} takes at most {MAX_LOGIT_BIAS} ids", param=param)
+    return {
+        check_int(param, token, 0, MAX_TOKEN_ID): check_float(param, bias, -100.0, 100.0)
+        for token, bias in value.items()
+    }
+
+
+def _check_thinking(param: str, value: object) -> ThinkingBudget:
+    if not isinstance(value, ThinkingBudget):
+        hint = ": write ThinkingBudget(**thinking)" if isinstance(value, Mapping) else ""
+        message = f"{param} must be a ThinkingBudget, got {type(value).__name__}{hint}"
+        raise RequestError(message, param=param)
+    return value
+
+
+BUDGET_CHECKS: dict[str, Check] = {
+    "max_tokens": int_in(0, MAX_TOKENS),
+    "min_tokens": int_in(0, MAX_TOKENS),
+    "num_waits": int_in(0, MAX_WAITS),
+    "wait_text": str_of(MAX_FORCED_CHARS),
+    "final_text": str_of(MAX_FORCED_CHARS),
+    "answer_reserve": int_in(0, MAX_TOKENS),
+    "deadline_ms": int_in(0, 2**31),
+    "checkpoints": _check_checkpoints,
+    "early_exit": int_in(2, MAX_CHECKPOINTS),
+    "loop_repeats": int_in(2, 1024),
+}
+"""The check of each field of ThinkingBudget."""
+HTTP_NAMES = {
+    "max_tokens": "thinking_token_budget",
+    "min_tokens": "min_thinking_tokens",
+    "deadline_ms": "thinking_deadline_ms",
+    "checkpoints": "thinking_checkpoints",
+    "early_exit": "thinking_early_exit",
+    "loop_repeats": "thinking_loop_repeats",
+}
+"""Flat names of ThinkingBudget's fields, where they differ."""
+CHECKS: dict[str, Check] = {
+    "n": int_in(1, MAX_N),
+    "max_tokens": int_in(1, MAX_TOKENS),
+    "temperature": float_in(0.0, 100.0),
+    "top_k": int_in(-1, 2**31 - 1),
+    "top_p": float_in(1e-9, 1.0),
+    "min_p": float_in(0.0, 1.0),
+    "repetition_penalty": float_in(1e-3, 1e3),
+    "presence_penalty": float_in(-2.0, 2.0),
+    "frequency_penalty": float_in(-2.0, 2.0),
+    "logit_bias": _check_logit_bias,
+    "stop": _check_stop,
+    "stop_token_ids": _check_token_ids,
+    "ignore_eos": check_bool,
+    "seed": int_in(-(2**63), 2**64 - 1),
+    "logprobs": int_in(0, MAX_LOGPROBS),
+    "grammar": str_of(MAX_GRAMMAR_CHARS),
+    "thinking": _check_thinking,
+}
+"""The check of each field of SamplingParams."""

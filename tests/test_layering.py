@@ -24,6 +24,8 @@ LEAVES |= {
     "extras",
     "flags",
     "logs",
+    "checks",
+    "options",
     "machine",
     "profiling",
     "gguf_file",

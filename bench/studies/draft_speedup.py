@@ -22,10 +22,10 @@ from s1engine.bench.shapes import NAMES, shape
 from s1engine.bench.studies.draft_acceptance import read_traces
 from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
-from s1engine.engine.request import Prompt
 from s1engine.errors import RequestError
 from s1engine.eval.tasks import arithmetic_questions
 from s1engine.models.model_config import ModelConfig
+from s1engine.options import Prompt
 from s1engine.outputs import RequestOutput
 from s1engine.runner.interface import ModelRunnerOutput, NewRequest, SchedulerOutput
 from s1engine.sampling_params import SamplingParams, ThinkingBudget

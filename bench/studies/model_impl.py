@@ -17,8 +17,8 @@ from s1engine.bench.shapes import shape
 from s1engine.bench.studies.draft_speedup import Contender, Workload, generate_work
 from s1engine.config import BUNDLED_MODEL, EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
-from s1engine.engine.request import Prompt
 from s1engine.models.model_config import ModelConfig
+from s1engine.options import Prompt
 from s1engine.sampling_params import SamplingParams
 
 PROMPT = 64  # tokens

@@ -5,8 +5,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from s1engine.engine.llm import LLM
-from s1engine.engine.request import Prompt
 from s1engine.errors import RequestError
+from s1engine.options import Prompt
 from s1engine.sampling_params import SamplingParams
 from s1engine.server.api.request_fields import GenerationFields, request_error
 

@@ -5,7 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from s1engine.config import EngineConfig, check_float, check_int, parse_speculative_config
+from s1engine.checks import check_float, check_int
+from s1engine.config import EngineConfig, parse_speculative_config
 from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given_values
 

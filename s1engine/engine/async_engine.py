@@ -6,19 +6,21 @@ other: its events wait in its own queue.
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar, Unpack
 
 from s1engine.config import EngineConfig
 from s1engine.engine.embedded import EmbeddedEngine
 from s1engine.engine.engine_thread import Submission, SubmissionEvent
 from s1engine.engine.llm_engine import LLMEngine
-from s1engine.engine.request import Prompt, Request, id_is_taken
+from s1engine.engine.request import Request, id_is_taken
 from s1engine.engine.request_output import StreamEvent
 from s1engine.errors import EngineDeadError, RequestError
+from s1engine.options import EngineOptions, Prompt, RequestOptions, engine_config
 from s1engine.outputs import RequestOutput
 from s1engine.sampling_params import SamplingParams
 
@@ -35,12 +37,23 @@ class AsyncLLMEngine(EmbeddedEngine):
     """
 
     def __init__(
-        self, config: EngineConfig | None = None, *, progress: bool = False, **options: Any
+        self,
+        config: EngineConfig | None = None,
+        *,
+        model: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+        **options: Unpack[EngineOptions],
     ) -> None:
-        """``options``: fields of EngineConfig, instead of ``config``. Raises RequestError."""
-        if config is not None and options:
-            raise RequestError("either config or options", param=next(iter(options)))
-        super().__init__(config or EngineConfig(**options), progress=progress)
+        """``model`` and ``options``: fields of EngineConfig, instead of ``config``. Raises
+        RequestError."""
+        if config is None:
+            config = engine_config(model, options)
+        elif not isinstance(config, EngineConfig):
+            message = f"config must be an EngineConfig, got {type(config).__name__}"
+            raise RequestError(message, param="config")
+        elif model is not None or options:
+            raise RequestError("either config or options", param=next(iter(options), "model"))
+        super().__init__(config, progress=progress)
         self._live: dict[str, Submission] = {}  # by request id
 
     async def start(self) -> None:
@@ -75,23 +88,22 @@ class AsyncLLMEngine(EmbeddedEngine):
         params: SamplingParams | None = None,
         *,
         stream: bool = False,
-        **options: Any,
+        **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[StreamEvent, None]:
         """Compiles a request and generates it, see ``generate_request``.
 
-        ``params`` None: the model's own defaults. ``options`` are those of
-        ``RequestCompiler.compile``. Raises RequestError before the first event.
+        ``params`` None: the model's own defaults. Raises RequestError before the first event.
         """
-        compiler = self.compiler
-        if params is None:
-            params = SamplingParams(**compiler.default_sampling())
-        request = compiler.compile(prompt, params, stream=stream, **options)
+        request = self._compile(prompt, params, stream, options)
         async with contextlib.aclosing(self.generate_request(request)) as events:
             async for event in events:
                 yield event
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[StreamEvent, None]:
         """``generate`` with chunks and checkpoints before the RequestOutput."""
         return self.generate(prompt, params, stream=True, **options)

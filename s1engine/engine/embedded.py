@@ -1,18 +1,22 @@
 """What LLM and AsyncLLMEngine have in common: options, and the engine thread that they start and
-close.
+close, and requests for it.
 
-Knows neither prompts nor events.
+Knows no events.
 """
 
 import threading
 import weakref
+from typing import Unpack
 
 from s1engine.config import EngineConfig
 from s1engine.engine.core_output import EngineStats
 from s1engine.engine.engine_thread import EngineThread
 from s1engine.engine.llm_engine import LLMEngine
+from s1engine.engine.request import Request
 from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.errors import EngineDeadError
+from s1engine.options import Prompt, RequestOptions, check_option_names
+from s1engine.sampling_params import SamplingParams
 
 
 class EmbeddedEngine:
@@ -87,3 +91,24 @@ class EmbeddedEngine:
         """The error that ended the engine; None if it runs or was closed."""
         thread = self._thread
         return None if thread is None else thread.failure
+
+    def make_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        stream: bool = False,
+        **options: Unpack[RequestOptions],
+    ) -> Request:
+        """Compiles a request; any thread may do so. ``params`` None: the model's own defaults.
+        Raises RequestError."""
+        return self._compile(prompt, params, stream, options)
+
+    def _compile(
+        self, prompt: Prompt, params: SamplingParams | None, stream: bool, options: RequestOptions
+    ) -> Request:
+        check_option_names(options, RequestOptions.__annotations__)
+        compiler = self.compiler
+        if params is None:
+            params = SamplingParams(**compiler.default_sampling())
+        return compiler.compile(prompt, params, stream=stream, **options)

@@ -6,23 +6,29 @@ call are aborted, and the engine stays usable.
 """
 
 import contextlib
+import os
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar, Unpack
 
-from s1engine.config import EngineConfig
 from s1engine.engine.embedded import EmbeddedEngine
 from s1engine.engine.engine_thread import EngineThread, Submission, SubmissionEvent
 from s1engine.engine.llm_engine import LLMEngine
-from s1engine.engine.request import Prompt, Request
+from s1engine.engine.prompts import (
+    params_of_each,
+    plain_messages,
+    split_conversations,
+    split_prompts,
+)
+from s1engine.engine.request import Request
 from s1engine.engine.request_stream import RequestStream
-from s1engine.errors import EngineDeadError, RequestError
+from s1engine.errors import EngineDeadError
+from s1engine.options import EngineOptions, Message, Prompt, RequestOptions, engine_config
 from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
 from s1engine.sampling_params import SamplingParams
 
-Messages = list[dict[str, Any]]
 OnChunk = Callable[[int, Chunk | CheckpointOutput], object]
 T = TypeVar("T")
 
@@ -42,10 +48,14 @@ class LLM(EmbeddedEngine):
         RequestError: an option is wrong, or does not fit the model or the machine.
     """
 
-    def __init__(self, model: str | None = None, *, progress: bool = False, **options: Any) -> None:
-        if model is not None:
-            options["model"] = str(model)
-        super().__init__(EngineConfig(**options), progress=progress)
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        progress: bool = False,
+        **options: Unpack[EngineOptions],
+    ) -> None:
+        super().__init__(engine_config(model, options), progress=progress)
         self.start()
 
     def start(self) -> None:
@@ -73,15 +83,15 @@ class LLM(EmbeddedEngine):
 
     def generate(
         self,
-        prompts: Prompt | list[str] | list[list[int]],
-        params: SamplingParams | list[SamplingParams] | None = None,
+        prompts: Prompt | Iterable[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool = False,
         on_chunk: OnChunk | None = None,
-        **options: Any,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
-        """Continues raw prompts, texts or lists of token ids. The chat template is not applied, and
-        thinking is opened only if ``params`` has a thinking budget.
+        """Continues raw prompts: a text, token ids, or an iterable of them. The chat template is
+        not applied, and thinking is opened only if ``params`` has a thinking budget.
 
         ``on_chunk(index of the prompt, chunk)`` is called in this thread for each chunk and
         checkpoint; an exception of it cancels all prompts of the call. ``progress`` shows a bar.
@@ -89,51 +99,38 @@ class LLM(EmbeddedEngine):
         request is invalid, raises RequestError before anything is computed. Raises
         RequestFailedError if the engine fails with one request, EngineDeadError if it has ended.
         """
-        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
-        batch: list[Any] = [prompts] if single else list(prompts)
-        return self._generate(batch, params, progress, on_chunk, options)
+        return self._generate(split_prompts(prompts), params, progress, on_chunk, options)
 
     def chat(
         self,
-        conversations: Messages | list[Messages],
-        params: SamplingParams | list[SamplingParams] | None = None,
+        conversations: Sequence[Message] | Iterable[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool = False,
         on_chunk: OnChunk | None = None,
-        **options: Any,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """Answers conversations, each a list of ``{"role", "content"}``; see ``generate``."""
-        single = bool(conversations) and isinstance(conversations[0], dict)
-        batch: list[Any] = [conversations] if single else list(conversations)
-        return self._generate(batch, params, progress, on_chunk, options)
+        chats = split_conversations(conversations)
+        return self._generate(chats, params, progress, on_chunk, options)
 
     def _generate(
         self,
-        prompts: list[Prompt],
-        params: SamplingParams | list[SamplingParams] | None,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
         progress: bool,
         on_chunk: OnChunk | None,
-        options: dict[str, Any],
+        options: RequestOptions,
     ) -> list[RequestOutput]:
-        each = params if isinstance(params, list) else [params] * len(prompts)
-        if len(each) != len(prompts):
-            raise RequestError(f"{len(each)} params for {len(prompts)} prompts", param="params")
-        if on_chunk is not None:
-            options["stream"] = True
+        if params is None:
+            params = SamplingParams(**self.compiler.default_sampling())
+        each = params_of_each(params, len(prompts))
+        stream = on_chunk is not None
         requests = [
-            self.make_request(prompt, p, **options) for prompt, p in zip(prompts, each, strict=True)
+            self._compile(prompt, own, stream, options)
+            for prompt, own in zip(prompts, each, strict=True)
         ]
         return self.generate_requests(requests, progress=progress, on_chunk=on_chunk)
-
-    def make_request(
-        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
-    ) -> Request:
-        """Compiles a request (see RequestCompiler.compile). ``params`` None: the model's own
-        defaults. Raises RequestError."""
-        compiler = self.compiler
-        if params is None:
-            params = SamplingParams(**compiler.default_sampling())
-        return compiler.compile(prompt, params, **options)
 
     def generate_requests(
         self,
@@ -172,7 +169,10 @@ class LLM(EmbeddedEngine):
     # --- streams ---
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        **options: Unpack[RequestOptions],
     ) -> RequestStream:
         """An iterator of the chunks and checkpoints of one prompt, then its RequestOutput. The
         prompt is read as in ``generate``; the request starts at once.
@@ -180,13 +180,16 @@ class LLM(EmbeddedEngine):
         Any number of streams may be read by turns. Closing the stream, leaving its ``with`` block
         or dropping it aborts the request; so does an exception raised while it waits.
         """
-        return self.generate_request(self.make_request(prompt, params, **options, stream=True))
+        return self.generate_request(self._compile(prompt, params, True, options))
 
     def stream_chat(
-        self, messages: Messages, params: SamplingParams | None = None, **options: Any
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        **options: Unpack[RequestOptions],
     ) -> RequestStream:
         """The same for one conversation; see ``chat``."""
-        return self.stream(messages, params, **options)
+        return self.stream(plain_messages(messages), params, **options)
 
     def generate_request(self, request: Request) -> RequestStream:
         """The same for a request of ``make_request``, which has chunks if made with

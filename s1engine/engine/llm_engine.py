@@ -9,7 +9,7 @@ import logging
 import random
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -33,7 +33,6 @@ from s1engine.engine.multi_step import make_multi_step
 from s1engine.engine.output_processor import OutputProcessor, RequestEvent
 from s1engine.engine.request import (
     CompiledBudget,
-    Prompt,
     Request,
     drafting_mode,
     id_is_taken,
@@ -42,6 +41,7 @@ from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.engine.thinking_limits import ThinkingLimits
 from s1engine.errors import RequestFailedError
 from s1engine.models.model_path import resolve_model
+from s1engine.options import Prompt, RequestOptions
 from s1engine.outputs import RequestOutput, RowLogprobs
 from s1engine.profiling import StepTracer, profiler_attached, ranged
 from s1engine.runner.interface import ModelRunnerOutput, NewRequest, Runner, SchedulerOutput
@@ -126,9 +126,16 @@ class LLMEngine:
         """Sampling fields that the model directory sets; greedy if it sets ``do_sample`` false."""
         return self.compiler.default_sampling()
 
-    def make_request(self, prompt: Prompt, params: SamplingParams, **options: Any) -> Request:
+    def make_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        stream: bool = False,
+        **options: Unpack[RequestOptions],
+    ) -> Request:
         """Validates a request (see RequestCompiler.compile). Raises RequestError."""
-        return self.compiler.compile(prompt, params, **options)
+        return self.compiler.compile(prompt, params, stream=stream, **options)
 
     # --- adding and removing requests ---
 

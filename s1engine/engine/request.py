@@ -6,7 +6,6 @@ impossible.
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,6 @@ from s1engine import _core
 from s1engine.errors import RequestError
 from s1engine.reasoning import AnswerMarkers
 from s1engine.sampling_params import SamplingParams
-
-Prompt = str | list[int] | list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,22 +8,24 @@ import hashlib
 import itertools
 import logging
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 import numpy as np
 
 from s1engine.chat_template import resolve_turn
-from s1engine.config import DEFAULT_ANSWER_RESERVE, EngineConfig, check_int, check_unicode
+from s1engine.checks import check_bool, check_unicode
+from s1engine.config import DEFAULT_ANSWER_RESERVE, EngineConfig
 from s1engine.engine.grammar import GrammarCompiler
 from s1engine.engine.model_text import ModelText
-from s1engine.engine.request import CompiledBudget, Prompt, Request
+from s1engine.engine.prompts import chat_of, check_params, text_or_ids
+from s1engine.engine.request import CompiledBudget, Request
 from s1engine.engine.thinking_rule import AssistantTurn
 from s1engine.errors import RequestError
+from s1engine.options import Prompt, RequestOptions, check_request_options
 from s1engine.reasoning import AnswerMarkers
 from s1engine.sampling_params import UNLIMITED, SamplingParams, ThinkingBudget
 
-MAX_SALT_CHARS = 1024
 MAX_NORMALIZED_CHARS = 4  # characters of a text that normalisation may merge into one
 
 logger = logging.getLogger(__name__)
@@ -57,37 +59,26 @@ class RequestCompiler:
         prompt: Prompt,
         params: SamplingParams,
         *,
-        request_id: str | None = None,
-        enable_thinking: bool | None = None,
-        template_kwargs: dict[str, Any] | None = None,
-        tools: Sequence[dict[str, Any]] = (),
         stream: bool = False,
-        priority: int = 0,
-        cache_salt: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> Request:
         """Compiles a request. Raises RequestError naming the field.
 
         A raw text gets the tokens that the tokenizer adds, such as the beginning of text; a chat
         gets what its template writes. Whether it thinks is ThinkingRule's decision.
-        ``template_kwargs`` are variables of the template, and the options of ``resolve_turn``.
-        ``tools`` are rendered by the chat template; with tools the forced end has no final text,
-        because the answer may be a call.
         """
-        check_int("priority", priority, -(2**31), 2**31 - 1)
-        if cache_salt is not None and not 0 < len(cache_salt) <= MAX_SALT_CHARS:
-            raise RequestError(
-                f"cache_salt must have 1 to {MAX_SALT_CHARS} characters", param="cache_salt"
-            )
-        chat = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
-        rule = self.text.thinking
-        if chat:
-            ids, turn = self._encode_chat(
-                prompt, params.thinking, enable_thinking, template_kwargs, tools
-            )
+        params, options = check_params(params), check_request_options(options)
+        enable_thinking = options.get("enable_thinking")
+        tools, salt = options.get("tools") or (), options.get("cache_salt")
+        rule, messages = self.text.thinking, chat_of(prompt)
+        if messages is not None:
+            kwargs = options.get("template_kwargs") or {}
+            ids, turn = self._encode_chat(messages, params.thinking, enable_thinking, kwargs, tools)
             tokens_thought = rule.open_in_chat(ids, turn, params.thinking, enable_thinking)
         else:
-            ids = self._encode_prompt(prompt)
+            ids = self._encode_prompt(text_or_ids(prompt, self.text.config.vocab_size))
             tokens_thought = rule.open_in_text(ids, params.thinking, enable_thinking)
+        chat, thinks = messages is not None, tokens_thought is not None
         self._check_ids(params)
         if params.grammar is not None:
             self.grammars.validate(params.grammar)
@@ -99,21 +90,19 @@ class RequestCompiler:
         if tokens_thought is not None:
             calls = bool(tools) and params.grammar is None
             budget = self._compile_budget(params, tokens_thought, len(ids), max_len, calls)
-        stop_tokens = [*params.stop_token_ids]
-        if not params.ignore_eos:
-            stop_tokens += self.text.eos_token_ids
+        ends = () if params.ignore_eos else self.text.eos_token_ids
         request = Request(
-            request_id=request_id or uuid.uuid4().hex,
+            request_id=options.get("request_id") or uuid.uuid4().hex,
             number=next(_numbers),
             prompt=np.array(ids, np.int32),
             params=params,
             max_len=max_len,
-            stop_tokens=stop_tokens,
+            stop_tokens=[*params.stop_token_ids, *ends],
             budget=budget,
-            markers=self._hidden_markers(params, chat, tokens_thought is not None, bool(tools)),
-            stream=stream,
-            priority=priority,
-            salt=hashlib.sha256(cache_salt.encode()).digest()[:16] if cache_salt else bytes(16),
+            markers=self._hidden_markers(params, chat, thinks, bool(tools)),
+            stream=check_bool("stream", stream),
+            priority=options.get("priority", 0),
+            salt=hashlib.sha256(salt.encode()).digest()[:16] if salt else bytes(16),
         )
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug(
@@ -133,20 +122,20 @@ class RequestCompiler:
         template_kwargs: dict[str, Any] | None = None,
     ) -> list[int]:
         """The prompt of a chat: template applied, thinking opened."""
-        ids, turn = self._encode_chat(messages, None, enable_thinking, template_kwargs, tools)
+        ids, turn = self._encode_chat(messages, None, enable_thinking, template_kwargs or {}, tools)
         self.text.thinking.open_in_chat(ids, turn, None, enable_thinking)
         return ids
 
     def _encode_chat(
         self,
-        messages: Any,
+        messages: list[dict[str, Any]],
         budget: ThinkingBudget | None,
         enable_thinking: bool | None,
-        template_kwargs: dict[str, Any] | None,
-        tools: Sequence[dict[str, Any]],
+        kwargs: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]],
     ) -> tuple[list[int], AssistantTurn]:
         """Ids of a rendered chat, and its assistant's turn."""
-        kwargs, rule = template_kwargs or {}, self.text.thinking
+        rule = self.text.thinking
         header, continues = resolve_turn(messages, kwargs)
         options = {**rule.template_options(enable_thinking, budget is not None), **kwargs}
         render = self._tokenizer.render_chat
@@ -168,12 +157,12 @@ class RequestCompiler:
         before = render(earlier, None, options, tools, add_generation_prompt=False)
         return ids, AssistantTurn(rule.assistant_part(text, before), begun=not header)
 
-    def _encode_prompt(self, prompt: Prompt) -> list[int]:
+    def _encode_prompt(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
             self._check_text(prompt, "prompt")
             ids = self._tokenizer.encode_prompt(prompt)
         else:
-            ids = self._check_prompt_ids(prompt)
+            ids = prompt
         if not ids:
             raise RequestError("prompt is empty", param="prompt")
         return ids
@@ -192,17 +181,6 @@ class RequestCompiler:
             param=param,
             code="context_length_exceeded",
         )
-
-    def _check_prompt_ids(self, prompt: object) -> list[int]:
-        limit = self.text.config.vocab_size
-        if not isinstance(prompt, list):
-            raise RequestError("prompt must be text, token ids or messages", param="prompt")
-        for token in prompt:
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < limit:
-                raise RequestError(
-                    f"prompt: {token!r} is no token id below {limit}", param="prompt"
-                )
-        return list(prompt)
 
     def _check_ids(self, params: SamplingParams) -> None:
         fields = {"stop_token_ids": params.stop_token_ids, "logit_bias": tuple(params.logit_bias)}
@@ -266,7 +244,7 @@ class RequestCompiler:
             num_waits=num_waits,
             tokens_thought=tokens_thought,
             max_thinking=min(tokens_thought + available, limit),
-            checkpoints=budget.checkpoints,
+            checkpoints=tuple(budget.checkpoints),
             loop_repeats=budget.loop_repeats or 0,
             calls=calls,
             end_markers=self._reasoning.end_markers,

@@ -69,7 +69,7 @@ class SequenceOutput:
         self._held_logprobs = HeldLogprobs()
         self._reasoning_decoder = IncrementalDetokenizer(tokenizer)
         self._answer = AnswerText(tokenizer, hidden)
-        self._stop_strings = StopStringFinder(params.stop)
+        self._stop_strings = StopStringFinder(tuple(params.stop))
         self._text = ""
         self._reasoning = ""
         self._answer_began = False  # with a character that is not a leading newline

@@ -4,13 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from s1engine.checks import check_float, check_int
 from s1engine.config import (
     DEVICES,
     DTYPES,
     KV_CACHE_DTYPES,
     QUANTIZATIONS,
-    check_float,
-    check_int,
 )
 from s1engine.errors import RequestError
 from s1engine.eval.method_registry import METHODS, SweepOptions

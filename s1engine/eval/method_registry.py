@@ -7,7 +7,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from s1engine.config import MAX_TOKENS, MAX_WAITS, check_float, check_int
+from s1engine.checks import check_float, check_int
+from s1engine.config import MAX_TOKENS, MAX_WAITS
 from s1engine.errors import RequestError
 from s1engine.eval.methods import (
     ONE_TRACE,

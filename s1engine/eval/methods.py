@@ -195,7 +195,7 @@ class CheckpointSweep:
             question, at_checkpoint = questions[response.request.key], dict(response.checkpoints)
             for run in self.settings:
                 samples = response.samples
-                if run.budget in budgets:
+                if run.budget is not None and run.budget in budgets:
                     sample = at_checkpoint.get(run.budget)
                     samples = () if sample is None else (sample,)
                 missing = None if samples else f"no answer at budget {run.budget}"

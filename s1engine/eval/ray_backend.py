@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from s1engine.config import EngineConfig, check_int
+from s1engine.checks import check_int
+from s1engine.config import EngineConfig
 from s1engine.engine.llm import LLM
 from s1engine.engine.ray_cluster import check_syntax, connect, resources
 from s1engine.eval.backend import EvalRequest, EvalResponse

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from s1engine.config import check_float, check_int
+from s1engine.checks import check_float, check_int
 from s1engine.errors import RequestError
 from s1engine.plan.hardware import CPU, MAX_GPUS, WEIGHTS, Gpu, find_gpu
 

@@ -5,23 +5,25 @@ engine takes it. What depends on the model too (``resolve_dtype``) is resolved w
 """
 
 from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 
-from s1engine.config import EngineConfig
+from s1engine.config import Device, EngineConfig
 from s1engine.errors import RequestError
 from s1engine.ops.kv_quant import EIGHT_BIT_DTYPES
 
 BLOCK_SIZES = {"cpu": 16, "cuda": 64}  # tokens; a GPU's attention reads a block as one tile
 RUN_AHEAD = {"cpu": 1, "cuda": 8}  # steps
 
+ResolvedDevice = Literal["cpu", "cuda"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResolvedConfig(EngineConfig):
     """An EngineConfig for one device."""
 
-    device: str
-    """``cpu`` or ``cuda``."""
+    device: ResolvedDevice
     block_size: int
     run_ahead: int
 
@@ -33,9 +35,9 @@ def resolve_config(config: EngineConfig) -> ResolvedConfig:
     return resolve_for(config, device)
 
 
-def resolve_for(config: EngineConfig, device: str) -> ResolvedConfig:
+def resolve_for(config: EngineConfig, device: ResolvedDevice) -> ResolvedConfig:
     """The same for a device that need not be there."""
-    options = {field.name: getattr(config, field.name) for field in fields(config)}
+    options: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)}
     single = (
         config.enforce_eager or config.tensor_parallel_size > 1 or config.num_speculative_tokens
     )
@@ -45,7 +47,7 @@ def resolve_for(config: EngineConfig, device: str) -> ResolvedConfig:
     return ResolvedConfig(**options)
 
 
-def resolve_device(device: str) -> str:
+def resolve_device(device: Device) -> ResolvedDevice:
     """``auto`` becomes the device that is there."""
     available = torch.cuda.is_available()
     if device == "cuda" and not available:

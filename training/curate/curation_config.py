@@ -29,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from s1engine.config import check_float, check_int
+from s1engine.checks import check_float, check_int
 from s1engine.errors import RequestError
 from s1engine.eval.backend import Backend
 from s1engine.eval.http_backend import HttpBackend, HttpOptions

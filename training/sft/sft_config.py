@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from s1engine.config import BUNDLED_MODEL, check_float, check_int
+from s1engine.checks import check_float, check_int
+from s1engine.config import BUNDLED_MODEL
 from s1engine.errors import RequestError
 
 CONFIGS = Path(__file__).parent / "configs"

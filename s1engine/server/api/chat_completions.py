@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from s1engine.config import check_int
-from s1engine.engine.request import Prompt
+from s1engine.checks import check_int
 from s1engine.errors import RequestError
+from s1engine.options import Prompt
 from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
 from s1engine.sampling_params import MAX_LOGPROBS
 from s1engine.server.api.openai import OpenAIFormatter, token_fields
@@ -66,6 +66,7 @@ class ChatRequest(ToolFields, HttpFields):
         return structure or calls
 
     def renamed_error(self, error: RequestError) -> RequestError:
+        error = super().renamed_error(error)
         if error.param == "response_format" and self.must_call:
             return RequestError(str(error), param="tools")
         return error

@@ -1,7 +1,7 @@
 """``POST /v1/completions``: its body, and its responses."""
 
-from s1engine.engine.request import Prompt
 from s1engine.errors import RequestError
+from s1engine.options import Prompt
 from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
 from s1engine.server.api.openai import OpenAIFormatter, token_fields
 from s1engine.server.api.request_fields import HttpFields

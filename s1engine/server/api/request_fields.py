@@ -92,7 +92,9 @@ class GenerationFields(ThinkingFields):
 
     def renamed_error(self, error: RequestError) -> RequestError:
         """Return the error with the field that the grammar came from."""
-        return error
+        if error.param != "grammar":
+            return error
+        return RequestError(str(error), param="response_format", code=error.code)
 
     def requested_logprobs(self) -> int | None:
         """Return how many log-probabilities of each token to return, as in SamplingParams."""

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
-from s1engine.config import check_int
+from s1engine.checks import check_int
 from s1engine.engine.ray_cluster import check_syntax
 from s1engine.errors import RequestError
 from s1engine.server.router.replica import Replica, ReplicaOptions
