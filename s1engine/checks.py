@@ -16,7 +16,6 @@ from s1engine.errors import RequestError
 
 MAX_SHOWN_CHARS = 80
 MAX_PATH_CHARS = 4096
-MAX_KEY_CHARS = 4096
 MAX_DEPTH = 128
 
 Check = Callable[[str, object], object]
@@ -103,10 +102,14 @@ def check_str(param: str, value: object, max_chars: int, *, min_chars: int = 0) 
 
 def check_unicode(param: str, text: str) -> str:
     """Returns ``text`` unless it holds a lone surrogate, which UTF-8 cannot encode."""
+    return _unicode(param, param, text)
+
+
+def _unicode(param: str, where: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RequestError(f"{param} holds a lone surrogate", param=param) from error
+        raise RequestError(f"{where} holds a lone surrogate", param=param) from error
     return text
 
 
@@ -139,27 +142,32 @@ def check_list(param: str, value: object, what: str, max_items: int) -> list[Any
     return items
 
 
-def check_data(param: str, value: object, depth: int = MAX_DEPTH) -> Any:
+def check_data(param: str, value: object) -> Any:
     """Returns plain data as JSON has it, copied: mappings with string keys, lists, Unicode strings,
-    numbers, booleans and None, at most ``depth`` levels deep."""
+    numbers, booleans and None, at most MAX_DEPTH levels deep."""
+    return _data(param, param, value, MAX_DEPTH)
+
+
+def _data(param: str, where: str, value: object, depth: int) -> Any:
     plain = _unboxed(value)
     if plain is None or isinstance(plain, bool | int | float):
         return plain
     if isinstance(plain, str):
-        return str.__str__(check_unicode(param, plain))
+        return str.__str__(_unicode(param, where, plain))
     items = plain_list(plain)
     if items is None and not isinstance(plain, Mapping):
-        raise RequestError(f"{param} must be plain data; got {shown(value)}", param=param)
+        raise RequestError(f"{where} must be plain data; got {shown(value)}", param=param)
     if depth == 0:
-        raise RequestError(f"{param} is nested too deeply", param=param)
+        raise RequestError(f"{param} has more than {MAX_DEPTH} levels", param=param)
     if items is not None:
-        return [check_data(f"{param}[{i}]", item, depth - 1) for i, item in enumerate(items)]
-    return {
-        check_str(f"{param}: a key", key, MAX_KEY_CHARS): check_data(
-            f"{param}.{key}", item, depth - 1
-        )
-        for key, item in plain.items()
-    }
+        return [_data(param, f"{where}[{i}]", item, depth - 1) for i, item in enumerate(items)]
+    data = {}
+    for key, item in plain.items():
+        if not isinstance(key, str):
+            raise RequestError(f"{where}: keys must be strings; got {shown(key)}", param=param)
+        name = str.__str__(_unicode(param, where, key))
+        data[name] = _data(param, f"{where}.{name}", item, depth - 1)
+    return data
 
 
 def check_mapping(param: str, value: object) -> dict[str, Any]:

@@ -6,6 +6,7 @@ turns texts into token ids and budgets into effective budgets.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from s1engine.checks import (
     Check,
@@ -14,6 +15,7 @@ from s1engine.checks import (
     check_float,
     check_int,
     check_list,
+    check_mapping,
     check_str,
     float_in,
     int_in,
@@ -31,7 +33,9 @@ MAX_STOP_CHARS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_FORCED_CHARS = 4096
 MAX_GRAMMAR_CHARS = 2**16
+MAX_CHOICES = 1024
 MAX_CHECKPOINTS = 64
+STRUCTURES = ("json_schema", "regex", "choice", "grammar")  # of an answer
 UNLIMITED = MAX_TOKENS  # a thinking budget that only max_tokens and the context bound
 NO_PENALTIES = (1.0, 0.0, 0.0)  # neutral values of ``SamplingParams.penalties``
 
@@ -128,13 +132,29 @@ class SamplingParams:
     """The noise depends on (seed, sample index, position) alone. None: the engine draws a seed."""
     logprobs: int | None = None
     """Report the log-probability of each token and of the k likeliest ones (0: no others)."""
+    json_schema: Mapping[str, Any] | str | None = None
+    """JSON schema, as a mapping or a text, that the answer must satisfy; ``{}`` is any JSON value.
+    At most one of json_schema, regex, choice and grammar may be set; thinking stays free."""
+    regex: str | None = None
+    """Regular expression that the whole answer must match."""
+    choice: Sequence[str] | None = None
+    """Texts, one of which the answer must be."""
     grammar: str | None = None
-    """Grammar in llguidance's syntax that the answer must follow; thinking is free."""
+    """Grammar in llguidance's syntax that the answer must follow."""
     thinking: ThinkingBudget | None = None
     """None: the model decides, up to the effective budget."""
 
     def __post_init__(self) -> None:
         check_fields(self, CHECKS)
+        given = [name for name in STRUCTURES if getattr(self, name) is not None]
+        if len(given) > 1:
+            message = f"{given[0]} and {given[1]} exclude one another: an answer has one structure"
+            raise RequestError(message, param=given[1])
+
+    @property
+    def structure(self) -> str | None:
+        """The field that gives the answer a structure; None: the answer is free."""
+        return next((name for name in STRUCTURES if getattr(self, name) is not None), None)
 
     @property
     def penalties(self) -> tuple[float, float, float]:
@@ -178,6 +198,22 @@ def _check_thinking(param: str, value: object) -> ThinkingBudget:
     return value
 
 
+def _check_schema(param: str, value: object) -> dict[str, Any] | str:
+    if isinstance(value, Mapping):
+        return check_mapping(param, value)
+    if not isinstance(value, str):
+        message = f"{param} must be a mapping or a JSON text; got {shown(value)}"
+        raise RequestError(message, param=param)
+    return check_str(param, value, MAX_GRAMMAR_CHARS)
+
+
+def _check_choice(param: str, value: object) -> tuple[str, ...]:
+    texts = check_list(param, value, "strings", MAX_CHOICES)
+    if not texts:
+        raise RequestError(f"{param} is empty", param=param)
+    return tuple(check_str(param, text, MAX_GRAMMAR_CHARS) for text in texts)
+
+
 BUDGET_CHECKS: dict[str, Check] = {
     "max_tokens": int_in(0, MAX_TOKENS),
     "min_tokens": int_in(0, MAX_TOKENS),
@@ -216,6 +252,9 @@ CHECKS: dict[str, Check] = {
     "ignore_eos": check_bool,
     "seed": int_in(-(2**63), 2**64 - 1),
     "logprobs": int_in(0, MAX_LOGPROBS),
+    "json_schema": _check_schema,
+    "regex": str_of(MAX_GRAMMAR_CHARS),
+    "choice": _check_choice,
     "grammar": str_of(MAX_GRAMMAR_CHARS),
     "thinking": _check_thinking,
 }

@@ -92,9 +92,10 @@ class GrammarCompiler:
         self._thread = ThreadPoolExecutor(1, "s1engine-grammar", initializer=_lower_priority)
         self._compiled: OrderedDict[str, Future[GrammarMatcher]] = OrderedDict()
 
-    def validate(self, grammar: str) -> None:
-        """Raises RequestError if ``grammar`` is wrong or too costly. Any thread may call it."""
-        self._validator.validate(grammar)
+    def validate(self, grammar: str, param: str) -> None:
+        """Raises RequestError naming ``param`` if ``grammar`` is wrong or too costly. Any thread
+        may call it."""
+        self._validator.validate(grammar, param)
 
     def submit(self, grammar: str) -> "Future[GrammarMatcher]":
         """Compiles ``grammar`` in a thread of low priority. The result is a matcher at the
@@ -142,8 +143,9 @@ class GrammarValidator:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
-    def validate(self, grammar: str) -> None:
-        """Raises RequestError if ``grammar`` is wrong, or too costly to compile or to follow."""
+    def validate(self, grammar: str, param: str) -> None:
+        """Raises RequestError naming ``param`` if ``grammar`` is wrong, or too costly to compile or
+        to follow."""
         key = hashlib.sha256(grammar.encode()).digest()
         error = self._verdicts.get(key)
         if error is None:
@@ -153,7 +155,7 @@ class GrammarValidator:
                 if len(self._verdicts) > MAX_VERDICTS:
                     self._verdicts.popitem(last=False)
         if error:
-            raise RequestError(f"the grammar is not usable: {error}", param="response_format")
+            raise RequestError(f"{param} is not usable: {error}", param=param)
 
     def _try_in_worker(self, grammar: str) -> str:
         """The error of a grammar, empty if it is valid."""

@@ -120,7 +120,7 @@ class SequenceOutput:
             answer = answer[:-1]  # a stop id has no text
         before = len(self._text)
         # A grammar describes the answer from the next token on.
-        if marker is not None and self._params.grammar is None:
+        if marker is not None and self._params.structure is None:
             text = marker[0].text_after(self._answer.decoder)
             self._append_text(self._answer.push_text(text))
             if self._stop_strings.match is not None:

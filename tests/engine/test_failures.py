@@ -220,26 +220,26 @@ def test_a_grammar_that_takes_too_long_is_refused_in_time(llm: LLM, bomb: Any) -
 
     def try_bomb() -> None:
         with pytest.raises(RequestError) as error:
-            grammars.validate(grammar)
+            grammars.validate(grammar, "json_schema")
         rejected.append(error.value)
 
     thread = threading.Thread(target=try_bomb)
     thread.start()
-    grammars.validate(REGEX)  # does not wait for the other
+    grammars.validate(REGEX, "regex")  # does not wait for the other
     assert not rejected
     thread.join()
-    assert "more than 1 s" in str(rejected[0]) and rejected[0].param == "response_format"
+    assert "more than 1 s" in str(rejected[0]) and rejected[0].param == "json_schema"
     try_bomb()  # at once: the verdict is cached
-    grammars.validate(REGEX)
+    grammars.validate(REGEX, "regex")
 
 
 def test_a_killed_grammar_worker_is_replaced(llm: LLM) -> None:
     grammars = llm.engine.compiler.grammars._validator
-    grammars.validate(REGEX)
+    grammars.validate(REGEX, "regex")
     assert grammars._process is not None
     grammars._process.kill()
     grammars._process.wait()
-    grammars.validate(REGEX.replace("3", "4"))
+    grammars.validate(REGEX.replace("3", "4"), "regex")
 
 
 def test_samples_with_one_grammar_are_independent(llm: LLM) -> None:

@@ -70,7 +70,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"enable_thinking": False, "num_waits": 1}, "enable_thinking"),
     (CHAT, {"chat_template_kwargs": {"enable_thinking": False, "x": {}}}, "chat_template_kwargs"),
     (CHAT, {"tools": [{"type": "function"}]}, "tools"),
-    (CHAT, {"response_format": {"type": "json_schema"}}, "json_schema"),
+    (CHAT, {"response_format": {"type": "json_schema"}}, "response_format"),
     (CHAT, {"stream_options": {"x": 1}}, "stream_options"),
     (COMPLETION, {"prompt": ""}, "prompt"),
     (COMPLETION, {"prompt": []}, "prompt"),

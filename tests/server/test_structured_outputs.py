@@ -82,7 +82,7 @@ def test_a_grammar_that_explodes_ends_its_own_answer_alone(served: Served) -> No
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"response_format": {"type": "json_schema"}}, "json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
         (
             {
                 "response_format": {
@@ -92,9 +92,9 @@ def test_a_grammar_that_explodes_ends_its_own_answer_alone(served: Served) -> No
             },
             "response_format",
         ),
-        ({"structured_outputs": {"regex": "(a"}}, "response_format"),
-        ({"structured_outputs": {"regex": "(?<=a)b"}}, "response_format"),
-        ({"structured_outputs": {"regex": "x" * 2**17}}, "response_format"),
+        ({"structured_outputs": {"regex": "(a"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "(?<=a)b"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "x" * 2**17}}, "structured_outputs"),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs"),
         ({"structured_outputs": {}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),

@@ -56,20 +56,18 @@ class ChatRequest(ToolFields, HttpFields):
     def has_grammar(self) -> bool:
         return super().has_grammar or self.must_call
 
-    def grammar(self) -> str | None:
-        structure, calls = super().grammar(), self.calls_grammar()
-        if structure is not None and self.offered:
+    def structure(self) -> dict[str, Any]:
+        fields, calls = super().structure(), self.calls_grammar()
+        if fields and self.offered:
             raise RequestError(
                 "a structured answer cannot call tools; set tool_choice to none",
                 param="tool_choice",
             )
-        return structure or calls
+        return fields if calls is None else {"grammar": calls}
 
-    def renamed_error(self, error: RequestError) -> RequestError:
-        error = super().renamed_error(error)
-        if error.param == "response_format" and self.must_call:
-            return RequestError(str(error), param="tools")
-        return error
+    @property
+    def structure_field(self) -> str:
+        return "tools" if self.must_call else super().structure_field
 
     def requested_max_tokens(self) -> int | None:
         return resolve_spellings(

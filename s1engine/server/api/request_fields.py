@@ -11,8 +11,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from s1engine.errors import RequestError
-from s1engine.sampling_params import SamplingParams
-from s1engine.server.api.structured_outputs import ResponseFormat, StructuredOutputs, build_grammar
+from s1engine.sampling_params import STRUCTURES, SamplingParams
+from s1engine.server.api.structured_outputs import (
+    ResponseFormat,
+    StructuredOutputs,
+    structure_fields,
+)
 from s1engine.server.api.thinking_fields import EFFORTS, STRICT, ThinkingFields
 from s1engine.server.api.tools import Tool
 
@@ -86,15 +90,21 @@ class GenerationFields(ThinkingFields):
         """Does a grammar constrain the answer?"""
         return self.response_format is not None or self.structured_outputs is not None
 
-    def grammar(self) -> str | None:
-        """Return the grammar of the answer, if there is one. Raises RequestError."""
-        return build_grammar(self.response_format, self.structured_outputs)
+    def structure(self) -> dict[str, Any]:
+        """Return the fields of SamplingParams with the structure of the answer. Raises
+        RequestError."""
+        return structure_fields(self.response_format, self.structured_outputs)
+
+    @property
+    def structure_field(self) -> str:
+        """The field that the structure of the answer came from."""
+        return "response_format" if self.structured_outputs is None else "structured_outputs"
 
     def renamed_error(self, error: RequestError) -> RequestError:
-        """Return the error with the field that the grammar came from."""
-        if error.param != "grammar":
+        """Return an error of the structure with the field that it came from."""
+        if error.param not in STRUCTURES:
             return error
-        return RequestError(str(error), param="response_format", code=error.code)
+        return RequestError(str(error), param=self.structure_field, code=error.code)
 
     def requested_logprobs(self) -> int | None:
         """Return how many log-probabilities of each token to return, as in SamplingParams."""
@@ -125,7 +135,7 @@ class GenerationFields(ThinkingFields):
         fields["logprobs"] = self.requested_logprobs()
         if (max_tokens := self.requested_max_tokens()) is not None:
             fields["max_tokens"] = max_tokens
-        fields["grammar"] = self.grammar()
+        fields |= self.structure()
         fields["thinking"], _ = self.requested_thinking(efforts)
         return SamplingParams(**fields)
 

@@ -1,19 +1,14 @@
-"""The structure of an answer as request fields, converted to a grammar.
+"""The structure of an answer as request fields, converted to fields of SamplingParams.
 
 OpenAI's ``response_format``, and vLLM's ``structured_outputs`` for regular expressions and choices.
 """
 
-import json
 from typing import Any, Literal
 
-from llguidance import LLMatcher
 from pydantic import BaseModel, Field
 
 from s1engine.errors import RequestError
 from s1engine.server.api.thinking_fields import STRICT
-
-# A model that may write blanks anywhere might never stop writing blanks.
-COMPACT: Any = {"whitespace_flexible": False}
 
 
 class JsonSchema(BaseModel):
@@ -46,35 +41,25 @@ class StructuredOutputs(BaseModel):
     choice: list[str] | None = Field(default=None, min_length=1, max_length=1024)
 
 
-def build_grammar(form: ResponseFormat | None, outputs: StructuredOutputs | None) -> str | None:
-    """Return the grammar of a request, None if it has none. Raises RequestError."""
-    grammars: list[str] = []
+def structure_fields(
+    form: ResponseFormat | None, outputs: StructuredOutputs | None
+) -> dict[str, Any]:
+    """Return the fields of SamplingParams with the structure of the answer. Raises RequestError."""
+    schema: dict[str, Any] | None = None
     if form is not None and form.type == "json_object":
-        grammars.append(_from_schema({"type": "object"}, "response_format"))
+        schema = {"type": "object"}
     elif form is not None and form.type == "json_schema":
-        if form.json_schema is None or form.json_schema.schema_ is None:
-            raise RequestError(
-                "response_format: json_schema.schema is missing", param="json_schema"
-            )
-        grammars.append(_from_schema(form.json_schema.schema_, "response_format"))
-    if outputs is not None:
-        if outputs.json_ is not None:
-            grammars.append(_from_schema(outputs.json_, "structured_outputs"))
-        if outputs.regex is not None:
-            grammars.append(LLMatcher.grammar_from_regex(outputs.regex))
-        if outputs.choice is not None:
-            choices = " | ".join(json.dumps(choice) for choice in outputs.choice)
-            grammars.append(LLMatcher.grammar_from_lark(f"start: {choices}"))
-        if not grammars:
-            raise RequestError("structured_outputs is empty", param="structured_outputs")
-    if len(grammars) > 1:
-        raise RequestError("ask for one structure only", param="structured_outputs")
-    return grammars[0] if grammars else None
-
-
-def _from_schema(schema: dict[str, Any] | str, param: str) -> str:
-    text = schema if isinstance(schema, str) else json.dumps(schema)
-    try:
-        return LLMatcher.grammar_from_json_schema(text, overrides=COMPACT)
-    except Exception as error:  # llguidance has no error types
-        raise RequestError(f"{param}: the schema is not usable: {error}", param=param) from error
+        schema = None if form.json_schema is None else form.json_schema.schema_
+        if schema is None:
+            message = "response_format: json_schema.schema is missing"
+            raise RequestError(message, param="response_format")
+    if outputs is None:
+        return {} if schema is None else {"json_schema": schema}
+    given = {"json_schema": outputs.json_, "regex": outputs.regex, "choice": outputs.choice}
+    fields = {name: value for name, value in given.items() if value is not None}
+    if not fields:
+        raise RequestError("structured_outputs is empty", param="structured_outputs")
+    if schema is not None:
+        message = "response_format and structured_outputs exclude one another"
+        raise RequestError(message, param="structured_outputs")
+    return fields

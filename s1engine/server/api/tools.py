@@ -8,11 +8,10 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from llguidance import LLMatcher
 from pydantic import BaseModel, Field
 
+from s1engine.engine.structured_output import COMPACT, from_lark
 from s1engine.errors import RequestError
-from s1engine.server.api.structured_outputs import COMPACT
 from s1engine.server.api.thinking_fields import STRICT
 from s1engine.server.api.tool_call_parser import CLOSE, OPEN
 
@@ -95,7 +94,7 @@ class ToolFields(BaseModel):
                 raise RequestError(f"tool_choice: no tool is named {name!r}", param="tool_choice")
         if not functions:
             raise RequestError("tool_choice: there are no tools", param="tool_choice")
-        return LLMatcher.grammar_from_lark(_calls_grammar(functions, 1 if once else MAX_CALLS))
+        return from_lark(_calls_grammar(functions, 1 if once else MAX_CALLS))
 
 
 def _calls_grammar(functions: Sequence[Function], most: int) -> str:

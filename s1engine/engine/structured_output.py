@@ -1,0 +1,58 @@
+"""The structure of an answer, from SamplingParams to one grammar in llguidance's syntax.
+
+The only place that builds grammars. GrammarValidator tries them, GrammarCompiler compiles them.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from s1engine.errors import RequestError
+from s1engine.sampling_params import MAX_GRAMMAR_CHARS, SamplingParams
+
+# A model that may write blanks anywhere might never stop writing blanks.
+COMPACT: Any = {"whitespace_flexible": False}
+
+
+def build_grammar(params: SamplingParams) -> str | None:
+    """The grammar of an answer; None if it is free. Raises RequestError that names the field."""
+    name = params.structure
+    if name is None:
+        return None
+    try:
+        grammar = _build(name, getattr(params, name))
+    except Exception as error:  # llguidance has no error types
+        text = " ".join(str(error).split())
+        raise RequestError(f"{name} is not usable: {text}", param=name) from error
+    if len(grammar) > MAX_GRAMMAR_CHARS:
+        message = f"{name}: its grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_CHARS}"
+        raise RequestError(message, param=name)
+    return grammar
+
+
+def _build(name: str, value: Any) -> str:
+    from llguidance import LLMatcher  # loads only where it is needed
+
+    if name == "json_schema":
+        text = value if isinstance(value, str) else json.dumps(value)
+        grammar: str = LLMatcher.grammar_from_json_schema(text, overrides=COMPACT)
+    elif name == "regex":
+        grammar = LLMatcher.grammar_from_regex(value)
+    elif name == "choice":
+        grammar = from_lark(_choice(value))
+    else:
+        grammar = value
+    return grammar
+
+
+def _choice(texts: Sequence[str]) -> str:
+    """One of ``texts``, as a grammar in Lark's syntax."""
+    return f"start: {' | '.join(json.dumps(text) for text in texts)}"
+
+
+def from_lark(text: str) -> str:
+    """The grammar of a text in Lark's syntax."""
+    from llguidance import LLMatcher
+
+    grammar: str = LLMatcher.grammar_from_lark(text)
+    return grammar
