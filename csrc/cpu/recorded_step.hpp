@@ -1,4 +1,4 @@
-// A step recorded once and replayed: the operations of a forward pass as a list of calls.
+// A step as a list of calls: the operations of a forward pass, recorded and then replayed.
 //
 // Operations have fixed addresses and sizes. They read changing data (token ids, positions, block
 // tables) from memory when they run, so a recorded step serves every step of the same sizes.
@@ -21,14 +21,15 @@ class RecordedStep {
   }
   size_t size() const { return operations_.size(); }
 
-  // From now on, operations of this thread are executed and added to `step`; null: stop recording.
+  // From now on, operations of this thread are added to `step` and not executed; null: executed.
   static void record_into(std::shared_ptr<RecordedStep> step);
 
-  // Executes the call, and adds it to the step that this thread records, if any.
+  // Adds the call to the step that this thread records. False if it records none.
   template <typename Call>
-  static void call_and_record(Call call) {
-    if (recording_ != nullptr) recording_->operations_.push_back(call);
-    call();
+  static bool record(const Call& call) {
+    if (recording_ == nullptr) return false;
+    recording_->operations_.push_back(call);
+    return true;
   }
 
  private:
@@ -36,14 +37,15 @@ class RecordedStep {
   std::vector<Operation> operations_;
 };
 
-// Recorded<&f>::call has the signature of f; it executes and records f.
+// Recorded<&f>::call has the signature of f; it records f, or executes it.
 template <auto kOperation>
 struct Recorded;
 
 template <typename... Args, void (*kOperation)(Args...)>
 struct Recorded<kOperation> {
   static void call(Args... args) {
-    RecordedStep::call_and_record([=] { kOperation(args...); });
+    const auto operation = [=] { kOperation(args...); };
+    if (!RecordedStep::record(operation)) operation();
   }
 };
 

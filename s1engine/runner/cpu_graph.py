@@ -1,10 +1,13 @@
-"""Decode steps on the CPU, recorded once for each size and replayed without Python.
+"""Steps on the CPU as lists of kernel calls: recorded by Python, then computed by one native call.
 
 The twin of ``cuda_graph``. Owns the graphs: lists of kernel calls, all-reduces included. A step is
 a function from fixed buffers (InputBatch, weights, KV cache, workspaces) to fixed buffers, and
 kernels read the row boundaries from these buffers, so one graph serves all steps with as many
-tokens in as many rows, with and without drafts. Steps with prompt tokens have too many sizes and
-enough work per call: they run call by call.
+tokens in as many rows, with and without drafts. Graphs of decode steps are kept. Steps with prompt
+tokens have too many sizes and enough work per call: each is recorded anew.
+
+Python gives the interpreter's lock away once a step, not once a kernel: another thread that is busy
+may keep it for 5 ms each time.
 """
 
 from collections.abc import Callable
@@ -61,36 +64,46 @@ class CpuGraphRunner:
 
     def execute(self, inputs: StepInputs, step: Callable[[StepInputs], Tensor]) -> Tensor:
         """Logits of ``step(inputs)``, valid until the next call. ``step`` must compute by kernels
-        of ``csrc/cpu`` only: AssertionError names a torch operation that a replay would skip."""
+        of ``csrc/cpu`` only: AssertionError names a torch operation that a replay would skip. It
+        may be called twice."""
         sizes = inputs.input_ids.shape[0], inputs.attention.context_lens.shape[0]
-        self.recorded_now = False
-        if inputs.sample_tokens.shape[0] < sizes[0]:  # the step has prompt tokens
-            with self._ops.reusing():
-                return step(inputs)
-        if self._generation != self._workspace_generation():  # recorded addresses are stale
-            self._graphs.clear()
-            self._generation = self._workspace_generation()
-        graph = self._graphs.get(sizes)
+        decodes = inputs.sample_tokens.shape[0] == sizes[0]  # else the step has prompt tokens
+        self.drop_stale()
+        graph = self._graphs.get(sizes) if decodes else None
+        self.recorded_now = decodes and graph is None
         if graph is None:
-            return self._capture(sizes, inputs, step)
+            graph = self._record(inputs, step)
+        if self.recorded_now:
+            self._add(sizes, graph)
         graph.step.replay()
         return graph.logits
 
-    def _capture(
-        self, sizes: tuple[int, int], inputs: StepInputs, step: Callable[[StepInputs], Tensor]
-    ) -> Tensor:
-        self.recorded_now = True
-        recorded = cpu.RecordedStep()
-        cpu.record_into(recorded)
-        try:
-            with self._ops.reusing(), _KernelsOnly():  # type: ignore[no-untyped-call]
-                logits = step(inputs)
-        finally:
-            cpu.record_into(None)
+    def drop_stale(self) -> None:
+        """Drops all graphs if a workspace has moved: their addresses are stale."""
+        if self._generation != self._workspace_generation():
+            self._graphs.clear()
+            self._generation = self._workspace_generation()
+
+    def _add(self, sizes: tuple[int, int], graph: _CpuGraph) -> None:
+        self.drop_stale()
         if len(self._graphs) == MAX_GRAPHS:
             del self._graphs[next(iter(self._graphs))]
-        self._graphs[sizes] = _CpuGraph(recorded, inputs, logits)
-        return logits
+        self._graphs[sizes] = graph
+
+    def _record(self, inputs: StepInputs, step: Callable[[StepInputs], Tensor]) -> _CpuGraph:
+        """The calls of ``step(inputs)``, none of them executed."""
+        while True:
+            generation = self._workspace_generation()
+            recorded = cpu.RecordedStep()
+            cpu.record_into(recorded)
+            try:
+                with self._ops.reusing(), _KernelsOnly():  # type: ignore[no-untyped-call]
+                    logits = step(inputs)
+            finally:
+                cpu.record_into(None)
+            if generation == self._workspace_generation():
+                return _CpuGraph(recorded, inputs, logits)
+            # A buffer has moved: earlier calls hold its old address.
 
     def _workspace_generation(self) -> int:
         """Increases when a buffer of any workspace moves."""

@@ -79,11 +79,12 @@ def test_calls_are_recorded_and_replayed() -> None:
         ranks.all_reduce_residual(x, residual)
         gathered = ranks.gather(residual.view(1, 5))
         cpu.record_into(None)
+        assert not residual.any()  # recorded, not executed
         x += ranks.shard.rank
         step.replay()
         return [len(step), *residual.tolist(), gathered.sum().item()]
 
-    assert on_ranks(2, work) == [[2, *[5.0] * 5, 50.0], [2, *[5.0] * 5, 25.0]]
+    assert on_ranks(2, work) == [[2, *[3.0] * 5, 30.0], [2, *[3.0] * 5, 15.0]]
 
 
 def test_waiting_for_a_lost_rank_raises() -> None:
