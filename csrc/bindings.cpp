@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -177,7 +178,7 @@ void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t
          int32_t priority, int64_t order, std::vector<s1::TokenId> stop_tokens, bool stream_output,
          const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
          int32_t max_thinking, const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
-         int32_t loop_repeats, s1::Drafting drafting) {
+         int32_t loop_repeats, s1::Drafting drafting, bool interactive) {
   std::vector<s1::Checkpoint> below;
   for (const auto& [maximum, branch] : checkpoints) below.push_back({maximum, branch});
   scheduler.add({.id = id,
@@ -187,6 +188,7 @@ void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t
                  .order = order,
                  .stop_tokens = std::move(stop_tokens),
                  .stream_output = stream_output,
+                 .interactive = interactive,
                  .salt = salt_from(salt),
                  .budget = budget == nullptr ? s1::BudgetParams{} : *budget,
                  .thinking_tokens = budget == nullptr ? -1 : thinking_tokens,
@@ -199,33 +201,42 @@ void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t
 void bind_scheduler(py::module_& m) {
   using s1::Scheduler;
   py::class_<Scheduler>(m, "Scheduler")
-      .def(
-          py::init([](int32_t num_blocks, int32_t block_size, int32_t max_num_seqs,
-                      int32_t max_num_batched_tokens, bool enable_prefix_caching,
-                      int32_t max_window, double min_reserve, int32_t max_draft,
-                      int32_t max_samples, std::vector<std::pair<int32_t, double>> step_costs) {
-            return std::make_unique<Scheduler>(s1::SchedulerConfig{
-                num_blocks, block_size, max_num_seqs, max_num_batched_tokens, enable_prefix_caching,
-                max_window, min_reserve, max_draft, max_samples, std::move(step_costs)});
-          }),
-          py::kw_only(), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_num_seqs"),
-          py::arg("max_num_batched_tokens"), py::arg("enable_prefix_caching") = true,
-          py::arg("max_window") = 0, py::arg("min_reserve") = s1::SchedulerConfig{}.min_reserve,
-          py::arg("max_draft") = 0, py::arg("max_samples") = 0,
-          py::arg("step_costs") = std::vector<std::pair<int32_t, double>>())
+      .def(py::init([](int32_t num_blocks, int32_t block_size, int32_t max_num_seqs,
+                       int32_t max_num_batched_tokens, bool enable_prefix_caching,
+                       int32_t max_window, double min_reserve, int32_t max_draft,
+                       int32_t max_samples, std::vector<std::pair<int32_t, double>> step_costs,
+                       double max_step_time) {
+             return std::make_unique<Scheduler>(
+                 s1::SchedulerConfig{num_blocks, block_size, max_num_seqs, max_num_batched_tokens,
+                                     enable_prefix_caching, max_window, min_reserve, max_draft,
+                                     max_samples, std::move(step_costs), max_step_time});
+           }),
+           py::kw_only(), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_num_seqs"),
+           py::arg("max_num_batched_tokens"), py::arg("enable_prefix_caching") = true,
+           py::arg("max_window") = 0, py::arg("min_reserve") = s1::SchedulerConfig{}.min_reserve,
+           py::arg("max_draft") = 0, py::arg("max_samples") = 0,
+           py::arg("step_costs") = std::vector<std::pair<int32_t, double>>(),
+           py::arg("max_step_time") = 0.0)
       .def("add", &add, py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
            py::arg("priority") = 0, py::arg("order") = 0,
            py::arg("stop_tokens") = std::vector<s1::TokenId>(), py::arg("stream_output") = false,
            py::arg("salt") = py::bytes(std::string(16, '\0')), py::arg("budget") = nullptr,
            py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
            py::arg("checkpoints") = std::vector<std::pair<int32_t, s1::SeqId>>(),
-           py::arg("loop_repeats") = 0, py::arg("drafting") = s1::Drafting::kAlways)
-      .def("schedule", [](Scheduler& self, BoundBatch& b) { return self.schedule(b.batch); })
+           py::arg("loop_repeats") = 0, py::arg("drafting") = s1::Drafting::kAlways,
+           py::arg("interactive") = false)
+      .def(
+          "schedule",
+          [](Scheduler& self, BoundBatch& b, double time_to_deadline) {
+            return self.schedule(b.batch, time_to_deadline);
+          },
+          py::arg("batch"), py::arg("time_to_deadline") = std::numeric_limits<double>::infinity())
       .def("update",
            [](Scheduler& self, const LongArray& sampled) {
              self.update({sampled.data(), static_cast<size_t>(sampled.size())});
            })
       .def("record_step_time", &Scheduler::record_step_time)
+      .def_property_readonly("decode_time", &Scheduler::decode_time)
       .def(
           "begin_multi_step",
           [](Scheduler& self, BoundBatch& b, BoundDeviceBatch& d, int32_t num_steps,

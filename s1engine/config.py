@@ -76,6 +76,10 @@ class EngineConfig:
     """Sequences that may run at once: rows of the largest batch."""
     max_num_batched_tokens: int = 2048
     """Tokens of one step over all sequences; longer prompts are computed in chunks."""
+    max_step_ms: float | None = None
+    """Time that a step may take while a stream or a deadline waits for its end; chunks of prompts
+    are sized by the steps measured so far, and every step computes at least 16 tokens of a prompt.
+    0: chunks are as large as ``max_num_batched_tokens`` allows. None: 40 on the CPU, 0 on CUDA."""
     block_size: int | None = None
     """Tokens of one KV block, a power of two; prefixes are shared by whole blocks. None: 64 on
     CUDA, 16 on the CPU."""
@@ -187,6 +191,7 @@ CHECKS: dict[str, Check] = {
     "max_model_len": int_in(1, MAX_TOKENS),
     "max_num_seqs": int_in(1, 4096),
     "max_num_batched_tokens": int_in(1, 2**20),
+    "max_step_ms": float_in(0.0, 1e6),
     "block_size": int_in(1, 1024),
     "kv_cache_memory_gb": float_in(0.0, 2**20),
     "kv_cache_dtype": name_in(*KV_CACHE_DTYPES),

@@ -48,7 +48,8 @@ class RequestOptions(TypedDict, total=False):
     """Tools that the chat template shows to the model, in OpenAI's form. With tools the forced end
     of a thinking has no final text, because the answer may be a call."""
     priority: int
-    """Lower runs first; 0 by default."""
+    """Lower runs first, and preempts running requests of a higher number where no row or memory is
+    free; 0 by default."""
     cache_salt: str | None
     """Cached prefixes are shared only among requests with the same salt."""
 
@@ -64,6 +65,7 @@ class EngineOptions(TypedDict, total=False):
     max_model_len: int | None
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_step_ms: float | None
     block_size: int | None
     kv_cache_memory_gb: float | None
     kv_cache_dtype: KVCacheDType

@@ -24,6 +24,7 @@ std::unique_ptr<Sequence> make_branch(const Sequence& parent, SeqId id, const Bu
   branch->num_settled = parent.num_settled;
   branch->max_len = parent.max_len;
   branch->stream_output = true;
+  branch->interactive = parent.interactive;
   branch->salt = parent.salt;
   branch->budget = parent.budget;
   branch->thinking = state;

@@ -27,6 +27,7 @@ Scheduler::Scheduler(const SchedulerConfig& config)
       blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching, config.max_window,
               config.max_num_batched_tokens),
       reserve_(config.min_reserve, blocks_),
+      chunks_(config.max_step_time),
       drafts_(config.max_draft, config.max_num_seqs, config.max_num_batched_tokens,
               config.step_costs),
       run_(blocks_) {
@@ -36,6 +37,7 @@ Scheduler::Scheduler(const SchedulerConfig& config)
           "max_num_batched_tokens must be at least max_num_seqs");
   require(config.max_draft >= 0, "max_draft must not be negative");
   require(config.max_window >= 0, "max_window must not be negative");
+  require(config.max_step_time >= 0, "max_step_time must not be negative");
   config_.max_samples = std::max(config.max_samples, config.max_num_seqs);
   for (int32_t row = config.max_num_seqs; row-- > 0;) free_rows_.push_back(row);
 }
@@ -124,8 +126,9 @@ void Scheduler::finish_sequence(Sequence& sequence, FinishReason reason) {
   sequence.drafter.reset();
   reserve_.record_end();
   if (sequence.thinking.phase == Phase::kThinking) {
-    sequence.thinking.end_reason =
-        reason == FinishReason::kLength ? EndReason::kLength : EndReason::kAbort;
+    sequence.thinking.end_reason = reason == FinishReason::kLength     ? EndReason::kLength
+                                   : reason == FinishReason::kDeadline ? EndReason::kDeadline
+                                                                       : EndReason::kAbort;
   }
 }
 
@@ -142,7 +145,7 @@ void Scheduler::stop_running(Sequence& sequence) {
 
 /* === schedule a step === */
 
-const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch) {
+const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch, double time_to_deadline) {
   check_invariant(!in_step_ && num_steps_in_flight() == 0,
                   "schedule() before update() or apply_multi_step()");
   check_invariant(config_.max_samples <= batch.max_samples, "a batch too small for the samples");
@@ -151,8 +154,9 @@ const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch) {
   if (config_.max_window > 0) {
     for (Sequence* sequence : running_) blocks_.free_expired(*sequence);
   }
+  chunks_.begin(time_to_deadline);
   plan_running();
-  plan_waiting();
+  plan_waiting(std::numeric_limits<int64_t>::max());
   plan_drafts();
   queue_changed_ = false;
   batch.write(plan_, config_.block_size);
@@ -170,43 +174,104 @@ int32_t Scheduler::num_tokens_to_hold(const Sequence& sequence) const {
 void Scheduler::plan_row(Sequence& sequence) {
   const int32_t capacity =
       static_cast<int32_t>(sequence.blocks.size()) * config_.block_size - sequence.num_computed;
-  const int32_t num_scheduled = std::min({sequence.num_pending(), tokens_left(), capacity});
+  const int32_t limit = std::min({sequence.num_pending(), tokens_left(), capacity});
+  const int32_t num_scheduled = chunks_.chunk_size(plan_, sequence.num_computed, limit);
   plan_.rows.push_back({.sequence = &sequence,
+                        .context = sequence.num_computed,
                         .num_scheduled = num_scheduled,
                         .num_samples = num_scheduled == sequence.num_pending()});
   plan_.num_tokens += num_scheduled;
 }
 
-// Sequences with one pending token come first, so that no prompt delays a stream.
+// Sequences with one pending token come first, then those with a few (a forced phrase, the end of a
+// prompt), so that no prompt delays a stream.
 void Scheduler::plan_running() {
   candidates_ = running_;
   const auto extends = std::stable_partition(candidates_.begin(), candidates_.end(),
                                              [](Sequence* s) { return s->num_pending() == 1; });
-  std::sort(extends, candidates_.end(), Precedes());
-  for (Sequence* sequence : candidates_) {
-    if (tokens_left() == 0) break;
-    if (!sequence->running) continue;  // preempted for one before it
-    if (grow_or_preempt(*sequence, num_tokens_to_hold(*sequence))) plan_row(*sequence);
+  const auto chunks = std::partition(extends, candidates_.end(), [](Sequence* s) {
+    return s->num_pending() <= ChunkPlanner::kMinChunk;
+  });
+  std::sort(extends, chunks, Precedes());
+  std::sort(chunks, candidates_.end(), Precedes());
+  for (auto candidate = candidates_.begin(); candidate != candidates_.end(); ++candidate) {
+    Sequence& sequence = **candidate;
+    if (candidate >= chunks) plan_waiting(sequence.priority);
+    if (tokens_left() == 0) continue;
+    if (!sequence.running) continue;  // preempted for one before it
+    if (candidate >= chunks && !chunks_.has_room(plan_)) continue;
+    if (grow_or_preempt(sequence, num_tokens_to_hold(sequence))) plan_row(sequence);
   }
 }
 
-void Scheduler::plan_waiting() {
-  if (waiting_.empty() || plan_.preempted) return;
-  int64_t reserved = 0;
-  for (const Sequence* sequence : running_) reserved += reserve_.missing_blocks(*sequence);
-  while (!waiting_.empty() && tokens_left() > 0 && !free_rows_.empty()) {
+// Admits waiting sequences in order, as long as their priority is below `priority_bound`.
+void Scheduler::plan_waiting(int64_t priority_bound) {
+  while (!waiting_.empty() && !plan_.preempted) {
     Sequence& sequence = **waiting_.begin();
-    const int32_t max_tokens = config_.max_window == 0 ? sequence.num_tokens() : tokens_left();
-    const int64_t headroom = running_.empty() ? 0 : reserved + reserve_.growth_blocks(sequence);
-    if (headroom > blocks_.num_free() ||
-        !blocks_.allocate(sequence, max_tokens, static_cast<int32_t>(headroom))) {
-      break;
+    if (sequence.priority >= priority_bound) return;
+    if (plan_.displaced != nullptr && !sequence.precedes(*plan_.displaced)) return;
+    while (!admit_if_fits(sequence)) {
+      if (!chunks_.has_room(plan_) || !displace_for(sequence)) return;
     }
-    reserved += reserve_.missing_blocks(sequence);
-    waiting_.erase(waiting_.begin());
-    admit(sequence);
     plan_row(sequence);
   }
+}
+
+// Gives a waiting sequence a row and blocks, if both are free and the step has room for a chunk.
+bool Scheduler::admit_if_fits(Sequence& sequence) {
+  if (tokens_left() == 0 || free_rows_.empty() || !chunks_.has_room(plan_)) return false;
+  const int32_t max_tokens = config_.max_window == 0 ? sequence.num_tokens() : tokens_left();
+  int64_t headroom = 0;
+  if (!running_.empty()) {
+    headroom = reserved_blocks() + reserve_.growth_blocks(sequence);
+  }
+  if (headroom > blocks_.num_free() ||
+      !blocks_.allocate(sequence, max_tokens, static_cast<int32_t>(headroom))) {
+    return false;
+  }
+  waiting_.erase(&sequence);
+  admit(sequence);
+  return true;
+}
+
+// Blocks that are to stay free for the running sequences.
+int64_t Scheduler::reserved_blocks() const {
+  int64_t reserved = 0;
+  for (const Sequence* sequence : running_) reserved += reserve_.missing_blocks(*sequence);
+  return reserved;
+}
+
+bool Scheduler::can_displace(const Sequence& victim, const Sequence& sequence) const {
+  return victim.priority > sequence.priority && victim.num_displaced < kMaxDisplacements;
+}
+
+bool Scheduler::can_displace_any(const Sequence& sequence) const {
+  return std::any_of(running_.begin(), running_.end(),
+                     [&](const Sequence* s) { return can_displace(*s, sequence); });
+}
+
+// Preempts the last running sequence that may make room for `sequence`. Returns false if there is
+// none, or if not even all of them would suffice.
+bool Scheduler::displace_for(const Sequence& sequence) {
+  if (!can_displace_any(sequence)) return false;
+  Sequence* last = nullptr;
+  int64_t free = blocks_.num_free();
+  int64_t needed = reserve_.missing_blocks(sequence);
+  bool alone = true;
+  for (Sequence* victim : running_) {
+    if (!can_displace(*victim, sequence)) {
+      needed += reserve_.missing_blocks(*victim);
+      alone = false;
+      continue;
+    }
+    free += victim->num_held_blocks();
+    if (last == nullptr || last->precedes(*victim)) last = victim;
+  }
+  if (needed > free && !alone) return false;
+  ++last->num_displaced;
+  plan_.displaced = last;
+  preempt(*last);
+  return true;
 }
 
 void Scheduler::admit(Sequence& sequence) {
@@ -247,6 +312,8 @@ bool Scheduler::grow_or_preempt(Sequence& sequence, int32_t num_tokens) {
   while (!blocks_.grow(sequence, num_tokens)) {
     Sequence& victim = **std::max_element(running_.begin(), running_.end(), Precedes());
     preempt(victim);
+    if (!plan_.preempted) reserve_.record_preemption();
+    plan_.preempted = true;
     if (&victim == &sequence) return false;
   }
   return true;
@@ -261,8 +328,6 @@ void Scheduler::preempt(Sequence& victim) {
   }
   stop_running(victim);
   waiting_.insert(&victim);
-  if (!plan_.preempted) reserve_.record_preemption();
-  plan_.preempted = true;
   ++stats_.num_preemptions;
 }
 
@@ -376,9 +441,14 @@ int32_t Scheduler::begin_multi_step(ScheduledBatch& batch, DeviceBatch& device_b
   return num_steps;
 }
 
+// True if a new plan may admit a sequence that the last one did not know.
+bool Scheduler::may_admit() const {
+  if (!queue_changed_ || waiting_.empty()) return false;
+  return !free_rows_.empty() || can_displace_any(**waiting_.begin());
+}
+
 int32_t Scheduler::extend_multi_step(ScheduledBatch& batch, int32_t num_steps) {
-  const bool admits = queue_changed_ && !waiting_.empty() && !free_rows_.empty();
-  if (num_steps_in_flight() == 0 || admits || !run_.worth_extending()) return 0;
+  if (num_steps_in_flight() == 0 || may_admit() || !run_.worth_extending()) return 0;
   return run_.extend(batch, num_steps);
 }
 

@@ -7,18 +7,23 @@
 // texts.
 //
 // Within the token budget a step contains, in this order:
-//   1. every running sequence with one pending token;
-//   2. running sequences with more, in chunks;
+//   1. every running sequence with one pending token, then those with a few;
+//   2. running sequences with more, in chunks that keep the step short while a reader or a deadline
+//      waits for it (chunk_planner.hpp);
 //   3. waiting sequences by (priority, order, arrival), as long as enough blocks stay free for the
-//      growth of the running ones (growth_reserve.hpp);
+//      growth of the running ones (growth_reserve.hpp); a waiting sequence precedes the chunks of
+//      lower priorities;
 //   4. draft tokens where they make the step worth more than it costs (draft_planner.hpp).
 // When blocks run out, the running sequence that comes last in the order of 3 gives all of its
 // blocks back and waits again. What it had computed is computed anew, or found in the prefix cache.
+// A waiting sequence without a row or blocks preempts the last running ones of lower priority, each
+// at most kMaxDisplacements times.
 // If every layer has a sliding window, blocks that have left the largest are freed before each plan
 // (sliding_window.hpp).
 
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <set>
 #include <span>
@@ -27,6 +32,7 @@
 #include <vector>
 
 #include "block_manager.hpp"
+#include "chunk_planner.hpp"
 #include "device_batch.hpp"
 #include "draft_planner.hpp"
 #include "growth_reserve.hpp"
@@ -38,6 +44,9 @@
 #include "step_plan.hpp"
 
 namespace s1 {
+
+// How often a sequence makes room for others of higher priority before it may run undisturbed.
+constexpr int32_t kMaxDisplacements = 3;
 
 class Scheduler {
  public:
@@ -51,14 +60,23 @@ class Scheduler {
 
   // Plans a step into `batch`; an empty plan has num_rows == 0. Returns the ids of sequences that
   // entered the persistent batch, so that the caller can set up their sampling state.
-  const std::vector<SeqId>& schedule(ScheduledBatch& batch);
+  // `time_to_deadline`: until the next deadline of any request, in the unit of max_step_time; the
+  // step should end before it. Infinite: there is none.
+  const std::vector<SeqId>& schedule(
+      ScheduledBatch& batch, double time_to_deadline = std::numeric_limits<double>::infinity());
 
   // Applies one sampled token per sample of the plan; events() then tells what happened.
   void update(std::span<const int64_t> sampled);
 
-  // Records the duration of the step that the last update() ended, in the unit of step_costs.
-  // Drafts are chosen by it. Optional: leave out steps that were unusually long.
-  void record_step_time(double time) { drafts_.record_step_time(plan_, time); }
+  // Records the duration of the step that the last update() ended, in the unit of step_costs and
+  // max_step_time. Drafts and chunks are chosen by it. Optional: leave out steps that were
+  // unusually long.
+  void record_step_time(double time) {
+    drafts_.record_step_time(plan_, time);
+    chunks_.record_step_time(plan_, time);
+  }
+  // Estimated time of a step that decodes the running sequences; 0 if nothing was recorded.
+  double decode_time() const { return chunks_.decode_time(static_cast<int32_t>(running_.size())); }
 
   // Instead of update(): lets the device take up to `num_steps` decode steps of the planned
   // sequences, and writes what it needs to `device_batch`. Returns how many steps it may take. 0:
@@ -117,11 +135,17 @@ class Scheduler {
   int32_t num_tokens_to_hold(const Sequence& sequence) const;
   void plan_row(Sequence& sequence);
   void plan_running();
-  void plan_waiting();
+  void plan_waiting(int64_t priority_bound);
   void plan_drafts();
+  int64_t reserved_blocks() const;
+  bool can_displace(const Sequence& victim, const Sequence& sequence) const;
+  bool can_displace_any(const Sequence& sequence) const;
+  bool displace_for(const Sequence& sequence);
+  bool admit_if_fits(Sequence& sequence);
   void admit(Sequence& sequence);
   bool grow_or_preempt(Sequence& sequence, int32_t num_tokens);
   void preempt(Sequence& victim);
+  bool may_admit() const;
 
   void apply_samples(PlannedRow& row, std::span<const int64_t> sampled);
   bool apply_token(Sequence& sequence, TokenId sampled);
@@ -131,6 +155,7 @@ class Scheduler {
   SchedulerConfig config_;
   BlockManager blocks_;
   GrowthReserve reserve_;
+  ChunkPlanner chunks_;
   DraftPlanner drafts_;
   MultiStepRun run_;
   std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;

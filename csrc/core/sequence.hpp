@@ -41,10 +41,11 @@ struct SequenceSpec {
   SeqId id = 0;
   std::vector<TokenId> prompt;
   int32_t max_len = 0;               // prompt and output together
-  int32_t priority = 0;              // lower runs first
+  int32_t priority = 0;              // lower runs first, and preempts higher numbers
   int64_t order = 0;                 // lower runs first within a priority
   std::vector<TokenId> stop_tokens;  // end the answer when sampled
   bool stream_output = false;        // report every step with new tokens, not only the end
+  bool interactive = false;          // a reader or a deadline waits for its tokens
   Salt salt{};
   BudgetParams budget;
   int32_t thinking_tokens = -1;         // already in the prompt; -1: the sequence does not think
@@ -78,6 +79,8 @@ struct Sequence {
   FinishReason finish_reason = FinishReason::kNone;
   bool running = false;
   bool stream_output = false;
+  bool interactive = false;
+  int32_t num_displaced = 0;  // times that it made room for a higher priority
   Salt salt{};
   BudgetParams budget;
   BudgetState thinking;

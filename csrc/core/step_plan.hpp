@@ -13,6 +13,7 @@ namespace s1 {
 
 struct PlannedRow {
   Sequence* sequence;
+  int32_t context;        // tokens computed before the step
   int32_t num_scheduled;  // pending tokens that are computed
   int32_t num_samples;    // after the last pending token and after each computed draft
                           // token; 0: the last pending token is not scheduled yet
@@ -27,7 +28,8 @@ struct StepPlan {
   std::vector<PlannedRow> rows;
   std::vector<SeqId> admitted;  // sequences that entered the persistent batch
   int32_t num_tokens = 0;
-  bool preempted = false;  // some sequence lost its blocks to this plan
+  bool preempted = false;               // some sequence lost its blocks to this plan
+  const Sequence* displaced = nullptr;  // the last one that made room for a higher priority
 
   int32_t num_rows() const { return static_cast<int32_t>(rows.size()); }
 
@@ -42,6 +44,7 @@ struct StepPlan {
     admitted.clear();
     num_tokens = 0;
     preempted = false;
+    displaced = nullptr;
   }
 };
 

@@ -37,7 +37,7 @@ enum class EndReason : uint8_t {
   kOverload
 };
 
-enum class FinishReason : uint8_t { kNone, kStop, kLength, kAbort };
+enum class FinishReason : uint8_t { kNone, kStop, kLength, kAbort, kDeadline };
 
 // Kind of a generated token: its region, and a flag for tokens that the engine forced.
 enum Mark : uint8_t {

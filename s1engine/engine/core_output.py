@@ -17,7 +17,7 @@ _BRANCH_BITS = 7  # 0: the sample itself, i: its branch at checkpoint i - 1
 _INDEX_BITS = 7
 SEQUENCE_BITS = _BRANCH_BITS + _INDEX_BITS  # of an id, below the request's number
 
-FINISH_REASONS = (None, "stop", "length", "abort")
+FINISH_REASONS = (None, "stop", "length", "abort", "deadline")
 END_REASONS = tuple(name.lower() for name in _core.EndReason.__members__)
 THINKING = list(_core.Phase.__members__).index("THINKING")
 

@@ -177,6 +177,7 @@ class LLMEngine:
                 order=request.order,
                 stop_tokens=request.stop_tokens,
                 stream_output=True,
+                interactive=request.stream,
                 salt=request.salt,
                 budget=self._budget_params(budget),
                 thinking_tokens=budget.tokens_thought if budget else -1,
@@ -455,4 +456,5 @@ def make_scheduler(config: ResolvedConfig, runner: Runner) -> _core.Scheduler:
         max_draft=config.num_speculative_tokens,
         max_samples=config.max_samples,
         step_costs=runner.profile_step_costs() if config.num_speculative_tokens else [],
+        max_step_time=config.max_step_ms / 1000,
     )

@@ -15,6 +15,7 @@ from s1engine.ops.kv_quant import EIGHT_BIT_DTYPES
 
 BLOCK_SIZES = {"cpu": 16, "cuda": 64}  # tokens; a GPU's attention reads a block as one tile
 RUN_AHEAD = {"cpu": 1, "cuda": 8}  # steps
+MAX_STEP_MS = {"cpu": 40.0, "cuda": 0.0}  # a GPU computes max_num_batched_tokens in less
 
 ResolvedDevice = Literal["cpu", "cuda"]
 
@@ -26,6 +27,7 @@ class ResolvedConfig(EngineConfig):
     device: ResolvedDevice
     block_size: int
     run_ahead: int
+    max_step_ms: float
 
 
 def resolve_config(config: EngineConfig) -> ResolvedConfig:
@@ -44,6 +46,8 @@ def resolve_for(config: EngineConfig, device: ResolvedDevice) -> ResolvedConfig:
     options["device"] = device
     options["block_size"] = config.block_size or BLOCK_SIZES[device]
     options["run_ahead"] = config.run_ahead or (1 if single else RUN_AHEAD[device])
+    if config.max_step_ms is None:
+        options["max_step_ms"] = MAX_STEP_MS[device]
     return ResolvedConfig(**options)
 
 

@@ -1,5 +1,6 @@
 // Fuzzes the scheduler without Python, under address and undefined-behaviour sanitizers: random
-// sequences with budgets, small caches, aborts and limits at random moments. The integrity of
+// sequences with budgets, priorities and deadlines, small caches, random step times, aborts and
+// limits at random moments. The integrity of
 // everything is checked after each step. Then fuzzes output records (fuzz_output_collector.cpp).
 // Success is exit status 0 and a line of counts.
 
@@ -61,6 +62,7 @@ class Fuzz {
     config_.max_window = pick(0, 1) * pick(1, 20);
     config_.max_draft = pick(0, 2) * pick(1, 4);
     config_.max_samples = config_.max_num_seqs + pick(0, 12);
+    config_.max_step_time = pick(0, 2) * 1e-3;
     format_->triggers = {kTrigger, kEos};
     format_->natural_end = {kTrigger, 7};
     format_->newline = {3};
@@ -89,10 +91,11 @@ class Fuzz {
         live.insert(id++);
         add_branches(scheduler, live);
       }
-      scheduler.schedule(buffers.batch);
+      scheduler.schedule(buffers.batch, pick(-1, 5) * 1e-3);
       if (!live.empty() && pick(0, 9) == 0) disturb(scheduler, *live.begin(), live);
       if (buffers.batch.num_rows > 0) {
         scheduler.update(sample(buffers.batch));
+        if (pick(0, 4) > 0) scheduler.record_step_time(pick(0, 100) * 1e-4);
         add_branches(scheduler, live);
       }
       scheduler.check_integrity();
@@ -143,6 +146,7 @@ class Fuzz {
     spec.priority = pick(0, 2);
     spec.stop_tokens = {kEos};
     spec.stream_output = pick(0, 1) == 0;
+    spec.interactive = pick(0, 1) == 0;
     spec.salt = {static_cast<uint64_t>(pick(0, 1)), 0};
     spec.max_len = static_cast<int32_t>(spec.prompt.size()) + 50;
     if (pick(0, 2) == 0) return spec;
@@ -174,7 +178,7 @@ class Fuzz {
       scheduler.limit_thinking(id, pick(0, 10), s1::EndReason::kDeadline);
       return;
     }
-    scheduler.finish(id, s1::FinishReason::kAbort);
+    scheduler.finish(id, pick(0, 1) == 0 ? s1::FinishReason::kAbort : s1::FinishReason::kDeadline);
     scheduler.remove(id);
     live.erase(id);
   }
