@@ -8,6 +8,8 @@
 #   make lint     ruff, mypy, clang-format, codespell; changes nothing
 #   make format   writes what ruff and clang-format would have
 #   make sanitize the C++ core and the CPU kernels under sanitizers: memory, undefined, races
+#   make arm64    the same programs compiled for ARM64 and run under emulation (Debian, Ubuntu: apt
+#                 install g++-aarch64-linux-gnu qemu-user-static)
 #   make kernels-report  what the Triton kernels compile to on an H100; ARGS=--write keeps it
 #   make bench    measurements of this machine; each ends in one line of JSON
 #   make clean    removes builds and caches, not $(VENV)
@@ -17,12 +19,14 @@
 VENV ?= .venv
 PYTHON ?= python3
 CXX = g++
+ARM64_CXX ?= aarch64-linux-gnu-g++
+ARM64_RUN ?= qemu-aarch64-static
 ARGS ?=
 TORCH_INDEX ?=
 
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
-.PHONY: serve demo test soak lint format sanitize kernels-report bench clean check
+.PHONY: serve demo test soak lint format sanitize arm64 kernels-report bench clean check
 
 bin := $(abspath $(VENV))/bin
 stamps := $(VENV)/stamps
@@ -70,6 +74,13 @@ sanitize: check
 	build/asan/core
 	build/asan/cpu 12
 	build/tsan/cpu 4
+
+arm64:
+	@if command -v $(ARM64_CXX) >/dev/null && command -v $(ARM64_RUN) >/dev/null; then \
+	$(MAKE) --no-print-directory --jobs=$$(nproc) build/arm64/core build/arm64/cpu && \
+	$(ARM64_RUN) build/arm64/core && $(ARM64_RUN) build/arm64/cpu 6; \
+	else echo "arm64: skipped, $(ARM64_CXX) or $(ARM64_RUN) is not installed (Debian, Ubuntu: apt \
+	install g++-aarch64-linux-gnu qemu-user-static)"; fi
 
 kernels-report: $(stamps)/build $(stamps)/dev
 	$(bin)/python -m s1engine.kernels.compile_report $(ARGS)
@@ -128,6 +139,7 @@ sanitized := $(CXX) -std=c++20 -O1 -g1 -Wall -Wextra -Werror -pthread -Icsrc \
 asan := -fsanitize=address,undefined -fno-sanitize=null,object-size,pointer-overflow \
 -fno-sanitize-recover=all -ftrivial-auto-var-init=pattern
 tsan := -fsanitize=thread
+arm64 := $(ARM64_CXX) -std=c++20 -O2 -g1 -Wall -Wextra -Werror -pthread -static -Icsrc
 
 build/asan/core: $(core_test:%.cpp=build/asan/%.o)
 	$(sanitized) $(asan) $^ -o $@
@@ -138,6 +150,12 @@ build/asan/cpu: $(cpu_test:%.cpp=build/asan/%.o)
 build/tsan/cpu: $(cpu_test:%.cpp=build/tsan/%.o)
 	$(sanitized) $(tsan) $^ -o $@
 
+build/arm64/core: $(core_test:%.cpp=build/arm64/%.o)
+	$(arm64) $^ -o $@
+
+build/arm64/cpu: $(cpu_test:%.cpp=build/arm64/%.o)
+	$(arm64) $^ -o $@
+
 build/asan/%.o: %.cpp $(native) $(wildcard tests/cpu/*.hpp)
 	@mkdir -p $(@D)
 	$(sanitized) $(asan) -c $< -o $@
@@ -145,3 +163,7 @@ build/asan/%.o: %.cpp $(native) $(wildcard tests/cpu/*.hpp)
 build/tsan/%.o: %.cpp $(native) $(wildcard tests/cpu/*.hpp)
 	@mkdir -p $(@D)
 	$(sanitized) $(tsan) -c $< -o $@
+
+build/arm64/%.o: %.cpp $(native) $(wildcard tests/cpu/*.hpp)
+	@mkdir -p $(@D)
+	$(arm64) -c $< -o $@

@@ -54,9 +54,10 @@ from s1engine.cli import main
 QUESTION = "a=3 b=a+4 c=b*2 c?"
 params = SamplingParams(temperature=0, max_tokens=64, thinking=ThinkingBudget(max_tokens=16))
 llm = LLM()
-print(llm.generate([QUESTION], SamplingParams(temperature=0, max_tokens=4))[0].outputs[0].text)
-print(llm.chat([{"role": "user", "content": QUESTION}], params)[0].outputs[0].text)
-assert main(["generate", "--prompt", QUESTION, "--max-tokens", "4"]) == 0
+(text,) = llm.generate([QUESTION], SamplingParams(temperature=0, max_tokens=4))
+(answer,) = llm.chat([{"role": "user", "content": QUESTION}], params)
+status = main(["generate", "--prompt", QUESTION, "--max-tokens", "4"])
+print(len(text.outputs[0].token_ids), answer.outputs[0].thinking.tokens, status)
 """
 
 COMMANDS = """
@@ -130,6 +131,7 @@ def run_plainly(script: str) -> subprocess.CompletedProcess[str]:
 def test_a_plain_installation_generates_and_chats() -> None:
     done = run_plainly(EMBED)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.splitlines()[-1] == "4 16 0"
 
 
 def test_a_command_without_its_extra_is_one_line() -> None:

@@ -68,7 +68,7 @@ LAZY_EXPORTS = "s1engine"
 
 INCLUDE = re.compile(r'^\s*#\s*include\s+(<[^>]+>|"[^"]+")', re.MULTILINE)
 STANDARD_HEADER = re.compile(r"<[a-z_]+>")
-VECTOR_HEADERS = {"<immintrin.h>", "<arm_neon.h>"}
+MACHINE_HEADERS = {"<immintrin.h>", "<arm_neon.h>", "<sys/auxv.h>"}
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -181,7 +181,7 @@ def may_include(path: Path, header: str, csrc: Path) -> bool:
         return (base / header.strip('"')).exists() and ".." not in header
     if path.name == "bindings.cpp":
         return header.startswith("<pybind11/")
-    return path.parent.name == "cpu" and header in VECTOR_HEADERS
+    return path.parent.name == "cpu" and header in MACHINE_HEADERS
 
 
 def test_every_module_has_a_layer() -> None:

@@ -2,6 +2,10 @@
 
 #include "isa.hpp"
 
+#if S1_HAS_NEON_KERNELS
+#include <sys/auxv.h>
+#endif
+
 #include <atomic>
 #include <stdexcept>
 
@@ -33,6 +37,10 @@ bool has_avx512_bf16() {
 }
 #endif
 
+#if S1_HAS_NEON_KERNELS
+bool has_dot_products() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+#endif
+
 // Best first.
 const Isa kIsas[] = {
 #if S1_HAS_X86_KERNELS
@@ -40,6 +48,11 @@ const Isa kIsas[] = {
      has_avx512_bf16()},
     {"avx512", avx512::kKernels, &avx512::kLinear, &avx512::kSampleKernels, has_avx512()},
     {"avx2", avx2::kKernels, &avx2::kLinear, &avx2::kSampleKernels, has_avx2()},
+#endif
+#if S1_HAS_NEON_KERNELS
+    {"neon_dot", neon_dot::kKernels, &neon_dot::kLinear, &neon_dot::kSampleKernels,
+     has_dot_products()},
+    {"neon", neon::kKernels, &neon::kLinear, &neon::kSampleKernels, true},
 #endif
     {"portable", portable::kKernels, &portable::kLinear, &portable::kSampleKernels, true},
 };

@@ -267,5 +267,15 @@ extern const Kernels kKernels[kNumDTypes];
 extern const LinearTable kLinear;
 extern const SampleKernels kSampleKernels;
 }  // namespace avx512_bf16
+namespace neon {
+extern const Kernels kKernels[kNumDTypes];
+extern const LinearTable kLinear;
+extern const SampleKernels kSampleKernels;
+}  // namespace neon
+namespace neon_dot {
+extern const Kernels kKernels[kNumDTypes];
+extern const LinearTable kLinear;
+extern const SampleKernels kSampleKernels;
+}  // namespace neon_dot
 
 }  // namespace s1::cpu

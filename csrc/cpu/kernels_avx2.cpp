@@ -17,6 +17,7 @@
 #define S1_ISA avx2
 #define S1_WIDTH 8
 #define S1_WIDE_PRODUCTS 0
+#define S1_NEON 0
 #include "kernels.inc"
 
 #endif

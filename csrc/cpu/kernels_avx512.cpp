@@ -17,6 +17,7 @@
 #define S1_ISA avx512
 #define S1_WIDTH 16
 #define S1_WIDE_PRODUCTS 0
+#define S1_NEON 0
 #include "kernels.inc"
 
 #endif

@@ -17,6 +17,7 @@
 #define S1_ISA avx512_bf16
 #define S1_WIDTH 16
 #define S1_WIDE_PRODUCTS 1
+#define S1_NEON 0
 #include "kernels.inc"
 
 #endif

@@ -8,4 +8,5 @@
 #define S1_ISA portable
 #define S1_WIDTH 4
 #define S1_WIDE_PRODUCTS 0
+#define S1_NEON 0
 #include "kernels.inc"

@@ -9,6 +9,8 @@ namespace s1::cpu {
 inline void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");  // `yield` does nothing on most of these CPUs
 #endif
 }
 

@@ -1,12 +1,13 @@
 // Fuzz test of the CPU kernels without Python, for sanitizers: every operation in every instruction
 // set of this CPU, with odd shapes, memory without spare bytes, and one to eight threads. Results
-// are compared with double, and bit by bit between numbers of threads. Success: exit status 0 and a
-// line of counts.
+// are compared with double, and bit by bit between numbers of threads and between the sets of
+// ARM64. Success: exit status 0 and a line of counts.
 //
 //   test_cpu [rounds [first round [case]]]
 //
 // Each case runs on a new thread, so that its scratch memory is exactly as long as needed.
 
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -62,6 +63,8 @@ struct CurrentCase {
   int threads = 1;
 } current;
 
+std::map<uint64_t, uint64_t> portable_digests;  // by seed
+
 // Runs a case; returns its digest.
 uint64_t run_case(const CaseKind& kind, uint64_t seed, int threads) {
   s1::cpu::set_num_threads(1);
@@ -84,6 +87,11 @@ void run_round(int64_t round, const std::string& only) {
     const uint64_t seed = static_cast<uint64_t>(round) * 64 + static_cast<uint64_t>(&kind - kKinds);
     const uint64_t alone = run_case(kind, seed, 1);
     Case(0).check(run_case(kind, seed, 2 + static_cast<int>(round % 7)) == alone, "same bits");
+    // The sets of ARM64 compute with the same vectors in the same order.
+    if (current.isa == "portable") portable_digests[seed] = alone;
+    if (current.isa.starts_with("neon")) {
+      Case(0).check(alone == portable_digests[seed], "the bits of the portable set");
+    }
   }
 }
 
@@ -114,7 +122,7 @@ int main(int argc, char** argv) {
   __sanitizer_set_death_callback(fuzz::print_case);
 #endif
   std::string used;
-  for (const char* isa : {"portable", "avx2", "avx512", "avx512_bf16"}) {
+  for (const char* isa : {"portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_dot"}) {
     if (!fuzz::select_isa(isa)) continue;
     used += used.empty() ? isa : std::string(", ") + isa;
     for (int64_t round = first; round < first + rounds; ++round) {

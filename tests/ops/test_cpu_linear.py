@@ -18,7 +18,7 @@ from s1engine.ops.torch_ops import TorchOps
 from tests.ops.test_torch_ops import DTYPES, randn
 
 OPS, TORCH = CpuOps(), TorchOps()
-ISAS = ("avx512_bf16", "avx512", "avx2", "portable")
+ISAS = ("avx512_bf16", "avx512", "avx2", "neon_dot", "neon", "portable")
 SETTINGS = [None, *FORMATS]
 
 

@@ -28,7 +28,7 @@ SCALE = 0.2
 
 def usable_isas() -> list[str]:
     names = []
-    for name in ("portable", "avx2", "avx512", "avx512_bf16"):
+    for name in ("portable", "avx2", "avx512", "avx512_bf16", "neon", "neon_dot"):
         try:
             cpu.set_isa(name)
         except ValueError:
