@@ -12,7 +12,20 @@ if TYPE_CHECKING:
     from s1engine.engine.async_engine import AsyncLLMEngine
     from s1engine.engine.llm import LLM
     from s1engine.engine.llm_engine import LLMEngine
-    from s1engine.errors import RequestError
+    from s1engine.engine.request_output import StreamEvent
+    from s1engine.engine.request_stream import RequestStream
+    from s1engine.errors import EngineDeadError, ModelError, RequestError, RequestFailedError
+    from s1engine.options import EngineOptions, Message, Prompt, RequestOptions
+    from s1engine.outputs import (
+        CheckpointOutput,
+        Chunk,
+        CompletionOutput,
+        RequestOutput,
+        ThinkingUsage,
+        Timing,
+        TokenLogprob,
+        Usage,
+    )
     from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 __version__ = "0.1.0"
@@ -20,23 +33,53 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "AsyncLLMEngine",
+    "CheckpointOutput",
+    "Chunk",
+    "CompletionOutput",
     "EngineConfig",
+    "EngineDeadError",
+    "EngineOptions",
     "LLMEngine",
+    "Message",
+    "ModelError",
+    "Prompt",
     "RequestError",
+    "RequestFailedError",
+    "RequestOptions",
+    "RequestOutput",
+    "RequestStream",
     "SamplingParams",
+    "StreamEvent",
     "ThinkingBudget",
+    "ThinkingUsage",
+    "Timing",
+    "TokenLogprob",
+    "Usage",
     "__version__",
 ]
 
-_MODULE_OF = {
-    "LLM": "s1engine.engine.llm",
-    "LLMEngine": "s1engine.engine.llm_engine",
-    "AsyncLLMEngine": "s1engine.engine.async_engine",
-    "EngineConfig": "s1engine.config",
-    "SamplingParams": "s1engine.sampling_params",
-    "ThinkingBudget": "s1engine.sampling_params",
-    "RequestError": "s1engine.errors",
+_NAMES = {
+    "s1engine.config": ("EngineConfig",),
+    "s1engine.engine.async_engine": ("AsyncLLMEngine",),
+    "s1engine.engine.llm": ("LLM",),
+    "s1engine.engine.llm_engine": ("LLMEngine",),
+    "s1engine.engine.request_output": ("StreamEvent",),
+    "s1engine.engine.request_stream": ("RequestStream",),
+    "s1engine.errors": ("EngineDeadError", "ModelError", "RequestError", "RequestFailedError"),
+    "s1engine.options": ("EngineOptions", "Message", "Prompt", "RequestOptions"),
+    "s1engine.outputs": (
+        "CheckpointOutput",
+        "Chunk",
+        "CompletionOutput",
+        "RequestOutput",
+        "ThinkingUsage",
+        "Timing",
+        "TokenLogprob",
+        "Usage",
+    ),
+    "s1engine.sampling_params": ("SamplingParams", "ThinkingBudget"),
 }
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:

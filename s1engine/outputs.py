@@ -4,7 +4,20 @@ Plain data with ``to_json``. Knows nothing of HTTP: the server formats it into i
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "abort", "deadline"]
+EndReason = Literal[
+    "natural",
+    "budget",
+    "deadline",
+    "client",
+    "loop",
+    "converged",
+    "length",
+    "abort",
+    "overload",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +30,8 @@ class ThinkingUsage:
     """All injected tokens: wait texts, forced and natural ends, final texts."""
     waits_used: int
     """Number of the model's ends that the wait text replaced."""
-    end_reason: str | None
-    """natural, budget, deadline, client, overload, loop, converged, length, abort; None while the
-    sample thinks."""
+    end_reason: EndReason | None
+    """Why the thinking ended; None while the sample thinks."""
     budget: int
     """The effective maximum, limited by max_tokens, context and answer reserve."""
 
@@ -57,8 +69,9 @@ class CompletionOutput:
     """All generated tokens, including forced ones."""
     forced: list[int]
     """0 or 1 per token: 1 if it was injected, not sampled."""
-    finish_reason: str
-    """stop, length or abort."""
+    finish_reason: FinishReason
+    """``stop``: the model's own end, a stop string or a stop id. ``length``: max_tokens or the
+    context. ``abort``: cancelled. ``deadline``: the request's deadline has passed."""
     stop_reason: str | int | None
     """The stop string or id that ended the answer; None for the model's own end."""
     thinking: ThinkingUsage | None
@@ -170,5 +183,5 @@ class Chunk:
     token_ids: list[int] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] | None = None
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
     """Set on the last chunk of a sample."""

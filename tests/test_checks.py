@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s1engine import checks, config, sampling_params
+import s1engine
+from s1engine import _core, checks, config, sampling_params
 from s1engine.checks import check_bool, check_float, check_int, check_list, check_path, check_str
 from s1engine.config import EngineConfig
+from s1engine.engine.core_output import END_REASONS, FINISH_REASONS
 from s1engine.errors import RequestError
 from s1engine.options import REQUEST_CHECKS, EngineOptions, RequestOptions, check_option_names
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
@@ -114,6 +116,16 @@ def test_typed_options_are_the_options_there_are() -> None:
     engine = {k: v for k, v in get_type_hints(EngineConfig).items() if k != "model"}
     assert get_type_hints(EngineOptions) == engine
     assert list(REQUEST_CHECKS) == list(RequestOptions.__annotations__)
+
+
+def test_names_of_ends_are_the_cores() -> None:
+    for names, core in ((FINISH_REASONS, _core.FinishReason), (END_REASONS, _core.EndReason)):
+        assert [(name or "none").upper() for name in names] == list(core.__members__)
+
+
+def test_exports_are_there() -> None:
+    for name in s1engine.__all__:
+        assert getattr(s1engine, name) is not None
 
 
 def test_the_nearest_option_is_named() -> None:

@@ -8,17 +8,18 @@ record without a table.
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import get_args
 
 from s1engine import _core
-from s1engine.outputs import RowLogprobs
+from s1engine.outputs import EndReason, FinishReason, RowLogprobs
 
 _HEADER = struct.Struct("<q6i4B")
 _BRANCH_BITS = 7  # 0: the sample itself, i: its branch at checkpoint i - 1
 _INDEX_BITS = 7
 SEQUENCE_BITS = _BRANCH_BITS + _INDEX_BITS  # of an id, below the request's number
 
-FINISH_REASONS = (None, "stop", "length", "abort", "deadline")
-END_REASONS = tuple(name.lower() for name in _core.EndReason.__members__)
+FINISH_REASONS: tuple[FinishReason | None, ...] = (None, *get_args(FinishReason))  # by code
+END_REASONS: tuple[EndReason | None, ...] = (None, *get_args(EndReason))
 THINKING = list(_core.Phase.__members__).index("THINKING")
 
 
@@ -53,8 +54,8 @@ class EngineCoreOutput:
     waits_used: int
     num_cached: int
     thinking: bool  # still in the thinking phase
-    finish_reason: str | None
-    end_reason: str | None
+    finish_reason: FinishReason | None
+    end_reason: EndReason | None
     num_held: int  # sampled tokens that may begin an end marker: not in token_ids yet
     token_ids: list[int]
     marks: bytes
@@ -153,7 +154,7 @@ def decode_core_outputs(records: bytes) -> Iterator[EngineCoreOutput]:
             num_cached=cached,
             thinking=phase == THINKING,
             finish_reason=FINISH_REASONS[finish],
-            end_reason=END_REASONS[end] if end else None,
+            end_reason=END_REASONS[end],
             num_held=held,
             token_ids=list(tokens),
             marks=marks,

@@ -151,8 +151,8 @@ class LLMEngine:
         with self._failures.isolate(live):
             self._output_processor.add_request(request)
             self._limits.add_deadline(request)
-            if request.grammar is not None:
-                self._pending_grammars.add(live, request.grammar)
+            if request.params.grammar is not None:
+                self._pending_grammars.add(live, request.params.grammar)
             else:
                 self._add_sample(live)
         self._remove_failing()

@@ -51,8 +51,7 @@ class Request:
     request_id: str
     number: int  # unique among the requests that this process compiles
     prompt: np.ndarray  # [prompt_len] int32, thinking opened
-    params: SamplingParams
-    grammar: str | None  # of the answer
+    params: SamplingParams  # the structure of the answer is a grammar
     max_len: int  # prompt and output together
     stop_tokens: list[int]
     budget: CompiledBudget | None  # None: the request does not think
@@ -68,7 +67,7 @@ class Request:
         """True if its own output decides how it goes on (stop strings, a grammar, agreeing
         checkpoints), so that the engine itself must process that output step by step."""
         budget = self.params.thinking
-        if self.params.stop or self.grammar is not None:
+        if self.params.stop or self.params.grammar is not None:
             return True
         return budget is not None and budget.early_exit is not None
 
@@ -97,4 +96,4 @@ def drafting_mode(params: SamplingParams) -> _core.Drafting:
     penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
     if penalties != (1, 0, 0) or params.logprobs is not None:
         return _core.Drafting.NEVER
-    return _core.Drafting.ALWAYS if params.structure is None else _core.Drafting.THINKING
+    return _core.Drafting.ALWAYS if params.grammar is None else _core.Drafting.THINKING

@@ -20,7 +20,7 @@ from s1engine.engine.grammar import GrammarCompiler
 from s1engine.engine.model_text import ModelText
 from s1engine.engine.prompts import chat_of, check_params, text_or_ids
 from s1engine.engine.request import CompiledBudget, Request
-from s1engine.engine.structured_output import build_grammar
+from s1engine.engine.structured_output import with_grammar
 from s1engine.engine.thinking_rule import AssistantTurn
 from s1engine.errors import RequestError
 from s1engine.options import Prompt, RequestOptions, check_request_options
@@ -81,16 +81,14 @@ class RequestCompiler:
             tokens_thought = rule.open_in_text(ids, params.thinking, enable_thinking)
         chat, thinks = messages is not None, tokens_thought is not None
         self._check_ids(params)
-        grammar = build_grammar(params)
-        if grammar is not None:
-            self.grammars.validate(grammar, params.structure or "grammar")
+        params = self._with_grammar(params)
         available = self.max_model_len - len(ids)
         if available < 1:
             raise self._too_long("messages" if chat else "prompt", f"{len(ids)} tokens")
         max_len = len(ids) + min(params.max_tokens or available, available)
         budget = None
         if tokens_thought is not None:
-            calls = bool(tools) and grammar is None
+            calls = bool(tools) and params.grammar is None
             budget = self._compile_budget(params, tokens_thought, len(ids), max_len, calls)
         ends = () if params.ignore_eos else self.text.eos_token_ids
         request = Request(
@@ -98,7 +96,6 @@ class RequestCompiler:
             number=next(_numbers),
             prompt=np.array(ids, np.int32),
             params=params,
-            grammar=grammar,
             max_len=max_len,
             stop_tokens=[*params.stop_token_ids, *ends],
             budget=budget,
@@ -185,6 +182,15 @@ class RequestCompiler:
             code="context_length_exceeded",
         )
 
+    def _with_grammar(self, params: SamplingParams) -> SamplingParams:
+        """The same with the structure of the answer as a grammar, which is validated."""
+        if params.structure is None:
+            return params
+        compiled = with_grammar(params)
+        assert compiled.grammar is not None
+        self.grammars.validate(compiled.grammar, params.structure)
+        return compiled
+
     def _check_ids(self, params: SamplingParams) -> None:
         fields = {"stop_token_ids": params.stop_token_ids, "logit_bias": tuple(params.logit_bias)}
         for name, ids in fields.items():
@@ -201,11 +207,7 @@ class RequestCompiler:
         """What the answers do not show: markers of the format, where the model thinks or would. A
         grammar decides alone what an answer holds."""
         fmt, rule = self._reasoning, self.text.thinking
-        if (
-            fmt is None
-            or params.structure is not None
-            or not (thinks or (chat and rule.by_default))
-        ):
+        if fmt is None or params.grammar is not None or not (thinks or (chat and rule.by_default)):
             return None
         return fmt.answer_markers(tools and thinks)
 
@@ -225,7 +227,7 @@ class RequestCompiler:
         num_waits = budget.num_waits
         if num_waits is None:
             num_waits = self._config.default_num_waits
-        structured = calls or params.structure is not None
+        structured = calls or params.grammar is not None
         final_text = "" if structured and budget.final_text is None else budget.final_text
         forced_end = self._reasoning.forced_end(final_text, calls)
         end_len = max(

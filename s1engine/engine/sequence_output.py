@@ -10,7 +10,7 @@ from s1engine import _core
 from s1engine.engine.answer_text import AnswerText
 from s1engine.engine.core_output import EngineCoreOutput, HeldLogprobs
 from s1engine.engine.end_markers import MarkerSplitter, WrittenMarker
-from s1engine.outputs import Chunk, CompletionOutput, ThinkingUsage, TokenLogprob
+from s1engine.outputs import Chunk, CompletionOutput, FinishReason, ThinkingUsage, TokenLogprob
 from s1engine.reasoning import AnswerMarkers
 from s1engine.sampling_params import SamplingParams
 from s1engine.tokenizer import IncrementalDetokenizer, Tokenizer
@@ -61,7 +61,7 @@ class SequenceOutput:
         end_markers: tuple[str, ...] = (),
         hidden: AnswerMarkers | None = None,
     ) -> None:
-        self.finish_reason: str | None = None
+        self.finish_reason: FinishReason | None = None
         self._index = index
         self._params = params
         self._thinks = thinks
@@ -120,7 +120,7 @@ class SequenceOutput:
             answer = answer[:-1]  # a stop id has no text
         before = len(self._text)
         # A grammar describes the answer from the next token on.
-        if marker is not None and self._params.structure is None:
+        if marker is not None and self._params.grammar is None:
             text = marker[0].text_after(self._answer.decoder)
             self._append_text(self._answer.push_text(text))
             if self._stop_strings.match is not None:

@@ -5,6 +5,7 @@ The only place that builds grammars. GrammarValidator tries them, GrammarCompile
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from s1engine.errors import RequestError
@@ -14,11 +15,12 @@ from s1engine.sampling_params import MAX_GRAMMAR_CHARS, SamplingParams
 COMPACT: Any = {"whitespace_flexible": False}
 
 
-def build_grammar(params: SamplingParams) -> str | None:
-    """The grammar of an answer; None if it is free. Raises RequestError that names the field."""
+def with_grammar(params: SamplingParams) -> SamplingParams:
+    """The same parameters with the structure of the answer, if any, in ``grammar``. Raises
+    RequestError that names the field which gave it."""
     name = params.structure
     if name is None:
-        return None
+        return params
     try:
         grammar = _build(name, getattr(params, name))
     except Exception as error:  # llguidance has no error types
@@ -27,7 +29,7 @@ def build_grammar(params: SamplingParams) -> str | None:
     if len(grammar) > MAX_GRAMMAR_CHARS:
         message = f"{name}: its grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_CHARS}"
         raise RequestError(message, param=name)
-    return grammar
+    return replace(params, json_schema=None, regex=None, choice=None, grammar=grammar)
 
 
 def _build(name: str, value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from s1engine import LLM, RequestError, SamplingParams, ThinkingBudget
-from s1engine.engine.structured_output import build_grammar
+from s1engine.engine.structured_output import with_grammar
 from s1engine.sampling_params import STRUCTURES
 
 PROMPT = "a=3 b=a+4 c=b*2 c?"
@@ -45,7 +45,14 @@ def test_any_json_value_satisfies_an_empty_schema(llm: LLM) -> None:
 
 
 def test_a_free_answer_has_no_grammar() -> None:
-    assert build_grammar(SamplingParams()) is None and SamplingParams().structure is None
+    params = SamplingParams()
+    assert params.structure is None and with_grammar(params) is params
+
+
+def test_an_engine_sees_one_grammar_only() -> None:
+    for name, value in (("json_schema", {"maximum": 2**80}), ("regex", "a"), ("choice", ["a"])):
+        params = with_grammar(SamplingParams(**{name: value}))
+        assert params.structure == "grammar" and getattr(params, name) is None
 
 
 @pytest.mark.parametrize("first", range(len(STRUCTURES)))
