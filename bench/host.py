@@ -89,6 +89,9 @@ class HostRunner:
     def collect(self) -> ModelRunnerOutput:
         raise NotImplementedError
 
+    def abandon_step(self) -> None:
+        """See Runner."""
+
     def check_health(self) -> None:
         """It cannot die."""
 

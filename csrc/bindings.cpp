@@ -256,6 +256,7 @@ void bind_scheduler(py::module_& m) {
              self.apply_multi_step({sampled.data(), static_cast<size_t>(sampled.size())},
                                    static_cast<int32_t>(sampled.shape(0)));
            })
+      .def("cancel_step", &Scheduler::cancel_step)
       .def_property_readonly("num_steps_in_flight", &Scheduler::num_steps_in_flight)
       .def_property_readonly(
           "outputs", [](const Scheduler& self) -> const auto& { return self.events().outputs; })
@@ -282,6 +283,16 @@ void bind_scheduler(py::module_& m) {
            [](Scheduler& self, s1::SeqId id) {
              std::string record;
              s1::append_output(self.get(id), s1::kNoReqIndex, record);
+             return py::bytes(record);
+           })
+      .def("collect_again",
+           [](Scheduler& self, s1::SeqId id, int32_t req_index, int32_t num_collected) {
+             s1::Sequence& sequence = self.get(id);
+             if (num_collected < 0 || num_collected > sequence.num_settled - sequence.prompt_len)
+               throw py::value_error("num_collected: more than the sequence has");
+             std::string record;
+             sequence.num_collected = num_collected;
+             s1::append_output(sequence, req_index, record);
              return py::bytes(record);
            })
       .def("tokens", [](Scheduler& self, s1::SeqId id) { return self.get(id).tokens; })

@@ -63,6 +63,11 @@ class MultiStepRun {
   void invalidate(const Sequence& sequence) { stale_ |= remove(sequence); }
   // Forgets all rows.
   void clear() { rows_.clear(); }
+  // Forgets all rows and the steps in flight. The device has ended them.
+  void cancel() {
+    clear();
+    num_steps_in_flight_ = 0;
+  }
 
   // Steps that the device may take or has taken and that are not applied yet.
   int32_t num_steps_in_flight() const { return num_steps_in_flight_; }

@@ -471,6 +471,20 @@ void Scheduler::apply_multi_step(std::span<const TokenId> sampled, int32_t num_s
   stats_.num_steps += num_steps;
 }
 
+void Scheduler::cancel_step() {
+  run_.cancel();
+  while (!running_.empty()) {
+    Sequence& sequence = *running_.back();
+    stop_running(sequence);
+    waiting_.insert(&sequence);
+    ++stats_.num_preemptions;
+  }
+  plan_.clear();
+  queue_changed_ = true;
+  in_step_ = false;
+  removed_in_step_.clear();
+}
+
 /* === state === */
 
 SchedulerStats Scheduler::stats() const {

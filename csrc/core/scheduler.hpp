@@ -97,6 +97,12 @@ class Scheduler {
   // Steps that the device may take or has taken and that are not applied yet.
   int32_t num_steps_in_flight() const { return run_.num_steps_in_flight(); }
 
+  // After a step that was interrupted anywhere between schedule() and the end of update(), or of a
+  // multi-step decode that the device has ended: all running sequences give their blocks back and
+  // wait again, so the next plan admits each anew. What they had applied they keep; tokens that
+  // were sampled and not applied are sampled again, and are the same.
+  void cancel_step();
+
   // What the last add(), update() or apply_multi_step() did.
   const StepEvents& events() const { return events_; }
   // Records (core_output.hpp) of all sequences in events().outputs.

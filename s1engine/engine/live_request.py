@@ -87,6 +87,11 @@ class PendingGrammars:
         live.matcher = self._grammars.submit(grammar)
         self._pending.append(live)
 
+    def restore(self, live: LiveRequest) -> None:
+        """Adds a request again that ``pop_ready`` has returned."""
+        if live not in self._pending:
+            self._pending.append(live)
+
     def remove(self, live: LiveRequest) -> bool:
         """Removes a request. False if it is not pending."""
         if live not in self._pending:
@@ -113,11 +118,11 @@ class FailedRequests:
     """
 
     def __init__(self) -> None:
-        self._failing: list[LiveRequest] = []  # to be removed between steps
-        self._errors: list[tuple[Request, RequestFailedError]] = []
+        self.failing: list[LiveRequest] = []  # to be removed between steps
+        self.errors: list[tuple[Request, RequestFailedError]] = []  # not reported to users yet
 
     def __bool__(self) -> bool:
-        return bool(self._errors)
+        return bool(self.errors)
 
     @contextlib.contextmanager
     def isolate(self, live: LiveRequest) -> Iterator[None]:
@@ -129,23 +134,20 @@ class FailedRequests:
 
     def add(self, live: LiveRequest, error: Exception) -> None:
         """Marks a request as failed. Only its first error is reported."""
-        if live not in self._failing:
-            self._failing.append(live)
+        if live in self.failing:
+            return
+        if not any(request is live.request for request, _ in self.errors):
             self.report(live.request, error)
+        self.failing.append(live)
 
     def report(self, request: Request, error: Exception) -> None:
         """Logs an error and keeps it for ``pop_errors``."""
         logger.error("request %s failed: %r", request.request_id, error, exc_info=error)
         failure = RequestFailedError("the engine could not go on with this request")
         failure.__cause__ = error
-        self._errors.append((request, failure))
-
-    def pop_failing(self) -> list[LiveRequest]:
-        """Removes and returns the failed requests that still hold blocks."""
-        failing, self._failing = self._failing, []
-        return failing
+        self.errors.append((request, failure))
 
     def pop_errors(self) -> list[tuple[Request, RequestFailedError]]:
         """Removes and returns the errors that are not reported to users yet."""
-        errors, self._errors = self._errors, []
+        errors, self.errors = self.errors, []
         return errors

@@ -8,6 +8,7 @@ be called from any thread.
 import logging
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -31,6 +32,7 @@ from s1engine.engine.live_request import (
 from s1engine.engine.model_text import ModelText
 from s1engine.engine.multi_step import make_multi_step
 from s1engine.engine.output_processor import OutputProcessor, RequestEvent
+from s1engine.engine.recovery import Call, recover
 from s1engine.engine.request import (
     CompiledBudget,
     Request,
@@ -105,6 +107,10 @@ class LLMEngine:
         self._sequences: dict[int, LiveSequence] = {}  # by id
         self._limits = ThinkingLimits(self.scheduler, self._live_requests)
         self._new_branches: list[int] = []  # not in any EngineCoreOutputs yet
+        self._call = Call.NONE  # not at its end yet; else it was interrupted
+        self._owes_events = False  # a call of step() has not returned its events
+        self._leaving: LiveRequest | None = None  # an interrupted call has not added or removed it
+        self._logprobs: dict[int, RowLogprobs] = {}  # of the step that is applied
         self._failures = FailedRequests()
         self._tracer = StepTracer(config.profile) if config.profile else None
         self._plain_phases = self._schedule, self._execute, self._process
@@ -143,11 +149,14 @@ class LLMEngine:
         """Queues a request: its first sample as soon as its grammar is compiled, the others once
         they can share its cached prompt. A failure ends this request only (``collect_failures``).
         Raises RequestError if a live request has its id."""
+        self._begin(Call.REQUEST)
         if request.request_id in self._live_requests:
+            self._call = Call.NONE
             raise id_is_taken(request)
         seed = request.params.seed
         seed = self._random.getrandbits(63) if seed is None else seed
-        live = self._live_requests[request.request_id] = LiveRequest(request, seed)
+        live = self._leaving = LiveRequest(request, seed)
+        self._live_requests[request.request_id] = live
         with self._failures.isolate(live):
             self._output_processor.add_request(request)
             self._limits.add_deadline(request)
@@ -156,6 +165,16 @@ class LLMEngine:
             else:
                 self._add_sample(live)
         self._remove_failing()
+        self._end()
+
+    def _begin(self, call: Call) -> None:
+        """Begins a call that changes the state. If the last one was interrupted, recovers first."""
+        if self._call is not Call.NONE:
+            recover(self)
+        self._call = call
+
+    def _end(self) -> None:
+        self._leaving, self._call = None, Call.NONE
 
     def _add_sample(self, live: LiveRequest) -> None:
         """Hands the request's next sample to the scheduler."""
@@ -197,8 +216,8 @@ class LLMEngine:
         return budget.core_params(self._calls_format if calls else self._budget_format)
 
     def _add_sequence(self, sequence: LiveSequence) -> None:
-        self._sequences[sequence.seq_id] = sequence
         self._output_processor.add_sequence(sequence)
+        self._sequences[sequence.seq_id] = sequence
 
     def _add_branches(self) -> None:
         """Registers the checkpoint branches that the scheduler has forked."""
@@ -215,9 +234,13 @@ class LLMEngine:
     def abort(self, request_id: str) -> RequestOutput | None:
         """Ends a request at once and frees its blocks. Returns its output so far; None if there is
         no such request, or its output is not built here."""
-        live = self._live_requests.get(request_id)
-        if live is None:
-            return None
+        self._begin(Call.REQUEST)
+        live = self._leaving = self._live_requests.get(request_id)
+        output = None if live is None else self._abort(live)
+        self._end()
+        return output
+
+    def _abort(self, live: LiveRequest) -> RequestOutput | None:
         output = None
         if not self._pending_grammars.remove(live):
             with self._failures.isolate(live):
@@ -225,9 +248,14 @@ class LLMEngine:
                     self._add_sample(live)
                 self._finish(live)
                 output = self._output_processor.partial_output(live, time.monotonic())
+        self._drop(live)
+        return output
+
+    def _drop(self, live: LiveRequest) -> None:
+        """Removes a request in any state."""
+        self._pending_grammars.remove(live)
         self._finish(live)
         self._remove(live)
-        return output
 
     def _finish(self, live: LiveRequest) -> None:
         for sequence in live.all_sequences():
@@ -238,16 +266,16 @@ class LLMEngine:
         for sequence in live.all_sequences():
             self.scheduler.remove(sequence.seq_id)
             self._sequences.pop(sequence.seq_id, None)
-        del self._live_requests[live.request.request_id]
         self._output_processor.remove_request(live)
+        self._live_requests.pop(live.request.request_id, None)
 
     def _remove_failing(self) -> None:
         """Removes requests that failed. Only between steps."""
-        for live in self._failures.pop_failing():
+        while self._failures.failing:
+            live = self._failures.failing[-1]
             if self._live_requests.get(live.request.request_id) is live:
-                self._pending_grammars.remove(live)
-                self._finish(live)
-                self._remove(live)
+                self._drop(live)
+            self._failures.failing.pop()
 
     def collect_failures(self) -> list[tuple[Request, RequestFailedError]]:
         """Requests that failed alone since the last call; ``step`` returns them too."""
@@ -255,12 +283,16 @@ class LLMEngine:
 
     def end_thinking(self, request_id: str) -> bool:
         """Makes a live request answer now. False if there is no such request."""
-        return self._limits.end_thinking(request_id, _core.EndReason.CLIENT)
+        self._begin(Call.REQUEST)
+        known = self._limits.end_thinking(request_id, _core.EndReason.CLIENT)
+        self._end()
+        return known
 
     @property
     def has_unfinished(self) -> bool:
-        """Is there a live request, or a failure to collect?"""
-        return bool(self._live_requests or self._failures)
+        """Is there a live request, a failure to collect, or an interrupted call?"""
+        interrupted = self._call is not Call.NONE or self._owes_events
+        return bool(self._live_requests or self._failures or interrupted)
 
     def stats(self) -> EngineStats:
         """Counters and gauges of now."""
@@ -291,13 +323,22 @@ class LLMEngine:
 
     def step(self) -> list[RequestEvent]:
         """Computes one step, or applies several of a multi-step decode. Returns chunks and
-        checkpoints of streaming requests, outputs of finished ones, and errors of failed ones."""
+        checkpoints of streaming requests, outputs of finished ones, and errors of failed ones.
+
+        An exception, an interrupt included, may end it anywhere: no event is lost, and the next
+        call goes on with the same tokens. At most one request, whose output was being processed,
+        fails (RequestFailedError)."""
+        self._owes_events = True
         self.step_core()
-        failures = [(request.request_id, error) for request, error in self.collect_failures()]
-        return [*self._output_processor.collect_events(), *failures]
+        processor, failures = self._output_processor, self._failures
+        reported = [(request.request_id, error) for request, error in failures.errors]
+        events = [*processor.events, *reported]
+        processor.events, failures.errors, self._owes_events = [], [], False
+        return events
 
     def step_core(self) -> EngineCoreOutputs | None:
         """The same, but returns the tokens; None if there was nothing to compute."""
+        self._begin(Call.STEP)
         self.runner.check_health()
         self._limits.enforce_deadlines()
         self._add_pending()
@@ -305,6 +346,7 @@ class LLMEngine:
         self._remove_failing()
         if self._tracer is not None or logger.isEnabledFor(logging.DEBUG):
             self._observe_step(outputs)
+        self._end()
         return outputs
 
     def _observe_step(self, outputs: EngineCoreOutputs | None) -> None:
@@ -377,13 +419,14 @@ class LLMEngine:
         self, output: ModelRunnerOutput | None, began: float, admitted: list[int]
     ) -> EngineCoreOutputs:
         """Applies the sampled tokens, and returns what the sequences gained."""
+        self._logprobs = {} if output is None else output.logprobs
         if output is not None:
             self.scheduler.update(output.token_ids)
             self._appended = self.scheduler.appended
             if not output.recorded_now:
                 self.scheduler.record_step_time(time.monotonic() - began)
         self._add_branches()
-        return self._collect(began, admitted, {} if output is None else output.logprobs)
+        return self._collect(began, admitted)
 
     def _admit(self, admitted: list[int], now: float) -> list[NewRequest]:
         """The sequences that have entered the persistent batch, as the runner samples them."""
@@ -408,28 +451,34 @@ class LLMEngine:
             len(request.prompt),
         )
 
-    def _collect(
-        self, began: float, admitted: list[int], logprobs: dict[int, RowLogprobs]
-    ) -> EngineCoreOutputs:
-        """The outputs of the step. Removes requests that it has finished."""
+    def _collect(self, began: float, admitted: list[int]) -> EngineCoreOutputs:
+        """The outputs of the step."""
         now = time.monotonic()
         records = self.scheduler.collect_outputs()
-        outputs = EngineCoreOutputs(began, now, admitted, self._new_branches, records, logprobs)
-        self._new_branches = []
-        if not records:  # no sequence has finished or streams its output
-            return outputs
-        for seq_id in self.scheduler.finished:
+        branches, self._new_branches = self._new_branches, []
+        outputs = EngineCoreOutputs(began, now, admitted, branches, records, self._logprobs)
+        if records:  # a sequence has finished or streams its output
+            self._apply_outputs(outputs, self.scheduler.finished, self.scheduler.outputs)
+        return outputs
+
+    def _apply_outputs(
+        self,
+        outputs: EngineCoreOutputs,
+        finished: Sequence[int],
+        reported: Sequence[tuple[int, int]],
+    ) -> None:
+        """Processes the outputs of a step. Removes the requests that it has finished."""
+        for seq_id in finished:
             self._sequences[seq_id].finished = True
-        for seq_id, _ in self.scheduler.outputs:
+        for seq_id, _ in reported:
             sequence = self._sequences[seq_id]
             if not sequence.has_output:
                 with self._failures.isolate(sequence.live_request):
                     self._on_first_output(sequence)
-        finished = [*self.scheduler.finished, *self._output_processor.process(outputs)]
-        for live in {self._sequences[seq_id].live_request for seq_id in finished}:
+        ended = [*finished, *self._output_processor.process(outputs)]
+        for live in {self._sequences[seq_id].live_request for seq_id in ended}:
             if live.finished:
                 self._remove(live)
-        return outputs
 
     def _on_first_output(self, sequence: LiveSequence) -> None:
         """The prompt is cached now, so the request's other samples start. The scheduler reports

@@ -53,7 +53,8 @@ class OutputProcessor:
         self._detokenize = detokenize
         self._builders: dict[int, RequestOutputBuilder] = {}  # by number of the request
         self._with_grammar: dict[int, LiveSequence] = {}  # by id
-        self._events: list[RequestEvent] = []
+        self.events: list[RequestEvent] = []  # not returned to the user yet
+        self.processing: LiveSequence | None = None  # if interrupted, its output is not usable
 
     def add_request(self, request: Request) -> None:
         """Starts to build the output of a request, if this process has to."""
@@ -80,16 +81,20 @@ class OutputProcessor:
         """True if the output of ``request`` is built here."""
         return request.number in self._builders
 
+    def unprocessed_from(self, sequence: LiveSequence) -> int | None:
+        """How many tokens of a sequence the records processed so far contain; None if its output is
+        not built here, or is finished."""
+        builder = self._builders.get(sequence.live_request.request.number)
+        if builder is None:
+            return None
+        output = builder.sequence_output(sequence.seq_id)
+        return None if output.finish_reason is not None else output.num_received
+
     def record_scheduled(self, request: Request, now: float) -> None:
         """Records that a sequence of ``request`` entered the batch."""
         builder = self._builders.get(request.number)
         if builder is not None:
             builder.record_scheduled(now)
-
-    def collect_events(self) -> list[RequestEvent]:
-        """Events since the last call."""
-        events, self._events = self._events, []
-        return events
 
     @property
     def has_grammar(self) -> bool:
@@ -115,11 +120,13 @@ class OutputProcessor:
             if builder is None:
                 continue
             sequence = self._sequences[output.seq_id]
+            self.processing = sequence
             try:
                 if self._process_one(builder, sequence, output, step.end_time):
                     stopped.append(output.seq_id)
             except Exception as error:
                 self._fail(sequence.live_request, error)
+            self.processing = None
         return stopped
 
     def _process_one(
@@ -132,7 +139,7 @@ class OutputProcessor:
         """Processes one record. True if its text ended the sequence."""
         events = builder.add(output, now)
         if self._detokenize:
-            self._events += [(builder.request.request_id, event) for event in events]
+            self.events += [(builder.request.request_id, event) for event in events]
         if sequence.matcher is not None:
             self._advance_matcher(sequence, output)
         finish_reason = builder.sequence_output(output.seq_id).finish_reason

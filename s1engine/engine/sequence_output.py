@@ -62,6 +62,7 @@ class SequenceOutput:
         hidden: AnswerMarkers | None = None,
     ) -> None:
         self.finish_reason: FinishReason | None = None
+        self.num_received = 0  # tokens of all records
         self._index = index
         self._params = params
         self._thinks = thinks
@@ -93,6 +94,7 @@ class SequenceOutput:
         self._token_ids += ids
         self._forced += forced
         logprobs = self._append_logprobs(ids, forced, output)
+        self.num_received += len(output.token_ids)
         stopped = self._stop_strings.match is not None
         self.finish_reason = "stop" if stopped else output.finish_reason
         return Chunk(self._index, text, reasoning, ids, forced, logprobs, self.finish_reason)

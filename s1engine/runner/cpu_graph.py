@@ -78,6 +78,10 @@ class CpuGraphRunner:
         graph.step.replay()
         return graph.logits
 
+    def abandon(self) -> None:
+        """Ends a recording that an exception has interrupted."""
+        cpu.record_into(None)
+
     def drop_stale(self) -> None:
         """Drops all graphs if a workspace has moved: their addresses are stale."""
         if self._generation != self._workspace_generation():

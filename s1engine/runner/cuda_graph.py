@@ -134,6 +134,12 @@ class CudaGraphRunner:
             self.device_seconds += launch.begin.elapsed_time(launch.end) / 1e3
         return np.ascontiguousarray(launch.tokens.numpy()[:, : launch.num_seqs])
 
+    def abandon(self) -> None:
+        """Waits for all launches, and drops their tokens."""
+        if self._table is not self._host_table:
+            torch.cuda.synchronize()
+        self._launches.clear()
+
     def capture(self, *, progress: bool) -> None:
         """Captures the step for every bucket, with filters and without, the largest first, so that
         all graphs share one memory pool.

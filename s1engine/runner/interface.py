@@ -91,6 +91,10 @@ class Runner(Protocol):
     def collect(self) -> ModelRunnerOutput:
         """Waits for the oldest launch that is in flight."""
 
+    def abandon_step(self) -> None:
+        """After a step that an exception ended: waits for what the device has launched, and forgets
+        it. Raises EngineDeadError if no step can follow."""
+
     def check_health(self) -> None:
         """Raises EngineDeadError if a step cannot be computed any more."""
 

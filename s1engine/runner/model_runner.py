@@ -255,6 +255,14 @@ class ModelRunner:
         assert isinstance(self._decoder, Decoder), "transformers' modules take single steps"
         self._decoder.sample_and_advance(hidden, self._vocab_limit, rows, filtered=filtered)
 
+    def abandon_step(self) -> None:
+        """See Runner."""
+        self.check_health()
+        if self.multi_step is not None:
+            self.multi_step.abandon()
+        if self._cpu_graph is not None:
+            self._cpu_graph.abandon()
+
     # --- health, and measurements before the first step ---
 
     def check_health(self) -> None:

@@ -93,7 +93,9 @@ class Fuzz {
       }
       scheduler.schedule(buffers.batch, pick(-1, 5) * 1e-3);
       if (!live.empty() && pick(0, 9) == 0) disturb(scheduler, *live.begin(), live);
-      if (buffers.batch.num_rows > 0) {
+      if (pick(0, 19) == 0) {
+        scheduler.cancel_step();  // the step was interrupted
+      } else if (buffers.batch.num_rows > 0) {
         scheduler.update(sample(buffers.batch));
         if (pick(0, 4) > 0) scheduler.record_step_time(pick(0, 100) * 1e-4);
         add_branches(scheduler, live);
