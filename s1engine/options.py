@@ -11,7 +11,16 @@ from typing import Any, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from s1engine.checks import Check, check_bool, check_list, check_mapping, int_in, or_none, str_of
+from s1engine.checks import (
+    Check,
+    check_bool,
+    check_list,
+    check_mapping,
+    check_path,
+    int_in,
+    or_none,
+    str_of,
+)
 from s1engine.config import (
     BUNDLED_MODEL,
     Device,
@@ -101,7 +110,8 @@ def check_option_names(given: Iterable[str], known: Iterable[str]) -> None:
 def engine_config(model: str | os.PathLike[str] | None, options: EngineOptions) -> EngineConfig:
     """The configuration of an engine; ``model`` None: the bundled one. Raises RequestError."""
     check_option_names(options, EngineOptions.__annotations__)
-    return EngineConfig(model=str(BUNDLED_MODEL if model is None else model), **options)
+    path = str(BUNDLED_MODEL) if model is None else check_path("model", model)
+    return EngineConfig(model=path, **options)
 
 
 def check_request_options(options: Mapping[str, object]) -> RequestOptions:

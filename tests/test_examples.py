@@ -28,10 +28,10 @@ def run_example(name: str, *arguments: str) -> list[str]:
 def test_every_example_is_short_and_tested() -> None:
     source = Path(__file__).read_text()
     programs = sorted(EXAMPLES.glob("*.py"))
-    assert len(programs) == 5
+    assert len(programs) == 7
     for program in programs:
         assert f'"{program.name}"' in source
-        assert len(program.read_text().splitlines()) < 60
+        assert len(program.read_text().splitlines()) < 70
 
 
 def test_offline() -> None:
@@ -77,6 +77,22 @@ def test_async_embedding() -> None:
     assert cancelled.startswith("cancelled after ") and 20 <= int(cancelled.split()[2]) < 1024
     assert ended.startswith("ended by client: Final Answer: ")
     assert streamed == "streamed: Final Answer: 4"
+
+
+def test_editor() -> None:
+    typed, reused = run_example("editor.py")
+    assert typed == "typed 'k=3 b=k+4 x=b*2 x?'; 17 completions cancelled"
+    assert int(reused.split()[1]) >= 160 and " of 189 tokens: " in reused
+
+
+def test_batch_job(tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    (first,) = run_example("batch_job.py", str(out), "--limit", "3")
+    (second,) = run_example("batch_job.py", str(out))
+    assert first.startswith("0 answers found, 3 new, ")
+    assert second.startswith("3 answers found, 5 new, ")
+    answers = {row["question"][2]: row["answer"] for row in map(json.loads, out.open())}
+    assert answers == {str(k): f"Final Answer: {(k + 4) * 2 % 10}" for k in range(8)}
 
 
 def test_tool_use() -> None:

@@ -4,7 +4,8 @@ A prompt becomes a text, a list of token ids, or a list of messages; whatever is
 them is accepted, anything else is a RequestError. Knows no tokenizer.
 """
 
-from collections.abc import Iterable, Mapping, Set
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 from s1engine.checks import check_data, check_int, check_unicode, plain_list, shown
@@ -61,12 +62,17 @@ def split_prompts(prompts: object, param: str = "prompt") -> list[Any]:
         return [prompts]
     items = plain_list(prompts)
     if items is None:
-        if not isinstance(prompts, Iterable) or isinstance(prompts, bytes | Mapping | Set):
-            message = f"{param} must be text, token ids, messages or several of them"
-            raise RequestError(f"{message}; got {shown(prompts)}", param=param)
-        items = list(prompts)
+        items = list(_iterator(prompts, param))
     single = bool(items) and not isinstance(items[0], str) and plain_list(items[0]) is None
     return [items] if single else items
+
+
+def _iterator(prompts: object, param: str) -> Iterator[Any]:
+    if isinstance(prompts, Iterable) and not isinstance(prompts, bytes | Mapping | Set):
+        with contextlib.suppress(TypeError):  # an array without dimensions
+            return iter(prompts)
+    message = f"{param} must be text, token ids, messages or several of them"
+    raise RequestError(f"{message}; got {shown(prompts)}", param=param)
 
 
 def split_conversations(conversations: object) -> list[Messages]:
