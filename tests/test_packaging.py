@@ -1,12 +1,17 @@
 """What users install: a wheel with only s1engine in it, built from an sdist that suffices."""
 
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+import s1engine
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.timeout(900)  # compiles the extension
@@ -55,6 +60,22 @@ def test_other_systems_are_refused_in_one_line(platform: str) -> None:
     assert done.returncode == 1 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: s1engine runs on Linux") and platform in line
+
+
+def test_wheels_are_built_for_every_declared_python() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    marker = "Programming Language :: Python :: 3."
+    minors = [c.removeprefix(marker) for c in settings["project"]["classifiers"] if marker in c]
+    assert settings["project"]["requires-python"] == f">=3.{minors[0]}"
+    pattern = settings["tool"]["cibuildwheel"]["build"]
+    built = [n for n in range(8, 30) if fnmatch(f"cp3{n}-manylinux_x86_64", pattern)]
+    assert built == [int(minor) for minor in minors]
+
+
+def test_actions_are_pinned_to_commits() -> None:
+    workflows = "".join(path.read_text() for path in ROOT.glob(".github/workflows/*.yml"))
+    used = re.findall(r"uses: (\S+)", workflows)
+    assert used and [name for name in used if not re.search(r"@[0-9a-f]{40}$", name)] == []
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +145,11 @@ def test_installed_package_imports(target: Path, tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(target)!r}); import s1engine; "
         f"assert 'torch' not in sys.modules; import {imports}; print(s1engine.__file__); "
-        "print(*(getattr(s1engine, name).__name__ for name in s1engine.__all__[:-1]))"
+        "print(*(name for name in s1engine.__all__ if getattr(s1engine, name)))"
     )
     place, exports = python("-I", "-c", code, cwd=tmp_path).splitlines()
     assert Path(place).is_relative_to(target)
-    assert "LLM" in exports.split() and "ThinkingBudget" in exports.split()
+    assert exports.split() == s1engine.__all__
 
 
 def test_editable_package_imports_from_anywhere(tmp_path: Path) -> None:
