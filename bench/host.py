@@ -67,13 +67,13 @@ class HostRunner:
         """ModelRunner.execute without the model."""
         self.sampler.update_states(step)
         rows = self.batch.inputs().rows
-        token_ids, logprobs = self.sampler.sample(
+        sampled = self.sampler.sample(
             self._logits[: len(rows.req_indices)],
             rows,
             any_banned=self.batch.core.num_banned > 0,
             allowed_tokens=step.allowed_tokens,
         )
-        return ModelRunnerOutput(token_ids, logprobs)
+        return ModelRunnerOutput(sampled.token_ids, sampled.logprobs)
 
     def device_batch(self, num_rows: int) -> DeviceBatchBuffer | None:
         """None: there is no device to decode several steps."""

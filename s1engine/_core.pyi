@@ -320,13 +320,17 @@ class cpu:
         def sample(
             self,
             logits: int,
+            raw: int,
             stride: int,
             req_indices: NDArray[np.int32],
             positions: int,
             banned: NDArray[np.uint8] | None,
             allowed: dict[int, NDArray[np.uint8]],
             /,
-        ) -> NDArray[np.int64]: ...
+        ) -> tuple[
+            NDArray[np.int64],
+            tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]] | None,
+        ]: ...
 
     class CollectiveError(RuntimeError): ...
 

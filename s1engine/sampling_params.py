@@ -6,7 +6,10 @@ turns texts into token ids and budgets into effective budgets.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from s1engine.checks import (
     Check,
@@ -37,7 +40,27 @@ MAX_CHOICES = 1024
 MAX_CHECKPOINTS = 64
 STRUCTURES = ("json_schema", "regex", "choice", "grammar")  # of an answer
 UNLIMITED = MAX_TOKENS  # a thinking budget that only max_tokens and the context bound
+MAX_LOGITS_PROCESSORS = 16
 NO_PENALTIES = (1.0, 0.0, 0.0)  # neutral values of ``SamplingParams.penalties``
+
+
+class LogitsProcessor(Protocol):
+    """A callable that edits the logits of one sequence before each token that it samples."""
+
+    def __call__(
+        self, token_ids: NDArray[np.int32], logits: NDArray[np.float32], /
+    ) -> NDArray[np.float32] | None:
+        """Edits ``logits`` [V] float32 in place and returns None, or returns new ones.
+
+        ``token_ids`` [n] int32 are the sequence so far, prompt, thinking and forced tokens
+        included; read-only. Both arrays are valid during the call only. -infinity bans a token; the
+        largest logit must be finite. Logit bias, penalties and the rules of thinking and grammar
+        come afterwards, so they hold in any case; log-probabilities are of the logits before.
+
+        The stepping thread calls it for each sequence and each step, so all requests wait for it:
+        a call of Python, three passes over V floats, and the interpreter's lock. It must not call
+        the engine. What it raises fails its own request (RequestFailedError with the cause).
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +164,10 @@ class SamplingParams:
     """Texts, one of which the answer must be."""
     grammar: str | None = None
     """Grammar in llguidance's syntax that the answer must follow."""
+    logits_processors: Sequence[LogitsProcessor] = ()
+    """Edit the logits of each sequence, in this order. For an embedded engine only: a server's
+    engine runs in another process. Such a request drafts no tokens, and on a GPU its batch decodes
+    in single steps."""
     thinking: ThinkingBudget | None = None
     """None: the model decides, up to the effective budget."""
 
@@ -188,6 +215,17 @@ def _check_logit_bias(param: str, value: object) -> dict[int, float]:
         check_int(param, token, 0, MAX_TOKEN_ID): check_float(param, bias, -100.0, 100.0)
         for token, bias in value.items()
     }
+
+
+def _check_logits_processors(param: str, value: object) -> tuple[Any, ...]:
+    """A single callable counts as a list of one."""
+    processors: Sequence[object] = (
+        [value] if callable(value) else check_list(param, value, "callables", MAX_LOGITS_PROCESSORS)
+    )
+    for processor in processors:
+        if not callable(processor):
+            raise RequestError(f"{param}: {shown(processor)} is not callable", param=param)
+    return tuple(processors)
 
 
 def _check_thinking(param: str, value: object) -> ThinkingBudget:
@@ -256,6 +294,7 @@ CHECKS: dict[str, Check] = {
     "regex": str_of(MAX_GRAMMAR_CHARS),
     "choice": _check_choice,
     "grammar": str_of(MAX_GRAMMAR_CHARS),
+    "logits_processors": _check_logits_processors,
     "thinking": _check_thinking,
 }
 """The check of each field of SamplingParams."""

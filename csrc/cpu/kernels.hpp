@@ -189,6 +189,7 @@ struct LinearKernels {
   PreparedType prepared;
 };
 
+constexpr int64_t kScanBatch = 256;   // logits that a scan skips at once
 constexpr float kLogitLimit = 1e30f;  // LOGIT_LIMIT of the sampler's definition
 
 // The largest value of a row and its token.
@@ -205,7 +206,8 @@ struct Noise {
 
 // Scans over one row of `size` logits; see sample.inc.
 struct SampleKernels {
-  void (*sanitize_logits)(float* logits, int64_t size, const uint8_t* allowed);
+  void (*sanitize_logits)(const float* logits, float* out, int64_t size, const uint8_t* allowed);
+  void (*largest_of_batches)(const float* values, int64_t size, float* maxima);
   Peak (*scale_logits)(float* logits, int64_t size, float temperature, bool logits_sanitized);
   double (*sum_exp)(const float* values, int64_t size, float peak);
   int64_t (*collect)(const float* values, int64_t size, float lowest, int32_t* tokens);

@@ -32,16 +32,6 @@ struct Row {
   std::vector<int32_t>& tokens;
 };
 
-// Sorts the `wanted` most probable of the first `known` tokens to the front.
-void sort_tokens(const Row& row, int64_t known, int64_t wanted) {
-  const auto more_probable = [scaled = row.scaled](int32_t a, int32_t b) {
-    return scaled[a] != scaled[b] ? scaled[a] > scaled[b] : a < b;
-  };
-  const auto begin = row.tokens.begin();
-  if (wanted < known) std::nth_element(begin, begin + wanted, begin + known, more_probable);
-  std::sort(begin, begin + wanted, more_probable);
-}
-
 // Sum of e^(v - peak) over the tokens that top-k keeps. If it drops any, the kept ones are the
 // first top_k of row.tokens.
 float partition_sum(const Row& row) {
@@ -78,13 +68,21 @@ int64_t keep_tokens(const Row& row) {
     const int64_t known = sample_kernels().collect(row.scaled, row.size, lowest, row.tokens.data());
     if (!all && known < row.top_k && row.top_k < row.size) continue;
     const int64_t count = std::min(known, row.top_k);
-    sort_tokens(row, known, count);
+    sort_most_probable(row.scaled, row.tokens.data(), known, count);
     const int64_t kept = count_kept(row, count);
     if (all || kept < count || count == row.top_k) return kept;
   }
 }
 
 }  // namespace
+
+void sort_most_probable(const float* values, int32_t* tokens, int64_t known, int64_t wanted) {
+  const auto more_probable = [values](int32_t a, int32_t b) {
+    return values[a] != values[b] ? values[a] > values[b] : a < b;
+  };
+  if (wanted < known) std::nth_element(tokens, tokens + wanted, tokens + known, more_probable);
+  std::sort(tokens, tokens + wanted, more_probable);
+}
 
 int64_t sample_row(float* logits, int64_t size, const RowSampling& how, bool logits_sanitized) {
   static thread_local std::vector<int32_t> tokens;

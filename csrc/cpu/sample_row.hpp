@@ -23,4 +23,8 @@ struct RowSampling {
 // infinity are already replaced.
 int64_t sample_row(float* logits, int64_t size, const RowSampling& how, bool logits_sanitized);
 
+// Moves the `wanted` tokens with the largest values to the front of the first `known`, in
+// descending order; equal ones by ascending id.
+void sort_most_probable(const float* values, int32_t* tokens, int64_t known, int64_t wanted);
+
 }  // namespace s1::cpu

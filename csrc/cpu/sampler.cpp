@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "isa.hpp"
+#include "log_softmax.hpp"
 #include "sample_row.hpp"
 #include "thread_pool.hpp"
 
@@ -73,7 +74,7 @@ int64_t Sampler::sample_row(const SampledRows& rows, int64_t i) const {
   const uint8_t* allowed = rows.allowed == nullptr ? nullptr : rows.allowed[i];
   const uint8_t banned = rows.banned == nullptr ? 0 : rows.banned[i];
   const bool sanitized = allowed != nullptr || banned != 0;
-  if (sanitized) sample_kernels().sanitize_logits(logits, vocab_size_, allowed);
+  if (sanitized) sample_kernels().sanitize_logits(logits, logits, vocab_size_, allowed);
   if (banned != 0) {
     for (const int32_t id : banned_ids_[banned - 1u]) logits[id] = -INFINITY;
   }
@@ -86,12 +87,35 @@ int64_t Sampler::sample_row(const SampledRows& rows, int64_t i) const {
   return cpu::sample_row(logits, vocab_size_, how, sanitized);
 }
 
-void Sampler::sample(const SampledRows& rows, int64_t* tokens) const {
-  ThreadPool::instance().parallel_for(rows.count, kMinLogits / vocab_size_ + 1,
-                                      [&](int64_t begin, int64_t end) {
-                                        for (int64_t i = begin; i < end; ++i)
-                                          tokens[i] = sample_row(rows, i);
-                                      });
+int64_t Sampler::max_logprobs(std::span<const int32_t> req_indices) const {
+  int32_t most = -1;
+  for (const int32_t req_index : req_indices) {
+    most = std::max(most, columns_.num_logprobs[req_index]);
+  }
+  return std::min<int64_t>(most, vocab_size_);
+}
+
+int64_t Sampler::sample_with_logprobs(const SampledRows& rows, int64_t i,
+                                      const SampledLogprobs& out) const {
+  const int64_t wanted = columns_.num_logprobs[rows.req_indices[i]];
+  if (wanted < 0) return sample_row(rows, i);
+  const LogSoftmax logprobs(rows.raw + i * rows.stride, vocab_size_);
+  logprobs.top(std::min(wanted, vocab_size_), out.top_tokens + i * out.width,
+               out.top + i * out.width);
+  const int64_t token = sample_row(rows, i);
+  out.chosen[i] = logprobs.of(token);
+  return token;
+}
+
+void Sampler::sample(const SampledRows& rows, int64_t* tokens,
+                     const SampledLogprobs* logprobs) const {
+  ThreadPool::instance().parallel_for(
+      rows.count, kMinLogits / vocab_size_ + 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          tokens[i] =
+              logprobs == nullptr ? sample_row(rows, i) : sample_with_logprobs(rows, i, *logprobs);
+        }
+      });
 }
 
 }  // namespace s1::cpu

@@ -25,12 +25,23 @@ struct SamplingColumns {
   const float* top_p;
   const float* min_p;
   const int64_t* seeds;
-  const float* penalties;  // repetition, presence, frequency of each row
+  const float* penalties;       // repetition, presence, frequency of each row
+  const int32_t* num_logprobs;  // likeliest tokens to report; -1: no log-probabilities at all
+};
+
+// Log-probabilities of n rows before any rule; memory of the caller. Written only in rows that
+// want them.
+struct SampledLogprobs {
+  int64_t width;        // k, max_logprobs() of the rows
+  float* chosen;        // [n] of the sampled token
+  float* top;           // [n, k] of the likeliest ones, descending
+  int32_t* top_tokens;  // [n, k]
 };
 
 // The rows that a step samples; arrays of the caller.
 struct SampledRows {
-  float* logits;  // [n, stride] of which the vocabulary is used; overwritten
+  float* logits;     // [n, stride] of which the vocabulary is used; overwritten
+  const float* raw;  // [n, stride] for log-probabilities; may be `logits`
   int64_t stride;
   int64_t count;               // n
   const int32_t* req_indices;  // [n]
@@ -61,8 +72,12 @@ class Sampler {
 
   int64_t vocab_size() const { return vocab_size_; }
 
-  // Writes a token [n] for each row.
-  void sample(const SampledRows& rows, int64_t* tokens) const;
+  // The largest num_logprobs of these rows, at most the vocabulary; -1: none wants any.
+  int64_t max_logprobs(std::span<const int32_t> req_indices) const;
+
+  // Writes a token [n] for each row, and log-probabilities if `logprobs` is not null.
+  void sample(const SampledRows& rows, int64_t* tokens,
+              const SampledLogprobs* logprobs = nullptr) const;
 
  private:
   struct RowRules {
@@ -72,6 +87,8 @@ class Sampler {
 
   bool in_vocabulary(int32_t token) const { return token >= 0 && token < vocab_size_; }
   int64_t sample_row(const SampledRows& rows, int64_t i) const;
+  int64_t sample_with_logprobs(const SampledRows& rows, int64_t i,
+                               const SampledLogprobs& out) const;
   void penalize(float* logits, int32_t req_index) const;
 
   SamplingColumns columns_;

@@ -331,8 +331,9 @@ class LLMEngine:
         self._owes_events = True
         self.step_core()
         processor, failures = self._output_processor, self._failures
-        reported = [(request.request_id, error) for request, error in failures.errors]
-        events = [*processor.events, *reported]
+        reported = {request.request_id: error for request, error in failures.errors}
+        unfailed = [event for event in processor.events if event[0] not in reported]
+        events = [*unfailed, *reported.items()]
         processor.events, failures.errors, self._owes_events = [], [], False
         return events
 
@@ -421,12 +422,21 @@ class LLMEngine:
         """Applies the sampled tokens, and returns what the sequences gained."""
         self._logprobs = {} if output is None else output.logprobs
         if output is not None:
+            if output.failures:
+                self._fail_rows(output.failures)
             self.scheduler.update(output.token_ids)
             self._appended = self.scheduler.appended
             if not output.recorded_now:
                 self.scheduler.record_step_time(time.monotonic() - began)
         self._add_branches()
         return self._collect(began, admitted)
+
+    def _fail_rows(self, errors: dict[int, Exception]) -> None:
+        """Fails the requests whose sequences have these rows of the persistent batch."""
+        for seq_id, sequence in self._sequences.items():
+            error = errors.get(self.scheduler.req_index(seq_id))
+            if error is not None:
+                self._failures.add(sequence.live_request, error)
 
     def _admit(self, admitted: list[int], now: float) -> list[NewRequest]:
         """The sequences that have entered the persistent batch, as the runner samples them."""

@@ -148,6 +148,12 @@ class ProcessEngineClient:
             raise EngineDeadError("the engine is not running") from self._failure
         if request.request_id in self._numbers:
             raise id_is_taken(request)
+        if request.params.logits_processors:
+            raise RequestError(
+                "logits_processors are functions of this process, and the engine runs in another: "
+                "embed the engine with LLM or AsyncLLMEngine",
+                param="logits_processors",
+            )
         builder = RequestOutputBuilder(request, self.compiler.text.tokenizer)
         stream = self._streams[request.number] = _RequestStream(builder, self._collector)
         self._collector.open(request.number)

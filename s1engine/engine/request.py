@@ -12,7 +12,7 @@ import numpy as np
 from s1engine import _core
 from s1engine.errors import RequestError
 from s1engine.reasoning import AnswerMarkers
-from s1engine.sampling_params import SamplingParams
+from s1engine.sampling_params import NO_PENALTIES, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +89,11 @@ def id_is_taken(request: Request) -> RequestError:
 def drafting_mode(params: SamplingParams) -> _core.Drafting:
     """When the scheduler may draft tokens for a request with these parameters.
 
-    NEVER with penalties, which count tokens that a draft can only guess, and with
-    log-probabilities, which come one row per step. THINKING with a grammar, which limits the answer
-    alone. Else ALWAYS.
+    NEVER with penalties and logits processors, which depend on tokens that a draft can only guess,
+    and with log-probabilities, which come one row per step. THINKING with a grammar, which limits
+    the answer alone. Else ALWAYS.
     """
-    penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
-    if penalties != (1, 0, 0) or params.logprobs is not None:
+    ruled = params.penalties != NO_PENALTIES or params.logits_processors
+    if ruled or params.logprobs is not None:
         return _core.Drafting.NEVER
     return _core.Drafting.ALWAYS if params.grammar is None else _core.Drafting.THINKING

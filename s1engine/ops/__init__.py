@@ -251,7 +251,8 @@ class Ops(Protocol):
         min_p."""
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-softmax of raw logits [B, V]: (of token_ids [B], top-k values [B, k], ids [B, k])."""
+        """Log-softmax of raw logits [B, V], without NaN and infinity: (of token_ids [B], top-k
+        values [B, k], ids [B, k])."""
 
 
 def select_ops(device: str) -> Ops:

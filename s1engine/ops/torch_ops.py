@@ -100,13 +100,14 @@ class TorchOps(Unfused):
         return torch_sampling.sample(logits, meta)
 
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        logprobs = logits.float().log_softmax(dim=-1)
+        sanitized = torch_sampling.sanitize_logits(logits.to(torch.float32, copy=True))
+        logprobs = sanitized.log_softmax(dim=-1)
         chosen = logprobs.gather(1, token_ids.unsqueeze(1)).squeeze(1)
         if k == 0:
             return chosen, logprobs[:, :0], token_ids.new_empty(len(token_ids), 0)
-        # A stable sort rather than topk: equal values, common in bfloat16, go by token id.
-        values, ids = logprobs.sort(dim=-1, descending=True, stable=True)
-        return chosen, values[:, :k], ids[:, :k]
+        # A stable sort rather than topk: equal logits, common in bfloat16, go by token id.
+        ids = sanitized.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+        return chosen, logprobs.gather(1, ids), ids
 
 
 def _plain(weight: Matrix) -> Tensor:

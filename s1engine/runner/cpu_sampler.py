@@ -5,18 +5,18 @@ that occurred for penalties. The native part reads the parameter arrays of ``Sam
 """
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from s1engine._core import cpu
-from s1engine.ops.cpu_ops import CpuOps
 from s1engine.ops.layouts import row_stride
 from s1engine.outputs import RowLogprobs
 from s1engine.runner.input_batch import SampleRows
 from s1engine.runner.interface import NewRequest
-from s1engine.runner.sampler import NO_MASKS, Sampler, row_logprobs
+from s1engine.runner.sampler import Sampler, row_logprobs
 from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import NO_PENALTIES
+
+_COLUMNS = ("temperature", "top_k", "top_p", "min_p", "seeds", "penalties", "num_logprobs")
 
 
 class CpuSampler(Sampler):
@@ -26,14 +26,10 @@ class CpuSampler(Sampler):
         core: the native sampler, which samples without Python.
     """
 
-    def __init__(
-        self, max_num_seqs: int, *, vocab_size: int, ends: ThinkingEnds, ops: CpuOps
-    ) -> None:
+    def __init__(self, max_num_seqs: int, *, vocab_size: int, ends: ThinkingEnds) -> None:
         super().__init__(max_num_seqs)
-        self._ops = ops
-        columns = ("temperature", "top_k", "top_p", "min_p", "seeds", "penalties")
         self.core = cpu.Sampler(
-            {name: getattr(self, name) for name in columns},
+            {name: getattr(self, name) for name in _COLUMNS},
             vocab_size=vocab_size,
             banned_ids=[ends.ids(code).tolist() for code in ends.codes],
         )
@@ -47,25 +43,21 @@ class CpuSampler(Sampler):
     def _count_appended(self, req_indices: np.ndarray, tokens: np.ndarray) -> None:
         self.core.count_appended(req_indices, tokens)
 
-    def sample(
+    def _sample(
         self,
         logits: Tensor,
+        raw: Tensor,
         rows: SampleRows,
-        *,
-        any_banned: bool,
-        allowed_tokens: dict[int, np.ndarray] = NO_MASKS,
+        banned: np.ndarray | None,
+        allowed_tokens: dict[int, np.ndarray],
     ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
-        """See Sampler."""
-        wanted = self.num_logprobs[rows.req_indices]
-        raw = logits.clone() if wanted.max(initial=-1) >= 0 else None
-        ids = self.core.sample(
-            logits.data_ptr(),
-            row_stride(logits),
-            rows.req_indices,
-            rows.positions.data_ptr(),
-            rows.banned if any_banned else None,
-            allowed_tokens,
+        stride, req_indices = row_stride(logits), rows.req_indices
+        assert raw.stride() == logits.stride()
+        positions = rows.positions.data_ptr()
+        addresses = logits.data_ptr(), raw.data_ptr()
+        ids, logprobs = self.core.sample(
+            *addresses, stride, req_indices, positions, banned, allowed_tokens
         )
-        if raw is None:
+        if logprobs is None:
             return ids, {}
-        return ids, row_logprobs(self._ops, raw, torch.from_numpy(ids), rows.req_indices, wanted)
+        return ids, row_logprobs(req_indices, self.num_logprobs[req_indices], *logprobs)

@@ -27,12 +27,11 @@ class NewRequest:
 
     @property
     def needs_single_step(self) -> bool:
-        """Is it sampled by rules that only a single step applies: bias, penalties,
-        log-probabilities?"""
+        """Is it sampled by rules that only a single step applies: bias, penalties, logits
+        processors, log-probabilities?"""
         params = self.params
-        return bool(
-            params.logit_bias or params.penalties != NO_PENALTIES or params.logprobs is not None
-        )
+        ruled = params.logit_bias or params.penalties != NO_PENALTIES or params.logits_processors
+        return bool(ruled) or params.logprobs is not None
 
 
 @dataclass(slots=True)
@@ -42,7 +41,7 @@ class SchedulerOutput:
     new_requests: list[NewRequest]
     appended: tuple[np.ndarray, np.ndarray] | None = None
     """req_index and id [n] int32 of every token appended since the step before, ~id where one
-    was dropped again; for penalties."""
+    was dropped again; for penalties and logits processors."""
     allowed_tokens: dict[int, np.ndarray] = field(default_factory=dict)
     """By req_index, the ids that a grammar allows next: a bitmask [ceil(V / 8)] uint8, the lowest
     bit of a byte first. Other rows are free."""
@@ -62,6 +61,8 @@ class ModelRunnerOutput:
     rows] int32, NO_TOKEN where a row decided nothing."""
     logprobs: dict[int, RowLogprobs] = field(default_factory=dict)
     """By req_index, where asked for."""
+    failures: dict[int, Exception] = field(default_factory=dict)
+    """By req_index, of rows that could not be sampled as asked: their logits processors failed."""
     recorded_now: bool = False
     """The step was recorded or compiled as well, so it took longer than others of its size."""
 

@@ -188,14 +188,16 @@ class ModelRunner:
     def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         inputs = self.batch.inputs()
         sample = self._ranged_sample if profiler_attached() else self.sampler.sample
-        token_ids, logprobs = sample(
+        sampled = sample(
             self._compute(inputs),
             inputs.rows,
             any_banned=self.batch.core.num_banned > 0,
             allowed_tokens=step.allowed_tokens,
         )
         recorded_now = self._cpu_graph is not None and self._cpu_graph.recorded_now
-        return ModelRunnerOutput(token_ids, logprobs, recorded_now)
+        return ModelRunnerOutput(
+            sampled.token_ids, sampled.logprobs, sampled.failures, recorded_now
+        )
 
     def _compute(self, inputs: StepInputs) -> torch.Tensor:
         """The logits, from a recorded step if there is one."""
@@ -308,7 +310,7 @@ def make_sampler(
 ) -> Sampler:
     """The native sampler for the operations of the CPU, else one over ``ops``."""
     if isinstance(ops, CpuOps):
-        return CpuSampler(max_num_seqs, vocab_size=vocab_size, ends=ends, ops=ops)
+        return CpuSampler(max_num_seqs, vocab_size=vocab_size, ends=ends)
     return TensorSampler(max_num_seqs, vocab_size=vocab_size, ends=ends, ops=ops, device=device)
 
 

@@ -6,23 +6,38 @@ operations on any device; both draw as ``ops.torch_sampling`` defines it.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from s1engine.ops import Ops
 from s1engine.outputs import RowLogprobs
 from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import SampleRows
 from s1engine.runner.interface import NewRequest, SchedulerOutput
+from s1engine.runner.logits_processing import LogitsProcessing
 from s1engine.sampling_params import NO_PENALTIES
 
 NO_MASKS: dict[int, np.ndarray] = {}
 
 
+@dataclass(slots=True)
+class SamplerOutput:
+    """The tokens of one step."""
+
+    token_ids: np.ndarray  # [n] int64
+    logprobs: dict[int, RowLogprobs] = field(default_factory=dict)
+    """By req_index, where asked for; of the logits before any rule."""
+    failures: dict[int, Exception] = field(default_factory=dict)
+    """By req_index, errors of logits processors."""
+
+
 class Sampler(ABC):
-    """Parameters by req_index: arrays of length ``max_num_seqs``."""
+    """Parameters by req_index: arrays of length ``max_num_seqs``.
+
+    Attributes:
+        processing: the logits processors of all rows. They need Python in every step.
+    """
 
     def __init__(self, max_num_seqs: int) -> None:
         self.temperature = np.zeros(max_num_seqs, np.float32)
@@ -33,11 +48,13 @@ class Sampler(ABC):
         self.num_logprobs = np.full(max_num_seqs, -1, np.int32)
         self.penalties = np.tile(np.array(NO_PENALTIES, np.float32), (max_num_seqs, 1))
         self._filters = np.zeros(max_num_seqs, np.bool_)
+        self.processing = LogitsProcessing()
 
     def update_states(self, step: SchedulerOutput) -> None:
         """Counts the tokens that the step before appended, then adds the new requests."""
         if step.appended is not None:
             self._count_appended(*step.appended)
+            self.processing.append(*step.appended)
         for request in step.new_requests:
             self.add_request(request)
 
@@ -53,6 +70,7 @@ class Sampler(ABC):
         self.num_logprobs[row] = -1 if params.logprobs is None else params.logprobs
         self.penalties[row] = params.penalties
         self._filters[row] = self.top_k[row] > 0 or self.top_p[row] < 1 or self.min_p[row] > 0
+        self.processing.add_request(request)
         self._add_rules(request)
 
     @abstractmethod
@@ -70,7 +88,6 @@ class Sampler(ABC):
             getattr(device_batch, name)[:n] = getattr(self, name)[req_indices]
         device_batch.filtered = bool(self._filters[req_indices].any())
 
-    @abstractmethod
     def sample(
         self,
         logits: Tensor,
@@ -78,25 +95,46 @@ class Sampler(ABC):
         *,
         any_banned: bool,
         allowed_tokens: dict[int, np.ndarray] = NO_MASKS,
-    ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
-        """Samples a token for each row of ``logits`` [n, V] float32, which it overwrites. Returns
-        the ids [n] int64, and log-probabilities by req_index where asked for.
+    ) -> SamplerOutput:
+        """Samples a token for each row of ``logits`` [n, V] float32, which it overwrites.
 
         ``allowed_tokens``: bitmasks [ceil(V / 8)] uint8 by req_index, the lowest bit of a byte
         first; other ids are banned in these rows."""
+        failures: dict[int, Exception] = {}
+        raw = logits
+        if self.processing.covers(rows.req_indices):
+            wants_logprobs = (self.num_logprobs[rows.req_indices] >= 0).any()
+            raw = logits.clone() if wants_logprobs else logits
+            failures = self.processing.apply(logits, rows.req_indices)
+        banned = rows.banned if any_banned else None
+        ids, logprobs = self._sample(logits, raw, rows, banned, allowed_tokens)
+        return SamplerOutput(ids, logprobs, failures)
+
+    @abstractmethod
+    def _sample(
+        self,
+        logits: Tensor,
+        raw: Tensor,
+        rows: SampleRows,
+        banned: np.ndarray | None,
+        allowed_tokens: dict[int, np.ndarray],
+    ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
+        """Ids, and log-probabilities from the logits ``raw``, which may be ``logits`` itself.
+        ``banned`` None: no row has a ban code."""
 
 
 def row_logprobs(
-    ops: Ops, raw: Tensor, ids: Tensor, req_indices: np.ndarray, wanted: np.ndarray
+    req_indices: np.ndarray,
+    wanted: np.ndarray,
+    chosen: np.ndarray,
+    top: np.ndarray,
+    top_ids: np.ndarray,
 ) -> dict[int, RowLogprobs]:
-    """Log-probabilities of the sampled ids [n], from logits [n, V] before any rule, by req_index.
-    ``wanted`` [n]: how many likeliest tokens to report beside; -1: a row reports nothing."""
-    rows = np.flatnonzero(wanted >= 0)
-    index = torch.from_numpy(rows).to(raw.device)
-    own, values, top_ids = ops.logprobs(raw[index], ids[index], int(wanted.max()))
+    """Log-probabilities by req_index, from arrays of n rows: of the sampled ids [n], of the
+    likeliest ones [n, k], and their ids [n, k]. ``wanted`` [n]: how many of these to report; -1:
+    nothing of this row."""
     logprobs = {}
-    for i, row in enumerate(rows):
-        best = zip(top_ids[i].tolist(), values[i].tolist(), strict=True)
-        top = tuple(best)[: wanted[row]]
-        logprobs[int(req_indices[row])] = RowLogprobs(float(own[i]), top)
+    for i in np.flatnonzero(wanted >= 0).tolist():
+        best = zip(top_ids[i].tolist(), top[i].tolist(), strict=True)
+        logprobs[int(req_indices[i])] = RowLogprobs(float(chosen[i]), tuple(best)[: wanted[i]])
     return logprobs

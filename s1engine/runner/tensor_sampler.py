@@ -14,7 +14,7 @@ from s1engine.ops import Ops, Penalties, SamplingMetadata
 from s1engine.outputs import RowLogprobs
 from s1engine.runner.input_batch import SampleRows
 from s1engine.runner.interface import NewRequest
-from s1engine.runner.sampler import NO_MASKS, Sampler, row_logprobs
+from s1engine.runner.sampler import Sampler, row_logprobs
 from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import NO_PENALTIES
 
@@ -87,30 +87,27 @@ class TensorSampler(Sampler):
         ids = torch.where(ids < 0, ~ids, ids)  # ~id: dropped again
         self._output_counts.index_put_((rows, ids), change, accumulate=True)
 
-    def sample(
+    def _sample(
         self,
         logits: Tensor,
+        raw: Tensor,
         rows: SampleRows,
-        *,
-        any_banned: bool,
-        allowed_tokens: dict[int, np.ndarray] = NO_MASKS,
+        banned: np.ndarray | None,
+        allowed_tokens: dict[int, np.ndarray],
     ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
-        """See Sampler."""
         gathered = self._gather(rows)
         metadata = gathered.metadata
-        if any_banned:
-            metadata = replace(metadata, banned=self._gather_banned(rows))
+        if banned is not None:
+            metadata = replace(metadata, banned=self._gather_banned(banned))
         if gathered.penalised:
             metadata = replace(metadata, penalties=self._gather_penalties(rows.req_indices))
-        raw = logits.clone() if gathered.logprobs else logits
+        if gathered.logprobs and raw is logits:
+            raw = logits.clone()
         if allowed_tokens:
             self._mask(logits, rows.req_indices, allowed_tokens)
         ids = self._ops.sample(logits, metadata)
-        tokens = ids.cpu().numpy()
-        if not gathered.logprobs:
-            return tokens, {}
-        wanted = self.num_logprobs[rows.req_indices]
-        return tokens, row_logprobs(self._ops, raw, ids, rows.req_indices, wanted)
+        logprobs = self._logprobs(raw, ids, rows.req_indices) if gathered.logprobs else {}
+        return ids.cpu().numpy(), logprobs
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
@@ -148,11 +145,11 @@ class TensorSampler(Sampler):
             logprobs=bool((self.num_logprobs[index] >= 0).any()),
         )
 
-    def _gather_banned(self, rows: SampleRows) -> tuple[Tensor, Tensor]:
-        banned = np.flatnonzero(rows.banned)
-        ids = [self._ends.ids(int(code)) for code in rows.banned[banned]]
+    def _gather_banned(self, codes: np.ndarray) -> tuple[Tensor, Tensor]:
+        rows = np.flatnonzero(codes)
+        ids = [self._ends.ids(int(code)) for code in codes[rows]]
         return (
-            self._tensor(np.repeat(banned, [len(own) for own in ids])),
+            self._tensor(np.repeat(rows, [len(own) for own in ids])),
             self._tensor(np.concatenate(ids)),
         )
 
@@ -198,3 +195,15 @@ class TensorSampler(Sampler):
             bits = np.unpackbits(np.stack(list(masks.values())), axis=1, bitorder="little")
             allowed = self._tensor(bits[:, : self._vocab_size].astype(np.bool_))
             logits[index] = logits[index].masked_fill(~allowed, float("-inf"))
+
+    def _logprobs(
+        self, raw: Tensor, ids: Tensor, req_indices: np.ndarray
+    ) -> dict[int, RowLogprobs]:
+        """Of the sampled ids, from logits before any rule."""
+        wanted = self.num_logprobs[req_indices]
+        rows = np.flatnonzero(wanted >= 0)
+        index = self._tensor(rows)
+        arrays = self._ops.logprobs(raw[index], ids[index], int(wanted.max()))
+        return row_logprobs(
+            req_indices[rows], wanted[rows], *(part.cpu().numpy() for part in arrays)
+        )

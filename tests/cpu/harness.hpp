@@ -200,6 +200,7 @@ void embed(Case& c);
 void gather_rows(Case& c);
 void attention(Case& c);
 void sample(Case& c);
+void sampler(Case& c);
 void pool(Case& c);
 void callers(Case& c);
 void recorded_step(Case& c);

@@ -4,15 +4,10 @@
 
 #include "cpu/kernels.hpp"
 #include "harness.hpp"
+#include "sampling.hpp"
 
 namespace fuzz {
 namespace {
-
-struct Filter {
-  double temperature;
-  int64_t top_k;
-  double top_p, min_p;
-};
 
 // -log of the unit exponential of a token: Philox4x32-10 of its group.
 double gumbel(uint64_t seed, uint64_t position, int64_t token) {
@@ -61,6 +56,8 @@ float scale_logit(float logit, double temperature, bool logits_sanitized) {
   return logit / std::max(static_cast<float>(temperature), 1e-6f);
 }
 
+}  // namespace
+
 void check_row(Case& c, const std::vector<float>& scaled, const Filter& f, uint64_t seed,
                uint64_t position, int64_t token) {
   c.check(token >= 0 && token < static_cast<int64_t>(scaled.size()), "a token of the vocabulary");
@@ -81,8 +78,6 @@ void check_row(Case& c, const std::vector<float>& scaled, const Filter& f, uint6
   const double slack = 1e-4 + 1e-6 * std::abs(best);
   c.near("the sampled token's noisy logit", token, std::min(got, best), best, slack);
 }
-
-}  // namespace
 
 void sample(Case& c) {
   const int64_t rows = c.size(4, 12), size = c.size(700, 9000), stride = size + c.pick(0, 9);

@@ -48,6 +48,7 @@ constexpr CaseKind kKinds[] = {
     {"gather_rows", gather_rows},
     {"attention", attention},
     {"sample", sample},
+    {"sampler", sampler},
     {"pool", pool},
     {"callers", callers},
     {"recorded_step", recorded_step},

@@ -134,6 +134,7 @@ def test_it_answers_like_the_engine_in_this_process(llm: LLM) -> None:
         await slow_reader(engine)
         await closed_streams(engine)
         await ends_thinking(engine)
+        await refuses_functions(engine)
 
     run_with_engine(test)
 
@@ -177,6 +178,13 @@ async def ends_thinking(engine: ProcessEngineClient) -> None:
     thinking = output.outputs[0].thinking
     assert thinking is not None and thinking.end_reason == "client" and thinking.tokens < 1400
     assert not engine.end_thinking(request.request_id)
+
+
+async def refuses_functions(engine: ProcessEngineClient) -> None:
+    params = SamplingParams(logits_processors=lambda token_ids, logits: None)
+    with pytest.raises(RequestError) as error:
+        await collect(engine, engine.compiler.compile("x?", params))
+    assert error.value.param == "logits_processors"
 
 
 def test_a_killed_engine_ends_its_streams() -> None:
