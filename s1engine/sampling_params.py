@@ -170,6 +170,12 @@ class SamplingParams:
     in single steps."""
     thinking: ThinkingBudget | None = None
     """None: the model decides, up to the effective budget."""
+    deadline_ms: int | None = None
+    """Wall-clock limit of the request, counted from its arrival: then it ends with the output so
+    far and the finish reason ``deadline``. Thinking ends so early that the answer reserve fits, at
+    the measured time per token."""
+    first_token_deadline_ms: int | None = None
+    """The same, for a request that has no token until then."""
 
     def __post_init__(self) -> None:
         check_fields(self, CHECKS)
@@ -296,5 +302,7 @@ CHECKS: dict[str, Check] = {
     "grammar": str_of(MAX_GRAMMAR_CHARS),
     "logits_processors": _check_logits_processors,
     "thinking": _check_thinking,
+    "deadline_ms": int_in(0, 2**31),
+    "first_token_deadline_ms": int_in(0, 2**31),
 }
 """The check of each field of SamplingParams."""

@@ -16,7 +16,7 @@ constexpr double kMinShare = 0.05;  // of a step's time, that its chunks took at
 }  // namespace
 
 void ChunkPlanner::Estimate::record(double measured) {
-  if (count > 0) measured = std::min(measured, kMaxRise * value);
+  if (value > 0.0) measured = std::min(measured, kMaxRise * value);
   ++count;
   value += std::max(kRate, 1.0 / count) * (measured - value);
 }

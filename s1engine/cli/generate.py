@@ -25,6 +25,8 @@ FIELDS: dict[str, tuple[type, str]] = {
     "final-text": (str, "opens the answer after a forced end (default: the format's own)"),
     "answer-reserve": (int, "tokens of --max-tokens reserved for the answer"),
     "thinking-deadline-ms": (int, "wall-clock limit of the thinking"),
+    "deadline-ms": (int, "wall-clock limit of the request; it ends with what it has"),
+    "first-token-deadline-ms": (int, "the same while the request has no token"),
     "thinking-early-exit": (int, "stop once this many checkpoints in a row give one answer"),
     "thinking-loop-repeats": (int, "stop once a phrase repeats this many times in a row"),
     "max-tokens": (int, "maximum of generated tokens (default: what the context leaves)"),

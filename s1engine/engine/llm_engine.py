@@ -22,6 +22,7 @@ from s1engine.engine.core_output import (
     branch_number,
     sequence_id,
 )
+from s1engine.engine.deadlines import Deadlines
 from s1engine.engine.live_request import (
     FailedRequests,
     LiveRequest,
@@ -106,6 +107,9 @@ class LLMEngine:
         self._live_requests: dict[str, LiveRequest] = {}
         self._sequences: dict[int, LiveSequence] = {}  # by id
         self._limits = ThinkingLimits(self.scheduler, self._live_requests)
+        self._deadlines = Deadlines(
+            self.scheduler, self._live_requests, self._limits, resolved.max_step_ms / 1000
+        )
         self._new_branches: list[int] = []  # not in any EngineCoreOutputs yet
         self._call = Call.NONE  # not at its end yet; else it was interrupted
         self._owes_events = False  # a call of step() has not returned its events
@@ -159,7 +163,7 @@ class LLMEngine:
         self._live_requests[request.request_id] = live
         with self._failures.isolate(live):
             self._output_processor.add_request(request)
-            self._limits.add_deadline(request)
+            self._deadlines.add(request)
             if request.params.grammar is not None:
                 self._pending_grammars.add(live, request.params.grammar)
             else:
@@ -196,7 +200,7 @@ class LLMEngine:
                 order=request.order,
                 stop_tokens=request.stop_tokens,
                 stream_output=True,
-                interactive=request.stream,
+                interactive=request.interactive,
                 salt=request.salt,
                 budget=self._budget_params(budget),
                 thinking_tokens=budget.tokens_thought if budget else -1,
@@ -257,6 +261,42 @@ class LLMEngine:
         self._finish(live)
         self._remove(live)
 
+    def _end_expired(self) -> EngineCoreOutputs | None:
+        """Ends the requests whose deadline has passed. Returns their last outputs."""
+        now, records = time.monotonic(), b""
+        expired = self._deadlines.enforce(now)
+        for live in expired:
+            with self._failures.isolate(live):
+                records += self._end_at_deadline(live)
+        if not records:
+            return None
+        outputs = EngineCoreOutputs(now, now, [], self._new_branches, records, {})
+        self._new_branches = []
+        self._output_processor.process(outputs)
+        for live in expired:
+            if live not in self._failures.failing:
+                self._drop(live)
+        return outputs
+
+    def _end_at_deadline(self, live: LiveRequest) -> bytes:
+        """Ends all sequences of a request, those too that were never scheduled. Returns their
+        records."""
+        if self._pending_grammars.remove(live):
+            live.matcher = None
+        while not live.complete:
+            self._add_sample(live)
+        records = b""
+        for sequence in live.all_sequences():
+            if sequence.finished:
+                continue
+            self.scheduler.finish(sequence.seq_id, _core.FinishReason.DEADLINE)
+            received = self._output_processor.unprocessed_from(sequence)
+            if received is None:
+                records += self.scheduler.collect_output(sequence.seq_id)
+            else:  # again, if this is the second try
+                records += self.scheduler.collect_again(sequence.seq_id, -1, received)
+        return records
+
     def _finish(self, live: LiveRequest) -> None:
         for sequence in live.all_sequences():
             if not sequence.finished:
@@ -266,6 +306,7 @@ class LLMEngine:
         for sequence in live.all_sequences():
             self.scheduler.remove(sequence.seq_id)
             self._sequences.pop(sequence.seq_id, None)
+        self._deadlines.remove(live.request.request_id)
         self._output_processor.remove_request(live)
         self._live_requests.pop(live.request.request_id, None)
 
@@ -341,9 +382,16 @@ class LLMEngine:
         """The same, but returns the tokens; None if there was nothing to compute."""
         self._begin(Call.STEP)
         self.runner.check_health()
-        self._limits.enforce_deadlines()
+        expired = self._end_expired() if self._deadlines else None
         self._add_pending()
         outputs = self._step()
+        if outputs is not None:
+            self._deadlines.record_step(outputs.end_time - outputs.start_time)
+        if expired is not None:
+            if outputs is None:
+                outputs = expired
+            else:
+                outputs.prepend(expired)
         self._remove_failing()
         if self._tracer is not None or logger.isEnabledFor(logging.DEBUG):
             self._observe_step(outputs)
@@ -391,7 +439,7 @@ class LLMEngine:
         """The next step, and the sequences that entered the persistent batch; None if there is
         nothing to compute."""
         batch = self.runner.batch
-        admitted = self.scheduler.schedule(batch.core)
+        admitted = self.scheduler.schedule(batch.core, self._deadlines.time_left(now))
         new_requests = self._admit(admitted, now) if admitted else []
         if batch.core.num_rows == 0:
             return None, admitted

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from s1engine import _core
 from s1engine.engine.core_output import EngineCoreOutputs
+from s1engine.engine.deadlines import Deadlines
 from s1engine.engine.live_request import (
     FailedRequests,
     LiveRequest,
@@ -51,6 +52,7 @@ class Recoverable(Protocol):
     _sequences: dict[int, LiveSequence]
     _appended: Any
     _logprobs: dict[int, RowLogprobs]
+    _deadlines: Deadlines
     _limits: ThinkingLimits
     _failures: FailedRequests
     _pending_grammars: PendingGrammars
@@ -71,6 +73,7 @@ class Recoverable(Protocol):
 
 def recover(engine: Recoverable) -> None:
     """Recovers from the call that was interrupted. Raises EngineDeadError if no step can follow."""
+    engine._deadlines.rebuild()
     if engine._call is Call.STEP:
         engine.runner.abandon_step()
     if engine._leaving is not None:
@@ -159,5 +162,4 @@ def _complete(engine: Recoverable, live: LiveRequest) -> None:
             engine._pending_grammars.restore(live)
         elif not live.samples:
             engine._add_sample(live)
-        engine._limits.add_deadline(live.request)
         engine._limits.apply(live)

@@ -60,7 +60,7 @@ class Request:
     priority: int
     salt: bytes  # 16 bytes
     order: int = 0  # among equal priorities, lower runs first
-    arrival: float = field(default_factory=time.monotonic)
+    arrival: float = field(default_factory=time.monotonic)  # deadlines count from it
 
     @property
     def needs_output_processing(self) -> bool:
@@ -72,12 +72,29 @@ class Request:
         return budget is not None and budget.early_exit is not None
 
     @property
-    def deadline(self) -> float | None:
+    def thinking_deadline(self) -> float | None:
         """Time (monotonic, s) at which thinking must end."""
         budget = self.params.thinking
-        if self.budget is None or budget is None or budget.deadline_ms is None:
-            return None
-        return self.arrival + budget.deadline_ms / 1000
+        return None if self.budget is None or budget is None else self._at(budget.deadline_ms)
+
+    @property
+    def first_token_deadline(self) -> float | None:
+        """Time at which the request ends if it has no token yet."""
+        return self._at(self.params.first_token_deadline_ms)
+
+    @property
+    def deadline(self) -> float | None:
+        """Time at which the request ends."""
+        return self._at(self.params.deadline_ms)
+
+    def _at(self, milliseconds: int | None) -> float | None:
+        return None if milliseconds is None else self.arrival + milliseconds / 1000
+
+    @property
+    def interactive(self) -> bool:
+        """True if a reader or a deadline waits for its tokens, so that no step should be long."""
+        deadlines = self.thinking_deadline, self.first_token_deadline, self.deadline
+        return self.stream or any(at is not None for at in deadlines)
 
 
 def id_is_taken(request: Request) -> RequestError:

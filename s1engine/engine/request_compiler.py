@@ -7,6 +7,7 @@ any thread may do it.
 import hashlib
 import itertools
 import logging
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
@@ -61,13 +62,16 @@ class RequestCompiler:
         params: SamplingParams,
         *,
         stream: bool = False,
+        arrival: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> Request:
-        """Compiles a request. Raises RequestError naming the field.
+        """Compiles a request, which arrived at the time ``arrival`` (monotonic, s; None: now).
+        Raises RequestError naming the field.
 
         A raw text gets the tokens that the tokenizer adds, such as the beginning of text; a chat
         gets what its template writes. Whether it thinks is ThinkingRule's decision.
         """
+        arrival = time.monotonic() if arrival is None else arrival
         params, options = check_params(params), check_request_options(options)
         enable_thinking = options.get("enable_thinking")
         tools, salt = options.get("tools") or (), options.get("cache_salt")
@@ -103,6 +107,7 @@ class RequestCompiler:
             stream=check_bool("stream", stream),
             priority=options.get("priority", 0),
             salt=hashlib.sha256(salt.encode()).digest()[:16] if salt else bytes(16),
+            arrival=arrival,
         )
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug(

@@ -1,16 +1,13 @@
 """Limits on the thinking of live requests: deadlines, calls of end_thinking, overload.
 
-Owns the deadlines and the rule for overload. A limit is a lowered maximum of thinking tokens; the
+Owns the rule for overload. A limit is a lowered maximum of thinking tokens; the
 scheduler's state machine ends the thinking.
 """
 
-import heapq
-import time
 from collections.abc import Mapping
 
 from s1engine import _core
 from s1engine.engine.live_request import LiveRequest
-from s1engine.engine.request import Request
 
 THINKING_NOW = 0  # a maximum that ends thinking at the next token
 
@@ -27,18 +24,6 @@ class ThinkingLimits:
     ) -> None:
         self._scheduler = scheduler
         self._live_requests = live_requests
-        self._deadlines: list[tuple[float, str]] = []  # heap
-
-    def add_deadline(self, request: Request) -> None:
-        """Ends the thinking of ``request`` at its deadline, if it has one."""
-        if request.deadline is not None:
-            heapq.heappush(self._deadlines, (request.deadline, request.request_id))
-
-    def enforce_deadlines(self) -> None:
-        """Ends the thinking of requests whose deadline has passed."""
-        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
-            request_id = heapq.heappop(self._deadlines)[1]
-            self.end_thinking(request_id, _core.EndReason.DEADLINE)
 
     def end_thinking(self, request_id: str, reason: _core.EndReason) -> bool:
         """Makes a live request answer now. False if there is no such request."""

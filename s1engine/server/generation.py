@@ -86,10 +86,10 @@ class Generation:
         """
         if not self._engine.healthy:
             raise EngineDeadError("the engine is not running")
-        name = f"{prefix}{uuid.uuid4().hex}"
+        name, arrival = f"{prefix}{uuid.uuid4().hex}", time.monotonic()
         pool = self._grammar_pool if body.has_grammar else None
         loop = asyncio.get_running_loop()
-        requests = await loop.run_in_executor(pool, self._compile, body, name)
+        requests = await loop.run_in_executor(pool, self._compile, body, name, arrival)
         samples = requests[0].params.n
         head = ResponseHead(name, int(time.time()), self._engine.config.model_name)
         formatter = create_formatter(head, samples)
@@ -121,7 +121,9 @@ class Generation:
             on_end()
         return json_response(formatter.format_response(outputs))
 
-    def _compile(self, body: ChatRequest | CompletionRequest, name: str) -> list[Request]:
+    def _compile(
+        self, body: ChatRequest | CompletionRequest, name: str, arrival: float
+    ) -> list[Request]:
         """Compile one engine request for each prompt, named ``name`` or, if several, ``name-i``."""
         model = self._engine.config.model_name
         if body.model is not None and body.model != model:
@@ -133,7 +135,7 @@ class Generation:
         try:
             params = body.sampling_params(self._defaults, self._efforts)
             return [
-                compiler.compile(prompt, params, request_id=own, **options)
+                compiler.compile(prompt, params, request_id=own, arrival=arrival, **options)
                 for prompt, own in zip(prompts, names, strict=True)
             ]
         except RequestError as error:

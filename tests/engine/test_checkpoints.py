@@ -192,9 +192,9 @@ def check_deadlines(engine: LLMEngine, now: list[float]) -> None:
         done |= {name: out for name, out in engine.step() if isinstance(out, RequestOutput)}
     for request in requests:
         used = done[request.request_id].outputs[0].thinking
-        assert used is not None and request.deadline is not None
+        assert used is not None and request.thinking_deadline is not None
         assert used.end_reason == "deadline"
-        assert used.tokens <= request.deadline
+        assert used.tokens <= request.thinking_deadline
         assert done[request.request_id].outputs[0].text.startswith("Final Answer:")
 
 

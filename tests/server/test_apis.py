@@ -162,3 +162,22 @@ def test_a_huge_head_is_refused(served: Served) -> None:
             answer = b""
     assert not answer.startswith(b"HTTP/1.1 200")
     assert served.http.get("/health").status_code == 200
+
+
+def test_a_deadline_ends_a_request_in_every_api(served: Served) -> None:
+    """With the output so far; clients see what they know of max_tokens."""
+    now = {"deadline_ms": 0}
+    chat = post(served, "/v1/chat/completions", {**CHAT, **now, "n": 2})
+    assert [choice["finish_reason"] for choice in chat["choices"]] == ["length"] * 2
+    text = post(served, "/v1/completions", {"prompt": QUESTION, "first_token_deadline_ms": 0})
+    assert text["choices"][0]["finish_reason"] == "length"
+    assert post(served, MESSAGES, {**CHAT, **now})["stop_reason"] == "max_tokens"
+    response = post(served, RESPONSES, {**BODIES[RESPONSES], **now})
+    assert response["status"] == "incomplete"
+    with served.http.stream(
+        "POST", "/v1/chat/completions", json={**CHAT, **now, "stream": True}
+    ) as answer:
+        assert '"finish_reason":"length"' in "".join(answer.iter_text())
+    for name in ("deadline_ms", "first_token_deadline_ms"):
+        refused = served.http.post("/v1/chat/completions", json={**CHAT, name: -1})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == name

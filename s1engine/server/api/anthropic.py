@@ -20,7 +20,12 @@ from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, 
 from s1engine.server.api.thinking_fields import STRICT, ThinkingFields
 from s1engine.server.api.tool_call_parser import CallBegin, ParsedAnswer
 
-STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "abort": "end_turn"}
+STOP_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "deadline": "max_tokens",
+    "abort": "end_turn",
+}
 THINKING_BLOCKS = ("thinking", "redacted_thinking")  # the latter holds no text
 
 

@@ -10,7 +10,7 @@ from s1engine.errors import RequestError
 from s1engine.options import Prompt
 from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
 from s1engine.sampling_params import MAX_LOGPROBS
-from s1engine.server.api.openai import OpenAIFormatter, token_fields
+from s1engine.server.api.openai import OpenAIFormatter, shown_reason, token_fields
 from s1engine.server.api.request_fields import HttpFields
 from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, thinking_total
 from s1engine.server.api.thinking_fields import EFFORTS, resolve_spellings
@@ -186,7 +186,7 @@ class ChatFormatter(OpenAIFormatter):
 
 
 def _reason(finish_reason: str | None, called: bool) -> str | None:
-    return "tool_calls" if called and finish_reason == "stop" else finish_reason
+    return "tool_calls" if called and finish_reason == "stop" else shown_reason(finish_reason)
 
 
 def _template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from s1engine.errors import RequestError
 from s1engine.options import Prompt
 from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
-from s1engine.server.api.openai import OpenAIFormatter, token_fields
+from s1engine.server.api.openai import OpenAIFormatter, shown_reason, token_fields
 from s1engine.server.api.request_fields import HttpFields
 from s1engine.server.api.response_formatter import Json, ResponseHead, thinking_total
 from s1engine.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ class CompletionFormatter(OpenAIFormatter):
             "text": sample.text,
             "reasoning": sample.reasoning,
             "logprobs": self._logprobs(index, sample.logprobs),
-            "finish_reason": sample.finish_reason,
+            "finish_reason": shown_reason(sample.finish_reason),
             "stop_reason": sample.stop_reason,
             "thinking": thinking_total([sample.thinking]) if sample.thinking else None,
             **(token_fields(sample) if self._token_ids else {}),
@@ -58,7 +58,7 @@ class CompletionFormatter(OpenAIFormatter):
             "text": chunk.text,
             **({"reasoning": chunk.reasoning} if chunk.reasoning else {}),
             "logprobs": self._logprobs(index, chunk.logprobs),
-            "finish_reason": chunk.finish_reason,
+            "finish_reason": shown_reason(chunk.finish_reason),
             **(token_fields(chunk) if self._token_ids else {}),
         }
 

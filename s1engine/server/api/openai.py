@@ -92,10 +92,15 @@ class OpenAIFormatter(ResponseFormatter):
             "budget": checkpoint.budget,
             "text": sample.text,
             "completion_tokens": len(sample.token_ids),
-            "finish_reason": sample.finish_reason,
+            "finish_reason": shown_reason(sample.finish_reason),
             "thinking": thinking_total([sample.thinking]),
             **(token_fields(sample) if self._token_ids else {}),
         }
+
+
+def shown_reason(finish_reason: str | None) -> str | None:
+    """Return the reason that clients know: a deadline cut the output, as max_tokens does."""
+    return "length" if finish_reason == "deadline" else finish_reason
 
 
 def token_fields(source: CompletionOutput | Chunk) -> Json:

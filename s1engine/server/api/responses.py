@@ -184,7 +184,7 @@ class ResponsesFormatter(BlockResponseFormatter):
 
     def _response(self, items: list[Json], output: RequestOutput | None) -> Json:
         body = self._body
-        cut = output is not None and output.outputs[0].finish_reason == "length"
+        cut = output is not None and output.outputs[0].finish_reason in ("length", "deadline")
         status = "in_progress" if output is None else "incomplete" if cut else "completed"
         return {
             "id": self.head.id,

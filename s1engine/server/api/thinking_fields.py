@@ -79,6 +79,15 @@ class ThinkingFields(BaseModel):
     thinking_loop_repeats: Annotated[
         int | None, Field(description="Stop once a phrase stands so often in a row")
     ] = None
+    deadline_ms: Annotated[
+        int | None,
+        Field(
+            description="Wall-clock limit of the request, from arrival; it ends with what it has"
+        ),
+    ] = None
+    first_token_deadline_ms: Annotated[
+        int | None, Field(description="The same while the request has no token")
+    ] = None
     enable_thinking: Annotated[bool | None, Field(description="false: answer without thinking")] = (
         None
     )
