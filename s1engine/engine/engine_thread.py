@@ -7,12 +7,16 @@ faces.
 """
 
 import atexit
+import contextlib
 import logging
+import math
 import os
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +31,7 @@ from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.outputs import CheckpointOutput, Chunk
 
 HEALTH_S = 1.0  # between health checks of an engine that is idle and has worker processes
+WAIT_S = 0.25  # a signal that arrives just before a wait does not end it, so waits are renewed
 EXIT_S = 10.0  # the longest wait for a step when the interpreter exits
 
 logger = logging.getLogger(__name__)
@@ -44,6 +49,23 @@ class Submission:
     request: Request
     mailbox: Mailbox
     reader: Any = None  # of these events; for the owner of the mailbox
+
+
+class MailQueue(queue.SimpleQueue[list[tuple[Submission, SubmissionEvent]]]):
+    """Holds events until their reader wants them; ``put`` is a mailbox."""
+
+    def receive(self) -> list[tuple[Submission, SubmissionEvent]]:
+        """Waits for the events of a step. A signal (Ctrl-C) ends the wait."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self.get(timeout=WAIT_S)
+
+
+def result_of(future: "Future[T]") -> T:
+    """Waits for a result, so that a signal (Ctrl-C) ends the wait. Raises what the call raised."""
+    while not future.done():
+        futures.wait([future], WAIT_S)
+    return future.result()
 
 
 @dataclass(slots=True)
@@ -137,7 +159,7 @@ class EngineThread:
             return function(self.engine)
         future = self.call_async(function)
         try:
-            return future.result()
+            return result_of(future)
         finally:
             future.cancel()  # after an interrupt it need not run
 
@@ -150,7 +172,9 @@ class EngineThread:
         """Ends the thread as ``stop`` does, and waits up to ``timeout`` seconds for it."""
         self.stop()
         if threading.current_thread() is not self._thread and os.getpid() == self._pid:
-            self._thread.join(timeout)
+            end = math.inf if timeout is None else time.monotonic() + timeout
+            while self._thread.is_alive() and time.monotonic() < end:
+                self._thread.join(WAIT_S)
 
     # --- on any thread ---
 

@@ -7,14 +7,13 @@ call are aborted, and the engine stays usable.
 
 import contextlib
 import os
-import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from s1engine.engine.embedded import EmbeddedEngine
-from s1engine.engine.engine_thread import EngineThread, Submission, SubmissionEvent
+from s1engine.engine.engine_thread import EngineThread, MailQueue, Submission, result_of
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.prompts import (
     params_of_each,
@@ -142,14 +141,14 @@ class LLM(EmbeddedEngine):
         """Generates requests of ``make_request`` concurrently; ``on_chunk`` gets the chunks of
         those made with ``stream=True``. Raises as ``generate``."""
         thread = self.thread
-        mail: queue.SimpleQueue[list[tuple[Submission, SubmissionEvent]]] = queue.SimpleQueue()
+        mail = MailQueue()
         submissions = [Submission(request, mail.put, i) for i, request in enumerate(requests)]
         outputs: dict[int, RequestOutput] = {}
         bar = _RateBar(thread, len(requests)) if progress else None
         try:
             thread.submit(submissions)
             while len(outputs) < len(requests):
-                for submission, event in mail.get():
+                for submission, event in mail.receive():
                     if isinstance(event, Exception):
                         raise event
                     if isinstance(event, RequestOutput):
@@ -201,7 +200,7 @@ class LLM(EmbeddedEngine):
     def cancel(self, request_id: str) -> bool:
         """Ends a live request; its caller gets the output so far, with the finish reason "abort".
         False if there is no such request."""
-        return self.thread.cancel(request_id).result()
+        return result_of(self.thread.cancel(request_id))
 
     def end_thinking(self, request_id: str) -> bool:
         """Makes a live request answer now. False if there is no such request."""
@@ -216,7 +215,7 @@ class LLM(EmbeddedEngine):
 def abort(thread: EngineThread, submissions: Sequence[Submission]) -> None:
     """Aborts requests and waits until they are gone."""
     with contextlib.suppress(EngineDeadError):
-        thread.abort(submissions).result()
+        result_of(thread.abort(submissions))
 
 
 class _RateBar:

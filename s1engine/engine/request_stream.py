@@ -1,13 +1,18 @@
 """The events of one request as an iterator, whose end in any way aborts the request."""
 
 import contextlib
-import queue
 import weakref
 from collections import deque
 from types import TracebackType
 from typing import Self
 
-from s1engine.engine.engine_thread import EngineThread, Submission, SubmissionEvent
+from s1engine.engine.engine_thread import (
+    EngineThread,
+    MailQueue,
+    Submission,
+    SubmissionEvent,
+    result_of,
+)
 from s1engine.engine.request import Request
 from s1engine.engine.request_output import StreamEvent
 from s1engine.errors import EngineDeadError
@@ -27,8 +32,7 @@ class RequestStream:
     def __init__(self, owner: object, thread: EngineThread, request: Request) -> None:
         self._owner: object | None = owner
         self._thread = thread
-        self._mail: queue.SimpleQueue[list[tuple[Submission, SubmissionEvent]]]
-        self._mail = queue.SimpleQueue()
+        self._mail = MailQueue()
         self._events: deque[SubmissionEvent] = deque()
         self._submission = Submission(request, self._mail.put)
         self._finalizer = weakref.finalize(self, thread.abort, [self._submission])
@@ -50,7 +54,7 @@ class RequestStream:
             raise StopIteration
         try:
             while not self._events:
-                self._events.extend(event for _, event in self._mail.get())
+                self._events.extend(event for _, event in self._mail.receive())
             event = self._events.popleft()
             if isinstance(event, Exception):
                 raise event
@@ -72,7 +76,7 @@ class RequestStream:
         aborted = self._thread.abort([self._submission])
         self._end()
         with contextlib.suppress(EngineDeadError):
-            aborted.result()
+            result_of(aborted)
 
     def __enter__(self) -> Self:
         return self

@@ -1,10 +1,9 @@
 """Answers from the engine in this process, all requests in one continuous batch."""
 
-import queue
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from s1engine.engine.engine_thread import Submission, SubmissionEvent
+from s1engine.engine.engine_thread import MailQueue, Submission
 from s1engine.engine.llm import LLM, abort
 from s1engine.errors import RequestError, RequestFailedError
 from s1engine.eval.backend import EvalRequest, EvalResponse, EvalSample, Segment
@@ -17,8 +16,7 @@ class EngineBackend:
 
     def __init__(self, llm: LLM) -> None:
         self._llm = llm
-        self._mail: queue.SimpleQueue[list[tuple[Submission, SubmissionEvent]]]
-        self._mail = queue.SimpleQueue()
+        self._mail = MailQueue()
         self._submitted: list[Submission] = []  # not started
         self._live: set[Submission] = set()
         self._refused: list[EvalResponse] = []
@@ -54,7 +52,7 @@ class EngineBackend:
                 while self._refused:
                     yield self._refused.pop(0)
                 self._start_submitted()
-                for submission, event in self._mail.get() if self._live else ():
+                for submission, event in self._mail.receive() if self._live else ():
                     self._live.discard(submission)
                     if isinstance(event, RequestOutput):
                         yield self._response(submission.reader, event)

@@ -1,6 +1,8 @@
 """The engine behind await: streams, cancellation, failure, many requests at once."""
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,8 +10,10 @@ from typing import Any
 import pytest
 
 from s1engine.config import EngineConfig
+from s1engine.engine import embedded
 from s1engine.engine.async_engine import AsyncLLMEngine
 from s1engine.engine.llm import LLM
+from s1engine.engine.llm_engine import LLMEngine
 from s1engine.errors import EngineDeadError, RequestError
 from s1engine.outputs import Chunk, RequestOutput
 from s1engine.sampling_params import SamplingParams
@@ -133,3 +137,99 @@ def test_a_failing_step_ends_all_streams_and_health(caplog: pytest.LogCaptureFix
             await output_of(engine)
 
     run_with_engine(test)
+
+
+# --- the same promises as LLM's ---
+
+
+def test_streams_of_several_loops_in_one_engine(llm: LLM) -> None:
+    """Each loop, in a thread of its own, gets the events of its own requests."""
+    chats = [[{"role": "user", "content": f"a={i} b=a+4 b?"}] for i in range(4)]
+    wanted = [output.outputs for output in llm.chat(chats, GREEDY)]
+
+    async def ask(engine: AsyncLLMEngine, chat: Any) -> Any:
+        events = [event async for event in engine.stream(chat, GREEDY)]
+        chunks = [event for event in events if isinstance(event, Chunk)]
+        assert [t for chunk in chunks for t in chunk.token_ids] == events[-1].outputs[0].token_ids
+        return events[-1].outputs
+
+    async def ask_all(engine: AsyncLLMEngine) -> list[Any]:
+        return list(await asyncio.gather(*(ask(engine, chat) for chat in chats)))
+
+    async def test(engine: AsyncLLMEngine) -> None:
+        others = [asyncio.to_thread(asyncio.run, ask_all(engine)) for _ in range(2)]
+        for found in await asyncio.gather(ask_all(engine), *others):
+            assert found == wanted
+
+    run_with_engine(test)
+
+
+def test_cancel_ids_and_calls() -> None:
+    async def test(engine: AsyncLLMEngine) -> None:
+        endless = SamplingParams(temperature=1, max_tokens=1500, ignore_eos=True)
+        stream = engine.stream(CHAT, endless, request_id="same")
+        await anext(stream)
+        with pytest.raises(RequestError, match="taken") as error:
+            await anext(engine.stream(CHAT, GREEDY, request_id="same"))
+        assert error.value.param == "request_id"
+        assert await engine.cancel("same") and not await engine.cancel("no such request")
+        last = [event async for event in stream][-1]
+        assert isinstance(last, RequestOutput) and last.outputs[0].finish_reason == "abort"
+        async with contextlib.aclosing(engine.stream(CHAT, GREEDY, request_id="same")) as again:
+            await anext(again)
+        assert not await engine.call(lambda inner: inner.has_unfinished)
+        await engine.call(lambda inner: inner.scheduler.check_integrity())
+        with pytest.raises(ZeroDivisionError):
+            await engine.call(lambda inner: 1 // 0)
+
+    run_with_engine(test)
+
+
+def test_it_closes_and_starts_again() -> None:
+    async def main() -> None:
+        engine = AsyncLLMEngine(dtype="float32", max_num_seqs=4)
+        with pytest.raises(EngineDeadError, match=r"start\(\)"):
+            await output_of(engine)
+        async with engine:
+            wanted = await output_of(engine)
+            stream = engine.stream(CHAT, SamplingParams(max_tokens=1500, ignore_eos=True))
+            await anext(stream)
+        with pytest.raises(EngineDeadError, match="closed"):
+            async for _ in stream:
+                pass
+        await engine.shutdown()
+        with pytest.raises(EngineDeadError, match=r"start\(\)"):
+            await output_of(engine)
+        async with engine:
+            await engine.start()  # runs already
+            assert (await output_of(engine)).outputs == wanted.outputs
+
+    asyncio.run(main())
+
+
+def test_the_model_loads_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other coroutines run meanwhile; a cancelled start leaves no engine."""
+    loading, go_on = threading.Event(), threading.Event()
+
+    class SlowEngine(LLMEngine):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            loading.set()
+            assert go_on.wait(60)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(embedded, "LLMEngine", SlowEngine)
+
+    async def main() -> None:
+        engine = AsyncLLMEngine(dtype="float32", max_num_seqs=4)
+        starting = asyncio.create_task(engine.start())
+        await asyncio.to_thread(loading.wait, 60)
+        assert not starting.done()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        go_on.set()
+        while any(thread.name == "s1engine-close" for thread in threading.enumerate()):
+            await asyncio.sleep(0.01)
+        assert not engine.healthy
+
+    asyncio.run(main())
