@@ -50,7 +50,11 @@ DEFAULT_ANSWER_RESERVE = 100  # s1's "auto" keeps as many tokens free of thinkin
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """Options of an engine; flags of ``s1engine serve`` carry the same names with dashes."""
+    """Options of an engine; flags of ``s1engine serve`` carry the same names with dashes.
+
+    Paths may be path objects, numbers those of numpy. Raises RequestError for a wrong value, or for
+    values that exclude one another; it names the field.
+    """
 
     model: str = str(BUNDLED_MODEL)
     """Hugging Face directory, GGUF file or hub id; the default is the bundled s1-nano."""

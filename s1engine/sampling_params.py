@@ -68,6 +68,7 @@ class ThinkingBudget:
     """How long to think. Names in parentheses are the flat field names of the HTTP API.
 
     A *thinking token* lies between the start and the end delimiter; injected wait tokens count.
+    Raises RequestError for a wrong value; it names the field as in parentheses.
     """
 
     max_tokens: int | None = None
@@ -124,7 +125,11 @@ class ThinkingBudget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """How to sample. A neutral value switches a rule off; ``temperature=0`` is greedy."""
+    """How to sample. A neutral value switches a rule off; ``temperature=0`` is greedy.
+
+    Numbers of numpy, and any sequence or array for a sequence, are accepted; a single string is one
+    ``stop``. Raises RequestError for a wrong value; it names the field.
+    """
 
     n: int = 1
     """Independent samples of the same prompt."""

@@ -107,8 +107,8 @@ def judge_field(cls: Any, field: str, value: Any) -> None:
         return
     if replace(made) != made:
         raise wrong(f"{cls.__name__}.{field} changes when it is checked again")
-    if isinstance(made, SamplingParams) and made.json_schema is not None:
-        return  # stays in this process
+    if field in ("json_schema", "logits_processors"):
+        return  # stay in this process
     sent = msgspec.msgpack.decode(msgspec.msgpack.encode(made), type=cls)
     if sent != made:
         raise wrong(f"{cls.__name__}.{field} does not cross processes: {sent} {made}")

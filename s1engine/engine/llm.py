@@ -16,6 +16,7 @@ from s1engine.engine.embedded import EmbeddedEngine
 from s1engine.engine.engine_thread import EngineThread, MailQueue, Submission, result_of
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.engine.prompts import (
+    numbered_errors,
     params_of_each,
     plain_messages,
     split_conversations,
@@ -125,10 +126,10 @@ class LLM(EmbeddedEngine):
             params = SamplingParams(**self.compiler.default_sampling())
         each = params_of_each(params, len(prompts))
         stream = on_chunk is not None
-        requests = [
-            self._compile(prompt, own, stream, options)
-            for prompt, own in zip(prompts, each, strict=True)
-        ]
+        requests = []
+        for i, (prompt, own) in enumerate(zip(prompts, each, strict=True)):
+            with numbered_errors(i, len(prompts)):
+                requests.append(self._compile(prompt, own, stream, options))
         return self.generate_requests(requests, progress=progress, on_chunk=on_chunk)
 
     def generate_requests(

@@ -80,6 +80,18 @@ def split_conversations(conversations: object) -> list[Messages]:
     return [plain_messages(messages) for messages in split_prompts(conversations, "messages")]
 
 
+@contextlib.contextmanager
+def numbered_errors(index: int, count: int) -> Iterator[None]:
+    """Within it, errors of a prompt among several say which one it is."""
+    try:
+        yield
+    except RequestError as error:
+        if count == 1:
+            raise
+        text = f"number {index}: {error}"
+        raise RequestError(text, param=error.param, code=error.code) from error
+
+
 def check_params(params: object) -> SamplingParams:
     """Returns SamplingParams; raises RequestError for anything else."""
     if isinstance(params, SamplingParams):
