@@ -28,7 +28,7 @@ def run_example(name: str, *arguments: str) -> list[str]:
 def test_every_example_is_short_and_tested() -> None:
     source = Path(__file__).read_text()
     programs = sorted(EXAMPLES.glob("*.py"))
-    assert len(programs) == 7
+    assert len(programs) == 8
     for program in programs:
         assert f'"{program.name}"' in source
         assert len(program.read_text().splitlines()) < 70
@@ -77,6 +77,13 @@ def test_async_embedding() -> None:
     assert cancelled.startswith("cancelled after ") and 20 <= int(cancelled.split()[2]) < 1024
     assert ended.startswith("ended by client: Final Answer: ")
     assert streamed == "streamed: Final Answer: 4"
+
+
+def test_voice_agent() -> None:
+    first, second, third = run_example("voice_agent.py", "--first-token-ms", "600000")
+    assert first == "k=3 b=k+4 b? -> Final Answer: 7 (stop)"
+    assert second == "k=3 b=k+4 x=b*2 x? -> Final (interrupted)"
+    assert third == "a=2 c=a+1 c? -> Final Answer: 3 (stop)"
 
 
 def test_editor() -> None:
