@@ -19,6 +19,7 @@ NAMES = (
     "quantized_kv_cache",
     "quantized_weights",
     "replica_cost",
+    "sampling_rules",
     "servers",
     "tensor_parallel",
     "training_speed",

@@ -14,6 +14,7 @@ from s1engine.engine.llm import LLM
 from s1engine.engine.request import drafting_mode
 from s1engine.errors import RequestError, RequestFailedError
 from s1engine.outputs import CompletionOutput
+from s1engine.runner.interface import NewRequest
 from s1engine.sampling_params import LogitsProcessor, SamplingParams, ThinkingBudget
 
 Logits = NDArray[np.float32]
@@ -199,6 +200,7 @@ def test_what_is_not_callable_is_refused(value: Any) -> None:
     assert error.value.param == "logits_processors"
 
 
-def test_requests_with_processors_draft_nothing() -> None:
+def test_requests_with_processors_draft_nothing_and_take_single_steps() -> None:
     params = SamplingParams(logits_processors=[identity])
     assert drafting_mode(params) is _core.Drafting.NEVER
+    assert NewRequest(0, params, seed=0, token_ids=[1], prompt_len=1).needs_single_step
