@@ -7,7 +7,7 @@ llm = LLM(dtype="float31")  # error
 llm = LLM(max_num_seqs="8")  # error
 engine = AsyncLLMEngine(max_seqs=8)  # error
 config = EngineConfig(device="gpu")  # error
-params = SamplingParams(temprature=0.0)  # error
+params = SamplingParams(heat=0.0)  # error
 params = SamplingParams(regex=b"a")  # error
 params = SamplingParams(thinking={"max_tokens": 4})  # error
 budget = ThinkingBudget(checkpoints="12")  # error
@@ -21,4 +21,4 @@ llm.chat("hello")  # error
 
 
 def ended(chunk: Chunk) -> bool:
-    return chunk.finish_reason == "lenght"  # error
+    return chunk.finish_reason == "too long"  # error
