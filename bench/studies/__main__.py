@@ -10,6 +10,7 @@ from s1engine.errors import RequestError
 
 PROGRAM = "python -m s1engine.bench.studies"
 NAMES = (
+    "deadline_error",
     "draft_acceptance",
     "draft_speedup",
     "eval_overhead",

@@ -93,11 +93,6 @@ class EngineCoreOutputs:
     records: bytes
     logprobs: dict[int, RowLogprobs]  # by req_index
 
-    def prepend(self, earlier: "EngineCoreOutputs") -> None:
-        """Adds the records of sequences that ended before the step."""
-        self.new_branches = earlier.new_branches + self.new_branches
-        self.records = earlier.records + self.records
-
     def decode(self) -> Iterator[EngineCoreOutput]:
         """The records, each with its log-probabilities."""
         for output in decode_core_outputs(self.records):

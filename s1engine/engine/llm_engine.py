@@ -382,16 +382,12 @@ class LLMEngine:
         """The same, but returns the tokens; None if there was nothing to compute."""
         self._begin(Call.STEP)
         self.runner.check_health()
-        expired = self._end_expired() if self._deadlines else None
-        self._add_pending()
-        outputs = self._step()
-        if outputs is not None:
-            self._deadlines.record_step(outputs.end_time - outputs.start_time)
-        if expired is not None:
-            if outputs is None:
-                outputs = expired
-            else:
-                outputs.prepend(expired)
+        outputs = self._end_expired() if self._deadlines else None
+        if outputs is None:  # else the next call steps: what has ended is reported at once
+            self._add_pending()
+            outputs = self._step()
+            if outputs is not None:
+                self._deadlines.record_step(outputs.end_time - outputs.start_time)
         self._remove_failing()
         if self._tracer is not None or logger.isEnabledFor(logging.DEBUG):
             self._observe_step(outputs)
