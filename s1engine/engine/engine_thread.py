@@ -129,7 +129,8 @@ class EngineThread:
         return self.call_async(lambda _: self._abort(submissions))
 
     def cancel(self, request_id: str) -> "Future[bool]":
-        """Ends a live request. Its last event is its output so far. False: there is none."""
+        """Ends a live request. Its last event is its output so far, or a RequestFailedError if its
+        grammar was still being compiled. False: there is no such request."""
         return self.call_async(lambda engine: self._cancel(engine, request_id))
 
     def call_async(self, function: Callable[[LLMEngine], T]) -> "Future[T]":
