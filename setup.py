@@ -35,7 +35,7 @@ def packages() -> list[str]:
 
 core = Pybind11Extension(
     "s1engine._core",
-    sources=["csrc/bindings.cpp", *sorted(glob("csrc/core/*.cpp") + glob("csrc/cpu/*.cpp"))],
+    sources=["csrc/bindings.cpp", *sorted(glob("csrc/*/*.cpp"))],
     depends=sorted(glob("csrc/**/*.hpp", recursive=True) + glob("csrc/**/*.inc", recursive=True)),
     include_dirs=["csrc"],
     cxx_std=20,

@@ -18,6 +18,7 @@ from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.ops import SamplingMetadata
 from s1engine.ops.torch_ops import TorchOps
+from s1engine.runner.decode_loop import DecodeLoop
 from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import InputBatch
 from s1engine.runner.interface import ModelRunnerOutput, SchedulerOutput
@@ -57,6 +58,7 @@ class HostRunner:
         )
         self.max_window = 0
         self.max_steps = 1
+        self.decode_loop: DecodeLoop | None = None
         self._logits = torch.zeros(num_seqs, 8)
 
     def profile_step_costs(self) -> list[tuple[int, float]]:

@@ -26,6 +26,7 @@
 #include "cpu/ops.hpp"
 #include "cpu/recorded_step.hpp"
 #include "cpu/sampler.hpp"
+#include "engine/decode_loop.hpp"
 
 namespace py = pybind11;
 
@@ -335,10 +336,36 @@ void bind_core(py::module_& m) {
 #include "bindings_sampler.inc"
 #include "bindings_cpu.inc"
 
+void bind_decode_loop(py::module_& m) {
+  using s1::DecodeLoop;
+  py::class_<DecodeLoop>(m, "DecodeLoop")
+      .def(py::init([](BoundBatch& batch, const s1::cpu::GraphTable& graphs, BoundSampler& sampler,
+                       const py::array& needs_python) {
+             const uint8_t* flags =
+                 buffer<uint8_t>(needs_python, batch.batch.max_rows, "needs_python");
+             return std::make_unique<DecodeLoop>(batch.batch, graphs, sampler.sampler, flags);
+           }),
+           py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>(),
+           py::keep_alive<1, 5>())
+      .def("run",
+           [](DecodeLoop& self, s1::Scheduler& scheduler, double seconds,
+              double time_to_deadline) -> py::object {
+             bool decoded = false;
+             {
+               const py::gil_scoped_release unlocked;
+               decoded = self.run(scheduler, seconds, time_to_deadline);
+             }
+             if (decoded) return py::bytes(self.records());
+             return py::cast(self.admitted());
+           })
+      .def("interrupt", &DecodeLoop::interrupt);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "C++ core (scheduler, blocks, thinking budgets) and CPU kernels of s1engine.";
   bind_core(m);
   bind_cpu(m);
+  bind_decode_loop(m);
 }

@@ -279,6 +279,22 @@ class Scheduler:
     def clear_cache(self) -> None: ...
     def check_integrity(self) -> None: ...
 
+class DecodeLoop:
+    """Decode steps without Python (csrc/engine/decode_loop.hpp)."""
+
+    def __init__(
+        self,
+        batch: ScheduledBatch,
+        graphs: cpu.GraphTable,
+        sampler: cpu.Sampler,
+        needs_python: NDArray[np.uint8],
+        /,
+    ) -> None: ...
+    def run(
+        self, scheduler: Scheduler, seconds: float, time_to_deadline: float, /
+    ) -> bytes | list[int]: ...
+    def interrupt(self) -> None: ...
+
 class cpu:
     """CPU kernels: tensors are passed as addresses and sizes (csrc/cpu/ops.hpp)."""
 
@@ -295,6 +311,16 @@ class cpu:
 
         def replay(self) -> None: ...
         def __len__(self) -> int: ...
+
+    class GraphTable:
+        """Recorded steps by (tokens, rows), each with its logits."""
+
+        def __init__(self) -> None: ...
+        def add(
+            self, tokens: int, rows: int, step: cpu.RecordedStep, logits: int, stride: int, /
+        ) -> None: ...
+        def remove(self, tokens: int, rows: int, /) -> None: ...
+        def clear(self) -> None: ...
 
     class Sampler:
         """Sampling state by req_index, and one call for a step (csrc/cpu/sampler.hpp)."""

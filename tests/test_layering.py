@@ -173,12 +173,14 @@ def include_violations(root: Path) -> list[str]:
 
 
 def may_include(path: Path, header: str, csrc: Path) -> bool:
-    """Folders see the standard library and themselves; bindings.cpp sees all and pybind11."""
+    """Folders see the standard library and themselves, engine/ also the two others; bindings.cpp
+    sees all and pybind11."""
     if STANDARD_HEADER.fullmatch(header):
         return True
     if header.startswith('"'):
-        base = csrc if path.parent == csrc else path.parent
-        return (base / header.strip('"')).exists() and ".." not in header
+        sees_all = path.parent in (csrc, csrc / "engine")
+        bases = [path.parent, csrc] if sees_all else [path.parent]
+        return ".." not in header and any((base / header.strip('"')).exists() for base in bases)
     if path.name == "bindings.cpp":
         return header.startswith("<pybind11/")
     return path.parent.name == "cpu" and header in MACHINE_HEADERS
@@ -268,6 +270,7 @@ def test_a_cycle_is_seen(tmp_path: Path) -> None:
         ("csrc/core/a.cpp", '"cpu/b.hpp"'),
         ("csrc/core/a.cpp", '"../cpu/b.hpp"'),
         ("csrc/cpu/a.cpp", "<ATen/ATen.h>"),
+        ("csrc/engine/a.cpp", "<pybind11/pybind11.h>"),
         ("csrc/bindings.cpp", "<torch/extension.h>"),
     ],
 )

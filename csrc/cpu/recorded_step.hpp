@@ -5,7 +5,9 @@
 
 #pragma once
 
+#include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -35,6 +37,32 @@ class RecordedStep {
  private:
   static thread_local std::shared_ptr<RecordedStep> recording_;
   std::vector<Operation> operations_;
+};
+
+// A recorded step, and the logits [rows, stride] that it writes.
+struct Graph {
+  std::shared_ptr<const RecordedStep> step;
+  float* logits;
+  int64_t stride;
+};
+
+// Graphs by (tokens, rows).
+class GraphTable {
+ public:
+  void add(int64_t tokens, int64_t rows, Graph graph) {
+    graphs_[{tokens, rows}] = std::move(graph);
+  }
+  void remove(int64_t tokens, int64_t rows) { graphs_.erase({tokens, rows}); }
+  void clear() { graphs_.clear(); }
+
+  // Null: there is none. Valid until the graph is removed.
+  const Graph* find(int64_t tokens, int64_t rows) const {
+    const auto entry = graphs_.find({tokens, rows});
+    return entry == graphs_.end() ? nullptr : &entry->second;
+  }
+
+ private:
+  std::map<std::pair<int64_t, int64_t>, Graph> graphs_;
 };
 
 // Recorded<&f>::call has the signature of f; it records f, or executes it.

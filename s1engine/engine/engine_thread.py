@@ -31,6 +31,7 @@ from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.outputs import CheckpointOutput, Chunk
 
 HEALTH_S = 1.0  # between health checks of an engine that is idle and has worker processes
+QUIET_STEPS_S = 0.05  # of steps without output, before the thread looks at its commands
 WAIT_S = 0.25  # a signal that arrives just before a wait does not end it, so waits are renewed
 EXIT_S = 10.0  # the longest wait for a step when the interpreter exits
 
@@ -168,6 +169,7 @@ class EngineThread:
         """Ends the thread after its present step and the commands sent so far; does not wait."""
         if os.getpid() == self._pid:
             self._commands.put(None)
+            self._interrupt()
 
     def close(self, timeout: float | None = None) -> None:
         """Ends the thread as ``stop`` does, and waits up to ``timeout`` seconds for it."""
@@ -184,8 +186,15 @@ class EngineThread:
             command.fail()
             return
         self._commands.put(command)
+        self._interrupt()
         if self._ended:
             self._fail_commands()
+
+    def _interrupt(self) -> None:
+        """Makes the thread look at its commands after the present step."""
+        engine = self._engine
+        if engine is not None:
+            engine.interrupt()
 
     def _fail_commands(self) -> None:
         """Fails the commands that no thread will run, each once."""
@@ -219,7 +228,7 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while self._execute_commands():
-                self._deliver(self.engine.step())
+                self._deliver(self.engine.step(QUIET_STEPS_S))
                 self._stats = self.engine.stats()
         except BaseException as error:
             logger.exception("the engine failed; no further request can be served")

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
-import numpy as np
-
 from s1engine import _core
 from s1engine.config import EngineConfig
 from s1engine.engine.core_output import (
@@ -101,7 +99,6 @@ class LLMEngine:
         self.max_model_len = self.runner.max_model_len
         self.scheduler = make_scheduler(resolved, self.runner)
         self._multi_step = make_multi_step(resolved, self.scheduler, self.runner)
-        self._appended: tuple[np.ndarray, np.ndarray] | None = None  # of the last single step
         self.compiler = RequestCompiler(text, self.max_model_len, config)
         self._random = random.Random(config.seed)
         self._live_requests: dict[str, LiveRequest] = {}
@@ -362,15 +359,18 @@ class LLMEngine:
 
     # --- stepping ---
 
-    def step(self) -> list[RequestEvent]:
+    def step(self, max_seconds: float = 0.0) -> list[RequestEvent]:
         """Computes one step, or applies several of a multi-step decode. Returns chunks and
         checkpoints of streaming requests, outputs of finished ones, and errors of failed ones.
+
+        On a CPU, further decode steps follow until one has output to report, ``max_seconds``
+        have passed, or another thread calls ``interrupt``.
 
         An exception, an interrupt included, may end it anywhere: no event is lost, and the next
         call goes on with the same tokens. At most one request, whose output was being processed,
         fails (RequestFailedError)."""
         self._owes_events = True
-        self.step_core()
+        self.step_core(max_seconds)
         processor, failures = self._output_processor, self._failures
         reported = {request.request_id: error for request, error in failures.errors}
         unfailed = [event for event in processor.events if event[0] not in reported]
@@ -378,14 +378,19 @@ class LLMEngine:
         processor.events, failures.errors, self._owes_events = [], [], False
         return events
 
-    def step_core(self) -> EngineCoreOutputs | None:
-        """The same, but returns the tokens; None if there was nothing to compute."""
+    def interrupt(self) -> None:
+        """Ends the present ``step``, or the next, after its first step. Any thread may call it."""
+        if self.runner.decode_loop is not None:
+            self.runner.decode_loop.interrupt()
+
+    def step_core(self, max_seconds: float = 0.0) -> EngineCoreOutputs | None:
+        """As ``step``, but returns the tokens; None if there was nothing to compute."""
         self._begin(Call.STEP)
         self.runner.check_health()
         outputs = self._end_expired() if self._deadlines else None
         if outputs is None:  # else the next call steps: what has ended is reported at once
             self._add_pending()
-            outputs = self._step()
+            outputs = self._step(max_seconds)
             if outputs is not None:
                 self._deadlines.record_step(outputs.end_time - outputs.start_time)
         self._remove_failing()
@@ -418,24 +423,40 @@ class LLMEngine:
             with self._failures.isolate(live):
                 self._add_sample(live)
 
-    def _step(self) -> EngineCoreOutputs | None:
+    def _step(self, max_seconds: float) -> EngineCoreOutputs | None:
         began = time.monotonic()
-        schedule, execute, process = (
-            self._ranged_phases if profiler_attached() else self._plain_phases
-        )
-        step: SchedulerOutput | None = None
-        admitted: list[int] = []
-        if self._multi_step is None or not self._multi_step.in_flight:
-            step, admitted = schedule(began)
-            if step is None:
-                return None
-        return process(execute(step), began, admitted)
+        profiled = profiler_attached()
+        schedule, execute, process = self._ranged_phases if profiled else self._plain_phases
+        if self._multi_step is not None and self._multi_step.in_flight:
+            return process(execute(None), began, [])
+        planned = None if profiled else self._decode(began, max_seconds)
+        if isinstance(planned, bytes):
+            self._add_branches()
+            return self._collect(began, [], planned)
+        began = time.monotonic()
+        step, admitted = schedule(began, planned)
+        return None if step is None else process(execute(step), began, admitted)
 
-    def _schedule(self, now: float) -> tuple[SchedulerOutput | None, list[int]]:
+    def _decode(self, now: float, max_seconds: float) -> bytes | list[int] | None:
+        """Takes decode steps without Python (see DecodeLoop.run). None: no step is planned yet,
+        because it needs Python."""
+        loop = self.runner.decode_loop
+        sheds_load = self.config.overload_thinking_floor is not None
+        if loop is None or sheds_load or self._output_processor.needs_masks:
+            return None
+        checks = len(self._pending_grammars) > 0 or len(self._deadlines) > 0  # between all steps
+        self._logprobs = {}
+        seconds = 0.0 if checks else max_seconds
+        return loop.run(self.scheduler, seconds, self._deadlines.time_left(now))
+
+    def _schedule(
+        self, now: float, admitted: list[int] | None
+    ) -> tuple[SchedulerOutput | None, list[int]]:
         """The next step, and the sequences that entered the persistent batch; None if there is
-        nothing to compute."""
+        nothing to compute. ``admitted``: these sequences, if the step is planned already."""
         batch = self.runner.batch
-        admitted = self.scheduler.schedule(batch.core, self._deadlines.time_left(now))
+        if admitted is None:
+            admitted = self.scheduler.schedule(batch.core, self._deadlines.time_left(now))
         new_requests = self._admit(admitted, now) if admitted else []
         if batch.core.num_rows == 0:
             return None, admitted
@@ -443,11 +464,10 @@ class LLMEngine:
             self._limits.shed_load(self.config.overload_thinking_floor, self.config.max_num_seqs)
         step = SchedulerOutput(
             new_requests,
-            self._appended,
+            self.scheduler.appended,
             self._output_processor.grammar_masks(),
             self._output_processor.has_grammar,
         )
-        self._appended = None
         return step, admitted
 
     def _execute(self, step: SchedulerOutput | None) -> ModelRunnerOutput | None:
@@ -469,11 +489,10 @@ class LLMEngine:
             if output.failures:
                 self._fail_rows(output.failures)
             self.scheduler.update(output.token_ids)
-            self._appended = self.scheduler.appended
             if not output.recorded_now:
                 self.scheduler.record_step_time(time.monotonic() - began)
         self._add_branches()
-        return self._collect(began, admitted)
+        return self._collect(began, admitted, self.scheduler.collect_outputs())
 
     def _fail_rows(self, errors: dict[int, Exception]) -> None:
         """Fails the requests whose sequences have these rows of the persistent batch."""
@@ -505,10 +524,9 @@ class LLMEngine:
             len(request.prompt),
         )
 
-    def _collect(self, began: float, admitted: list[int]) -> EngineCoreOutputs:
+    def _collect(self, began: float, admitted: list[int], records: bytes) -> EngineCoreOutputs:
         """The outputs of the step."""
         now = time.monotonic()
-        records = self.scheduler.collect_outputs()
         branches, self._new_branches = self._new_branches, []
         outputs = EngineCoreOutputs(began, now, admitted, branches, records, self._logprobs)
         if records:  # a sequence has finished or streams its output

@@ -101,11 +101,16 @@ class OutputProcessor:
         """True if a live sequence has a grammar, even one that still thinks."""
         return bool(self._with_grammar)
 
+    @property
+    def needs_masks(self) -> bool:
+        """True if the next token of a sequence must follow its grammar."""
+        return any(map(_follows_grammar, self._with_grammar.values()))
+
     def grammar_masks(self) -> dict[int, NDArray[np.uint8]]:
         """Bitmasks of the allowed next tokens, by req_index, of answers that follow a grammar."""
         masks = {}
         for sequence in self._with_grammar.values():
-            if sequence.matcher and sequence.answering and not sequence.finished:
+            if sequence.matcher and _follows_grammar(sequence):
                 try:
                     masks[self._scheduler.req_index(sequence.seq_id)] = sequence.matcher.mask()
                 except Exception as error:
@@ -179,3 +184,7 @@ class OutputProcessor:
                 for output in decode_core_outputs(self._scheduler.collect_output(sequence.seq_id)):
                     builder.add(output, now)
         return builder.build(now)
+
+
+def _follows_grammar(sequence: LiveSequence) -> bool:
+    return sequence.matcher is not None and sequence.answering and not sequence.finished

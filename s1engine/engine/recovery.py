@@ -16,7 +16,7 @@ Every part may be repeated, because recovery may be interrupted as well.
 import enum
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from s1engine import _core
 from s1engine.engine.core_output import EngineCoreOutputs
@@ -50,7 +50,6 @@ class Recoverable(Protocol):
     _leaving: LiveRequest | None
     _live_requests: dict[str, LiveRequest]
     _sequences: dict[int, LiveSequence]
-    _appended: Any
     _logprobs: dict[int, RowLogprobs]
     _deadlines: Deadlines
     _limits: ThinkingLimits
@@ -86,7 +85,6 @@ def recover(engine: Recoverable) -> None:
     if engine._call is Call.STEP:
         _process_again(engine)
         engine.scheduler.cancel_step()
-        engine._appended = None
     engine._remove_failing()
     for live in list(engine._live_requests.values()):
         _complete(engine, live)

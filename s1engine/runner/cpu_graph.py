@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from s1engine._core import cpu
 from s1engine.ops.cpu_ops import CpuOps
+from s1engine.ops.layouts import row_stride
 from s1engine.ops.workspace import Workspace
 from s1engine.runner.input_batch import StepInputs
 
@@ -52,6 +53,7 @@ class CpuGraphRunner:
         others: workspaces that steps use besides that of ``ops``.
 
     Attributes:
+        core: the same graphs, for native code. ``drop_stale`` before each use.
         recorded_now: the last step was recorded, which takes longer than a replay.
     """
 
@@ -60,6 +62,7 @@ class CpuGraphRunner:
         self._workspaces = (ops.workspace, *others)
         self._generation = -1
         self._graphs: dict[tuple[int, int], _CpuGraph] = {}
+        self.core = cpu.GraphTable()
         self.recorded_now = False
 
     def execute(self, inputs: StepInputs, step: Callable[[StepInputs], Tensor]) -> Tensor:
@@ -86,13 +89,17 @@ class CpuGraphRunner:
         """Drops all graphs if a workspace has moved: their addresses are stale."""
         if self._generation != self._workspace_generation():
             self._graphs.clear()
+            self.core.clear()
             self._generation = self._workspace_generation()
 
     def _add(self, sizes: tuple[int, int], graph: _CpuGraph) -> None:
         self.drop_stale()
         if len(self._graphs) == MAX_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
+            oldest = next(iter(self._graphs))
+            del self._graphs[oldest]
+            self.core.remove(*oldest)
         self._graphs[sizes] = graph
+        self.core.add(*sizes, graph.step, graph.logits.data_ptr(), row_stride(graph.logits))
 
     def _record(self, inputs: StepInputs, step: Callable[[StepInputs], Tensor]) -> _CpuGraph:
         """The calls of ``step(inputs)``, none of them executed."""

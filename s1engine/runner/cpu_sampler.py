@@ -24,10 +24,12 @@ class CpuSampler(Sampler):
 
     Attributes:
         core: the native sampler, which samples without Python.
+        needs_python: by req_index, uint8: 1 for sequences that ``core`` alone does not sample.
     """
 
     def __init__(self, max_num_seqs: int, *, vocab_size: int, ends: ThinkingEnds) -> None:
         super().__init__(max_num_seqs)
+        self.needs_python = np.zeros(max_num_seqs, np.uint8)
         self.core = cpu.Sampler(
             {name: getattr(self, name) for name in _COLUMNS},
             vocab_size=vocab_size,
@@ -36,6 +38,8 @@ class CpuSampler(Sampler):
 
     def _add_rules(self, request: NewRequest) -> None:
         params = request.params
+        by_python = params.logprobs is not None or bool(params.logits_processors)
+        self.needs_python[request.req_index] = by_python
         tokens = [] if params.penalties == NO_PENALTIES else request.token_ids
         bias = list(params.logit_bias.items())
         self.core.add_row(request.req_index, bias, tokens, request.prompt_len)

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from s1engine.outputs import RowLogprobs
+from s1engine.runner.decode_loop import DecodeLoop
 from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import InputBatch
 from s1engine.sampling_params import NO_PENALTIES, SamplingParams
@@ -76,6 +77,7 @@ class Runner(Protocol):
     num_blocks: int
     max_window: int  # the largest sliding window if every layer has one, else 0
     max_steps: int  # of one launch of a multi-step decode; 1: the host decides every step
+    decode_loop: DecodeLoop | None  # on the CPU: takes decode steps by one native call
 
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """Computes the step in ``batch`` and samples its rows."""

@@ -24,6 +24,7 @@ from s1engine.profiling import profiler_attached, ranged
 from s1engine.runner.cpu_graph import CpuGraphRunner
 from s1engine.runner.cpu_sampler import CpuSampler
 from s1engine.runner.cuda_graph import CudaGraphRunner
+from s1engine.runner.decode_loop import DecodeLoop
 from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
 from s1engine.runner.dummy_batch import dummy_attention_metadata, even_query_lens
 from s1engine.runner.input_batch import InputBatch, StepInputs, StepSizes
@@ -101,6 +102,7 @@ class ModelRunner:
                 config.max_num_seqs + 1, dtype=torch.int32, device=self.device
             )  # cu_seqlens_q of a decode step
             self._cpu_graph = self._make_cpu_graph(config, workers)
+            self.decode_loop = self._make_decode_loop()
             null_slot = self.num_blocks * config.block_size
             fmt = DeviceBatchFormat(ends, newlines, config.block_size, null_slot)
             self.multi_step = self._make_multi_step(config, fmt, progress)
@@ -155,6 +157,13 @@ class ModelRunner:
             return CpuGraphRunner(self.ops)
         assert isinstance(workers.collective, SharedCollective)
         return CpuGraphRunner(self.ops, workers.collective.workspace)
+
+    def _make_decode_loop(self) -> DecodeLoop | None:
+        """None if other ranks, operations of torch or a multi-step decode take part in a step."""
+        if self._cpu_graph is None or self._worker_group is not None or self.max_steps > 1:
+            return None
+        assert isinstance(self.sampler, CpuSampler)
+        return DecodeLoop(self.batch, self._cpu_graph, self.sampler.core, self.sampler.needs_python)
 
     def _make_multi_step(
         self, config: ResolvedConfig, fmt: DeviceBatchFormat, progress: bool

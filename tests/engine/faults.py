@@ -72,7 +72,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     before(
         LLMEngine,
         "_step",
-        lambda engine: any(g.request.priority == STEP for g in engine._live_requests.values()),
+        lambda engine, _: any(g.request.priority == STEP for g in engine._live_requests.values()),
     )
 
 

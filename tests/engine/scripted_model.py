@@ -41,6 +41,7 @@ class Script:
         self._end = engine.tokenizer.encode(CHATML[2])[0]
         self._execute = engine.runner.execute
         engine.runner.execute = self._write  # type: ignore[method-assign]
+        engine.runner.decode_loop = None  # which executes steps by itself
 
     def _write(self, step: SchedulerOutput) -> ModelRunnerOutput:
         output = self._execute(step)

@@ -129,6 +129,7 @@ def test_a_failing_step_ends_all_streams_and_health(caplog: pytest.LogCaptureFix
 
         assert engine.healthy
         engine.engine.runner.execute = fail  # type: ignore[method-assign, assignment]
+        engine.engine.runner.decode_loop = None
         with pytest.raises(EngineDeadError) as error:
             await output_of(engine)
         assert "gone" in str(error.value.__cause__)

@@ -261,6 +261,7 @@ def test_an_error_of_the_device_costs_a_step(
             raise MemoryError
 
         patch.setattr(engine.runner, "execute", fail)
+        patch.setattr(engine.runner, "decode_loop", None)
         patch.setattr(engine.runner, "collect", fail)
         for _ in range(3):
             with pytest.raises(MemoryError):

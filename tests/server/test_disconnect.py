@@ -77,6 +77,7 @@ def test_a_failed_engine_is_unhealthy_and_ends_what_is_open() -> None:
                 lines = stream.aiter_lines()
                 await anext(lines)
                 engine.engine.runner.execute = fail  # type: ignore[method-assign]
+                engine.engine.runner.decode_loop = None
                 rest = [line async for line in lines if line]
             assert "engine_dead" in rest[-2] and rest[-1] == "data: [DONE]"
             assert (await client.get("/health")).status_code == 503
