@@ -29,6 +29,7 @@ class Clock:
             return execute(step)
 
         monkeypatch.setattr(engine.runner, "execute", slow)
+        monkeypatch.setattr(engine.runner, "decode_loop", None)  # which knows another clock
         monkeypatch.setattr("time.monotonic", lambda: self.now)
 
 
