@@ -11,6 +11,7 @@ constexpr double kUnlimited = std::numeric_limits<double>::infinity();
 constexpr double kMargin = 0.9;     // share of the limit that is planned
 constexpr double kRate = 0.2;       // share of an error that is corrected at once
 constexpr double kMaxRise = 2.0;    // a measurement counts as at most so many times the estimate
+constexpr double kFade = 0.05;      // share of an excess over smaller chunks that a step forgets
 constexpr double kMinShare = 0.05;  // of a step's time, that its chunks took at least
 
 }  // namespace
@@ -114,8 +115,14 @@ void ChunkPlanner::record_step_time(const StepPlan& plan, double time) {
     if (!is_chunk(row)) continue;
     const double before = token_time(row.context, row.num_scheduled);
     const double measured = expected < kUnlimited ? before * extra / expected : extra / tokens;
-    per_token_[bits(row.num_scheduled)][half_bits(row.context + row.num_scheduled / 2)].record(
-        measured);
+    const size_t middle = half_bits(row.context + row.num_scheduled / 2);
+    Estimate& own = per_token_[bits(row.num_scheduled)][middle];
+    own.record(measured);
+    // A larger chunk that seemed slower per token is tried again after some steps.
+    Table& larger = per_token_[std::min(bits(row.num_scheduled) + 1, kBits - 1)];
+    for (size_t i = 0; i <= middle; ++i) {
+      if (larger[i].value > own.value) larger[i].value += kFade * (own.value - larger[i].value);
+    }
   }
 }
 

@@ -153,7 +153,7 @@ def test_without_readers_and_deadlines_chunks_fill_the_step(
 @settings(max_examples=15)
 @given(devices, st.integers(0, 99))
 def test_a_step_ends_before_the_next_deadline(device: StepTimes, seed: int) -> None:
-    """Or is at most as long as the limit: then it misses the deadline by less than that."""
+    """Or misses it by less than the limit; a chunk of a size never measured, by half its time."""
     rng, limit = random.Random(seed), 0.02
     mock = TimedMock(device, limit)
     mock.add(0, 20, 3000, interactive=True)
@@ -166,7 +166,7 @@ def test_a_step_ends_before_the_next_deadline(device: StepTimes, seed: int) -> N
         while mock.scheduler.has_unfinished():
             time = mock.timed_step(deadline)
             bound = max(1.1 * limit, smallest(device, 1))
-            assert time <= bound or mock.now <= deadline + max(bound, 0.2 * time)
+            assert time <= bound or mock.now <= deadline + max(bound, 0.5 * time)
             deadline = deadline if mock.now < deadline else math.inf
 
 
