@@ -22,6 +22,7 @@ from s1engine.runner.decode_loop import DecodeLoop
 from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import InputBatch
 from s1engine.runner.interface import ModelRunnerOutput, SchedulerOutput
+from s1engine.runner.kv_cache import KVCache
 from s1engine.runner.tensor_sampler import TensorSampler
 from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
@@ -41,6 +42,9 @@ class ConstantOps(TorchOps):
 
 class HostRunner:
     """The Runner protocol without weights."""
+
+    dtype = torch.float32
+    kv_cache: KVCache  # there is none, and no session to save
 
     def __init__(self, *, num_seqs: int, context: int, steps: int, token: int) -> None:
         self.max_model_len = context + steps + 4 * BLOCK_SIZE
@@ -64,6 +68,9 @@ class HostRunner:
     def profile_step_costs(self) -> list[tuple[int, float]]:
         """None: drafts are not measured here."""
         return []
+
+    def warm_up(self, num_rows: int) -> None:
+        """Nothing is recorded."""
 
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """ModelRunner.execute without the model."""

@@ -134,6 +134,7 @@ py::dict collect_output_dict(s1::Scheduler& scheduler, s1::SeqId id) {
 
 #include "bindings_budget.inc"
 #include "bindings_drafts.inc"
+#include "bindings_prefix.inc"
 
 void bind_batch(py::module_& m) {
   py::class_<BoundBatch>(m, "ScheduledBatch")
@@ -174,14 +175,16 @@ void bind_stats(py::module_& m) {
       .def_readonly("prefix_hits", &SchedulerStats::prefix_hits)
       .def_readonly("num_running", &SchedulerStats::num_running)
       .def_readonly("num_waiting", &SchedulerStats::num_waiting)
-      .def_readonly("num_free_blocks", &SchedulerStats::num_free_blocks);
+      .def_readonly("num_free_blocks", &SchedulerStats::num_free_blocks)
+      .def_readonly("num_pinned_blocks", &SchedulerStats::num_pinned_blocks)
+      .def_readonly("max_pinned_blocks", &SchedulerStats::max_pinned_blocks);
 }
 
 void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t max_len,
          int32_t priority, int64_t order, std::vector<s1::TokenId> stop_tokens, bool stream_output,
          const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
          int32_t max_thinking, const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
-         int32_t loop_repeats, s1::Drafting drafting, bool interactive) {
+         int32_t loop_repeats, s1::Drafting drafting, bool interactive, bool pin) {
   std::vector<s1::Checkpoint> below;
   for (const auto& [maximum, branch] : checkpoints) below.push_back({maximum, branch});
   scheduler.add({.id = id,
@@ -192,6 +195,7 @@ void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t
                  .stop_tokens = std::move(stop_tokens),
                  .stream_output = stream_output,
                  .interactive = interactive,
+                 .pin = pin,
                  .salt = salt_from(salt),
                  .budget = budget == nullptr ? s1::BudgetParams{} : *budget,
                  .thinking_tokens = budget == nullptr ? -1 : thinking_tokens,
@@ -203,21 +207,24 @@ void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t
 
 void bind_scheduler(py::module_& m) {
   using s1::Scheduler;
-  py::class_<Scheduler>(m, "Scheduler")
+  py::class_<Scheduler> scheduler(m, "Scheduler");
+  bind_prefixes(scheduler);
+  scheduler
       .def(py::init([](int32_t num_blocks, int32_t block_size, int32_t max_num_seqs,
-                       int32_t max_num_batched_tokens, bool enable_prefix_caching,
+                       int32_t max_num_batched_tokens, bool enable_prefix_caching, int32_t max_len,
                        int32_t max_window, double min_reserve, int32_t max_draft,
                        int32_t max_samples, std::vector<std::pair<int32_t, double>> step_costs,
                        double max_step_time) {
              return std::make_unique<Scheduler>(
                  s1::SchedulerConfig{num_blocks, block_size, max_num_seqs, max_num_batched_tokens,
-                                     enable_prefix_caching, max_window, min_reserve, max_draft,
-                                     max_samples, std::move(step_costs), max_step_time});
+                                     enable_prefix_caching, max_len, max_window, min_reserve,
+                                     max_draft, max_samples, std::move(step_costs), max_step_time});
            }),
            py::kw_only(), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_num_seqs"),
            py::arg("max_num_batched_tokens"), py::arg("enable_prefix_caching") = true,
-           py::arg("max_window") = 0, py::arg("min_reserve") = s1::SchedulerConfig{}.min_reserve,
-           py::arg("max_draft") = 0, py::arg("max_samples") = 0,
+           py::arg("max_len") = 0, py::arg("max_window") = 0,
+           py::arg("min_reserve") = s1::SchedulerConfig{}.min_reserve, py::arg("max_draft") = 0,
+           py::arg("max_samples") = 0,
            py::arg("step_costs") = std::vector<std::pair<int32_t, double>>(),
            py::arg("max_step_time") = 0.0)
       .def("add", &add, py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
@@ -227,7 +234,7 @@ void bind_scheduler(py::module_& m) {
            py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
            py::arg("checkpoints") = std::vector<std::pair<int32_t, s1::SeqId>>(),
            py::arg("loop_repeats") = 0, py::arg("drafting") = s1::Drafting::kAlways,
-           py::arg("interactive") = false)
+           py::arg("interactive") = false, py::arg("pin") = false)
       .def(
           "schedule",
           [](Scheduler& self, BoundBatch& b, double time_to_deadline) {

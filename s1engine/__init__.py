@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from s1engine.engine.async_engine import AsyncLLMEngine
     from s1engine.engine.llm import LLM
     from s1engine.engine.llm_engine import LLMEngine
+    from s1engine.engine.prefix import PinnedPrefix
     from s1engine.engine.request_output import StreamEvent
     from s1engine.engine.request_stream import RequestStream
+    from s1engine.engine.session import RestoredSession
     from s1engine.errors import EngineDeadError, ModelError, RequestError, RequestFailedError
     from s1engine.options import EngineOptions, Message, Prompt, RequestOptions
     from s1engine.outputs import (
@@ -42,12 +44,14 @@ __all__ = [
     "LLMEngine",
     "Message",
     "ModelError",
+    "PinnedPrefix",
     "Prompt",
     "RequestError",
     "RequestFailedError",
     "RequestOptions",
     "RequestOutput",
     "RequestStream",
+    "RestoredSession",
     "SamplingParams",
     "StreamEvent",
     "ThinkingBudget",
@@ -63,8 +67,10 @@ _NAMES = {
     "s1engine.engine.async_engine": ("AsyncLLMEngine",),
     "s1engine.engine.llm": ("LLM",),
     "s1engine.engine.llm_engine": ("LLMEngine",),
+    "s1engine.engine.prefix": ("PinnedPrefix",),
     "s1engine.engine.request_output": ("StreamEvent",),
     "s1engine.engine.request_stream": ("RequestStream",),
+    "s1engine.engine.session": ("RestoredSession",),
     "s1engine.errors": ("EngineDeadError", "ModelError", "RequestError", "RequestFailedError"),
     "s1engine.options": ("EngineOptions", "Message", "Prompt", "RequestOptions"),
     "s1engine.outputs": (

@@ -1,5 +1,6 @@
 # Types of the extension (csrc/bindings.cpp). Contracts: csrc/core/*.hpp and csrc/cpu/ops.hpp.
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, TypedDict
 
@@ -176,6 +177,8 @@ class SchedulerStats:
     num_running: int
     num_waiting: int
     num_free_blocks: int
+    num_pinned_blocks: int
+    max_pinned_blocks: int
 
 class CoreOutputDict(TypedDict):
     token_ids: list[int]
@@ -209,6 +212,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         enable_prefix_caching: bool = True,
+        max_len: int = 0,
         max_window: int = 0,
         min_reserve: float = ...,
         max_draft: int = 0,
@@ -234,7 +238,16 @@ class Scheduler:
         loop_repeats: int = 0,
         drafting: Drafting = ...,
         interactive: bool = False,
+        pin: bool = False,
     ) -> None: ...
+    def cached_blocks(self, tokens: NDArray[np.int32], salt: bytes) -> list[int]: ...
+    def can_pin(self, tokens: NDArray[np.int32], salt: bytes) -> bool: ...
+    def restore(
+        self, tokens: NDArray[np.int32], salt: bytes, fill: Callable[[int, list[int]], None]
+    ) -> bool: ...
+    def pin(self, id: int, tokens: NDArray[np.int32], salt: bytes) -> bool: ...
+    def unpin(self, id: int) -> None: ...
+    def num_pinned(self, id: int) -> int: ...
     def schedule(self, batch: ScheduledBatch, time_to_deadline: float = ...) -> list[int]: ...
     def update(self, sampled: NDArray[np.int64]) -> None: ...
     def record_step_time(self, seconds: float) -> None: ...

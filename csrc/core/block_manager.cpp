@@ -16,7 +16,7 @@ uint64_t mix(uint64_t x) {
 }  // namespace
 
 BlockManager::BlockManager(int32_t num_blocks, int32_t block_size, bool enable_prefix_caching,
-                           int32_t window, int32_t max_step_tokens)
+                           int32_t window, int32_t max_step_tokens, int32_t max_len)
     : block_size_(block_size),
       caching_(enable_prefix_caching),
       window_{window, block_size, max_step_tokens},
@@ -27,6 +27,9 @@ BlockManager::BlockManager(int32_t num_blocks, int32_t block_size, bool enable_p
   tokens_.resize(static_cast<size_t>(num_blocks) * static_cast<size_t>(block_size));
   at(num_blocks).prev = at(num_blocks).next = num_blocks;
   for (BlockId id = 0; id < num_blocks; ++id) link_before(id, num_blocks);
+  if (max_len == 0) return;
+  const int32_t rest = num_blocks - window_.max_blocks(max_len, max_len);
+  max_pinned_ = std::max(std::min(num_blocks / 2, rest), 0);
 }
 
 /* === free list: circular; the head is the extra block at the end === */
@@ -90,10 +93,10 @@ bool BlockManager::holds(BlockId id, const Probe& probe) const {
          std::equal(probe.tokens, probe.tokens + block_size_, tokens_of(id));
 }
 
-std::vector<BlockId> BlockManager::find_prefix(const Sequence& sequence) const {
+std::vector<BlockId> BlockManager::find_prefix(const Sequence& sequence, int32_t num_tokens) const {
   std::vector<BlockId> prefix;
   if (!caching_) return prefix;
-  const int32_t limit = std::min(sequence.num_tokens() - 1, sequence.num_settled) / block_size_;
+  const int32_t limit = num_tokens / block_size_;
   for (uint64_t parent_hash = 0; static_cast<int32_t>(prefix.size()) < limit;) {
     const auto block = static_cast<int32_t>(prefix.size());
     const auto hit = cache_.find(probe_for(sequence, block, parent_hash));
@@ -107,14 +110,15 @@ std::vector<BlockId> BlockManager::find_prefix(const Sequence& sequence) const {
 bool BlockManager::allocate(Sequence& sequence, int32_t max_tokens, int32_t headroom) {
   check_invariant(sequence.blocks.empty() && sequence.num_computed == 0,
                   "allocate() for a sequence with blocks");
-  std::vector<BlockId> cached = find_prefix(sequence);
+  std::vector<BlockId> cached =
+      find_prefix(sequence, std::min(sequence.num_tokens() - 1, sequence.num_settled));
   const int32_t num_computed = static_cast<int32_t>(cached.size()) * block_size_;
-  const int32_t expired = window_.num_expired(num_computed);
+  const int32_t expired = sequence.pin ? 0 : window_.num_expired(num_computed);
   const auto held = std::count_if(cached.begin() + expired, cached.end(),
                                   [&](BlockId id) { return at(id).references > 0; });
-  const int32_t wanted =
-      std::min(num_blocks_for(sequence.num_tokens()) - expired,
-               window_.max_blocks(sequence.num_tokens(), sequence.num_tokens() - num_computed));
+  const int32_t num_pending = sequence.num_tokens() - num_computed;
+  const int32_t wanted = std::min(num_blocks_for(sequence.num_tokens()) - expired,
+                                  max_blocks(sequence, sequence.num_tokens(), num_pending));
   if (wanted - held + headroom > num_free_) return false;
   for (BlockId id : cached) acquire(id);
   sequence.parent_hash = cached.empty() ? 0 : at(cached.back()).block_hash;
@@ -133,6 +137,7 @@ bool BlockManager::grow(Sequence& sequence, int32_t num_tokens) {
 }
 
 void BlockManager::free_expired(Sequence& sequence) {
+  if (sequence.pin) return;
   const int32_t expired = window_.num_expired(sequence.earliest_query());
   for (int32_t i = expired; i-- > sequence.num_expired_blocks;) {
     BlockId& block = sequence.blocks[static_cast<size_t>(i)];
@@ -145,23 +150,28 @@ void BlockManager::free_expired(Sequence& sequence) {
 void BlockManager::cache_full_blocks(Sequence& sequence) {
   if (!caching_) return;
   const int32_t num_final = std::min(sequence.num_computed, sequence.num_settled);
-  while ((sequence.num_hashed_blocks + 1) * block_size_ <= num_final) {
-    const Probe content = probe_for(sequence, sequence.num_hashed_blocks, sequence.parent_hash);
-    const BlockId own = sequence.blocks[static_cast<size_t>(sequence.num_hashed_blocks)];
-    const auto twin = cache_.find(content);
-    if (twin != cache_.end()) {
-      sequence.parent_hash = at(*twin).block_hash;  // computed twice: continue from the first
-    } else {
-      std::copy_n(content.tokens, block_size_, tokens_of(own));
-      at(own).parent_hash = content.parent_hash;
-      at(own).table_hash = content.table_hash;
-      at(own).salt = *content.salt;
-      at(own).block_hash = next_block_hash_++;
-      cache_.insert(own);
-      sequence.parent_hash = at(own).block_hash;
-    }
-    ++sequence.num_hashed_blocks;
+  while ((sequence.num_hashed_blocks + 1) * block_size_ <= num_final) cache_next_block(sequence);
+}
+
+// Enters the first block that is not hashed into the cache, unless the same was computed before.
+// Returns the cached one.
+BlockId BlockManager::cache_next_block(Sequence& sequence) {
+  const Probe content = probe_for(sequence, sequence.num_hashed_blocks, sequence.parent_hash);
+  const BlockId own = sequence.blocks[static_cast<size_t>(sequence.num_hashed_blocks)];
+  const auto twin = cache_.find(content);
+  const BlockId cached = twin == cache_.end() ? own : *twin;
+  if (twin == cache_.end()) {
+    evict(own);
+    std::copy_n(content.tokens, block_size_, tokens_of(own));
+    at(own).parent_hash = content.parent_hash;
+    at(own).table_hash = content.table_hash;
+    at(own).salt = *content.salt;
+    at(own).block_hash = next_block_hash_++;
+    cache_.insert(own);
   }
+  sequence.parent_hash = at(cached).block_hash;
+  ++sequence.num_hashed_blocks;
+  return cached;
 }
 
 void BlockManager::free(Sequence& sequence) {
@@ -180,6 +190,70 @@ void BlockManager::clear_cache() {
   for (BlockId id = 0; id < num_blocks(); ++id) {
     if (at(id).references == 0) evict(id);
   }
+}
+
+bool BlockManager::restore(Sequence& sequence, const FillBlocks& fill) {
+  check_invariant(sequence.blocks.empty(), "restore() of a sequence with blocks");
+  sequence.blocks = find_prefix(sequence, sequence.num_tokens());
+  for (BlockId id : sequence.blocks) acquire(id);
+  const auto first = static_cast<int32_t>(sequence.blocks.size());
+  if (!grow(sequence, sequence.num_tokens() / block_size_ * block_size_)) {
+    free(sequence);
+    return false;
+  }
+  try {
+    fill(first, std::span(sequence.blocks).subspan(static_cast<size_t>(first)));
+  } catch (...) {
+    free(sequence);
+    throw;
+  }
+  sequence.num_computed = static_cast<int32_t>(sequence.blocks.size()) * block_size_;
+  cache_full_blocks(sequence);
+  free(sequence);
+  return true;
+}
+
+/* === pins === */
+
+bool BlockManager::can_pin(int32_t num_blocks, std::span<const BlockId> cached) const {
+  const auto pinned =
+      std::count_if(cached.begin(), cached.end(), [&](BlockId id) { return at(id).pins > 0; });
+  return num_pinned_ + num_blocks - pinned <= max_pinned_;
+}
+
+bool BlockManager::pin(int64_t id, std::span<const BlockId> ids) {
+  check_invariant(!pins_.contains(id), "the id of a pin is taken");
+  if (!can_pin(static_cast<int32_t>(ids.size()), ids)) return false;
+  for (BlockId block : ids) {
+    acquire(block);
+    num_pinned_ += at(block).pins++ == 0;
+  }
+  pins_.emplace(id, std::vector(ids.begin(), ids.end()));
+  return true;
+}
+
+bool BlockManager::pin_prompt(Sequence& sequence) {
+  std::vector<BlockId> ids;
+  const int32_t full = caching_ ? sequence.prompt_len / block_size_ : 0;
+  sequence.num_hashed_blocks = 0;
+  sequence.parent_hash = 0;
+  while (sequence.num_hashed_blocks < full) ids.push_back(cache_next_block(sequence));
+  return pin(sequence.id, ids);
+}
+
+void BlockManager::unpin(int64_t id) {
+  const auto entry = pins_.find(id);
+  if (entry == pins_.end()) return;
+  std::for_each(entry->second.rbegin(), entry->second.rend(), [&](BlockId block) {
+    num_pinned_ -= --at(block).pins == 0;
+    release(block);
+  });
+  pins_.erase(entry);
+}
+
+int32_t BlockManager::num_pinned(int64_t id) const {
+  const auto entry = pins_.find(id);
+  return entry == pins_.end() ? 0 : static_cast<int32_t>(entry->second.size());
 }
 
 void BlockManager::check_integrity(std::span<const Sequence* const> sequences) const {
@@ -201,7 +275,15 @@ void BlockManager::check_integrity(std::span<const Sequence* const> sequences) c
     check_invariant(sequence->num_hashed_blocks * block_size_ <= sequence->num_computed,
                     "hashed a block that is not computed");
   }
+  std::vector<int32_t> pins(blocks_.size(), 0);
+  for (const auto& [pin, ids] : pins_) {
+    for (BlockId id : ids) {
+      ++references[static_cast<size_t>(id)];
+      ++pins[static_cast<size_t>(id)];
+    }
+  }
   int32_t free_blocks = 0;
+  int32_t pinned = 0;
   size_t cached = 0;
   for (BlockId id = 0; id < num_blocks(); ++id) {
     const Block& block = at(id);
@@ -209,7 +291,10 @@ void BlockManager::check_integrity(std::span<const Sequence* const> sequences) c
                     "wrong reference count");
     check_invariant((block.references == 0) == (block.next != kNoBlock),
                     "free list and count disagree");
+    check_invariant(block.pins == pins[static_cast<size_t>(id)], "wrong number of pins");
+    check_invariant(block.pins == 0 || block.block_hash != 0, "a pinned block is not cached");
     free_blocks += block.references == 0;
+    pinned += block.pins > 0;
     cached += block.block_hash != 0;
     check_invariant((block.block_hash != 0) == cache_.contains(id),
                     "block_hash and cache disagree");
@@ -217,6 +302,7 @@ void BlockManager::check_integrity(std::span<const Sequence* const> sequences) c
                     "block_hash was never given out");
   }
   check_invariant(free_blocks == num_free_, "wrong number of free blocks");
+  check_invariant(pinned == num_pinned_ && pinned <= max_pinned_, "wrong number of pinned blocks");
   check_invariant(cached == cache_.size(), "cache holds unknown blocks");
   int32_t listed = 0;
   for (BlockId id = at(num_blocks()).next; id != num_blocks(); id = at(id).next) {

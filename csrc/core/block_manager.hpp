@@ -9,10 +9,13 @@
 //   free, not cached   front of the free list, used first
 //   free, cached       back of the free list: the least recently released is evicted first
 //   in use             references > 0, in no list
+//   pinned             cached, and in use by a pin, which no sequence needs
 
 #pragma once
 
+#include <functional>
 #include <span>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -23,10 +26,14 @@ namespace s1 {
 
 class BlockManager {
  public:
+  // Writes K and V of the blocks `ids`, which are those of a sequence from index `first` on.
+  using FillBlocks = std::function<void(int32_t first, std::span<const BlockId> ids)>;
+
   // Throws std::invalid_argument if a size is not positive. `window`: of every layer, 0 if one has
-  // none; `max_step_tokens`: of one sequence in one step.
+  // none; `max_step_tokens`: of one sequence in one step; `max_len`: of a sequence, for which pins
+  // leave room, 0: nothing can be pinned.
   BlockManager(int32_t num_blocks, int32_t block_size, bool enable_prefix_caching,
-               int32_t window = 0, int32_t max_step_tokens = 0);
+               int32_t window = 0, int32_t max_step_tokens = 0, int32_t max_len = 0);
   BlockManager(const BlockManager&) = delete;
   BlockManager& operator=(const BlockManager&) = delete;
 
@@ -37,6 +44,13 @@ class BlockManager {
   const SlidingWindow& window() const { return window_; }
   int32_t num_blocks_for(int32_t num_tokens) const {
     return (num_tokens + block_size_ - 1) / block_size_;
+  }
+
+  // Most blocks that the sequence holds at a time up to a length of `num_tokens`, while it computes
+  // up to `num_pending` tokens a step.
+  int32_t max_blocks(const Sequence& sequence, int32_t num_tokens, int32_t num_pending) const {
+    if (sequence.pin) return num_blocks_for(num_tokens);
+    return window_.max_blocks(num_tokens, num_pending);
   }
 
   // Gives a sequence without blocks the longest cached prefix of its tokens (at least one token
@@ -59,16 +73,43 @@ class BlockManager {
   // Releases all blocks of the sequence, the last first, so prefixes outlive their continuations.
   void free(Sequence& sequence);
 
-  // Evicts all cached blocks that no sequence holds.
+  // Evicts all cached blocks that nothing holds.
   void clear_cache();
 
-  // Throws std::logic_error unless counts, lists and cache agree with the blocks of `sequences`,
-  // which are all that hold any. Slow: for tests.
+  // The longest cached prefix of the first `num_tokens` tokens of the sequence.
+  std::vector<BlockId> find_prefix(const Sequence& sequence, int32_t num_tokens) const;
+
+  // Enters the full blocks of a sequence without blocks into the cache; `fill` writes those that
+  // are not there. Evicts others for them. Returns false if too few blocks are free; then, and if
+  // `fill` throws, the cache holds none of them that it did not hold before.
+  bool restore(Sequence& sequence, const FillBlocks& fill);
+
+  // Holds the cached blocks `ids` until unpin(id), so that nothing evicts them. Returns false, and
+  // changes nothing, unless can_pin().
+  bool pin(int64_t id, std::span<const BlockId> ids);
+  // Pins the full blocks of a sequence's prompt, which is computed, under its id. Enters those into
+  // the cache anew that it lost: a block computed twice is cached once, by the other sequence.
+  bool pin_prompt(Sequence& sequence);
+  // Does nothing if there is no such pin.
+  void unpin(int64_t id);
+  // Blocks of a pin; 0 if there is none.
+  int32_t num_pinned(int64_t id) const;
+  // Blocks of all pins, each counted once.
+  int32_t num_pinned() const { return num_pinned_; }
+  // Most of them: half the cache, and what the longest sequence leaves. So every sequence runs,
+  // whatever is pinned.
+  int32_t max_pinned() const { return max_pinned_; }
+  // True if `num_blocks` blocks may be pinned, of which those in `cached` exist.
+  bool can_pin(int32_t num_blocks, std::span<const BlockId> cached) const;
+
+  // Throws std::logic_error unless counts, lists and cache agree with the pins and the blocks of
+  // `sequences`, which are all that hold any. Slow: for tests.
   void check_integrity(std::span<const Sequence* const> sequences) const;
 
  private:
   struct Block {
     int32_t references = 0;
+    int32_t pins = 0;         // of the references
     BlockId prev = kNoBlock;  // free list
     BlockId next = kNoBlock;
     uint64_t block_hash = 0;   // 0: not cached
@@ -109,7 +150,7 @@ class BlockManager {
   }
   Probe probe_for(const Sequence& sequence, int32_t block, uint64_t parent_hash) const;
   bool holds(BlockId id, const Probe& probe) const;
-  std::vector<BlockId> find_prefix(const Sequence& sequence) const;
+  BlockId cache_next_block(Sequence& sequence);
   void acquire(BlockId id);
   BlockId pop_free();
   void release(BlockId id);
@@ -121,10 +162,13 @@ class BlockManager {
   bool caching_;
   SlidingWindow window_;
   int32_t num_free_ = 0;
+  int32_t num_pinned_ = 0;
+  int32_t max_pinned_ = 0;
   uint64_t next_block_hash_ = 1;
   std::vector<Block> blocks_;    // [num_blocks + 1], the null block is the head of the free list
   std::vector<TokenId> tokens_;  // [num_blocks, block_size] tokens of cached blocks
   std::unordered_set<BlockId, Hash, Equal> cache_;
+  std::unordered_map<int64_t, std::vector<BlockId>> pins_;
 };
 
 }  // namespace s1

@@ -38,7 +38,7 @@ class GrowthReserve {
 
  private:
   int32_t max_blocks(const Sequence& sequence, int32_t num_tokens) const {
-    return blocks_.window().max_blocks(num_tokens, sequence.num_pending());
+    return blocks_.max_blocks(sequence, num_tokens, sequence.num_pending());
   }
 
   static constexpr double kFirstShare = 0.25;

@@ -25,7 +25,7 @@ void drop_held(Sequence& sequence) {
 Scheduler::Scheduler(const SchedulerConfig& config)
     : config_(config),
       blocks_(config.num_blocks, config.block_size, config.enable_prefix_caching, config.max_window,
-              config.max_num_batched_tokens),
+              config.max_num_batched_tokens, config.max_len),
       reserve_(config.min_reserve, blocks_),
       chunks_(config.max_step_time),
       drafts_(config.max_draft, config.max_num_seqs, config.max_num_batched_tokens,
@@ -48,8 +48,12 @@ void Scheduler::add(const SequenceSpec& spec) {
   events_.forked.clear();
   require(!sequences_.contains(spec.id), "sequence id is taken");
   require(!spec.prompt.empty(), "prompt is empty");
-  require(blocks_.window().max_blocks(spec.max_len, spec.max_len) <= blocks_.num_blocks(),
+  require(blocks_.window().max_blocks(spec.max_len, spec.max_len) <=
+              blocks_.num_blocks() - blocks_.max_pinned(),
           "sequence exceeds the cache");
+  require(!spec.pin || blocks_.num_blocks_for(static_cast<int32_t>(spec.prompt.size())) <=
+                           blocks_.max_pinned(),
+          "prompt exceeds what can be pinned");
   auto sequence = std::make_unique<Sequence>(spec);
   sequence->arrival = next_arrival_++;
   stats_.num_undrafted += config_.max_draft > 0 && spec.drafting != Drafting::kAlways;
@@ -118,6 +122,7 @@ void Scheduler::finish_sequence(Sequence& sequence, FinishReason reason) {
   run_.remove(sequence);
   drop_held(sequence);
   if (sequence.running) {
+    if (sequence.pin && reason == FinishReason::kLength) blocks_.pin_prompt(sequence);
     stop_running(sequence);
   } else {
     waiting_.erase(&sequence);
@@ -492,6 +497,8 @@ SchedulerStats Scheduler::stats() const {
   stats.num_running = static_cast<int32_t>(running_.size());
   stats.num_waiting = static_cast<int32_t>(waiting_.size());
   stats.num_free_blocks = blocks_.num_free();
+  stats.num_pinned_blocks = blocks_.num_pinned();
+  stats.max_pinned_blocks = blocks_.max_pinned();
   return stats;
 }
 

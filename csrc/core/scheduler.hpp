@@ -123,6 +123,14 @@ class Scheduler {
   SchedulerStats stats() const;
   void clear_cache() { blocks_.clear_cache(); }
 
+  // Prefixes outside of sequences (block_manager.hpp).
+  const BlockManager& blocks() const { return blocks_; }
+  bool restore(Sequence& sequence, const BlockManager::FillBlocks& fill) {
+    return blocks_.restore(sequence, fill);
+  }
+  bool pin(int64_t id, std::span<const BlockId> ids) { return blocks_.pin(id, ids); }
+  void unpin(int64_t id) { blocks_.unpin(id); }
+
   // Throws std::logic_error unless every sequence, row and block is accounted for. For tests.
   void check_integrity() const;
 

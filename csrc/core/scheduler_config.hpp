@@ -15,6 +15,7 @@ struct SchedulerConfig {
   int32_t max_num_seqs = 0;            // rows of a step and of the persistent batch
   int32_t max_num_batched_tokens = 0;  // tokens of a step, at least max_num_seqs
   bool enable_prefix_caching = true;
+  int32_t max_len = 0;        // longest sequence; 0: any that fits, and nothing can be pinned
   int32_t max_window = 0;     // largest sliding window if every layer has one; 0: keep all blocks
   double min_reserve = 0.05;  // least share of GrowthReserve
   int32_t max_draft = 0;      // draft tokens of one sequence in one step; 0: no drafts

@@ -25,6 +25,8 @@ struct SchedulerStats {
   int32_t num_running = 0;
   int32_t num_waiting = 0;
   int32_t num_free_blocks = 0;
+  int32_t num_pinned_blocks = 0;
+  int32_t max_pinned_blocks = 0;
 };
 
 // What a step did, for the caller; cleared by the next step.

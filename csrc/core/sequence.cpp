@@ -12,6 +12,7 @@ Sequence::Sequence(const SequenceSpec& spec)
       prompt_len(static_cast<int32_t>(spec.prompt.size())),
       max_len(spec.max_len),
       stream_output(spec.stream_output),
+      pin(spec.pin),
       interactive(spec.interactive),
       salt(spec.salt),
       budget(spec.budget),

@@ -46,6 +46,7 @@ struct SequenceSpec {
   std::vector<TokenId> stop_tokens;  // end the answer when sampled
   bool stream_output = false;        // report every step with new tokens, not only the end
   bool interactive = false;          // a reader or a deadline waits for its tokens
+  bool pin = false;  // once max_len is reached, its full blocks are pinned under its id
   Salt salt{};
   BudgetParams budget;
   int32_t thinking_tokens = -1;         // already in the prompt; -1: the sequence does not think
@@ -79,6 +80,7 @@ struct Sequence {
   FinishReason finish_reason = FinishReason::kNone;
   bool running = false;
   bool stream_output = false;
+  bool pin = false;  // its blocks never expire, because they are to be pinned
   bool interactive = false;
   int32_t num_displaced = 0;  // times that it made room for a higher priority
   Salt salt{};

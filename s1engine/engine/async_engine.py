@@ -17,8 +17,11 @@ from s1engine.config import EngineConfig
 from s1engine.engine.embedded import EmbeddedEngine
 from s1engine.engine.engine_thread import Submission, SubmissionEvent
 from s1engine.engine.llm_engine import LLMEngine
+from s1engine.engine.prefix import PinnedPrefix, prefill
 from s1engine.engine.request import Request, id_is_taken
 from s1engine.engine.request_output import StreamEvent
+from s1engine.engine.session import RestoredSession, restore_session, save_session
+from s1engine.engine.warm_up import WARM_SEQS, warm_up
 from s1engine.errors import EngineDeadError, RequestError
 from s1engine.options import EngineOptions, Prompt, RequestOptions, engine_config
 from s1engine.outputs import RequestOutput
@@ -143,6 +146,32 @@ class AsyncLLMEngine(EmbeddedEngine):
         """Ends a live request; its reader gets the output so far, with the finish reason "abort".
         False if there is no such request."""
         return await asyncio.wrap_future(self.thread.cancel(request_id))
+
+    async def prefill(
+        self, prompt: Prompt | RequestOutput, **options: Unpack[RequestOptions]
+    ) -> PinnedPrefix:
+        """Computes and pins a prefix off the loop; see ``LLM.prefill``."""
+        return await asyncio.to_thread(prefill, self, prompt, options)
+
+    async def save_session(
+        self,
+        prompt: Prompt | RequestOutput,
+        path: str | os.PathLike[str],
+        **options: Unpack[RequestOptions],
+    ) -> int:
+        """Writes a session off the loop; see ``LLM.save_session``."""
+        return await asyncio.to_thread(save_session, self, prompt, path, options)
+
+    async def restore_session(
+        self, path: str | os.PathLike[str], *, pin: bool = False, cache_salt: str | None = None
+    ) -> RestoredSession:
+        """Restores a session off the loop; see ``LLM.restore_session``."""
+        options: RequestOptions = {"cache_salt": cache_salt}
+        return await asyncio.to_thread(restore_session, self, path, pin, options)
+
+    async def warmup(self, num_seqs: int = WARM_SEQS) -> None:
+        """Prepares what the first requests would; see ``LLM.warmup``."""
+        await asyncio.to_thread(warm_up, self, num_seqs)
 
     async def call(self, function: Callable[[LLMEngine], T]) -> T:
         """Calls ``function(engine)`` on the engine's thread, between two steps. Raises what it

@@ -109,6 +109,7 @@ class EngineStats:
 
     num_blocks: int
     num_free_blocks: int
+    num_pinned_blocks: int
     num_running: int
     num_waiting: int
     num_preemptions: int

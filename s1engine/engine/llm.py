@@ -15,6 +15,7 @@ from typing import Self, TypeVar, Unpack
 from s1engine.engine.embedded import EmbeddedEngine
 from s1engine.engine.engine_thread import EngineThread, MailQueue, Submission, result_of
 from s1engine.engine.llm_engine import LLMEngine
+from s1engine.engine.prefix import PinnedPrefix, prefill
 from s1engine.engine.prompts import (
     numbered_errors,
     params_of_each,
@@ -24,6 +25,8 @@ from s1engine.engine.prompts import (
 )
 from s1engine.engine.request import Request
 from s1engine.engine.request_stream import RequestStream
+from s1engine.engine.session import RestoredSession, restore_session, save_session
+from s1engine.engine.warm_up import WARM_SEQS, warm_up
 from s1engine.errors import EngineDeadError
 from s1engine.options import EngineOptions, Message, Prompt, RequestOptions, engine_config
 from s1engine.outputs import CheckpointOutput, Chunk, RequestOutput
@@ -195,6 +198,48 @@ class LLM(EmbeddedEngine):
         """The same for a request of ``make_request``, which has chunks if made with
         ``stream=True``."""
         return RequestStream(self, self.thread, request)
+
+    # --- prefixes, sessions, warm-up ---
+
+    def prefill(
+        self, prompt: Prompt | RequestOutput, **options: Unpack[RequestOptions]
+    ) -> PinnedPrefix:
+        """Computes the leading tokens of later prompts and keeps them until the PinnedPrefix is
+        released: whole blocks, found by requests with the same ``cache_salt``.
+
+        A chat is rendered without the header of the assistant's next turn. Raises RequestError if
+        the prompt has no whole block, or if too much would be pinned: pins take at most half the
+        KV cache, and leave room for one request of max_model_len."""
+        return prefill(self, prompt, options)
+
+    def save_session(
+        self,
+        prompt: Prompt | RequestOutput,
+        path: str | os.PathLike[str],
+        **options: Unpack[RequestOptions],
+    ) -> int:
+        """Writes what the prefix cache holds of a prompt, or of a finished request, to a
+        safetensors file; computes nothing. Returns the number of tokens with KV: whole blocks.
+
+        The file has the tokens, and no salt. It is replaced whole or not at all. Raises
+        RequestError if nothing is cached, or if the file cannot be written."""
+        return save_session(self, prompt, path, options)
+
+    def restore_session(
+        self, path: str | os.PathLike[str], *, pin: bool = False, cache_salt: str | None = None
+    ) -> RestoredSession:
+        """Enters a saved session into the prefix cache, from where requests with ``cache_salt``
+        continue as if it had never left; ``pin`` keeps it there.
+
+        Raises RequestError, and changes nothing, unless the file is whole, of the same model
+        computed in the same way, and fits into the free part of the cache."""
+        return restore_session(self, path, pin, {"cache_salt": cache_salt})
+
+    def warmup(self, num_seqs: int = WARM_SEQS) -> None:
+        """Prepares what the first requests would: recorded decode steps of up to ``num_seqs``
+        sequences, weights in memory, chat template. Changes no output and leaves nothing in the
+        cache. Raises RequestError."""
+        warm_up(self, num_seqs)
 
     # --- live requests ---
 

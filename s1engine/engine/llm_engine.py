@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Unpack
 
 from s1engine import _core
@@ -41,6 +42,7 @@ from s1engine.engine.request import (
 from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.engine.thinking_limits import ThinkingLimits
 from s1engine.errors import RequestFailedError
+from s1engine.models.checkpoint import open_weights
 from s1engine.models.model_path import resolve_model
 from s1engine.options import Prompt, RequestOptions
 from s1engine.outputs import RequestOutput, RowLogprobs
@@ -77,7 +79,7 @@ class LLMEngine:
         runner: Runner | None = None,
         detokenize: bool = True,
     ) -> None:
-        path = resolve_model(config.model)
+        self._path = path = resolve_model(config.model)
         text = ModelText.load(config, path)
         self.config = resolved = resolve_config(config)
         self.model_config = text.config
@@ -128,6 +130,11 @@ class LLMEngine:
             self._failures.add,
             detokenize=detokenize,
         )
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Identifies the weights on disk (Checkpoint.weights_digest). Raises ModelError."""
+        return open_weights(self._path).weights_digest()
 
     def default_sampling(self) -> dict[str, Any]:
         """Sampling fields that the model directory sets; greedy if it sets ``do_sample`` false."""
@@ -205,6 +212,7 @@ class LLMEngine:
                 checkpoints=[(at, seq_id + i) for i, at in checkpoints if at < max_thinking],
                 loop_repeats=budget.loop_repeats if budget else 0,
                 drafting=drafting_mode(request.params),
+                pin=request.pin,
             )
         finally:  # the scheduler may have forked a branch before it failed
             self._add_branches()
@@ -338,6 +346,7 @@ class LLMEngine:
         return EngineStats(
             num_blocks=self.runner.num_blocks,
             num_free_blocks=stats.num_free_blocks,
+            num_pinned_blocks=stats.num_pinned_blocks,
             num_running=stats.num_running,
             num_waiting=stats.num_waiting,
             num_preemptions=stats.num_preemptions,
@@ -573,6 +582,7 @@ def make_scheduler(config: ResolvedConfig, runner: Runner) -> _core.Scheduler:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         enable_prefix_caching=config.enable_prefix_caching,
+        max_len=runner.max_model_len,
         max_window=runner.max_window,
         max_draft=config.num_speculative_tokens,
         max_samples=config.max_samples,

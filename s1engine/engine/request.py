@@ -59,6 +59,7 @@ class Request:
     stream: bool
     priority: int
     salt: bytes  # 16 bytes
+    pin: bool = False  # its full blocks are pinned, its one token is dropped
     order: int = 0  # among equal priorities, lower runs first
     arrival: float = field(default_factory=time.monotonic)  # deadlines count from it
 

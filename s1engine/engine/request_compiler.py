@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from s1engine.chat_template import resolve_turn
+from s1engine.chat_template import TURN_OPTIONS, resolve_turn
 from s1engine.checks import check_bool, check_unicode
 from s1engine.config import DEFAULT_ANSWER_RESERVE, EngineConfig
 from s1engine.engine.grammar import GrammarCompiler
@@ -106,7 +106,7 @@ class RequestCompiler:
             markers=self._hidden_markers(params, chat, thinks, bool(tools)),
             stream=check_bool("stream", stream),
             priority=options.get("priority", 0),
-            salt=hashlib.sha256(salt.encode()).digest()[:16] if salt else bytes(16),
+            salt=cache_salt_bytes(salt),
             arrival=arrival,
         )
         if logger.isEnabledFor(logging.DEBUG):
@@ -130,6 +130,16 @@ class RequestCompiler:
         ids, turn = self._encode_chat(messages, None, enable_thinking, template_kwargs or {}, tools)
         self.text.thinking.open_in_chat(ids, turn, None, enable_thinking)
         return ids
+
+    def prefix_token_ids(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> list[int]:
+        """The tokens with which later prompts begin that continue this one. A chat is rendered
+        without the header of the assistant's next turn."""
+        options, messages = check_request_options(options), chat_of(prompt)
+        if messages is None:
+            return self._encode_prompt(text_or_ids(prompt, self.text.config.vocab_size))
+        kwargs = {**dict.fromkeys(TURN_OPTIONS, False), **(options.get("template_kwargs") or {})}
+        tools, enable_thinking = options.get("tools") or (), options.get("enable_thinking")
+        return self._encode_chat(messages, None, enable_thinking, kwargs, tools)[0]
 
     def _encode_chat(
         self,
@@ -289,3 +299,8 @@ def answer_reserve(budget: ThinkingBudget, max_tokens: int) -> int:
     if budget.answer_reserve is not None:
         return max(budget.answer_reserve, 1)
     return max(min(DEFAULT_ANSWER_RESERVE, max_tokens // 4), 1)
+
+
+def cache_salt_bytes(cache_salt: str | None) -> bytes:
+    """The 16 bytes that stand for a salt; zeros for None, which all share."""
+    return hashlib.sha256(cache_salt.encode()).digest()[:16] if cache_salt else bytes(16)

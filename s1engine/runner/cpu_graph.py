@@ -81,6 +81,11 @@ class CpuGraphRunner:
         graph.step.replay()
         return graph.logits
 
+    def reserve(self, inputs: StepInputs, step: Callable[[StepInputs], Tensor]) -> None:
+        """Grows the workspaces to what ``step(inputs)`` needs, computing nothing, so that later
+        steps of this size leave the recorded ones valid."""
+        self._record(inputs, step)
+
     def abandon(self) -> None:
         """Ends a recording that an exception has interrupted."""
         cpu.record_into(None)

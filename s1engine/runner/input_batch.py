@@ -90,6 +90,7 @@ class InputBatch:
         samples = (max_samples or max_rows,)
         shapes |= {name: samples for name in _FIELDS if name.startswith("sample_")}
         self.device = device
+        self.max_tokens = max_tokens
         if allocate is None:
             self._host = {
                 name: torch.zeros(shapes[name], dtype=dtype, pin_memory=device != "cpu")
@@ -132,8 +133,8 @@ class InputBatch:
         )
 
     def fill_dummy(self, query_lens: Sequence[int], block: int, block_size: int) -> StepSizes:
-        """Writes a dummy step over ``block`` that samples at every token. Returns its sizes. Only
-        before the scheduler's first step."""
+        """Writes a dummy step over ``block`` that samples at every token. Returns its sizes. The
+        scheduler does not write again what it has written of a running row's block table."""
         meta = dummy_attention_metadata(
             query_lens, block=block, block_size=block_size, device="cpu"
         )

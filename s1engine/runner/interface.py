@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from s1engine.outputs import RowLogprobs
 from s1engine.runner.decode_loop import DecodeLoop
 from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import InputBatch
+from s1engine.runner.kv_cache import KVCache
 from s1engine.sampling_params import NO_PENALTIES, SamplingParams
 
 
@@ -73,6 +75,8 @@ class Runner(Protocol):
     ``batch.core`` and into device batches, between the runner's calls."""
 
     batch: InputBatch
+    dtype: torch.dtype  # of the model's computations
+    kv_cache: KVCache  # of this rank
     max_model_len: int
     num_blocks: int
     max_window: int  # the largest sliding window if every layer has one, else 0
@@ -103,6 +107,10 @@ class Runner(Protocol):
 
     def profile_step_costs(self) -> list[tuple[int, float]]:
         """Points (tokens, seconds) of a line: how long steps take. Before the first step only."""
+
+    def warm_up(self, num_rows: int) -> None:
+        """Computes what the first steps of up to ``num_rows`` decoding rows would record or load.
+        Between steps; changes no later output."""
 
     def close(self) -> None:
         """Ends processes that belong to it. No step may follow."""

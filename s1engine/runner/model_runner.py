@@ -6,6 +6,7 @@ Decode steps may go to its CudaGraphRunner, several a launch. If several process
 each has a ModelRunner, and only rank 0 samples.
 """
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -291,6 +292,20 @@ class ModelRunner:
         largest = len(self.batch.block_table) * self.max_model_len
         return profile_steps(self._dummy_run, min(self._max_samples, largest))
 
+    @torch.inference_mode()
+    def warm_up(self, num_rows: int) -> None:
+        """See Runner. On a GPU, all is compiled and captured when the model is loaded."""
+        if self.device != "cpu":
+            return
+        table = self.batch.block_table.clone()  # running rows are written in parts
+        if self._cpu_graph is not None:
+            tokens, rows = self.batch.max_tokens, len(table)
+            largest = self.batch.inputs(StepSizes(tokens, rows, rows, tokens))
+            self._cpu_graph.reserve(largest, self._logits)
+        for rows in range(1, min(num_rows, len(table)) + 1):
+            self._dummy_run(rows)()
+        self.batch.block_table.copy_(table)
+
     def _dummy_run(self, tokens: int) -> Callable[[], None]:
         """A step that samples at every token, as steps with drafts do, over the null block."""
         query_lens = even_query_lens(tokens, max_rows=len(self.batch.block_table))
@@ -298,8 +313,10 @@ class ModelRunner:
 
         @torch.inference_mode()
         def step() -> None:
-            inputs = self.batch.inputs(sizes)
-            self.sampler.sample(self._compute(inputs), inputs.rows, any_banned=False)
+            inputs, group = self.batch.inputs(sizes), self._worker_group
+            with contextlib.nullcontext() if group is None else group.execute(sizes):
+                logits = self._compute(inputs)
+            self.sampler.sample(logits, inputs.rows, any_banned=False)
 
         return step
 

@@ -116,6 +116,10 @@ class _Engine(Collector):
             "num_requests_running": (stats.num_running, "Sequences that run."),
             "num_requests_waiting": (stats.num_waiting, "Sequences that wait."),
             "kv_cache_usage_perc": (used, "Share of KV blocks in use; 1 is all."),
+            "kv_cache_pinned_perc": (
+                stats.num_pinned_blocks / stats.num_blocks,
+                "Share of KV blocks that pinned prefixes hold.",
+            ),
         }
         counters = {
             "prefix_cache_queries": (stats.prefix_queries, "Prompt tokens looked up."),

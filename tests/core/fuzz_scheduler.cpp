@@ -4,6 +4,7 @@
 // everything is checked after each step. Then fuzzes output records (fuzz_output_collector.cpp).
 // Success is exit status 0 and a line of counts.
 
+#include <algorithm>
 #include <cstdio>
 #include <random>
 #include <set>
@@ -59,6 +60,7 @@ class Fuzz {
     config_.max_num_seqs = pick(1, 6);
     config_.max_num_batched_tokens = pick(config_.max_num_seqs, 32);
     config_.enable_prefix_caching = pick(0, 3) > 0;
+    config_.max_len = pick(0, 1) * 70;
     config_.max_window = pick(0, 1) * pick(1, 20);
     config_.max_draft = pick(0, 2) * pick(1, 4);
     config_.max_samples = config_.max_num_seqs + pick(0, 12);
@@ -76,6 +78,9 @@ class Fuzz {
   // Branches forked so far.
   int64_t forks() const { return forks_; }
 
+  // Blocks that were pinned at the end of each run.
+  int64_t pinned() const { return pinned_; }
+
   // Draft tokens that were accepted.
   int64_t accepted() const { return accepted_; }
 
@@ -87,10 +92,11 @@ class Fuzz {
     std::set<s1::SeqId> live;
     for (s1::SeqId id = 0; id < num_sequences || scheduler.has_unfinished();) {
       if (id < num_sequences && pick(0, 2) == 0) {
-        scheduler.add(spec(id));
+        scheduler.add(pick(0, 3) == 0 ? pinning_spec(id, scheduler.blocks()) : spec(id));
         live.insert(id++);
         add_branches(scheduler, live);
       }
+      if (pick(0, 9) == 0) scheduler.unpin(pick(0, num_sequences));
       scheduler.schedule(buffers.batch, pick(-1, 5) * 1e-3);
       if (!live.empty() && pick(0, 9) == 0) disturb(scheduler, *live.begin(), live);
       if (pick(0, 19) == 0) {
@@ -108,6 +114,8 @@ class Fuzz {
         }
       }
     }
+    pinned_ += scheduler.stats().num_pinned_blocks;
+    for (s1::SeqId id = 0; id < num_sequences; ++id) scheduler.unpin(id);
     const s1::SchedulerStats stats = scheduler.stats();
     s1::check_invariant(stats.num_free_blocks == config_.num_blocks, "block lost");
     accepted_ += stats.num_accepted_tokens;
@@ -167,6 +175,19 @@ class Fuzz {
     return spec;
   }
 
+  // A sequence that pins its prompt, if anything can be pinned.
+  s1::SequenceSpec pinning_spec(s1::SeqId id, const s1::BlockManager& blocks) {
+    s1::SequenceSpec pinning = spec(id);
+    const int32_t most = std::min(blocks.max_pinned(), 20 / blocks.block_size());
+    if (most == 0) return pinning;
+    pinning.prompt.resize(static_cast<size_t>(pick(1, most) * blocks.block_size()), 5);
+    pinning.max_len = static_cast<int32_t>(pinning.prompt.size()) + 1;
+    pinning.pin = true;
+    pinning.thinking_tokens = -1;
+    pinning.checkpoints.clear();
+    return pinning;
+  }
+
   std::vector<int64_t> sample(const s1::ScheduledBatch& batch) {
     std::vector<int64_t> tokens;
     for (int32_t i = 0; i < batch.num_samples; ++i) {
@@ -188,6 +209,7 @@ class Fuzz {
   std::mt19937_64 random_;
   int64_t forks_ = 0;
   int64_t accepted_ = 0;
+  int64_t pinned_ = 0;
   s1::SchedulerConfig config_;
   std::shared_ptr<s1::BudgetFormat> format_ = std::make_shared<s1::BudgetFormat>();
 };
@@ -198,18 +220,23 @@ int main() {
   int64_t preemptions = 0;
   int64_t forks = 0;
   int64_t accepted = 0;
+  int64_t pinned = 0;
   for (uint64_t seed = 0; seed < 300; ++seed) {
     Fuzz fuzz(seed);
     preemptions += fuzz.run(20);
     forks += fuzz.forks();
     accepted += fuzz.accepted();
+    pinned += fuzz.pinned();
     fuzz_output_collector(seed);
   }
   s1::check_invariant(preemptions > 0, "the fuzz never preempted");
   s1::check_invariant(forks > 0, "the fuzz never forked");
   s1::check_invariant(accepted > 0, "the fuzz never accepted a draft token");
-  std::printf("300 scenarios, %lld preemptions, %lld forks, %lld draft tokens accepted\n",
-              static_cast<long long>(preemptions), static_cast<long long>(forks),
-              static_cast<long long>(accepted));
+  s1::check_invariant(pinned > 0, "the fuzz never pinned");
+  std::printf(
+      "300 scenarios, %lld preemptions, %lld forks, %lld draft tokens accepted, %lld blocks "
+      "pinned\n",
+      static_cast<long long>(preemptions), static_cast<long long>(forks),
+      static_cast<long long>(accepted), static_cast<long long>(pinned));
   return 0;
 }
