@@ -1,8 +1,10 @@
 """``s1engine serve``: one model behind OpenAI's API."""
 
 import argparse
+import ipaddress
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s1engine.checks import check_float, check_int
@@ -32,7 +34,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="KEY",
         help="bearer token that clients must send; repeatable, and each key gets its fair share "
-        f"(default: ${API_KEY_VARIABLE}, else none)",
+        f"(default: --api-key-file, else ${API_KEY_VARIABLE}, else none). Other users of the "
+        "machine can read it in the list of processes",
+    )
+    parser.add_argument("--api-key-file", metavar="FILE", help="a file with one key a line")
+    parser.add_argument(
+        "--allow-no-api-key",
+        action="store_true",
+        help="serve beyond this machine (--host) without any key",
+    )
+    parser.add_argument(
+        "--share-prefixes",
+        action="store_true",
+        help="let an API key hit prefixes that another key has cached; its answers' times then "
+        "tell what others asked",
+    )
+    parser.add_argument(
+        "--max-body-mb",
+        type=float,
+        default=4,
+        metavar="MIB",
+        help="largest body of a request (default: 4)",
     )
     parser.add_argument(
         "--reasoning-effort-budgets",
@@ -104,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     """Serves until a signal; returns 1 if the port is in use or the engine has died."""
     check_int("port", args.port, 0, 2**16 - 1)
     check_float("shutdown_timeout", args.shutdown_timeout, 0, 2**31)
+    check_float("max_body_mb", args.max_body_mb, 0.001, 1024)
     if args.request_timeout is not None:
         check_float("request_timeout", args.request_timeout, 1e-3, 2**31)
     options = given_values(args, EngineConfig)
@@ -121,12 +144,52 @@ def run(args: argparse.Namespace) -> int:
     check_int("max_queued_requests", max_queued, 0, 2**20)
     text = args.reasoning_effort_budgets
     efforts = EFFORTS if text is None else parse_efforts(text)
-    keys = args.api_key or list(filter(None, [os.environ.get(API_KEY_VARIABLE)]))
+    keys = api_keys(args.api_key, args.api_key_file)
+    if not (keys or args.allow_no_api_key or is_loopback(args.host)):
+        raise RequestError(
+            f"host {args.host} serves other machines without a key: set --api-key-file or "
+            f"${API_KEY_VARIABLE}, or pass --allow-no-api-key",
+            param="host",
+        )
     if replicas is None:
         service = _create_single(args, config, max_queued, efforts, keys)
     else:
         service = _create_router(args, config, max_queued, efforts, keys, replicas)
     return _run_server(args, *service)
+
+
+def api_keys(given: Sequence[str] | None, file: str | None) -> list[str]:
+    """The keys of the flags, else those of the variable, which is removed: no child inherits it.
+
+    Raises RequestError for an empty key: an unset variable must not open the server.
+    """
+    variable = os.environ.pop(API_KEY_VARIABLE, None)
+    param, keys = "api_key", list(given or ())
+    if file is not None:
+        param = "api_key_file"
+        try:
+            keys += Path(file).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"{param}: {error}", param=param) from error
+        if not keys:
+            raise RequestError(f"{param}: {file} holds no key", param=param)
+    if not keys and variable is not None:
+        param, keys = API_KEY_VARIABLE, [variable]
+    for key in keys:
+        if not (key and key.isascii() and key.isprintable() and " " not in key):
+            raise RequestError(
+                f"{param}: a key is empty, or has other characters than printable ASCII",
+                param=param,
+            )
+    return keys
+
+
+def is_loopback(host: str) -> bool:
+    """Is this address only reached from this machine?"""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _create_single(
@@ -150,6 +213,8 @@ def _create_single(
         engine,
         admission=admission,
         api_keys=keys,
+        max_body_bytes=_max_body_bytes(args),
+        private_prefixes=_private_prefixes(args, keys),
         efforts=efforts,
         timeout=args.request_timeout,
         tracing=tracing,
@@ -182,6 +247,8 @@ def _create_router(
         efforts=dict(efforts),
         timeout=args.request_timeout,
         traces_endpoint=args.otlp_traces_endpoint,
+        max_body_bytes=_max_body_bytes(args),
+        private_prefixes=_private_prefixes(args, keys),
     )
     if options.traces_endpoint is not None:
         tracing_to(options.traces_endpoint)  # a wrong endpoint is reported before Ray starts
@@ -192,7 +259,15 @@ def _create_router(
         resolve_config(config)
     pool = RayReplicaPool(replicas, options)
     admission = Admission(MAX_REQUESTS)
-    return create_router(pool, admission, keys), pool, admission
+    return create_router(pool, admission, keys, _max_body_bytes(args)), pool, admission
+
+
+def _max_body_bytes(args: argparse.Namespace) -> int:
+    return int(args.max_body_mb * 2**20)
+
+
+def _private_prefixes(args: argparse.Namespace, keys: Sequence[str]) -> bool:
+    return len(keys) > 1 and not args.share_prefixes
 
 
 def _run_server(
@@ -209,6 +284,7 @@ def _run_server(
             port=args.port,
             http=BoundedProtocol,
             log_level=args.uvicorn_log_level,
+            proxy_headers=False,  # any client could write X-Forwarded-For into the access log
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=CLOSE_S,
         ),

@@ -155,12 +155,14 @@ class ProcessEngineClient:
                 param="logits_processors",
             )
         builder = RequestOutputBuilder(request, self.compiler.text.tokenizer)
-        stream = self._streams[request.number] = _RequestStream(builder, self._collector)
+        stream = _RequestStream(builder, self._collector)
+        frame = messages.encode_frame(messages.AddRequest(request))
         self._collector.open(request.number)
+        self._streams[request.number] = stream
         self._numbers[request.request_id] = request.number
-        self._send(messages.AddRequest(request))
         finished = False
         try:
+            self._write(frame)
             while not finished:
                 for event in await stream.next_events():
                     finished = isinstance(event, RequestOutput)
@@ -179,9 +181,12 @@ class ProcessEngineClient:
         return True
 
     def _send(self, message: messages.ToEngine) -> None:
+        self._write(messages.encode_frame(message))
+
+    def _write(self, frame: bytes) -> None:
         assert self._transport is not None, "not started"
         if not self._transport.is_closing():
-            self._transport.write(messages.encode_frame(message))
+            self._transport.write(frame)
 
     # --- messages from the engine ---
 

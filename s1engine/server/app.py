@@ -5,6 +5,7 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,17 @@ from s1engine.server.api.request_fields import (
 from s1engine.server.api.response_formatter import Json, error_object
 from s1engine.server.api.responses import ResponsesFormatter, ResponsesRequest
 from s1engine.server.api.thinking_fields import EFFORTS
-from s1engine.server.generation import Generation, RequestTimeoutError, unknown_model
+from s1engine.server.generation import (
+    Generation,
+    RequestTimeoutError,
+    json_response,
+    unknown_model,
+)
 from s1engine.server.metrics import Metrics
-from s1engine.server.middleware import ApiKey, BodyLimit, RequestId
+from s1engine.server.middleware import MAX_BODY_BYTES, ApiKey, BodyLimit, RequestId
 from s1engine.server.tracing import Tracing
 
+MAX_TOKENIZING = 2  # requests of /tokenize and /detokenize at once
 CLIENT_CLOSED_REQUEST = 499  # for the log: no client reads it
 PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
 
@@ -47,6 +54,8 @@ def create_app(
     *,
     admission: Admission | None = None,
     api_keys: Sequence[str] = (),
+    max_body_bytes: int = MAX_BODY_BYTES,
+    private_prefixes: bool = False,
     efforts: Mapping[str, int | None] = EFFORTS,
     timeout: float | None = None,
     tracing: Tracing | None = None,
@@ -56,6 +65,9 @@ def create_app(
     Args:
         admission: None: as many samples as run at once, and MAX_QUEUED waiting ones.
         api_keys: requests must bring one of them as a bearer token; empty: none is needed.
+        max_body_bytes: of a request; larger ones are rejected.
+        private_prefixes: each API key hits only prefixes that it has cached itself. Else the times
+            and ``cached_tokens`` of one key depend on what another asked.
         efforts: thinking tokens of each ``reasoning_effort``.
         timeout: default for requests without one, in seconds; None: no limit.
         tracing: records requests; None: no traces.
@@ -71,7 +83,7 @@ def create_app(
         await asyncio.to_thread(traces.shutdown)
 
     app = FastAPI(title="s1engine", version=__version__, lifespan=lifespan)
-    handlers = Handlers(engine, admission, efforts, timeout, traces)
+    handlers = Handlers(engine, admission, efforts, timeout, traces, private_prefixes)
     app.add_api_route("/v1/chat/completions", handlers.chat, methods=["POST"])
     app.add_api_route("/v1/completions", handlers.complete, methods=["POST"])
     app.add_api_route("/v1/messages", handlers.message, methods=["POST"])
@@ -86,7 +98,7 @@ def create_app(
     app.add_api_route("/version", handlers.version, methods=["GET"])
     app.add_api_route("/metrics", handlers.metrics, methods=["GET"])
     _add_error_handlers(app)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     if api_keys:
         app.add_middleware(ApiKey, keys=api_keys)
     app.add_middleware(RequestId)
@@ -103,6 +115,7 @@ class Handlers:
         efforts: Mapping[str, int | None],
         timeout: float | None,
         tracing: Tracing,
+        private_prefixes: bool,
     ) -> None:
         self._engine = engine
         self._admission = admission
@@ -110,9 +123,17 @@ class Handlers:
         self._name = engine.config.model_name
         self._tokenizer = engine.compiler.text.tokenizer
         self._started = int(time.time())
+        # A text of a million characters needs some 200 MB while it is tokenised.
+        self._tokenizing = ThreadPoolExecutor(MAX_TOKENIZING, "s1engine-tokenize")
         self._metrics = Metrics(self._name, engine.stats)
         self._generation = Generation(
-            engine, admission, self._metrics, efforts=efforts, timeout=timeout, tracing=tracing
+            engine,
+            admission,
+            self._metrics,
+            efforts=efforts,
+            timeout=timeout,
+            tracing=tracing,
+            private_prefixes=private_prefixes,
         )
 
     # --- answering ---
@@ -177,20 +198,23 @@ class Handlers:
         self._check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("give either prompt or messages", param="prompt")
-        ids = await asyncio.to_thread(self._tokenize, body)
-        limit = self._compiler.max_model_len
-        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": limit})
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenizing, self._tokenize, body)
 
-    def _tokenize(self, body: TokenizeRequest) -> list[int]:
+    def _tokenize(self, body: TokenizeRequest) -> Response:
+        ids = self._token_ids(body)
+        limit = self._compiler.max_model_len
+        return json_response({"tokens": ids, "count": len(ids), "max_model_len": limit})
+
+    def _token_ids(self, body: TokenizeRequest) -> list[int]:
         if body.prompt is not None:
             encode = self._tokenizer.encode_prompt
             return (encode if body.add_special_tokens else self._tokenizer.encode)(body.prompt)
         assert body.messages is not None
         chat = ChatRequest(
             messages=body.messages,
-            tools=body.tools,
             enable_thinking=body.enable_thinking,
-            **body.model_dump(include={*TURN_OPTIONS, "chat_template_kwargs"}),
+            **body.model_dump(include={*TURN_OPTIONS, "chat_template_kwargs", "tools"}),
         )
         options = chat.options()
         return self._compiler.chat_token_ids(
@@ -203,8 +227,9 @@ class Handlers:
         limit = self._tokenizer.num_tokens
         if any(not 0 <= token < limit for token in body.tokens):
             raise RequestError(f"tokens must be ids below {limit}", param="tokens")
-        text = await asyncio.to_thread(self._tokenizer.decode, body.tokens, False)
-        return JSONResponse({"prompt": text})
+        loop, decode = asyncio.get_running_loop(), self._tokenizer.decode
+        text = await loop.run_in_executor(self._tokenizing, decode, body.tokens, False)
+        return json_response({"prompt": text})
 
     async def health(self) -> Response:
         """200 while the engine can step and the server accepts requests, else 503."""

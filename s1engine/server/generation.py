@@ -7,6 +7,7 @@ thread: the event loop carries every request's tokens and must not block.
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 import uuid
@@ -49,6 +50,7 @@ class Generation:
         efforts: thinking tokens of each ``reasoning_effort``.
         timeout: default for requests without one, in seconds; None: no limit.
         tracing: records each admitted request.
+        private_prefixes: each API key has its own cached prefixes.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Generation:
         efforts: Mapping[str, int | None],
         timeout: float | None,
         tracing: Tracing,
+        private_prefixes: bool,
     ) -> None:
         self._engine = engine
         self._admission = admission
@@ -67,6 +70,7 @@ class Generation:
         self._efforts = efforts
         self._timeout = timeout
         self._tracing = tracing
+        self._private_prefixes = private_prefixes
         self._defaults = engine.compiler.default_sampling()
         # Checking a grammar may take a second, so these requests have threads of their own.
         self._grammar_pool = ThreadPoolExecutor(MAX_GRAMMARS, "s1engine-compile")
@@ -152,6 +156,8 @@ class Generation:
             raise
         for request in requests:
             request.order = ticket.start
+            if self._private_prefixes:
+                request.salt = hashlib.sha256(client.encode() + request.salt).digest()[:16]
         return ticket
 
     async def _generate(

@@ -12,7 +12,8 @@ from s1engine.server.api.response_formatter import error_object
 
 REQUEST_ID = b"x-request-id"
 REQUEST_ID_FORM = re.compile(rb"[!-~]{1,128}")
-MAX_BODY_BYTES = 32 * 2**20
+MAX_BODY_BYTES = 4 * 2**20
+MAX_BRACKETS = 2**17  # opening ones: each may be a list or an object to allocate
 OPEN_PATHS = ("/health", "/")  # the page holds no secrets and asks for the key itself
 
 
@@ -71,7 +72,8 @@ class RequestId:
 
 
 class BodyLimit:
-    """Rejects bodies of more than ``max_bytes``: by Content-Length, else when they exceed it."""
+    """Rejects bodies of more than ``max_bytes``, by Content-Length, else when they exceed it, and
+    those with more than MAX_BRACKETS, in texts or not, which take long to parse."""
 
     def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
         self._app = app
@@ -85,28 +87,29 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > self._max_bytes:
             await self._refuse(send)
             return
-        size = 0
-        too_large = False
+        size = brackets = 0
+
+        def exceeded() -> bool:
+            return size > self._max_bytes or brackets > MAX_BRACKETS
 
         async def count_bytes() -> Message:
-            nonlocal size, too_large
+            nonlocal size, brackets
             message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._max_bytes:
-                too_large = True
-                return {"type": "http.disconnect"}
-            return message
+            body = message.get("body", b"")
+            size += len(body)
+            brackets += body.count(b"[") + body.count(b"{")
+            return {"type": "http.disconnect"} if exceeded() else message
 
         async def send_unless_refused(message: Message) -> None:
-            if not too_large:
+            if not exceeded():
                 await send(message)
 
         await self._app(scope, count_bytes, send_unless_refused)
-        if too_large:
+        if exceeded():
             await self._refuse(send)
 
     async def _refuse(self, send: Send) -> None:
-        message = f"the body is larger than {self._max_bytes} bytes"
+        message = f"the body has more than {self._max_bytes} bytes or {MAX_BRACKETS} brackets"
         await refuse(send, 413, message, "invalid_request_error", "body_too_large")
 
 

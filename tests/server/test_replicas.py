@@ -338,8 +338,8 @@ def test_a_dead_engine_counts_as_a_dead_replica_and_both_are_replaced(
     until(lambda: client.get("/health").json() == {"replicas": 2, "wanted": 2})
     inside = descendants(replica_processes(process)[0])
     (engine,) = [pid for pid in inside if "engine_process" in command(pid)]
-    # The kill follows the first events at once: the streams last about a second.
-    readings = [Reading(client, long_ask(i)) for i in range(100, 108)]
+    # The kill follows the first events at once: with four samples each, the streams last seconds.
+    readings = [Reading(client, long_ask(i, n=4)) for i in range(100, 108)]
     until(lambda: all(reading.events for reading in readings))
     os.kill(engine, signal.SIGKILL)
     assert len({reading.home for reading in readings}) == 2

@@ -10,14 +10,15 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from s1engine.errors import RequestError
 from s1engine.outputs import CompletionOutput, RequestOutput
 from s1engine.server.api.block_formatter import BlockResponseFormatter
+from s1engine.server.api.body import JsonObjects, StrictBody, Strings
 from s1engine.server.api.chat_completions import ChatRequest
 from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_usage
-from s1engine.server.api.thinking_fields import STRICT, ThinkingFields
+from s1engine.server.api.thinking_fields import ThinkingFields
 from s1engine.server.api.tool_call_parser import CallBegin, ParsedAnswer
 
 STOP_REASONS = {
@@ -29,13 +30,11 @@ STOP_REASONS = {
 THINKING_BLOCKS = ("thinking", "redacted_thinking")  # the latter holds no text
 
 
-class Message(BaseModel):
+class Message(StrictBody):
     """One turn."""
 
-    model_config = STRICT
-
     role: Literal["user", "assistant"]
-    content: str | list[dict[str, Any]]
+    content: str | JsonObjects
 
     def turns(self) -> list[Json]:
         """Convert to messages of a chat; each tool result becomes a message before the text.
@@ -88,10 +87,8 @@ def _result(block: Json) -> Json:
     return {"role": "tool", "tool_call_id": name, "content": "" if content is None else content}
 
 
-class MessagesTool(BaseModel):
+class MessagesTool(StrictBody):
     """One of ``tools``."""
-
-    model_config = STRICT
 
     type: Literal["custom"] | None = None
     name: str
@@ -107,10 +104,8 @@ class MessagesTool(BaseModel):
         return {"type": "function", "function": function}
 
 
-class ToolChoice(BaseModel):
+class ToolChoice(StrictBody):
     """``tool_choice``."""
-
-    model_config = STRICT
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
@@ -131,15 +126,15 @@ class MessagesRequest(ThinkingFields):
     """Body of ``POST /v1/messages``."""
 
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
     max_tokens: int
-    system: str | list[dict[str, Any]] | None = None
-    stop_sequences: list[str] | None = None
+    system: str | JsonObjects | None = None
+    stop_sequences: Strings | None = None
     stream: bool = False
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    tools: list[MessagesTool] | None = None
+    tools: Annotated[list[MessagesTool], Field(fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     metadata: dict[str, Any] | None = None
     seed: int | None = None

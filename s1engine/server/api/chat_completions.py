@@ -10,6 +10,7 @@ from s1engine.errors import RequestError
 from s1engine.options import Prompt
 from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
 from s1engine.sampling_params import MAX_LOGPROBS
+from s1engine.server.api.body import JsonObjects
 from s1engine.server.api.openai import OpenAIFormatter, shown_reason, token_fields
 from s1engine.server.api.request_fields import HttpFields
 from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, thinking_total
@@ -29,7 +30,7 @@ MAX_TEMPLATE_KWARGS = 32
 class ChatRequest(ToolFields, HttpFields):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[JsonObjects, Field(min_length=1)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None

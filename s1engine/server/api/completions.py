@@ -1,5 +1,9 @@
 """``POST /v1/completions``: its body, and its responses."""
 
+from typing import Annotated, Any
+
+from pydantic import PlainValidator
+
 from s1engine.errors import RequestError
 from s1engine.options import Prompt
 from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
@@ -11,19 +15,35 @@ from s1engine.tokenizer import Tokenizer
 MAX_PROMPTS = 256
 
 
+PromptTypes = str | list[str] | list[int] | list[list[int]]
+
+
+def check_prompt(value: Any) -> Any:
+    """Return one or several prompts, each a text or token ids, checked up to the first error."""
+    if isinstance(value, str) or _are_ids(value):
+        return value
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_PROMPTS:
+        message = f"prompt must be a text, token ids, or 1 to {MAX_PROMPTS} of them"
+        raise RequestError(message, param="prompt")
+    if not (all(isinstance(item, str) for item in value) or all(map(_are_ids, value))):
+        raise RequestError("prompt: all prompts must be texts or lists of ids", param="prompt")
+    return value
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
 class CompletionRequest(HttpFields):
     """Body of ``POST /v1/completions``; no chat template is applied."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Annotated[Any, PlainValidator(check_prompt, json_schema_input_type=PromptTypes)]
     logprobs: int | None = None
 
     def prompts(self) -> list[Prompt]:
         """Return one or several prompts, each a text or token ids."""
-        if isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int)):
-            return [self.prompt]
-        if not 0 < len(self.prompt) <= MAX_PROMPTS:
-            raise RequestError(f"prompt must be 1 to {MAX_PROMPTS} prompts", param="prompt")
-        return [*self.prompt]
+        several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        return [*self.prompt] if several else [self.prompt]
 
     def requested_logprobs(self) -> int | None:
         return self.logprobs

@@ -8,16 +8,17 @@ is a RequestError that names the field. Unknown and unsupported fields are error
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from s1engine.errors import RequestError
 from s1engine.sampling_params import STRUCTURES, SamplingParams
+from s1engine.server.api.body import JsonObjects, StrictBody, Strings, TokenIds
 from s1engine.server.api.structured_outputs import (
     ResponseFormat,
     StructuredOutputs,
     structure_fields,
 )
-from s1engine.server.api.thinking_fields import EFFORTS, STRICT, ThinkingFields
+from s1engine.server.api.thinking_fields import EFFORTS, ThinkingFields
 from s1engine.server.api.tools import Tool
 
 # OpenAI's fields that have no effect here at these values, and are errors at any other value.
@@ -40,10 +41,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-class StreamOptions(BaseModel):
-    """What a stream contains besides the answer."""
+MAX_TEXT_CHARS = 2**20  # of a text to tokenize
 
-    model_config = STRICT
+
+class StreamOptions(StrictBody):
+    """What a stream contains besides the answer."""
 
     include_usage: bool = False
 
@@ -58,8 +60,8 @@ class GenerationFields(ThinkingFields):
     min_p: float | None = None
     n: int | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Strings | None = None
+    stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
@@ -173,15 +175,13 @@ class HttpFields(GenerationFields):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(StrictBody):
     """Body of ``POST /tokenize``: either a text or a chat."""
 
-    model_config = STRICT
-
     model: str | None = None
-    prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    tools: list[Tool] | None = None
+    prompt: Annotated[str | None, Field(max_length=MAX_TEXT_CHARS)] = None
+    messages: JsonObjects | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     enable_thinking: bool | None = None
     add_special_tokens: Annotated[
         bool, Field(description="Of a text: add what the tokenizer adds, such as beginning of text")
@@ -191,13 +191,11 @@ class TokenizeRequest(BaseModel):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(StrictBody):
     """Body of ``POST /detokenize``."""
 
-    model_config = STRICT
-
     model: str | None = None
-    tokens: list[int]
+    tokens: TokenIds
 
 
 def request_error(error: ValidationError) -> RequestError:

@@ -15,6 +15,7 @@ from pydantic import Field
 from s1engine.errors import RequestError
 from s1engine.outputs import RequestOutput
 from s1engine.server.api.block_formatter import BlockResponseFormatter
+from s1engine.server.api.body import JsonObjects, Strings
 from s1engine.server.api.chat_completions import ChatRequest
 from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_usage
 from s1engine.server.api.thinking_fields import ThinkingFields
@@ -45,7 +46,7 @@ class ResponsesRequest(ThinkingFields):
     """Body of ``POST /v1/responses``."""
 
     model: str | None = None
-    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    input: str | Annotated[JsonObjects, Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: int | None = None
     stream: bool = False
@@ -56,8 +57,8 @@ class ResponsesRequest(ThinkingFields):
     text: dict[str, Any] | None = None
     store: bool | None = None
     truncation: Literal["disabled"] | None = None
-    include: list[str] | None = None
-    tools: list[FunctionTool] | None = None
+    include: Strings | None = None
+    tools: Annotated[list[FunctionTool], Field(fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: None = None

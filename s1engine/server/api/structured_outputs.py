@@ -5,16 +5,14 @@ OpenAI's ``response_format``, and vLLM's ``structured_outputs`` for regular expr
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from s1engine.errors import RequestError
-from s1engine.server.api.thinking_fields import STRICT
+from s1engine.server.api.body import StrictBody, Strings
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(StrictBody):
     """``response_format.json_schema``."""
-
-    model_config = STRICT
 
     name: str | None = None
     description: str | None = None
@@ -22,23 +20,19 @@ class JsonSchema(BaseModel):
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(StrictBody):
     """``response_format``."""
-
-    model_config = STRICT
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(StrictBody):
     """``structured_outputs``: one of its fields."""
-
-    model_config = STRICT
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = Field(default=None, min_length=1, max_length=1024)
+    choice: Strings | None = Field(default=None, min_length=1, max_length=1024)
 
 
 def structure_fields(

@@ -7,10 +7,11 @@ map from effort to budget; a budget beside an effort wins. Knows nothing of samp
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from s1engine.errors import RequestError
 from s1engine.sampling_params import UNLIMITED, ThinkingBudget
+from s1engine.server.api.body import StrictBody, TokenIds
 
 T = TypeVar("T")
 
@@ -24,32 +25,24 @@ EFFORTS: Mapping[str, int | None] = {
 """Thinking tokens of each ``reasoning_effort`` by default; None: what the context leaves."""
 NO_THINKING = "none"
 
-STRICT = ConfigDict(extra="forbid", strict=True)
 
-
-class ThinkingSwitch(BaseModel):
+class ThinkingSwitch(StrictBody):
     """``thinking`` in Anthropic's shape."""
-
-    model_config = STRICT
 
     type: Literal["enabled", "disabled"]
     budget_tokens: int | None = None
 
 
-class ReasoningSwitch(BaseModel):
+class ReasoningSwitch(StrictBody):
     """``reasoning`` in OpenRouter's shape."""
-
-    model_config = STRICT
 
     effort: str | None = None
     max_tokens: int | None = None
     enabled: bool | None = None
 
 
-class ThinkingFields(BaseModel):
+class ThinkingFields(StrictBody):
     """The thinking fields of a request, and their other spellings."""
-
-    model_config = STRICT
 
     thinking_token_budget: Annotated[
         int | None, Field(description="Never think longer than this many tokens; 0 answers at once")
@@ -71,7 +64,7 @@ class ThinkingFields(BaseModel):
         int | None, Field(description="Wall-clock limit of the thinking, from arrival")
     ] = None
     thinking_checkpoints: Annotated[
-        list[int] | None, Field(description="Smaller budgets at which to answer as well")
+        TokenIds | None, Field(description="Smaller budgets at which to answer as well")
     ] = None
     thinking_early_exit: Annotated[
         int | None, Field(description="Stop once so many checkpoints in a row gave one answer")

@@ -8,11 +8,11 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from s1engine.engine.structured_output import COMPACT, from_lark
 from s1engine.errors import RequestError
-from s1engine.server.api.thinking_fields import STRICT
+from s1engine.server.api.body import JsonObjects, StrictBody
 from s1engine.server.api.tool_call_parser import CLOSE, OPEN
 
 MAX_TOOLS = 128
@@ -20,10 +20,8 @@ MAX_CALLS = 64  # of one answer that must call a tool
 SPACED = COMPACT | {"item_separator": ", ", "key_separator": ": "}  # as models are trained
 
 
-class Function(BaseModel):
+class Function(StrictBody):
     """A function that a model may call."""
-
-    model_config = STRICT
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:-]{1,64}$")]
     description: str | None = None
@@ -31,43 +29,35 @@ class Function(BaseModel):
     strict: bool | None = None
 
 
-class Tool(BaseModel):
+class Tool(StrictBody):
     """One of ``tools``."""
-
-    model_config = STRICT
 
     type: Literal["function"]
     function: Function
 
 
-class FunctionName(BaseModel):
+class FunctionName(StrictBody):
     """The function that the model must call."""
-
-    model_config = STRICT
 
     name: str
 
 
-class NamedTool(BaseModel):
+class NamedTool(StrictBody):
     """``tool_choice`` of one function."""
-
-    model_config = STRICT
 
     type: Literal["function"]
     function: FunctionName
 
 
-class ToolFields(BaseModel):
+class ToolFields(StrictBody):
     """The fields of a chat about tools."""
 
-    model_config = STRICT
-
-    tools: Annotated[list[Tool] | None, Field(max_length=MAX_TOOLS)] = None
+    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
 
     @property
-    def offered(self) -> list[dict[str, Any]]:
+    def offered(self) -> JsonObjects:
         """Return the tools for the chat template; none if none may be called."""
         if self.tool_choice == "none":
             return []

@@ -23,6 +23,7 @@ from s1engine.errors import EngineDeadError
 from s1engine.logs import configure_logging
 from s1engine.server.admission import Admission
 from s1engine.server.app import create_app
+from s1engine.server.middleware import MAX_BODY_BYTES
 from s1engine.server.router.autoscaling import REQUESTS, RUNNING, WAITING
 from s1engine.server.router.proxy import IDLE_CONNECTION_S, ReplicaAddress
 from s1engine.server.router.replica_gate import ReplicaGate, current_response
@@ -43,6 +44,8 @@ class ReplicaOptions:
     efforts: dict[str, int | None]
     timeout: float | None
     traces_endpoint: str | None = None
+    max_body_bytes: int = MAX_BODY_BYTES
+    private_prefixes: bool = False
 
 
 class ReplicaEngine(ProcessEngineClient):
@@ -103,6 +106,8 @@ class Replica:
             admission=Admission(options.config.max_num_seqs + options.max_queued),
             efforts=options.efforts,
             timeout=options.timeout,
+            max_body_bytes=options.max_body_bytes,
+            private_prefixes=options.private_prefixes,
             tracing=None if endpoint is None else tracing_to(endpoint),
         )
         self._gate = ReplicaGate(app, token, lambda: self._engine.failure is not None)

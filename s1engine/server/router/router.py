@@ -26,7 +26,7 @@ from starlette.types import Message, Receive, Scope, Send
 from s1engine.server.admission import Admission, NotAdmitted
 from s1engine.server.api.response_formatter import DONE, error_object, sse
 from s1engine.server.metrics import PREFIX
-from s1engine.server.middleware import ApiKey, BodyLimit, RequestId
+from s1engine.server.middleware import MAX_BODY_BYTES, ApiKey, BodyLimit, RequestId
 from s1engine.server.router.affinity import PrefixHashes, prefix_hashes
 from s1engine.server.router.proxy import ForwardedRequest, ReplicaLostError, forwarded_request
 from s1engine.server.streaming import SEND_TIMEOUT_S, unless_disconnected
@@ -67,7 +67,10 @@ class ReplicaPool(Protocol):
 
 
 def create_router(
-    pool: ReplicaPool, admission: Admission, api_keys: Sequence[str] = ()
+    pool: ReplicaPool,
+    admission: Admission,
+    api_keys: Sequence[str] = (),
+    max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Starlette:
     """Return the ASGI application in front of a pool, which it starts and shuts down."""
 
@@ -87,7 +90,7 @@ def create_router(
             Route("/v1/requests/{name}/end_thinking", router.end_thinking, methods=["POST"]),
             Mount("/", router.forward),
         ],
-        middleware=[Middleware(RequestId), *keys, Middleware(BodyLimit)],
+        middleware=[Middleware(RequestId), *keys, Middleware(BodyLimit, max_bytes=max_body_bytes)],
     )
 
 

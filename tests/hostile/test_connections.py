@@ -1,0 +1,114 @@
+"""What a client may send outside a body, and how slowly, without a key."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from s1engine.server.serving import BoundedProtocol
+
+LIMIT = 4096
+WAIT_S = 20.0
+
+
+class SmallProtocol(BoundedProtocol):
+    """Bounds that a test reaches at once."""
+
+    max_connections = 4
+    max_header_bytes = LIMIT
+    head_s = body_pause_s = 0.2
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Reads the body and answers with its length."""
+    size, more = 0, scope["type"] == "http"
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    body = str(size).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    config = uvicorn.Config(
+        app, port=0, http=SmallProtocol, lifespan="off", log_config=None, timeout_keep_alive=60
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        thread.join(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(WAIT_S)
+
+
+def connect(port: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), WAIT_S)
+    connection.settimeout(WAIT_S)
+    return connection
+
+
+def answer_to(port: int, *parts: bytes) -> bytes:
+    """What comes back until the server closes, or the answer's body is there."""
+    received = b""
+    with connect(port) as connection:
+        try:
+            for part in parts:
+                connection.sendall(part)
+            while b"\r\n0\r\n\r\n" not in received and (data := connection.recv(65536)):
+                received += data
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    return received
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_a_chunked_body_arrives(port: int) -> None:
+    chunks = b"1\r\na\r\n" * LIMIT  # more framing than may stand between two chunks
+    assert b"4096" in answer_to(port, HEAD + chunks + b"0\r\nTrailer: a\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"GET / HTTP/1.1\r\n" + b"A: " + b"a" * 2 * LIMIT + b"\r\n\r\n",),
+        (b"GET / HTTP/1.1\r\n", *[b"A: a\r\n"] * LIMIT),
+        (b"GET /" + b"a" * 2 * LIMIT + b" HTTP/1.1\r\n\r\n",),
+        (HEAD, b"1\r\na\r\n0\r\n", *[b"T: " + b"a" * 100 + b"\r\n"] * LIMIT),
+        (HEAD, b"1;" + b"a" * 2 * LIMIT, b"a" * 2 * LIMIT),
+    ],
+    ids=["header", "headers", "target", "trailers", "chunk extension"],
+)
+def test_bytes_outside_a_body_are_bounded(port: int, parts: tuple[bytes, ...]) -> None:
+    assert b"200" not in answer_to(port, *parts)
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\n", HEAD, HEAD + b"5\r\na"],
+    ids=["nothing", "half a line", "half a head", "no body", "half a chunk"],
+)
+def test_a_client_that_sends_nothing_more_is_dropped(port: int, begun: bytes) -> None:
+    assert answer_to(port, begun) == b""
+
+
+def test_connections_above_the_limit_are_closed(port: int) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n"
+    held = [connect(port) for _ in range(SmallProtocol.max_connections)]
+    try:
+        for connection in held:
+            connection.sendall(head)
+        assert answer_to(port, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n") == b""
+    finally:
+        for connection in held:
+            connection.close()
