@@ -37,6 +37,7 @@ DEVICES = get_args(Device)
 MODEL_IMPLS = get_args(ModelImpl)
 KV_CACHE_DTYPES = get_args(KVCacheDType)
 GENERATION_CONFIGS = get_args(GenerationConfig)
+Preset = Literal["latency", "throughput"]
 REASONING_FORMATS = (
     "auto", "none", "s1", "think-tag", "mistral", "seed-oss", "openthinker", "gemma4", "gpt-oss",
 )  # fmt: skip
@@ -46,6 +47,17 @@ MAX_WAITS = 1024
 MAX_TOKENS = 2**24
 MAX_NAME_CHARS = 1024
 DEFAULT_ANSWER_RESERVE = 100  # s1's "auto" keeps as many tokens free of thinking
+
+
+class _Default(int):
+    """The default of a field that a preset may replace. A value that is given is a plain int."""
+
+
+PRESETS: dict[Preset, dict[str, int]] = {
+    "latency": {"max_num_seqs": 16, "max_num_batched_tokens": 512},
+    "throughput": {"max_num_seqs": 512, "max_num_batched_tokens": 4096},
+}
+"""Defaults by preset. Small batches and chunks let a step, and so every token, wait for less."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,14 +83,20 @@ class EngineConfig:
     64 tokens to fp8 as well. None: the checkpoint's own format."""
     device: Device = "auto"
     """``auto``: CUDA if there is a device, else the CPU."""
+    preset: Preset | None = None
+    """Defaults of ``max_num_seqs`` and ``max_num_batched_tokens``: ``latency``, few sequences and
+    small steps (16, 512), or ``throughput``, large ones (512, 4096). Options that are given win."""
+    num_threads: int | None = None
+    """Threads of the CPU kernels, for all ranks together. Engines of one process share a thread
+    pool, so they must agree. None: torch's number."""
     tensor_parallel_size: int = 1
     """Number of ranks (processes) that share the model: each has one GPU, or on the CPU an equal
     part of the threads."""
     max_model_len: int | None = None
     """Longest prompt plus output, in tokens. None: the model's own limit."""
-    max_num_seqs: int = 256
+    max_num_seqs: int = _Default(256)
     """Sequences that may run at once: rows of the largest batch."""
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = _Default(2048)
     """Tokens of one step over all sequences; longer prompts are computed in chunks."""
     max_step_ms: float | None = None
     """Time that a step may take while a stream or a deadline waits for its end; chunks of prompts
@@ -140,6 +158,7 @@ class EngineConfig:
     """Folder for a trace of steps 9 to 72 by torch's profiler. None: no trace."""
 
     def __post_init__(self) -> None:
+        self._apply_preset()
         check_fields(self, CHECKS)
         self._check_reasoning()
         if self.num_speculative_tokens and (self.run_ahead or 1) > 1:
@@ -157,6 +176,16 @@ class EngineConfig:
                 f"max_num_seqs ({self.max_num_seqs})",
                 param="max_num_batched_tokens",
             )
+
+    def _apply_preset(self) -> None:
+        """Replaces the defaults of the preset's fields by plain numbers."""
+        if self.preset is not None:
+            check_name("preset", self.preset, tuple(PRESETS))
+        for name in PRESETS["latency"]:
+            default = getattr(self, name)
+            if isinstance(default, _Default):
+                value = int(default) if self.preset is None else PRESETS[self.preset][name]
+                object.__setattr__(self, name, value)
 
     def _check_reasoning(self) -> None:
         if not self.reasoning_format.endswith(".json"):
@@ -191,6 +220,8 @@ CHECKS: dict[str, Check] = {
     "dtype": name_in(*DTYPES),
     "quantization": name_in(*QUANTIZATIONS),
     "device": name_in(*DEVICES),
+    "preset": name_in(*PRESETS),
+    "num_threads": int_in(1, 4096),
     "tensor_parallel_size": int_in(1, 64),
     "max_model_len": int_in(1, MAX_TOKENS),
     "max_num_seqs": int_in(1, 4096),

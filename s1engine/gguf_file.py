@@ -9,7 +9,7 @@ file. The blocks of quantized types are the library's (``gguf.quants``).
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -42,15 +42,19 @@ _KEPT = 2**12  # entries: longer arrays of numbers are counted only
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
 _SCALARS[12] = "d"
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")  # of a string, before its bytes
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
 class MetadataArray:
-    """An array in the metadata. ``values`` holds numbers; strings are only counted."""
+    """An array in the metadata. ``values`` holds numbers, if they are few; ``GgufFile.array`` reads
+    the others."""
 
     length: int
     values: tuple[Any, ...] | None
+    kind: int
+    offset: int  # of the first entry, in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,23 @@ class GgufFile:
             )
         self.tensors[name] = info
 
+    def array(self, key: str) -> list[Any]:
+        """The entries of a metadata array: text, or numbers. Raises ModelError."""
+        found = self.metadata.get(key)
+        if not isinstance(found, MetadataArray):
+            raise self.error(key, "is missing, or no array")
+        try:
+            with self.path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+                if found.kind == _STRING:
+                    return list(_strings(data, found))
+                return list(
+                    struct.unpack_from(f"<{found.length}{_SCALARS[found.kind]}", data, found.offset)
+                )
+        except (OSError, struct.error) as error:
+            raise ModelError(f"{self.path}: cannot be read: {error}") from error
+        except UnicodeDecodeError:
+            raise self.error(key, "is not UTF-8") from None
+
     def read(self, name: str) -> Tensor:
         """Tensor ``name`` on the CPU: F32, F16 and BF16 as stored, quantized types as float32. It
         has a mapping of the file of its own, so its pages are freed with it."""
@@ -178,6 +199,30 @@ class GgufFile:
     def tensor_error(self, name: str, why: str) -> ModelError:
         """An error about tensor ``name``, for the caller to raise."""
         return ModelError(f"{self.path}: tensor {name!r} {why}")
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """The header of ``path``, which is parsed once as long as the file does not change. Raises
+    ModelError."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from error
+    return _open(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=2)
+def _open(path: Path, _size: int, _mtime: int, _inode: int) -> GgufFile:
+    return GgufFile(path)
+
+
+def _strings(data: mmap, array: MetadataArray) -> Iterator[str]:
+    at = array.offset
+    for _ in range(array.length):
+        (length,) = _LENGTH.unpack_from(data, at)
+        at += 8
+        yield data[at : at + length].decode()
+        at += length
 
 
 @cache
@@ -238,15 +283,32 @@ class _Cursor:
         kind, length = self.unpack("IQ", key)
         self.check_count(f"the length of {key}", length, _MAX_ARRAY)
         if kind == _STRING:
-            for _ in range(length):
-                self._string(key, _MAX_STRING)
-            return MetadataArray(length, None)
+            return self._skip_strings(key, length)
         if kind not in _SCALARS:
             raise ModelError(f"{self._path}: {key} is an array of the unsupported type {kind}")
         if length > _KEPT:
-            self._skip(length * struct.calcsize(_SCALARS[kind]), key)
-            return MetadataArray(length, None)
-        return MetadataArray(length, self.unpack(f"{length}{_SCALARS[kind]}", key))
+            begin = self._skip(length * struct.calcsize(_SCALARS[kind]), key)
+            return MetadataArray(length, None, kind, begin)
+        begin = self.at
+        return MetadataArray(length, self.unpack(f"{length}{_SCALARS[kind]}", key), kind, begin)
+
+    def _skip_strings(self, key: str, count: int) -> MetadataArray:
+        """Moves on by an array of strings, which may have hundreds of thousands of entries."""
+        begin = at = self.at
+        unpack, data, last = _LENGTH.unpack_from, self._data, self._size - _LENGTH.size
+        for _ in range(count):
+            if at > last:
+                break
+            (length,) = unpack(data, at)
+            if length > _MAX_STRING:
+                self.check_count(f"the length of {key}", length, _MAX_STRING)
+            at += 8 + length
+        else:
+            if at <= self._size:
+                self.at = at
+                return MetadataArray(count, None, _STRING, begin)
+        self._skip(max(at, self._size + 1) - begin, key)  # raises: the file is too short
+        raise AssertionError(key)
 
 
 def _tensor_infos(

@@ -29,6 +29,7 @@ from s1engine.config import (
     GenerationConfig,
     KVCacheDType,
     ModelImpl,
+    Preset,
     Quantization,
 )
 from s1engine.errors import RequestError
@@ -70,6 +71,8 @@ class EngineOptions(TypedDict, total=False):
     dtype: DType
     quantization: Quantization | None
     device: Device
+    preset: Preset | None
+    num_threads: int | None
     tensor_parallel_size: int
     max_model_len: int | None
     max_num_seqs: int

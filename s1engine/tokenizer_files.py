@@ -1,4 +1,4 @@
-"""The tokenizer of a model directory, as transformers loads it, and a check that it loses no text.
+"""The tokenizer of a model directory: from its JSON files, else as transformers loads it.
 
 transformers before 5.23 loads a byte-level tokenizer that is declared as Llama's with Llama's rules
 for spaces, and loses them (transformers#45488, #46710, #48206). A probe text shows such a loss;
@@ -15,7 +15,8 @@ import tokenizers
 
 from s1engine.errors import ModelError
 from s1engine.gguf_file import SUFFIX
-from s1engine.gguf_tokenizer import load_gguf_tokenizer
+from s1engine.gguf_tokenizer import load_gguf_tokenizer, read_gguf_tokenizer
+from s1engine.tokenizer_json import read_tokenizer_json
 
 PROBE = "Two  spaces, a\ttab;\n1234 + 5 = 1239, it's naïve: 你好 🙂\ndef f(x):\n    return x"
 
@@ -35,6 +36,13 @@ class TokenizerFiles:
     @classmethod
     def read(cls, path: Path) -> "TokenizerFiles":
         """Reads a model directory or a GGUF file. Raises ModelError."""
+        read = read_gguf_tokenizer if path.suffix == SUFFIX else read_tokenizer_json
+        parts = read(path)
+        return cls.read_by_transformers(path) if parts is None else cls(*parts)
+
+    @classmethod
+    def read_by_transformers(cls, path: Path) -> "TokenizerFiles":
+        """The same, as transformers loads it: slow, for any directory. Raises ModelError."""
         try:
             loaded = _load(path)
         except ModelError:

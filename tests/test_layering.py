@@ -28,6 +28,8 @@ LEAVES |= {
     "options",
     "machine",
     "profiling",
+    "progress",
+    "tokenizer_json",
     "gguf_file",
     "gguf_tokenizer",
 }

@@ -1,4 +1,5 @@
-"""Tokenizers as transformers loads them: added tokens, lost spaces, templates by name."""
+"""Tokenizers as transformers loads them: from JSON files alone, added tokens, lost spaces,
+templates by name."""
 
 import json
 from pathlib import Path
@@ -11,9 +12,16 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from s1engine.config import BUNDLED_MODEL
 from s1engine.errors import ModelError, RequestError
+from s1engine.gguf_file import SUFFIX
+from s1engine.gguf_tokenizer import read_gguf_tokenizer
 from s1engine.tokenizer import Tokenizer
 from s1engine.tokenizer_files import PROBE, TokenizerFiles
+from s1engine.tokenizer_json import read_tokenizer_json
+from tests.gguf_files import NUM_TOKENS, write_gguf
+from tests.real_model import real_model_file
+from tests.tiny_models import make_model
 from tests.tiny_tokenizer import CHATML, TEMPLATE, make_backend
 
 BOS, _, EOS = CHATML
@@ -100,6 +108,116 @@ def test_the_end_of_text_is_known(pair: Any) -> None:
     assert pair[1].eos_token_id == pair[2].eos_token_id
 
 
+# --- JSON files alone ---
+
+
+ADDED = ("<think>", "</think>", "<tool>")
+
+
+def same_as_slow(path: Path) -> None:
+    """Asserts that the files alone give what transformers gives."""
+    parts = (read_gguf_tokenizer if path.suffix == SUFFIX else read_tokenizer_json)(path)
+    assert parts is not None, "the files suffice"
+    fast, slow = TokenizerFiles(*parts), TokenizerFiles.read_by_transformers(path)
+    assert fast.special_tokens == slow.special_tokens
+    assert fast.templates == slow.templates
+    assert fast.backend.get_vocab() == slow.backend.get_vocab()
+    own, other = (files.backend.get_added_tokens_decoder() for files in (fast, slow))
+    assert {i: (str(t), t.special) for i, t in own.items()} == {
+        i: (str(t), t.special) for i, t in other.items()
+    }
+    quick = Tokenizer(fast.backend, fast.templates, fast.special_tokens)
+    oracle = Tokenizer(slow.backend, slow.templates, slow.special_tokens)
+    assert quick.eos_token_id == oracle.eos_token_id
+    for text in (PROBE, "", BOS + "a", f" {EOS} b", "x" + "".join(ADDED), "\n\n a"):
+        ids = quick.encode(text)
+        assert ids == oracle.encode(text)
+        assert quick.encode_prompt(text) == oracle.encode_prompt(text)
+        for skips in (True, False):
+            assert quick.decode(ids, skips) == oracle.decode(ids, skips)
+
+
+def test_the_bundled_models_files_suffice() -> None:
+    same_as_slow(BUNDLED_MODEL)
+
+
+def test_a_real_gguf_files_tokenizer_needs_no_transformers() -> None:
+    same_as_slow(real_model_file())
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "qwen2"])
+@pytest.mark.parametrize("ends", [{}, {"add_bos_token": True}, {"add_eos_token": True}], ids=str)
+def test_tokenizers_of_gguf_files(tmp_path: Path, pre: str, ends: dict[str, bool]) -> None:
+    model = make_model(tmp_path / "model", "llama", vocab_size=NUM_TOKENS)
+    fields = {f"tokenizer.ggml.{key}": value for key, value in {**ends, "pre": pre}.items()}
+    fields["tokenizer.ggml.bos_token_id"] = 3
+    file = write_gguf(tmp_path / "x.gguf", model, fields=fields)
+    if read_gguf_tokenizer(file) is None:
+        pytest.fail("the file suffices")
+    same_as_slow(file)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_alone_give_what_transformers_gives(tmp_path: Path, kind: str) -> None:
+    path = save_kind(tmp_path, kind)
+    if kind == "metaspace":  # transformers builds Llama's rules
+        assert read_tokenizer_json(path) is None
+    else:
+        same_as_slow(path)
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_declared_classes_and_added_tokens(tmp_path: Path, name: str, listed: bool) -> None:
+    backend = make_backend(visible=ADDED)
+    added = {
+        str(i): {"content": token.content, "special": token.special, "normalized": token.normalized}
+        for i, token in backend.get_added_tokens_decoder().items()
+    }
+    path = save(tmp_path, backend, tokenizer_class=name)
+    if listed:
+        path = save(tmp_path, backend, tokenizer_class=name, added_tokens_decoder=added)
+    else:
+        (path / "special_tokens_map.json").write_text(json.dumps({"pad_token": CHATML[1]}))
+    same_as_slow(path)
+
+
+@pytest.mark.parametrize("name", ["Qwen2TokenizerFast", "PreTrainedTokenizerFast"])
+def test_qwen2_has_its_own_split_of_text(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, make_backend(), tokenizer_class=name, pad_token=BOS)
+    (path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    same_as_slow(path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"tokenizer_class": "BertTokenizer"},
+        {"tokenizer_class": None},
+        {"eos_token": "<not there>"},
+        {"image_token": BOS},
+        {"extra_special_tokens": ["<not there>"]},
+        {"added_tokens_decoder": {"0": {"content": "!", "special": True}}},
+        {"add_prefix_space": True},
+        {"auto_map": {"AutoTokenizer": ["a.B", None]}},
+    ],
+    ids=str,
+)
+def test_files_that_do_not_suffice_go_through_transformers(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
+    assert read_tokenizer_json(save(tmp_path, make_backend(), **config)) is None
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_damaged_files_are_reported_by_the_slow_way(tmp_path: Path, name: str) -> None:
+    path = save(tmp_path, make_backend())
+    (path / name).write_text("{")
+    assert read_tokenizer_json(path) is None
+    with pytest.raises(ModelError, match="the tokenizer cannot be loaded"):
+        Tokenizer.from_dir(path)
+
+
 # --- spaces that transformers loses ---
 
 
@@ -131,7 +249,7 @@ def test_a_byte_level_tokenizer_may_be_declared_as_llamas(tmp_path: Path) -> Non
 
 
 def test_lost_spaces_are_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save(tmp_path, make_backend(), add_bos_token=True)
+    path = save(tmp_path, make_backend(), add_bos_token=True, tokenizer_class="Unknown")
     wrong = as_llama(path)
     assert wrong.decode(wrong.encode(PROBE, add_special_tokens=False)) != PROBE
     right = Tokenizer.from_dir(path)
@@ -146,7 +264,7 @@ def test_lost_spaces_are_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_cannot_be_restored_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = save(tmp_path, make_backend())
+    path = save(tmp_path, make_backend(), tokenizer_class="Unknown")
     wrong = as_llama(path)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *a, **k: wrong)
     file = path / "tokenizer.json"

@@ -110,6 +110,7 @@ def backends(config: EngineConfig) -> dict[str, Any]:
 
     from s1engine import __version__, _core
     from s1engine.ops import select_ops
+    from s1engine.runner.resolved_config import rank_threads
 
     device = config.device
     return {
@@ -118,9 +119,12 @@ def backends(config: EngineConfig) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
-        "operations": select_ops(device).name,
+        "operations": select_ops(device, rank_threads(config)).name,
         "cpu_kernels": _core.cpu.isa(),
-        "threads": torch.get_num_threads(),
+        "threads": rank_threads(config) or torch.get_num_threads(),
+        "preset": config.preset,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
     }
 
 
@@ -193,6 +197,7 @@ def model_needs(
         "max_model_len": max_len,
         "kv_cache_tokens": blocks * config.block_size,
         "kv_cache_bytes": blocks * config.block_size * per_token,
+        "kv_cache_resident": "as it is used" if device == "cpu" else "from the start",
     }
     if native and ceilings is not None and weights.total > CACHED_BYTES:
         streamed = weights.total - weights.embedding

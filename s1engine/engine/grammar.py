@@ -19,14 +19,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-from s1engine.engine.grammar_worker import COMPILE_S, LIMITS, NICE, TOKENIZER, VALID
+from s1engine.engine.grammar_worker import COMPILE_S, NICE, TOKENIZER, VALID, cost_limits
 from s1engine.errors import RequestError
 from s1engine.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 MAX_COMPILED = 64  # compiled grammars that are cached
 MAX_VERDICTS = 1024
@@ -41,7 +44,9 @@ class GrammarMatcher:
     """The state of one answer within its grammar. The first mask is by far the costliest, so the
     constructor computes it."""
 
-    def __init__(self, matcher: LLMatcher, vocab_limit: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self, matcher: "LLMatcher", vocab_limit: int, eos_token_ids: Sequence[int]
+    ) -> None:
         self._matcher = matcher
         self._vocab_limit = vocab_limit
         self._eos_token_ids = list(eos_token_ids)
@@ -107,12 +112,14 @@ class GrammarCompiler:
         return matcher
 
     def _compile(self, grammar: str) -> GrammarMatcher:
+        from llguidance import LLMatcher, LLTokenizer  # loads only where a grammar needs it
+
         begin = time.monotonic()
         if self._tokenizer is None:
             self._tokenizer = LLTokenizer(
                 self._source.to_json(), n_vocab=self._vocab_limit, eos_token=self._eos_token_ids
             )
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=cost_limits())
         compiled = GrammarMatcher(matcher, self._vocab_limit, self._eos_token_ids)
         elapsed = time.monotonic() - begin
         logger.debug("grammar of %d characters compiled in %.3f s", len(grammar), elapsed)

@@ -16,20 +16,29 @@ import signal
 import socket
 import struct
 import sys
+from typing import TYPE_CHECKING
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits, LLTokenizer
 
 COMPILE_S = 1.0  # processor time
 COMPILE_BYTES = 2**30  # of memory beyond what the tokenizer takes
 NICE = 10  # lower priority than the model's threads
-LIMITS = LLParserLimits(step_lexer_fuel=20_000, max_lexer_states=20_000)
-"""Cost limits of a grammar. An engine step waits for its share, some milliseconds per token."""
 VALID = b"+"  # a verdict; any other verdict is an error message
 TOKENIZER = struct.Struct("<IIQ")  # number of ids, of ends of text, bytes of the tokenizer's JSON
 
 
-def receive_tokenizer(connection: socket.socket) -> LLTokenizer:
+def cost_limits() -> "LLParserLimits":
+    """Of a grammar. An engine step waits for its share, some milliseconds per token."""
+    from llguidance import LLParserLimits  # the engine process imports this file without it
+
+    return LLParserLimits(step_lexer_fuel=20_000, max_lexer_states=20_000)
+
+
+def receive_tokenizer(connection: socket.socket) -> "LLTokenizer":
     """Receives the first message: TOKENIZER, the ends of text, JSON."""
+    from llguidance import LLTokenizer
+
     head = connection.recv(TOKENIZER.size, socket.MSG_WAITALL)
     num_ids, num_ends, size = TOKENIZER.unpack(head)
     ends = struct.unpack(f"<{num_ends}I", connection.recv(4 * num_ends, socket.MSG_WAITALL))
@@ -55,9 +64,11 @@ def serve(connection: socket.socket) -> None:
         os.close(fds[0])
 
 
-def _send_verdict(tokenizer: LLTokenizer, client: socket.socket) -> None:
+def _send_verdict(tokenizer: "LLTokenizer", client: socket.socket) -> None:
     """Compiles the grammar of ``client``. If SIGPROF or lack of memory ends this process, the
     missing verdict means "too costly"."""
+    from llguidance import LLMatcher  # loaded before the fork already
+
     with client.makefile("rb") as stream:
         grammar = stream.read().decode()
     signal.setitimer(signal.ITIMER_PROF, COMPILE_S)
@@ -65,7 +76,7 @@ def _send_verdict(tokenizer: LLTokenizer, client: socket.socket) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # an abort for lack of memory prints a long text
-    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=cost_limits())
     if not matcher.is_error():
         matcher.compute_bitmask()
     error = " ".join(str(matcher.get_error() or "").split())

@@ -361,7 +361,7 @@ class LLMEngine:
         )
 
     def close(self) -> None:
-        """Ends the worker processes, if there are any. No step may follow."""
+        """Ends the worker processes and frees the memory of model and cache. No step may follow."""
         if self._tracer is not None:
             self._tracer.close()
         self.runner.close()

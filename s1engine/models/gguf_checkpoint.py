@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from s1engine.errors import ModelError
-from s1engine.gguf_file import GgufFile
+from s1engine.gguf_file import open_gguf
 from s1engine.models.config_reader import ConfigReader
 from s1engine.models.fp8_layout import Fp8Layout
 from s1engine.models.gguf_config import ROPE_FACTORS, layer_value
@@ -46,7 +46,7 @@ class GgufCheckpoint:
     """The tensors of a file, memory-mapped: nothing is read before ``read``."""
 
     def __init__(self, path: Path) -> None:
-        self._file = GgufFile(path)
+        self._file = open_gguf(path)
         architecture = self._file.metadata.get("general.architecture")
         self._heads = self._head_counts(str(architecture))
         self._names = {_hf_name(name): name for name in self._file.tensors}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from s1engine.gguf_file import GgufFile, MetadataArray
+from s1engine.gguf_file import GgufFile, MetadataArray, open_gguf
 from s1engine.models.config_reader import ConfigReader
 
 ARCHITECTURES = {
@@ -65,7 +65,7 @@ def read_gguf_config(path: Path) -> tuple[ConfigReader, ConfigReader]:
 
     Raises ModelError naming file and field.
     """
-    file = GgufFile(path)
+    file = open_gguf(path)
     name = file.metadata.get("general.architecture")
     if name not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from s1engine.models.checkpoint import StoredWeights, open_weights
 from s1engine.models.collective import Collective
@@ -27,6 +26,7 @@ from s1engine.models.tensor_names import (
 )
 from s1engine.ops import Matrix, Ops
 from s1engine.ops.quantization import FP8, HEAD_FORMATS, QuantizedMatrix, quantize
+from s1engine.progress import ProgressBar, progress_bar
 
 _IN_PAIRS = re.compile(r"\.[qk]_(proj|norm)\.")  # tensors of heads that are rotated
 
@@ -53,13 +53,13 @@ def load_decoder(
     sources = tensor_sources(config, checkpoint)
     _check_tensors(checkpoint, config, sources)
     total = own.num_parameters * dtype.itemsize
-    with tqdm(
+    with progress_bar(
+        progress,
         total=total,
         desc=f"loading {path.name}",
         unit="B",
         unit_scale=True,
         unit_divisor=1024,
-        disable=not progress,
     ) as bar:
         reader = _Reader(checkpoint, sources, config, own, dtype, device, bar, shard)
         weights = _weights(reader, own, _Packer(ops, config.quantization(quantization)))
@@ -77,7 +77,7 @@ class _Reader:
         config: ModelConfig,
         dtype: torch.dtype,
         device: str,
-        bar: "tqdm[None]",
+        bar: ProgressBar,
         shard: Shard = UNSHARDED,
     ) -> None:
         self._checkpoint = checkpoint

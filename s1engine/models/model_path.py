@@ -5,8 +5,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
 from s1engine.errors import ModelError
 from s1engine.gguf_file import SUFFIX
 
@@ -58,8 +56,10 @@ def _in_directory(path: Path) -> Path:
 
 
 def _download(name: str, repository: str, patterns: Sequence[str]) -> Path:
+    import huggingface_hub  # slow to import, and a local model does not need it
+
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
     except Exception as error:  # network, permission, disk
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(

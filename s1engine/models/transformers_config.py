@@ -5,7 +5,9 @@ Runs no code of the model directory. The shapes of the KV cache are what config.
 transformers_loader.py measures them at the module.
 """
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,11 @@ class TransformersConfig(ModelFacts):
     @classmethod
     def from_dir(cls, path: Path) -> "TransformersConfig":
         """The model of a Hugging Face directory, or a ModelError naming file and field."""
+        with unchanged_environment():
+            return cls._from_dir(path)
+
+    @classmethod
+    def _from_dir(cls, path: Path) -> "TransformersConfig":
         file = path / "config.json"
         raw = ConfigReader.read(file)
         config = _load(path, raw)
@@ -71,6 +78,19 @@ class TransformersConfig(ModelFacts):
             dequantize=_quantization_method(config) == DEQUANTIZED,
             num_parameters=_count_parameters(model_class, config),
         )
+
+
+@contextmanager
+def unchanged_environment() -> Iterator[None]:
+    """Removes what torch's compiler, which transformers imports, writes into the environment of
+    this process, such as TORCHINDUCTOR_CACHE_DIR."""
+    before = set(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - before:
+            if name.startswith(("TORCH", "TRITON")):
+                del os.environ[name]
 
 
 def _load(path: Path, raw: ConfigReader) -> Any:

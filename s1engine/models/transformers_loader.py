@@ -15,7 +15,7 @@ from torch import Tensor
 from s1engine.errors import ModelError, RequestError
 from s1engine.models.interface import ModelFacts
 from s1engine.models.paged_interface import STEP, TRACED, AttentionCall, AttentionTrace, register
-from s1engine.models.transformers_config import TransformersConfig
+from s1engine.models.transformers_config import TransformersConfig, unchanged_environment
 from s1engine.models.transformers_decoder import TransformersDecoder
 from s1engine.ops import AttentionMetadata, Ops
 
@@ -44,8 +44,9 @@ def load_transformers_decoder(
     ``check_model`` raises RequestError for shapes that the operations do not cover. Raises
     ModelError, naming the architecture, if paged attention does not give the module's own results.
     """
-    register()
-    module = _load_module(config, dtype, device, progress)
+    with unchanged_environment():
+        register()
+        module = _load_module(config, dtype, device, progress)
     with _named(config):
         sequences = _random_sequences(config, module.device)
         expected = _own_logits(module, sequences)

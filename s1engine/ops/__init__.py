@@ -255,12 +255,12 @@ class Ops(Protocol):
         values [B, k], ids [B, k])."""
 
 
-def select_ops(device: str) -> Ops:
-    """The operations for ``cpu`` or ``cuda``."""
+def select_ops(device: str, num_threads: int | None = None) -> Ops:
+    """The operations for ``cpu`` or ``cuda``. ``num_threads`` is the CPU's (see ThreadLease)."""
     if device == "cpu":
         from s1engine.ops.cpu_ops import CpuOps
 
-        return CpuOps()
+        return CpuOps(num_threads)
     from s1engine.ops.triton_ops import TritonOps
 
     return TritonOps()

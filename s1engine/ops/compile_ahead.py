@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from threading import Lock, get_ident
 from typing import Any
 
-from tqdm import tqdm
+from s1engine.progress import progress_bar
 
 _patching = Lock()
 
@@ -40,7 +40,7 @@ def compiled_ahead(*, progress: bool) -> Iterator[None]:
 
     with (
         _patching,
-        tqdm(total=0, desc="kernels", unit="kernel", disable=not progress) as bar,
+        progress_bar(progress, total=0, desc="kernels", unit="kernel") as bar,
         _Compilers(bar) as compilers,
         AsyncCompileMode(compilers, ignore_errors=True),
     ):

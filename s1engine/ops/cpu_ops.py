@@ -34,6 +34,7 @@ from s1engine.ops.layouts import (
 )
 from s1engine.ops.packed import PANEL, PackedMatrix, pack
 from s1engine.ops.quantization import FORMATS, QuantizedMatrix
+from s1engine.ops.thread_count import ThreadLease
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.unfused import Unfused, add_norm
 from s1engine.ops.workspace import Workspace
@@ -49,13 +50,19 @@ class CpuOps(Unfused):
 
     name: str = "cpu"
 
-    def __init__(self) -> None:
-        """Use as many threads as torch."""
-        cpu.set_num_threads(torch.get_num_threads())
+    def __init__(self, num_threads: int | None = None) -> None:
+        """``num_threads``: see ThreadLease. Raises RequestError."""
+        self._threads = ThreadLease(num_threads)
         self._torch = TorchOps()
         self._checked: AttentionMetadata | None = None
         self.workspace = Workspace()
         self._reuses = False
+
+    def close(self) -> None:
+        """Frees the workspace, and ends the threads unless another engine needs them."""
+        self.workspace = Workspace()
+        self._checked = None
+        self._threads.close()
 
     @contextmanager
     def reusing(self) -> Iterator[None]:

@@ -36,6 +36,12 @@ class _CpuGraph:
 class _KernelsOnly(TorchDispatchMode):
     """Within it, torch may allocate and view tensors, but not compute."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No compiled code runs within it. True would import torch._dynamo, which takes seconds,
+        in the first step that is recorded."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from s1engine.errors import ModelError
 from s1engine.ops import DeviceBatchTensors
 from s1engine.ops.compile_ahead import compiled_ahead
+from s1engine.progress import progress_bar
 from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
 
 Step = Callable[[DeviceBatchTensors, bool], None]
@@ -150,7 +150,7 @@ class CudaGraphRunner:
         with compiled_ahead(progress=progress):
             for size in sizes:
                 self._guarded(size, self._dummy_run)
-        with tqdm(total=2 * len(sizes), desc="graphs", unit="pass", disable=not progress) as bar:
+        with progress_bar(progress, total=2 * len(sizes), desc="graphs", unit="pass") as bar:
             for size in sizes:  # loads and allocates what must not happen during capture
                 self._guarded(size, self._dummy_run)
                 torch.cuda.synchronize()

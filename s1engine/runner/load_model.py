@@ -16,7 +16,6 @@ from s1engine.models.loader import load_decoder
 from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import UNSHARDED
 from s1engine.models.transformers_config import TransformersConfig
-from s1engine.models.transformers_loader import load_transformers_decoder
 from s1engine.ops import Ops
 from s1engine.runner.memory import check_weights_fit
 from s1engine.runner.resolved_config import RUN_AHEAD, ResolvedConfig
@@ -55,6 +54,8 @@ def load_model(
         )
 
     if isinstance(facts, TransformersConfig):
+        from s1engine.models.transformers_loader import load_transformers_decoder
+
         _check_options(config, facts)
         check_weights_fit(facts, dtype, config.device, None)
         return load_transformers_decoder(

@@ -1,5 +1,6 @@
 """How much memory the KV blocks get, and which option to lower where it does not suffice."""
 
+import ctypes
 import logging
 import os
 from typing import NamedTuple
@@ -93,6 +94,13 @@ def _available_memory() -> int:
         return int(entries["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # not Linux
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def return_free_memory() -> None:
+    """Gives memory that the C library keeps for later allocations back to the system."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc
+        trim(0)
 
 
 def _no_memory(

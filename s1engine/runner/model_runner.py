@@ -7,6 +7,7 @@ each has a ModelRunner, and only rank 0 samples.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,13 +34,20 @@ from s1engine.runner.interface import ModelRunnerOutput, SchedulerOutput
 from s1engine.runner.kernel_warmup import compile_kernels
 from s1engine.runner.kv_cache import KVCache
 from s1engine.runner.load_model import load_model
-from s1engine.runner.memory import plan_memory
-from s1engine.runner.resolved_config import ResolvedConfig, resolve_cache_dtype, resolve_dtype
+from s1engine.runner.memory import plan_memory, return_free_memory
+from s1engine.runner.resolved_config import (
+    ResolvedConfig,
+    rank_threads,
+    resolve_cache_dtype,
+    resolve_dtype,
+)
 from s1engine.runner.sampler import Sampler
 from s1engine.runner.step_profile import profile_steps
 from s1engine.runner.tensor_sampler import TensorSampler
 from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.runner.worker_group import WorkerGroup, Workers
+
+logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -76,6 +84,7 @@ class ModelRunner:
         self.device, self._vocab_limit = config.device, vocab_limit
         self.max_steps = config.run_ahead if isinstance(model_config, ModelConfig) else 1
         self._max_samples = config.max_samples
+        self._owns_ops = isinstance(path, Path)
         self._worker_group: WorkerGroup | None = None
         if config.tensor_parallel_size > 1 and workers is None:
             assert isinstance(path, Path), "a model that is in memory already is not shared"
@@ -83,7 +92,10 @@ class ModelRunner:
         try:
             self.dtype = resolve_dtype(config.dtype, self.device, model_config.torch_dtype)
             self._cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, self.dtype)
-            self.ops = select_ops(self.device) if isinstance(path, Path) else path.ops
+            if isinstance(path, Path):
+                self.ops = select_ops(self.device, rank_threads(config))
+            else:
+                self.ops = path.ops
             self._decoder = load_model(
                 config,
                 model_config,
@@ -94,6 +106,8 @@ class ModelRunner:
                 collective=None if workers is None else workers.collective,
                 progress=progress,
             )
+            if self.device == "cpu":
+                return_free_memory()  # of tensors that were read and packed
             self._allocate(config, path, workers)
             self.sampler = make_sampler(
                 self.ops, config.max_num_seqs, vocab_size=vocab_limit, ends=ends, device=self.device
@@ -139,6 +153,7 @@ class ModelRunner:
             dtype=self._cache_dtype,
             device=self.device,
         )
+        logger.info("KV cache: %s", self.kv_cache.summary())
         self.batch = InputBatch(
             max_tokens=config.max_num_batched_tokens,
             max_rows=config.max_num_seqs,
@@ -283,9 +298,20 @@ class ModelRunner:
             self._worker_group.check_health()
 
     def close(self) -> None:
-        """Ends the workers, if there are any."""
+        """Ends the workers, if there are any, and frees weights, KV cache, buffers and recorded
+        steps. No step may follow. May be called again."""
         if self._worker_group is not None:
             self._worker_group.close()
+        for name in ("_decoder", "kv_cache", "batch", "sampler", "_cpu_graph", "multi_step"):
+            vars(self).pop(name, None)
+        for name in ("_ranged_sample", "_decode_starts"):
+            vars(self).pop(name, None)
+        ops = vars(self).pop("ops", None)
+        if self._owns_ops and isinstance(ops, CpuOps):
+            ops.close()
+        del ops
+        if self.device == "cpu":
+            return_free_memory()
 
     def profile_step_costs(self) -> list[tuple[int, float]]:
         """See Runner."""

@@ -83,6 +83,13 @@ def _check_workers(config: EngineConfig, device: str) -> None:
         )
 
 
+def rank_threads(config: EngineConfig) -> int | None:
+    """Threads of the CPU kernels in each rank's process; None: torch's number."""
+    if config.num_threads is None:
+        return None
+    return max(config.num_threads // config.tensor_parallel_size, 1)
+
+
 def resolve_dtype(dtype: str, device: str, native: torch.dtype) -> torch.dtype:
     """``auto`` becomes the checkpoint's type, or float32 on a CPU without bf16 instructions."""
     if dtype != "auto":

@@ -29,7 +29,8 @@ class SharedMemory:
         order."""
         begin = self._size
         self._size += -(-nbytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
-        os.posix_fallocate(self.fd, begin, self._size - begin)  # grows the file, never cuts it
+        # Grows the file and never cuts it; the last page alone is allocated before its use.
+        os.posix_fallocate(self.fd, self._size - 1, 1)
         return torch.frombuffer(mmap.mmap(self.fd, nbytes, offset=begin), dtype=torch.uint8)
 
     def close(self) -> None:

@@ -402,16 +402,14 @@ def test_a_file_of_the_hub_is_fetched_alone(
         assert not any(Path("Some-Q6_K.gguf").match(pattern) for pattern in allow_patterns)
         return str(tmp_path)
 
-    monkeypatch.setattr("s1engine.models.model_path.snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert resolve_model(name) == tmp_path / file
 
 
 def test_a_quantization_that_the_hub_lacks_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "s1engine.models.model_path.snapshot_download", lambda *_, **__: str(tmp_path)
-    )
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
     with pytest.raises(ModelError, match=r"someone/some:Q2_K.*it matches none"):
         resolve_model("someone/some:Q2_K")
 

@@ -300,7 +300,7 @@ def test_a_hub_model_is_fetched_without_its_other_weights(
         asked.update(name=name, patterns=allow_patterns)
         return str(tmp_path)
 
-    monkeypatch.setattr("s1engine.models.model_path.snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert resolve_model("simplescaling/s1.1-32B") == tmp_path
     assert asked["name"] == "simplescaling/s1.1-32B"
     assert not any(Path("consolidated.safetensors").match(p) for p in asked["patterns"])
@@ -325,7 +325,7 @@ def test_a_failing_hub_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(name: str, allow_patterns: list[str]) -> str:
         raise OSError("cannot reach the hub\nlong explanation")
 
-    monkeypatch.setattr("s1engine.models.model_path.snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(ModelError, match=r"someone/something.*cannot reach the hub") as refusal:
         resolve_model("someone/something")
     assert "\n" not in str(refusal.value)
