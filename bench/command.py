@@ -17,6 +17,7 @@ BENCHES = {  # subcommand: module of s1engine.bench
     "host": "host",
     "throughput": "throughput",
     "cpu": "cpu",
+    "embed": "embed",
     "latency": "latency",
     "kernels": "kernel_speed",
     "tune": "tune",

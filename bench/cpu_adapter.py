@@ -69,24 +69,26 @@ class AdapterServer:
         return {"seconds": time.perf_counter() - begin, "ids": ids}
 
 
-def load_adapter(path: str) -> Any:
+def load_module(path: str) -> Any:
     """The module in that file, under a name that hides no package."""
-    spec = spec_from_file_location("cpu_adapter_of_engine", path)
+    spec = spec_from_file_location(f"file_{Path(path).stem}", path)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def main(adapter: str) -> None:
-    """Answer jobs until stdin ends; a failure becomes an answer with ``error``."""
+def main(adapter: str, server_file: str | None = None) -> None:
+    """Answer jobs until stdin ends, each by a method of AdapterServer, or of the JobServer in
+    ``server_file``; a failure becomes an answer with ``error``."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the engine prints goes to stderr
-    server: AdapterServer | None = None
+    make_server = load_module(server_file).JobServer if server_file else AdapterServer
+    server: Any = None
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            server = server or AdapterServer(load_adapter(adapter))
+            server = server or make_server(load_module(adapter))
             answer = getattr(server, job.pop("do"))(**job)
         except Exception as error:  # engines raise exceptions of any kind
             answer = {"error": f"{type(error).__name__}: {error}"}
@@ -95,4 +97,4 @@ def main(adapter: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

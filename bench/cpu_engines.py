@@ -66,12 +66,14 @@ class EngineProcess:
     """One engine. Jobs run one at a time; between jobs the process group is stopped (SIGSTOP).
 
     Args:
+        scripts: files below this folder: the adapter of the engine, and the module of another
+            ``JobServer`` than that of ``cpu_adapter``.
         folder: its virtual environment.
         log: file for the engine's own output.
         cache: folder for what the engine compiles.
     """
 
-    name: str
+    scripts: tuple[str, ...]
     folder: Path
     threads: int
     log: Path
@@ -81,7 +83,7 @@ class EngineProcess:
 
     def __post_init__(self) -> None:
         words = [str(self.folder / "bin" / "python"), "-c", START]
-        words += [str(FOLDER / "cpu_adapter.py"), str(FOLDER / ADAPTERS[self.name])]
+        words += [str(FOLDER / script) for script in ("cpu_adapter.py", *self.scripts)]
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(self.threads),

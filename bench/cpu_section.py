@@ -13,15 +13,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from s1engine.bench.cpu_adapter import EngineSetup
 from s1engine.bench.cpu_cases import CpuCase, RoundTimes, agreement, figures, headline
-from s1engine.bench.cpu_engines import EngineError, EngineProcess
+from s1engine.bench.cpu_engines import ADAPTERS, EngineError, EngineProcess
 from s1engine.bench.random_checkpoint import random_checkpoint
 from s1engine.models.model_config import ModelConfig
+
+T = TypeVar("T")
 
 OURS = "s1engine"
 READ_BYTES = 2**30  # far more than any cache
@@ -176,7 +178,8 @@ class Section:
     def _process(self, name: str) -> Iterator[EngineProcess]:
         work = self.options.work
         log, cache = work / f"{name}.log", work / "cache"
-        process = EngineProcess(name, self.options.engines[name], self.options.threads, log, cache)
+        folder, threads = self.options.engines[name], self.options.threads
+        process = EngineProcess((ADAPTERS[name],), folder, threads, log, cache)
         try:
             yield process
         finally:
@@ -229,8 +232,8 @@ def share_of_read(row: dict[str, Any], engine: MeasuredEngine) -> float:
     )
 
 
-def rotated(names: Sequence[str], by: int) -> list[str]:
-    """The same names, starting at ``by`` (modulo their number)."""
+def rotated(names: Sequence[T], by: int) -> list[T]:
+    """The same items, starting at ``by`` (modulo their number)."""
     by %= len(names) or 1
     return [*names[by:], *names[:by]]
 

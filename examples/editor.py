@@ -50,12 +50,12 @@ class Completer:
 
 async def main() -> None:
     async with AsyncLLMEngine(model=sys.argv[1] if sys.argv[1:] else None) as engine:
-        async for _ in engine.generate(DOCUMENT, SamplingParams(max_tokens=1)):
-            pass  # the document is in the prefix cache now
+        document = await engine.prefill(DOCUMENT)  # it stays in the prefix cache
         completer = Completer(engine)
         for i in range(len(LINE)):
             await completer.type_key(DOCUMENT + LINE[: i + 1])
         output = await completer.newest()
+        document.release()
         print(f"typed {LINE!r}; {completer.cancelled} completions cancelled")
         reused = output.usage.cached_tokens
         print(f"reused {reused} of {output.usage.prompt_tokens} tokens: {output.outputs[0].text!r}")

@@ -56,7 +56,7 @@ def main() -> None:
         thinking=ThinkingBudget(max_tokens=64),
     )
     with LLM(args.model) as llm:
-        llm.generate("k", SamplingParams(max_tokens=8))  # the first steps are slower: warm up
+        llm.warmup()  # the first steps are slower
         for turn, question in enumerate(QUESTIONS):
             speaker = Speaker(patience=1 if turn == 1 else 1000)
             reason = take_turn(llm, [{"role": "user", "content": question}], params, speaker)

@@ -54,10 +54,10 @@ class _Default(int):
 
 
 PRESETS: dict[Preset, dict[str, int]] = {
-    "latency": {"max_num_seqs": 16, "max_num_batched_tokens": 512},
-    "throughput": {"max_num_seqs": 512, "max_num_batched_tokens": 4096},
+    "latency": {"max_num_seqs": 16, "max_num_batched_tokens": 512, "max_step_ms": 20},
+    "throughput": {"max_num_seqs": 512, "max_num_batched_tokens": 4096, "max_step_ms": 0},
 }
-"""Defaults by preset. Small batches and chunks let a step, and so every token, wait for less."""
+"""Defaults by preset. Small batches and chunks let every token wait for less."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +84,9 @@ class EngineConfig:
     device: Device = "auto"
     """``auto``: CUDA if there is a device, else the CPU."""
     preset: Preset | None = None
-    """Defaults of ``max_num_seqs`` and ``max_num_batched_tokens``: ``latency``, few sequences and
-    small steps (16, 512), or ``throughput``, large ones (512, 4096). Options that are given win."""
+    """Defaults of ``max_num_seqs``, ``max_num_batched_tokens`` and ``max_step_ms``: ``latency``
+    (few sequences and small steps: 16, 512, 20) or ``throughput`` (512, 4096, 0). Options that are
+    given win."""
     num_threads: int | None = None
     """Threads of the CPU kernels, for all ranks together. Engines of one process share a thread
     pool, so they must agree. None: torch's number."""
@@ -183,9 +184,10 @@ class EngineConfig:
             check_name("preset", self.preset, tuple(PRESETS))
         for name in PRESETS["latency"]:
             default = getattr(self, name)
-            if isinstance(default, _Default):
-                value = int(default) if self.preset is None else PRESETS[self.preset][name]
-                object.__setattr__(self, name, value)
+            if self.preset is not None and (default is None or isinstance(default, _Default)):
+                object.__setattr__(self, name, PRESETS[self.preset][name])
+            elif isinstance(default, _Default):
+                object.__setattr__(self, name, int(default))
 
     def _check_reasoning(self) -> None:
         if not self.reasoning_format.endswith(".json"):

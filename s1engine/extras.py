@@ -32,6 +32,8 @@ def require_extra(extra: str, *, param: str | None = None) -> None:
 
 def _is_installed(module: str) -> bool:
     """Looks the module up; imports only the packages above it."""
+    if sys.modules.get(module.partition(".")[0], module) is None:
+        return False  # an import of it fails
     if module in sys.modules:
         return sys.modules[module] is not None
     try:

@@ -217,8 +217,11 @@ def test_presets_are_defaults() -> None:
         again = replace(config)  # as the resolved config is made
         assert again == config
     assert EngineConfig(preset="latency", max_num_seqs=256).max_num_seqs == 256
+    assert EngineConfig(preset="latency", max_step_ms=7).max_step_ms == 7
     assert type(EngineConfig().max_num_seqs) is int and EngineConfig().max_num_seqs == 256
-    assert resolve_config(EngineConfig(preset="latency", device="cpu")).max_num_seqs == 16
+    latency = resolve_config(EngineConfig(preset="latency", device="cpu"))
+    assert latency.max_num_seqs == 16 and latency.max_step_ms == 20
+    assert resolve_config(EngineConfig(preset="throughput", device="cpu")).max_step_ms == 0
     with pytest.raises(RequestError, match="latency, throughput") as caught:
         EngineConfig(preset="fast")  # type: ignore[arg-type]
     assert caught.value.param == "preset"

@@ -396,14 +396,15 @@ class LLMEngine:
         """As ``step``, but returns the tokens; None if there was nothing to compute."""
         self._begin(Call.STEP)
         self.runner.check_health()
+        observed = self._tracer is not None or logger.isEnabledFor(logging.DEBUG)
         outputs = self._end_expired() if self._deadlines else None
         if outputs is None:  # else the next call steps: what has ended is reported at once
             self._add_pending()
-            outputs = self._step(max_seconds)
+            outputs = self._step(0.0 if observed else max_seconds)
             if outputs is not None:
                 self._deadlines.record_step(outputs.end_time - outputs.start_time)
         self._remove_failing()
-        if self._tracer is not None or logger.isEnabledFor(logging.DEBUG):
+        if observed:
             self._observe_step(outputs)
         self._end()
         return outputs

@@ -129,7 +129,7 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def engine(monkeypatch: pytest.MonkeyPatch, path: Path, ops: Ops, run_ahead: int = 1) -> LLMEngine:
     """An engine with little memory and few tokens a step: it chunks and preempts."""
-    monkeypatch.setattr("s1engine.runner.model_runner.select_ops", lambda device: ops)
+    monkeypatch.setattr("s1engine.runner.model_runner.select_ops", lambda *_: ops)
     # Fewer programs to interpret: the only fused operation is the one that writes the cache.
     monkeypatch.setattr(launch_table, "NUM_SMS", 4)
     monkeypatch.setattr(
@@ -214,6 +214,6 @@ def test_what_the_kernels_do_not_cover_is_refused(wrong: dict[str, object], cove
 
 
 def test_the_runner_refuses_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s1engine.runner.model_runner.select_ops", lambda device: TritonOps())
+    monkeypatch.setattr("s1engine.runner.model_runner.select_ops", lambda *_: TritonOps())
     with pytest.raises(RequestError, match="block_size 4"):
         LLMEngine(EngineConfig(dtype="float32", device="cpu", block_size=4))
