@@ -33,7 +33,7 @@ TEXT = (
     "A reasoning model writes down its thoughts before it answers. The more it thinks, the longer "
     "the user waits, so a product sets a budget. "
 )
-LONG_WORDS = 1900  # of the prompt that arrives: at least as many tokens
+LONG_TOKENS = 1900  # of the prompt that arrives
 DEADLINES_S = (0.2, 0.6)  # the shortest and the longest
 OTHERS = 8
 
@@ -179,13 +179,12 @@ def _deadlines(args: argparse.Namespace, candidate: Candidate, number: int) -> N
     step = (longest - shortest) / max(1, args.deadlines - 1)
     deadlines = [shortest + i * step for i in range(args.deadlines)]
     job = {"text": f"{number} {TEXT}", "new": 4096, "deadlines": deadlines}
-    alone = candidate.job("deadlines", others=0, long_text=None, **job)
+    alone = candidate.job("deadlines", others=0, long_tokens=0, **job)
     candidate.add("late_alone", alone["errors"])
     if candidate.about["concurrent"]:
-        eight = candidate.job("deadlines", others=OTHERS, long_text=None, **job)
+        eight = candidate.job("deadlines", others=OTHERS, long_tokens=0, **job)
         candidate.add("late_beside_8", eight["errors"])
-        text = f"{number} {(TEXT * LONG_WORDS)}".split()[:LONG_WORDS]
-        arrival = candidate.job("deadlines", others=0, long_text=" ".join(text), **job)
+        arrival = candidate.job("deadlines", others=0, long_tokens=LONG_TOKENS, **job)
         candidate.add("late_at_arrival", arrival["errors"])
 
 

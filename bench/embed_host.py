@@ -73,27 +73,30 @@ class JobServer:
             return {"tokens": len(ids), "times": token_times(model, ids, new, rule)}
 
     def deadlines(
-        self, text: str, new: int, deadlines: list[float], others: int, long_text: str | None
+        self, text: str, new: int, deadlines: list[float], others: int, long_tokens: int
     ) -> dict[str, Any]:
         """How much later than each deadline its request returned, beside ``others`` streams, or
-        while ``long_text`` arrives halfway to the deadline."""
+        while a prompt of ``long_tokens`` tokens arrives halfway to the deadline."""
         model = self.model
-        if (others or long_text) and not model.concurrent:
+        if (others or long_tokens) and not model.concurrent:
             raise NotImplementedError("this engine generates for one thread at a time")
         ids = model.encode(text)
-        errors = []
+        errors, arrived = [], []
         with _streams(model, ids, others):
             for number, deadline in enumerate(deadlines):
-                arrival = None
-                if long_text is not None:
-                    long_ids = model.encode(f"{number} {long_text}")
-                    arrival = threading.Timer(deadline / 2, _consume, (model, long_ids, 1))
+                long_ids = model.encode(f"{number} {text * long_tokens}")[:long_tokens]
+                arrival = threading.Timer(
+                    deadline / 2, lambda ids=long_ids: arrived.extend(model.stream(ids, 1))
+                )
+                if long_tokens:
                     arrival.start()
                 begin = time.perf_counter()
                 model.complete_by(ids, new, deadline)
                 errors.append(time.perf_counter() - begin - deadline)
-                if arrival is not None:
+                if long_tokens:
                     arrival.join()
+        if long_tokens and len(arrived) != len(deadlines):
+            raise RuntimeError(f"{len(arrived)} of {len(deadlines)} long prompts were computed")
         return {"errors": errors}
 
     @property
@@ -166,11 +169,6 @@ def _streams(model: EmbeddedModel, ids: list[int], count: int) -> Iterator[None]
         ended.set()
         for thread in threads:
             thread.join()
-
-
-def _consume(model: EmbeddedModel, ids: list[int], new: int) -> None:
-    for _ in model.stream(ids, new):
-        pass
 
 
 def resident_mib() -> float:

@@ -21,13 +21,16 @@ class Scripted:
 
     concurrent = True
 
-    def __init__(self) -> None:
+    def __init__(self, context: int = 100) -> None:
+        self.context = context
         self.threads: set[int] = set()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
     def stream(self, ids: list[int], new: int, rule: str | None = None) -> Iterator[str]:
+        if len(ids) > self.context:
+            raise ValueError("too long")
         self.threads.add(threading.get_ident())
         for _ in range(new):
             yield "a"
@@ -73,16 +76,22 @@ def test_a_stream_has_a_time_for_each_token(beside: str | None) -> None:
 
 def test_deadlines_count_from_the_request() -> None:
     model = Scripted()
-    found = server(model).deadlines("abcdefghij", 5, [0.01, 0.02], 3, "long")
+    found = server(model).deadlines("abcdefghij", 5, [0.01, 0.02], 3, 50)
     assert len(found["errors"]) == 2 and min(found["errors"]) >= 0
     assert len(model.threads) >= 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_long_prompt_that_is_refused_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="0 of 1 long prompts"):
+        server(Scripted(context=20)).deadlines("abcdefghij", 5, [0.01], 0, 50)
 
 
 def test_an_engine_for_one_thread_has_no_streams_beside() -> None:
     model = Scripted()
     model.concurrent = False
     with pytest.raises(NotImplementedError, match="one thread"):
-        server(model).deadlines("abc", 5, [0.01], 8, None)
+        server(model).deadlines("abc", 5, [0.01], 8, 0)
 
 
 @given(st.lists(st.floats(0, 10), min_size=1), st.sampled_from([0.5, 0.99, 1.0]))
