@@ -34,7 +34,7 @@ TEXT = (
     "the user waits, so a product sets a budget. "
 )
 LONG_TOKENS = 1900  # of the prompt that arrives
-DEADLINES_S = (0.2, 0.6)  # the shortest and the longest
+DEADLINES_S = (0.1, 0.4)  # the shortest and the longest
 OTHERS = 8
 
 

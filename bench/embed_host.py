@@ -81,7 +81,8 @@ class JobServer:
         if (others or long_tokens) and not model.concurrent:
             raise NotImplementedError("this engine generates for one thread at a time")
         ids = model.encode(text)
-        errors, arrived = [], []
+        errors: list[float] = []
+        arrived: list[str] = []
         with _streams(model, ids, others):
             for number, deadline in enumerate(deadlines):
                 long_ids = model.encode(f"{number} {text * long_tokens}")[:long_tokens]
