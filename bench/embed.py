@@ -39,7 +39,7 @@ OTHERS = 8
 
 
 @dataclass
-class Candidate:
+class MeasuredModel:
     """One engine with one model, and what was measured of it."""
 
     name: str
@@ -82,21 +82,21 @@ def default_models() -> list[str]:
     return [str(BUNDLED_MODEL), *map(str, files)]
 
 
-def _candidates(model: str, folders: dict[str, Path]) -> list[Candidate]:
-    own = [Candidate(OURS, OURS, {})]
+def _candidates(model: str, folders: dict[str, Path]) -> list[MeasuredModel]:
+    own = [MeasuredModel(OURS, OURS, {})]
     if not model.endswith(".gguf"):
         return own
-    own.append(Candidate(f"{OURS} int4", OURS, {"quantization": "int4"}))
-    own.append(Candidate(f"{OURS} int8", OURS, {"quantization": "int8"}))
+    own.append(MeasuredModel(f"{OURS} int4", OURS, {"quantization": "int4"}))
+    own.append(MeasuredModel(f"{OURS} int8", OURS, {"quantization": "int8"}))
     if "llama.cpp" in folders:
-        own.append(Candidate("llama.cpp", "llama.cpp", {}))
+        own.append(MeasuredModel("llama.cpp", "llama.cpp", {}))
     return own
 
 
 def _measure(
     args: argparse.Namespace,
     model: str,
-    candidates: list[Candidate],
+    candidates: list[MeasuredModel],
     folders: dict[str, Path],
     stack: ExitStack,
     failures: list[str],
@@ -105,7 +105,7 @@ def _measure(
     work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
     @contextmanager
-    def isolated(candidate: Candidate, what: str) -> Iterator[None]:
+    def isolated(candidate: MeasuredModel, what: str) -> Iterator[None]:
         try:
             yield
         except EngineError as error:
@@ -136,7 +136,7 @@ def _measure(
                     measure(args, candidate, number)
 
 
-def _close(candidate: Candidate) -> None:
+def _close(candidate: MeasuredModel) -> None:
     assert candidate.process is not None
     candidate.about["peak_mib"] = candidate.process.peak_mib()
     candidate.process.close()
@@ -148,7 +148,7 @@ def _prompt(args: argparse.Namespace, number: int | str) -> str:
     return f"{number}: {' '.join(words)}"
 
 
-def _streams(args: argparse.Namespace, candidate: Candidate, number: int) -> None:
+def _streams(args: argparse.Namespace, candidate: MeasuredModel, number: int) -> None:
     """A cold prompt, the same prompt with another end, then gaps alone and beside the host."""
     job = {"new": args.new_tokens, "rule": None}
     text = _prompt(args, number)
@@ -165,7 +165,7 @@ def _streams(args: argparse.Namespace, candidate: Candidate, number: int) -> Non
     candidate.add("loop_lag", loop["lags"])
 
 
-def _rules(args: argparse.Namespace, candidate: Candidate, number: int) -> None:
+def _rules(args: argparse.Namespace, candidate: MeasuredModel, number: int) -> None:
     """Gaps with one rule of sampling each, beside gaps without at the same moment."""
     text = _prompt(args, number)
     for rule in (None, *rotated(RULES, number)):
@@ -173,7 +173,7 @@ def _rules(args: argparse.Namespace, candidate: Candidate, number: int) -> None:
         candidate.add(f"itl_{rule or 'plain'}", _gaps(found["times"]))
 
 
-def _deadlines(args: argparse.Namespace, candidate: Candidate, number: int) -> None:
+def _deadlines(args: argparse.Namespace, candidate: MeasuredModel, number: int) -> None:
     """How late requests end: alone, beside eight streams, and while a long prompt arrives."""
     shortest, longest = DEADLINES_S
     step = (longest - shortest) / max(1, args.deadlines - 1)
@@ -196,7 +196,7 @@ def _gaps(times: list[float]) -> list[float]:
     return [after - before for before, after in pairwise(times)]
 
 
-def _row(model: str, candidate: Candidate) -> dict[str, Any]:
+def _row(model: str, candidate: MeasuredModel) -> dict[str, Any]:
     row: dict[str, Any] = {
         "model": Path(model).name,
         "engine": candidate.name,

@@ -7,7 +7,7 @@ from typing import Any
 PACKAGE = "s1engine"
 
 
-class Model:
+class EmbeddedS1Engine:
     """An EmbeddedModel."""
 
     concurrent = True
@@ -47,6 +47,6 @@ class Model:
         return len(self._llm.generate(ids, params)[0].outputs[0].token_ids)
 
 
-def load(path: Path, threads: int, options: dict[str, Any]) -> Model:
+def load(path: Path, threads: int, options: dict[str, Any]) -> EmbeddedS1Engine:
     """The model, with fields of EngineConfig."""
-    return Model(path, threads, options)
+    return EmbeddedS1Engine(path, threads, options)

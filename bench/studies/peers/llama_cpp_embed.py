@@ -8,7 +8,7 @@ from typing import Any
 PACKAGE = "llama_cpp_python"
 
 
-class Model:
+class EmbeddedLlamaCpp:
     """An EmbeddedModel. Log-probabilities need a model that was loaded for them."""
 
     concurrent = False
@@ -74,6 +74,6 @@ class Model:
         return count
 
 
-def load(path: Path, threads: int, options: dict[str, Any]) -> Model:
+def load(path: Path, threads: int, options: dict[str, Any]) -> EmbeddedLlamaCpp:
     """The model; of ``options`` only ``max_model_len`` matters."""
-    return Model(path, threads, options)
+    return EmbeddedLlamaCpp(path, threads, options)
