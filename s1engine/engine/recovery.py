@@ -76,6 +76,7 @@ def recover(engine: Recoverable) -> None:
     if engine._call is Call.STEP:
         engine.runner.abandon_step()
     if engine._leaving is not None:
+        engine._add_branches()  # those that an interrupted add has forked leave with it
         engine._drop(engine._leaving)
         engine._leaving = None
     _fail_half_processed(engine)
