@@ -117,7 +117,8 @@ def _restore(
             param="path",
         )
     if keep:
-        assert engine.scheduler.pin(pin_id, tokens, salt), "there was room for the pin"
+        pinned = engine.scheduler.pin(pin_id, tokens, salt)
+        assert pinned, "there was room for the pin"
 
 
 def _salt(options: RequestOptions) -> bytes:
