@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from s1engine.bench.cpu_engines import EngineError, EngineProcess, environments
@@ -218,8 +219,7 @@ def _row(model: str, candidate: MeasuredModel) -> dict[str, Any]:
 
 def percentile(values: list[float], share: float) -> float:
     """The smallest value that at least ``share`` of the values do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))]
+    return float(np.quantile(values, share, method="inverted_cdf"))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

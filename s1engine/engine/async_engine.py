@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from s1engine.config import EngineConfig
@@ -77,12 +76,7 @@ class AsyncLLMEngine(EmbeddedEngine):
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.shutdown()
 
     async def generate(

@@ -9,7 +9,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 from s1engine.engine.embedded import EmbeddedEngine
@@ -74,12 +73,7 @@ class LLM(EmbeddedEngine):
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # --- whole outputs ---
@@ -125,8 +119,6 @@ class LLM(EmbeddedEngine):
         on_chunk: OnChunk | None,
         options: RequestOptions,
     ) -> list[RequestOutput]:
-        if params is None:
-            params = SamplingParams(**self.compiler.default_sampling())
         each = params_of_each(params, len(prompts))
         stream = on_chunk is not None
         requests = []

@@ -5,7 +5,7 @@ them is accepted, anything else is a RequestError. Knows no tokenizer.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from s1engine.checks import check_data, check_int, check_unicode, plain_list, shown
@@ -101,9 +101,11 @@ def check_params(params: object) -> SamplingParams:
     raise RequestError(message, param="params")
 
 
-def params_of_each(params: object, count: int) -> list[SamplingParams]:
-    """The parameters of ``count`` prompts: one for all, or a list with one for each. Raises
+def params_of_each(params: object, count: int) -> Sequence[SamplingParams | None]:
+    """The parameters of ``count`` prompts: one or None for all, or a list with one for each. Raises
     RequestError."""
+    if params is None:
+        return [None] * count
     items = plain_list(params)
     if items is None:
         return [check_params(params)] * count

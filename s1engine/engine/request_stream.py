@@ -3,7 +3,6 @@
 import contextlib
 import weakref
 from collections import deque
-from types import TracebackType
 from typing import Self
 
 from s1engine.engine.engine_thread import (
@@ -81,10 +80,5 @@ class RequestStream:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""The base of every request body: unknown fields are errors, and bad ones cost little.
+"""The bases of request bodies and objects in them: unknown fields are errors, bad ones cost little.
 
 A body of a megabyte may hold hundreds of thousands of wrong values. Pydantic collects all errors,
 which takes seconds and a gigabyte. So the sizes of lists and objects are checked before their
@@ -47,7 +47,18 @@ class StrictBody(BaseModel):
                 raise RequestError(
                     f"{name} has {len(value)} items; at most {limit} are allowed", param=name
                 )
-            check_text(name, value)
+        return values
+
+
+class RequestBody(StrictBody):
+    """The whole body of a request."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_texts(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for name, value in values.items():
+                check_text(name, value)
         return values
 
 

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from s1engine.errors import RequestError
 from s1engine.sampling_params import STRUCTURES, SamplingParams
-from s1engine.server.api.body import JsonObjects, StrictBody, Strings, TokenIds
+from s1engine.server.api.body import JsonObjects, RequestBody, StrictBody, Strings, TokenIds
 from s1engine.server.api.structured_outputs import (
     ResponseFormat,
     StructuredOutputs,
@@ -175,7 +175,7 @@ class HttpFields(GenerationFields):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class TokenizeRequest(StrictBody):
+class TokenizeRequest(RequestBody):
     """Body of ``POST /tokenize``: either a text or a chat."""
 
     model: str | None = None
@@ -191,7 +191,7 @@ class TokenizeRequest(StrictBody):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class DetokenizeRequest(StrictBody):
+class DetokenizeRequest(RequestBody):
     """Body of ``POST /detokenize``."""
 
     model: str | None = None

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from s1engine.errors import RequestError
 from s1engine.sampling_params import UNLIMITED, ThinkingBudget
-from s1engine.server.api.body import StrictBody, TokenIds
+from s1engine.server.api.body import RequestBody, StrictBody, TokenIds
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class ReasoningSwitch(StrictBody):
     enabled: bool | None = None
 
 
-class ThinkingFields(StrictBody):
+class ThinkingFields(RequestBody):
     """The thinking fields of a request, and their other spellings."""
 
     thinking_token_budget: Annotated[
