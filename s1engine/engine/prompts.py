@@ -18,8 +18,8 @@ Messages = list[dict[str, Any]]
 def chat_of(prompt: object) -> Messages | None:
     """The messages of a prompt that is a chat; None for any other. Raises RequestError."""
     items = plain_list(prompt)
-    if items is None or not any(isinstance(item, Mapping) for item in items):
-        return None
+    if items is None or not any(issubclass(kind, Mapping) for kind in set(map(type, items))):
+        return None  # asked by type: a prompt may have a million token ids
     return plain_messages(items)
 
 
@@ -42,7 +42,7 @@ def text_or_ids(prompt: object, vocab_size: int) -> str | list[int]:
     if items is None:
         message = f"prompt must be text, token ids or messages; got {shown(prompt)}"
         raise RequestError(message, param="prompt")
-    plain = all(type(item) is int for item in items)
+    plain = set(map(type, items)) <= {int}
     if plain and min(items, default=0) >= 0 and max(items, default=0) < vocab_size:
         return items
     return [_token_id(item, vocab_size) for item in items]
