@@ -10,16 +10,12 @@ class ProgressBar(Protocol):
     total: Any
 
     def update(self, n: float = 1) -> Any: ...
-    def refresh(self) -> Any: ...
 
 
 class _NoBar:
     total: Any = 0
 
     def update(self, n: float = 1) -> None:
-        """Shows nothing."""
-
-    def refresh(self) -> None:
         """Shows nothing."""
 
 

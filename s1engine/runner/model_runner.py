@@ -302,9 +302,8 @@ class ModelRunner:
         steps. No step may follow. May be called again."""
         if self._worker_group is not None:
             self._worker_group.close()
-        for name in ("_decoder", "kv_cache", "batch", "sampler", "_cpu_graph", "multi_step"):
-            vars(self).pop(name, None)
-        for name in ("_ranged_sample", "_decode_starts"):
+        large = "_decoder", "kv_cache", "batch", "sampler", "_cpu_graph", "multi_step"
+        for name in (*large, "_ranged_sample", "_decode_starts"):
             vars(self).pop(name, None)
         ops = vars(self).pop("ops", None)
         if self._owns_ops and isinstance(ops, CpuOps):
