@@ -1,7 +1,7 @@
 """The engine: requests in, chunks and finished outputs out, one step at a time.
 
 Owns the live requests. Connects tokenizer, scheduler and runner, which do not know each other. Not
-thread-safe: one thread adds, steps and aborts (AsyncLLMEngine starts it); only ``make_request`` may
+thread-safe: one thread adds, steps and aborts (EngineThread is one); only ``make_request`` may
 be called from any thread.
 """
 
