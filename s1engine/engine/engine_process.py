@@ -116,7 +116,7 @@ def _step_until_closed(
     next_heartbeat, idle = time.monotonic(), True
     while True:
         for message in pending:
-            _apply(engine, message)
+            _apply(client, engine, message)
         outputs = None if client.congested else engine.step_core()
         if outputs is not None:
             client.send(messages.Outputs(outputs))
@@ -131,10 +131,17 @@ def _step_until_closed(
         pending = client.receive(0 if busy else max(next_heartbeat - now, 0))
 
 
-def _apply(engine: LLMEngine, message: messages.ToEngine) -> None:
+def _apply(client: ClientConnection, engine: LLMEngine, message: messages.ToEngine) -> None:
     match message:
         case messages.AddRequest(request):
-            engine.add_request(request)
+            try:
+                engine.add_request(request)
+            except EngineDeadError:
+                raise
+            except Exception as error:  # it has added nothing, and harms no other request
+                logger.exception("request %s cannot be added", request.request_id)
+                reason = f"the engine could not add this request: {error!r}"
+                client.send(messages.RequestFailed(request.number, reason))
         case messages.AbortRequest(request_id):
             engine.abort(request_id)
         case messages.EndThinking(request_id):

@@ -157,19 +157,20 @@ class ProcessEngineClient:
         builder = RequestOutputBuilder(request, self.compiler.text.tokenizer)
         stream = _RequestStream(builder, self._collector)
         frame = messages.encode_frame(messages.AddRequest(request))
-        self._collector.open(request.number)
-        self._streams[request.number] = stream
-        self._numbers[request.request_id] = request.number
         finished = False
         try:
+            self._numbers[request.request_id] = request.number
+            self._collector.open(request.number)
+            self._streams[request.number] = stream
             self._write(frame)
             while not finished:
                 for event in await stream.next_events():
                     finished = isinstance(event, RequestOutput)
                     yield event
         finally:
+            self._numbers.pop(request.request_id, None)
+            self._streams.pop(request.number, None)
             self._collector.close(request.number)
-            del self._streams[request.number], self._numbers[request.request_id]
             if not finished:
                 self._send(messages.AbortRequest(request.request_id))
 

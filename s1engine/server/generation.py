@@ -11,13 +11,15 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from s1engine.engine.client import EngineClient
 from s1engine.engine.request import Request
@@ -28,7 +30,12 @@ from s1engine.server.api.chat_completions import ChatRequest
 from s1engine.server.api.completions import CompletionRequest
 from s1engine.server.api.response_formatter import ResponseFormatter, ResponseHead
 from s1engine.server.metrics import Metrics
-from s1engine.server.streaming import EventStream, merge, unless_disconnected
+from s1engine.server.streaming import (
+    DeferredResponse,
+    EventStream,
+    merge,
+    unless_disconnected,
+)
 from s1engine.server.tracing import RequestTrace, Tracing
 
 IndexedEvents = AsyncGenerator[tuple[int, Any], None]  # each with the index of its prompt
@@ -82,7 +89,9 @@ class Generation:
         prefix: str,
         create_formatter: Callable[[ResponseHead, int], ResponseFormatter],
     ) -> Response:
-        """Return the response to one HTTP request. Raises errors that become its status.
+        """Return the response to one HTTP request, which admits and generates it while it is sent.
+
+        Raises errors that become its status; so does the response, before its first byte.
 
         Args:
             prefix: of the response's id.
@@ -94,36 +103,38 @@ class Generation:
         pool = self._grammar_pool if body.has_grammar else None
         loop = asyncio.get_running_loop()
         requests = await loop.run_in_executor(pool, self._compile, body, name, arrival)
-        samples = requests[0].params.n
         head = ResponseHead(name, int(time.time()), self._engine.config.model_name)
-        formatter = create_formatter(head, samples)
-        ticket = self._admit(http, requests)
-        logger.debug(
-            "request %s: model %s, prompts of %s tokens, %d samples, at most %s tokens",
-            name,
-            head.model,
-            [len(request.prompt) for request in requests],
-            samples,
-            requests[0].params.max_tokens,
-        )
+        formatter = create_formatter(head, requests[0].params.n)
+        return DeferredResponse(partial(self._respond, body, http, head, requests, formatter))
+
+    async def _respond(
+        self,
+        body: ChatRequest | CompletionRequest,
+        http: HttpRequest,
+        head: ResponseHead,
+        requests: Sequence[Request],
+        formatter: ResponseFormatter,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Admit the requests, generate them and send the response.
+
+        What a request registers lives in the ``with`` block, so it ends with it, whatever happens.
+        """
         operation = "chat" if isinstance(body, ChatRequest) else "text_completion"
-        trace = self._tracing.begin(operation, http.headers, head, requests)
         seconds = body.timeout if body.timeout is not None else self._timeout
-        events = self._generate(requests, ticket, trace, seconds)
-
-        def on_end() -> None:
-            self._admission.release(ticket)
-            trace.end()
-            logger.debug("request %s: ended, %s tokens used", name, ticket.used)
-
-        if body.stream:
-            return EventStream(self._stream(events, formatter), on_end)
-        try:
+        with (
+            self._admitted(http, requests) as ticket,
+            self._tracing.begin(operation, http.headers, head, requests) as trace,
+        ):
+            events = self._generate(requests, ticket, trace, seconds)
+            if body.stream:
+                await EventStream(self._stream(events, formatter))(scope, receive, send)
+                return
             collecting = self._collect_outputs(events, len(requests))
-            outputs = await unless_disconnected(http.receive, collecting)
-        finally:
-            on_end()
-        return json_response(formatter.format_response(outputs))
+            outputs = await unless_disconnected(receive, collecting)
+        await json_response(formatter.format_response(outputs))(scope, receive, send)
 
     def _compile(
         self, body: ChatRequest | CompletionRequest, name: str, arrival: float
@@ -145,20 +156,37 @@ class Generation:
         except RequestError as error:
             raise body.renamed_error(error) from error
 
-    def _admit(self, http: HttpRequest, requests: Sequence[Request]) -> Ticket:
+    @contextlib.contextmanager
+    def _admitted(self, http: HttpRequest, requests: Sequence[Request]) -> Iterator[Ticket]:
+        """Admit the requests until the block ends. Raises NotAdmitted."""
         client = http.scope.get("state", {}).get("client", NO_CLIENT)
+        ticket = self._admit(client, requests)
+        name = requests[0].request_id
+        try:
+            for request in requests:
+                request.order = ticket.start
+                if self._private_prefixes:
+                    request.salt = hashlib.sha256(client.encode() + request.salt).digest()[:16]
+            logger.debug(
+                "request %s: prompts of %s tokens, %d samples, at most %s tokens",
+                name,
+                [len(request.prompt) for request in requests],
+                ticket.samples,
+                requests[0].params.max_tokens,
+            )
+            yield ticket
+        finally:
+            self._admission.release(ticket)
+            logger.debug("request %s: ended, %s tokens used", name, ticket.used)
+
+    def _admit(self, client: str, requests: Sequence[Request]) -> Ticket:
         samples = sum(request.params.n for request in requests)
         tokens = sum(len(request.prompt) for request in requests)
         try:
-            ticket = self._admission.admit(client, samples, tokens)
+            return self._admission.admit(client, samples, tokens)
         except NotAdmitted as refused:
             self._metrics.count_refused(refused.code)
             raise
-        for request in requests:
-            request.order = ticket.start
-            if self._private_prefixes:
-                request.salt = hashlib.sha256(client.encode() + request.salt).digest()[:16]
-        return ticket
 
     async def _generate(
         self,

@@ -6,12 +6,12 @@ closed, whether or not anything was sent.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 T = TypeVar("T")
 
@@ -25,17 +25,37 @@ async def _disconnected(receive: Receive) -> None:
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of ``work``; cancel it and raise ClientDisconnect if the client leaves."""
-    task = asyncio.ensure_future(work)
-    disconnect = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+    async with _cancelled_at_end() as tasks:
+        tasks.append(asyncio.ensure_future(work))
+        tasks.append(asyncio.ensure_future(_disconnected(receive)))
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
             raise ClientDisconnect
-        return task.result()
+        result: T = tasks[0].result()
+        return result
+
+
+@contextlib.asynccontextmanager
+async def _cancelled_at_end() -> AsyncGenerator[list[asyncio.Future[Any]], None]:
+    """Yield a list of tasks; those in it are cancelled and awaited when the block ends."""
+    tasks: list[asyncio.Future[Any]] = []
+    try:
+        yield tasks
     finally:
-        for future in (task, disconnect):
-            future.cancel()
-        await asyncio.gather(task, disconnect, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class DeferredResponse(Response):
+    """A response that ``respond`` makes and sends in one call, which owns what it registers."""
+
+    def __init__(self, respond: ASGIApp) -> None:
+        super().__init__()
+        self._respond = respond
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._respond(scope, receive, send)
 
 
 class EventStream(StreamingResponse):
@@ -43,21 +63,16 @@ class EventStream(StreamingResponse):
 
     Args:
         events: closed when the client leaves, or reads nothing for SEND_TIMEOUT_S.
-        on_end: called once at the end, after an error too.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], on_end: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._events = events
-        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with contextlib.suppress(ClientDisconnect, OSError):  # TimeoutError is an OSError
-                await unless_disconnected(receive, self._send_all(send))
-        finally:
-            self._on_end()
+        with contextlib.suppress(ClientDisconnect, OSError):  # TimeoutError is an OSError
+            await unless_disconnected(receive, self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
         begin = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
@@ -91,9 +106,10 @@ async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tu
         except Exception as error:
             await items.put(error)
 
-    tasks = [asyncio.ensure_future(pump(i, stream)) for i, stream in enumerate(streams)]
-    num_open = len(tasks)
-    try:
+    num_open = len(streams)
+    async with _cancelled_at_end() as tasks:
+        for i, stream in enumerate(streams):
+            tasks.append(asyncio.ensure_future(pump(i, stream)))
         while num_open:
             received = await items.get()
             if isinstance(received, BaseException):
@@ -102,7 +118,3 @@ async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tu
                 num_open -= 1
             else:
                 yield received
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -7,7 +7,7 @@ Prompts and answers are not recorded. OpenTelemetry is imported only if a collec
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
 from s1engine import __version__
@@ -26,7 +26,14 @@ NS = 1_000_000_000
 
 
 class RequestTrace:
-    """Records one request while it is answered; this base class records nothing."""
+    """Records one request while it is answered, as a context manager; this base class records
+    nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def observe(self, output: RequestOutput) -> None:
         """Record the output of one of its prompts."""
@@ -35,7 +42,7 @@ class RequestTrace:
         """Record why it cannot be answered."""
 
     def end(self) -> None:
-        """End the record. Called once, after everything else."""
+        """End the record, once."""
 
 
 class Tracing:

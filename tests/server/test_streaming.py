@@ -57,10 +57,9 @@ class Source:
 def test_a_stream_is_sent_whole() -> None:
     async def main() -> None:
         client, source = Client(), Source(b"1", b"2", endless=False)
-        done: list[bool] = []
-        stream = EventStream(source.events(), lambda: done.append(source.closed))
+        stream = EventStream(source.events())
         await stream({"type": "http"}, client.receive, client.send)
-        assert client.body == b"12" and done == [True]
+        assert client.body == b"12" and source.closed
         assert client.sent[0]["status"] == 200
         assert dict(client.sent[0]["headers"])[b"content-type"].startswith(b"text/event-stream")
         assert client.sent[-1]["more_body"] is False
@@ -72,10 +71,9 @@ def test_a_stream_is_sent_whole() -> None:
 def test_a_stream_ends_when_the_client_leaves(leave_after: int) -> None:
     async def main() -> None:
         client, source = Client(leave_after), Source(b"1", b"2", endless=True)
-        done: list[bool] = []
-        stream = EventStream(source.events(), lambda: done.append(source.closed))
+        stream = EventStream(source.events())
         await asyncio.wait_for(stream({"type": "http"}, client.receive, client.send), 5)
-        assert done == [True] and len(client.sent) >= leave_after
+        assert source.closed and len(client.sent) >= leave_after
 
     asyncio.run(main())
 
@@ -85,15 +83,14 @@ def test_a_client_that_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch)
 
     async def main() -> None:
         client, source = Client(), Source(b"1", b"2", endless=True)
-        done: list[bool] = []
 
         async def send(message: Any) -> None:
             if message.get("body"):
                 await asyncio.Event().wait()
 
-        stream = EventStream(source.events(), lambda: done.append(source.closed))
+        stream = EventStream(source.events())
         await asyncio.wait_for(stream({"type": "http"}, client.receive, send), 5)
-        assert done == [True]
+        assert source.closed
 
     asyncio.run(main())
 
