@@ -1,25 +1,28 @@
 """``s1engine serve``: one model behind OpenAI's API."""
 
 import argparse
-import ipaddress
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s1engine.checks import check_float, check_int
+from s1engine.cli.api_keys import (
+    API_KEY_VARIABLE,
+    api_keys,
+    client_limits,
+    is_loopback,
+    read_keys,
+)
 from s1engine.config import EngineConfig, parse_speculative_config
 from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given_values
 
 if TYPE_CHECKING:
-    from s1engine.server.admission import Admission
+    from s1engine.server.admission import Admission, ClientLimits
     from s1engine.server.router.deployment import ReplicaPoolOptions
     from s1engine.server.serving import MonitoredBackend
 
     Service = tuple[Any, MonitoredBackend, Admission]  # application, engine or pool
 
-API_KEY_VARIABLE = "S1ENGINE_API_KEY"
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 CLOSE_S = 1  # for connections to close, after --shutdown-timeout for requests
 
@@ -38,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "machine can read it in the list of processes",
     )
     parser.add_argument("--api-key-file", metavar="FILE", help="a file with one key a line")
+    parser.add_argument(
+        "--priority-key-file",
+        metavar="FILE",
+        help="a file with more keys, whose requests may have a priority below 0 (default: with "
+        "several keys none may, with one or none all)",
+    )
     parser.add_argument(
         "--allow-no-api-key",
         action="store_true",
@@ -66,7 +75,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-queued-requests",
         type=int,
         metavar="N",
-        help="samples that may wait while --max-num-seqs run; more are rejected with 429 "
+        help="sequences (samples, and their answers at checkpoints) that may wait while "
+        "--max-num-seqs run; more are rejected with 429 (default: 1024)",
+    )
+    parser.add_argument(
+        "--max-sequences-per-key",
+        type=int,
+        metavar="N",
+        help="sequences that one API key may have running or waiting (default: all; with several "
+        "keys as many as are free, so that each finds room)",
+    )
+    parser.add_argument(
+        "--max-sequences-per-request",
+        type=int,
+        metavar="N",
+        help="prompts x n x (1 + thinking_checkpoints); a request for more is a 400 "
         "(default: 1024)",
     )
     parser.add_argument(
@@ -137,14 +160,14 @@ def run(args: argparse.Namespace) -> int:
     config = EngineConfig(**options)
     replicas = _replica_options(args)
 
-    from s1engine.server.admission import MAX_QUEUED
     from s1engine.server.api.thinking_fields import EFFORTS, parse_efforts
 
-    max_queued = MAX_QUEUED if args.max_queued_requests is None else args.max_queued_requests
-    check_int("max_queued_requests", max_queued, 0, 2**20)
     text = args.reasoning_effort_budgets
     efforts = EFFORTS if text is None else parse_efforts(text)
     keys = api_keys(args.api_key, args.api_key_file)
+    priority_keys = read_keys("priority_key_file", args.priority_key_file)
+    limits = client_limits(args, config, keys, priority_keys)
+    keys += priority_keys
     if not (keys or args.allow_no_api_key or is_loopback(args.host)):
         raise RequestError(
             f"host {args.host} serves other machines without a key: set --api-key-file or "
@@ -152,50 +175,16 @@ def run(args: argparse.Namespace) -> int:
             param="host",
         )
     if replicas is None:
-        service = _create_single(args, config, max_queued, efforts, keys)
+        service = _create_single(args, config, limits, efforts, keys)
     else:
-        service = _create_router(args, config, max_queued, efforts, keys, replicas)
+        service = _create_router(args, config, limits, efforts, keys, replicas)
     return _run_server(args, *service)
-
-
-def api_keys(given: Sequence[str] | None, file: str | None) -> list[str]:
-    """The keys of the flags, else those of the variable, which is removed: no child inherits it.
-
-    Raises RequestError for an empty key: an unset variable must not open the server.
-    """
-    variable = os.environ.pop(API_KEY_VARIABLE, None)
-    param, keys = "api_key", list(given or ())
-    if file is not None:
-        param = "api_key_file"
-        try:
-            keys += Path(file).read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"{param}: {error}", param=param) from error
-        if not keys:
-            raise RequestError(f"{param}: {file} holds no key", param=param)
-    if not keys and variable is not None:
-        param, keys = API_KEY_VARIABLE, [variable]
-    for key in keys:
-        if not (key and key.isascii() and key.isprintable() and " " not in key):
-            raise RequestError(
-                f"{param}: a key is empty, or has other characters than printable ASCII",
-                param=param,
-            )
-    return keys
-
-
-def is_loopback(host: str) -> bool:
-    """Is this address only reached from this machine?"""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _create_single(
     args: argparse.Namespace,
     config: EngineConfig,
-    max_queued: int,
+    limits: "ClientLimits",
     efforts: Mapping[str, int | None],
     keys: Sequence[str],
 ) -> "Service":
@@ -208,7 +197,7 @@ def _create_single(
     endpoint = args.otlp_traces_endpoint
     tracing = Tracing() if endpoint is None else tracing_to(endpoint)
     engine = ProcessEngineClient(config, progress=True)
-    admission = Admission(config.max_num_seqs + max_queued)
+    admission = Admission(limits)
     app = create_app(
         engine,
         admission=admission,
@@ -225,7 +214,7 @@ def _create_single(
 def _create_router(
     args: argparse.Namespace,
     config: EngineConfig,
-    max_queued: int,
+    limits: "ClientLimits",
     efforts: Mapping[str, int | None],
     keys: Sequence[str],
     replicas: "ReplicaPoolOptions",
@@ -238,12 +227,12 @@ def _create_router(
     from s1engine.server.admission import Admission
     from s1engine.server.router.replica import ReplicaOptions
     from s1engine.server.router.replica_pool import RayReplicaPool
-    from s1engine.server.router.router import MAX_REQUESTS, create_router
+    from s1engine.server.router.router import LIMITS, create_router
     from s1engine.server.tracing import tracing_to
 
     options = ReplicaOptions(
         config=config,
-        max_queued=max_queued,
+        limits=limits,
         efforts=dict(efforts),
         timeout=args.request_timeout,
         traces_endpoint=args.otlp_traces_endpoint,
@@ -258,7 +247,7 @@ def _create_router(
         check_tensor_parallel(model, config.tensor_parallel_size)
         resolve_config(config)
     pool = RayReplicaPool(replicas, options)
-    admission = Admission(MAX_REQUESTS)
+    admission = Admission(LIMITS)
     return create_router(pool, admission, keys, _max_body_bytes(args)), pool, admission
 
 

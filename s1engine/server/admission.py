@@ -1,4 +1,7 @@
-"""Admission control: bounds concurrency, fair per API key, rejects while draining.
+"""Admission control: bounds sequences in flight, shares them among API keys, drains.
+
+A client is an API key, or everybody if there are no keys. Of several clients none may have more
+sequences in flight than are free, so a client that floods the queue leaves room for the others.
 
 Fairness is start-time fair queueing: each client has a clock that advances by the tokens it asks
 for, and the scheduler runs the earliest start first. Requests of a single client run in order of
@@ -6,9 +9,13 @@ arrival. A client with a thousand requests does not delay another client's first
 """
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-MAX_QUEUED = 1024  # samples that wait while as many as can run do
+from s1engine.errors import RequestError
+
+MAX_QUEUED = 1024  # sequences that wait while as many as can run do
+MAX_REQUEST_SEQUENCES = 1024  # sequences that one request may become
 RETRY_AFTER_S = 1  # seconds, while the queue is full
 DRAINING_RETRY_AFTER_S = 10  # until another instance runs
 USUAL_ANSWER = 256  # tokens charged for each sample until the real number is known
@@ -18,7 +25,7 @@ class NotAdmitted(Exception):
     """The request is rejected for now.
 
     Attributes:
-        status: 429 if the queue is full, 503 if the server drains.
+        status: 429 if the queue or the client's part of it is full, 503 if the server drains.
         retry_after: seconds.
     """
 
@@ -29,43 +36,78 @@ class NotAdmitted(Exception):
         self.retry_after = retry_after
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientLimits:
+    """What clients may ask for. A sequence is a sample, or the answer of one at a checkpoint."""
+
+    max_in_flight: int
+    """Sequences of all clients, running or queued."""
+    num_clients: int = 1
+    """Number of API keys; 1 without keys."""
+    max_per_client: int | None = None
+    """Sequences of one client, running or queued; None: one client may have all, several clients
+    as many as are free."""
+    max_per_request: int = MAX_REQUEST_SEQUENCES
+    priority_clients: frozenset[str] | None = None
+    """Clients that may ask for a priority below 0, before others; None: all."""
+
+    @property
+    def largest_request(self) -> int:
+        """Sequences of the largest request that is admitted while nothing else is in flight."""
+        largest = self.max_per_request
+        if self.num_clients > 1:
+            largest = min(largest, max(self.max_in_flight // 2, 1))
+        return largest if self.max_per_client is None else min(largest, self.max_per_client)
+
+    def check_priority(self, client: str, priority: int) -> None:
+        """Raises RequestError if the client may not ask for this priority."""
+        allowed = self.priority_clients
+        if priority < 0 and allowed is not None and client not in allowed:
+            raise RequestError(
+                f"priority: this API key may not ask for {priority}; 0 and above are allowed",
+                param="priority",
+                code="priority_not_allowed",
+            )
+
+
 @dataclass(slots=True)
 class Ticket:
     """An admitted request, to be released."""
 
     client: str
-    samples: int
-    start: int  # the scheduler's order
-    charged: int  # tokens
+    sequences: int
+    start: int = 0  # the scheduler's order
+    charged: int = 0  # tokens
     used: int | None = None  # tokens, once all are generated
     released: bool = False
 
 
 class Admission:
-    """Admits and releases requests. All calls come from one event loop.
+    """Admits and releases requests. All calls come from one event loop."""
 
-    Args:
-        max_samples: samples admitted at once, running or waiting.
-    """
-
-    def __init__(self, max_samples: int) -> None:
+    def __init__(self, limits: ClientLimits) -> None:
         self.draining = False
-        self._max_samples = max_samples
-        self._num_samples = 0
+        self.limits = limits
+        self._num_in_flight = 0
         self._now = 0  # start of the latest request that began to run
         self._clocks: dict[str, int] = {}
-        self._num_tickets: dict[str, int] = {}  # of each client that has any
+        self._in_flight: dict[str, int] = {}  # sequences of each client that has any
         self._idle = asyncio.Event()
 
     @property
-    def num_samples(self) -> int:
-        """Samples that run or wait."""
-        return self._num_samples
+    def num_in_flight(self) -> int:
+        """Sequences that run or wait."""
+        return self._num_in_flight
 
-    def admit(self, client: str, samples: int, prompt_tokens: int) -> Ticket:
+    @property
+    def in_flight(self) -> Mapping[str, int]:
+        """The same of each client that has any."""
+        return self._in_flight
+
+    def admit(self, client: str, sequences: int) -> Ticket:
         """Admit a request. Raises NotAdmitted.
 
-        A request for more than ``max_samples`` is admitted if it is alone.
+        A request for more than ``max_in_flight`` is admitted if it is alone.
         """
         if self.draining:
             raise NotAdmitted(
@@ -74,19 +116,35 @@ class Admission:
                 code="shutting_down",
                 retry_after=DRAINING_RETRY_AFTER_S,
             )
-        if self._num_samples and self._num_samples + samples > self._max_samples:
+        self._check_room(client, sequences)
+        self._in_flight[client] = self._in_flight.get(client, 0) + sequences
+        self._num_in_flight += sequences
+        return Ticket(client, sequences)
+
+    def _check_room(self, client: str, sequences: int) -> None:
+        limits, own = self.limits, self._in_flight.get(client, 0)
+        free = limits.max_in_flight - self._num_in_flight - sequences
+        if self._num_in_flight and free < 0:
+            message = f"the queue is full: {self._num_in_flight} sequences are running or waiting"
+            raise NotAdmitted(message, status=429, code="queue_full", retry_after=RETRY_AFTER_S)
+        most = own + sequences if limits.max_per_client is None else limits.max_per_client
+        if limits.num_clients > 1 and self._num_in_flight:
+            most = min(most, free)
+        if own + sequences > most:
             raise NotAdmitted(
-                f"the queue is full: {self._num_samples} samples are running or waiting",
+                f"this API key has {own} sequences running or waiting; {sequences} more do not fit "
+                "into its part of the queue",
                 status=429,
-                code="queue_full",
+                code="key_queue_full",
                 retry_after=RETRY_AFTER_S,
             )
-        start = max(self._now, self._clocks.get(client, 0))
-        charged = prompt_tokens + samples * USUAL_ANSWER
-        self._clocks[client] = start + charged
-        self._num_tickets[client] = self._num_tickets.get(client, 0) + 1
-        self._num_samples += samples
-        return Ticket(client, samples, start, charged)
+
+    def set_order(self, ticket: Ticket, prompt_tokens: int) -> None:
+        """Set the request's start in the scheduler's order, and charge its client."""
+        client = ticket.client
+        ticket.start = max(self._now, self._clocks.get(client, 0))
+        ticket.charged = prompt_tokens + ticket.sequences * USUAL_ANSWER
+        self._clocks[client] = ticket.start + ticket.charged
 
     def record_start(self, ticket: Ticket) -> None:
         """The request has its first token: no later request starts before it."""
@@ -97,20 +155,22 @@ class Admission:
         if ticket.released:
             return
         ticket.released = True
+        client = ticket.client
         if ticket.used is not None:
-            self._clocks[ticket.client] += ticket.used - ticket.charged
-        self._num_tickets[ticket.client] -= 1
-        if not self._num_tickets[ticket.client]:  # an idle client keeps neither claim nor debt
-            del self._num_tickets[ticket.client], self._clocks[ticket.client]
-        self._num_samples -= ticket.samples
-        if not self._num_samples:
+            self._clocks[client] += ticket.used - ticket.charged
+        self._in_flight[client] -= ticket.sequences
+        self._num_in_flight -= ticket.sequences
+        if not self._in_flight[client]:  # an idle client keeps neither claim nor debt
+            del self._in_flight[client]
+            self._clocks.pop(client, None)
+        if not self._num_in_flight:
             self._idle.set()
 
     async def drain(self, timeout: float) -> bool:
         """Admit no more, and wait until all are released; False after ``timeout`` seconds."""
         self.draining = True
         self._idle.clear()
-        if self._num_samples:
+        if self._num_in_flight:
             try:
                 await asyncio.wait_for(self._idle.wait(), timeout)
             except TimeoutError:

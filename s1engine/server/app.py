@@ -5,7 +5,6 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from s1engine import __version__
 from s1engine.chat_template import TURN_OPTIONS
 from s1engine.engine.client import EngineClient
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
-from s1engine.server.admission import MAX_QUEUED, Admission, NotAdmitted
+from s1engine.server.admission import MAX_QUEUED, Admission, ClientLimits, NotAdmitted
 from s1engine.server.api.anthropic import MessagesFormatter, MessagesRequest
 from s1engine.server.api.chat_completions import ChatFormatter, ChatRequest
 from s1engine.server.api.completions import CompletionFormatter, CompletionRequest
@@ -34,17 +33,21 @@ from s1engine.server.api.request_fields import (
 from s1engine.server.api.response_formatter import Json, error_object
 from s1engine.server.api.responses import ResponsesFormatter, ResponsesRequest
 from s1engine.server.api.thinking_fields import EFFORTS
+from s1engine.server.fair_threads import FairThreadPool
 from s1engine.server.generation import (
     Generation,
     RequestTimeoutError,
+    client_of,
     json_response,
     unknown_model,
 )
 from s1engine.server.metrics import Metrics
 from s1engine.server.middleware import MAX_BODY_BYTES, ApiKey, BodyLimit, RequestId
+from s1engine.server.streaming import unless_disconnected
 from s1engine.server.tracing import Tracing
 
 MAX_TOKENIZING = 2  # requests of /tokenize and /detokenize at once
+STATUS = {"model_not_found": 404, "priority_not_allowed": 403}  # of a RequestError; others: 400
 CLIENT_CLOSED_REQUEST = 499  # for the log: no client reads it
 PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
 
@@ -63,7 +66,7 @@ def create_app(
     """Return the ASGI application, which starts and shuts down ``engine``.
 
     Args:
-        admission: None: as many samples as run at once, and MAX_QUEUED waiting ones.
+        admission: None: as many sequences as run at once, and MAX_QUEUED waiting ones.
         api_keys: requests must bring one of them as a bearer token; empty: none is needed.
         max_body_bytes: of a request; larger ones are rejected.
         private_prefixes: each API key hits only prefixes that it has cached itself. Else the times
@@ -73,7 +76,10 @@ def create_app(
         tracing: records requests; None: no traces.
     """
     traces = tracing or Tracing()
-    admission = admission or Admission(engine.config.max_num_seqs + MAX_QUEUED)
+    if admission is None:
+        num_clients = max(len(api_keys), 1)
+        in_flight = engine.config.max_num_seqs + MAX_QUEUED
+        admission = Admission(ClientLimits(max_in_flight=in_flight, num_clients=num_clients))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -124,8 +130,8 @@ class Handlers:
         self._tokenizer = engine.compiler.text.tokenizer
         self._started = int(time.time())
         # A text of a million characters needs some 200 MB while it is tokenised.
-        self._tokenizing = ThreadPoolExecutor(MAX_TOKENIZING, "s1engine-tokenize")
-        self._metrics = Metrics(self._name, engine.stats)
+        self._tokenizing = FairThreadPool(MAX_TOKENIZING, "s1engine-tokenize")
+        self._metrics = Metrics(self._name, engine.stats, lambda: admission.in_flight)
         self._generation = Generation(
             engine,
             admission,
@@ -193,13 +199,13 @@ class Handlers:
             "thinks_by_default": thinking.by_default,
         }
 
-    async def tokenize(self, body: TokenizeRequest) -> Response:
+    async def tokenize(self, body: TokenizeRequest, http: Request) -> Response:
         """Tokenize a text, or a chat as the engine would get it, with the thinking opened."""
         self._check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("give either prompt or messages", param="prompt")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._tokenizing, self._tokenize, body)
+        work = self._tokenizing.run(client_of(http), self._tokenize, body)
+        return await unless_disconnected(http.receive, work)
 
     def _tokenize(self, body: TokenizeRequest) -> Response:
         ids = self._token_ids(body)
@@ -221,15 +227,15 @@ class Handlers:
             body.messages, options["enable_thinking"], chat.offered, options["template_kwargs"]
         )
 
-    async def detokenize(self, body: DetokenizeRequest) -> Response:
+    async def detokenize(self, body: DetokenizeRequest, http: Request) -> Response:
         """Return the text of token ids, special tokens included."""
         self._check_model(body.model)
         limit = self._tokenizer.num_tokens
         if any(not 0 <= token < limit for token in body.tokens):
             raise RequestError(f"tokens must be ids below {limit}", param="tokens")
-        loop, decode = asyncio.get_running_loop(), self._tokenizer.decode
-        text = await loop.run_in_executor(self._tokenizing, decode, body.tokens, False)
-        return json_response({"prompt": text})
+        decode = self._tokenizer.decode
+        work = self._tokenizing.run(client_of(http), decode, body.tokens, False)
+        return json_response({"prompt": await unless_disconnected(http.receive, work)})
 
     async def health(self) -> Response:
         """200 while the engine can step and the server accepts requests, else 503."""
@@ -260,7 +266,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     kind = "invalid_request_error"
 
     async def refused(_: Request, error: Any) -> Response:
-        status = 404 if error.code == "model_not_found" else 400
+        status = STATUS.get(error.code, 400)
         return _error(status, str(error), kind, error.param, error.code)
 
     async def malformed(_: Request, error: Any) -> Response:

@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from s1engine.server.admission import Admission, NotAdmitted, Ticket
 from s1engine.server.api.chat_completions import ChatRequest
 from s1engine.server.api.completions import CompletionRequest
 from s1engine.server.api.response_formatter import ResponseFormatter, ResponseHead
+from s1engine.server.fair_threads import FairThreadPool
 from s1engine.server.metrics import Metrics
 from s1engine.server.streaming import (
     DeferredResponse,
@@ -41,6 +42,7 @@ from s1engine.server.tracing import RequestTrace, Tracing
 IndexedEvents = AsyncGenerator[tuple[int, Any], None]  # each with the index of its prompt
 
 MAX_GRAMMARS = 2  # checked at once
+MAX_COMPILING = 8  # other requests at once
 NO_CLIENT = ""  # if there are no API keys
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,8 @@ class Generation:
         self._private_prefixes = private_prefixes
         self._defaults = engine.compiler.default_sampling()
         # Checking a grammar may take a second, so these requests have threads of their own.
-        self._grammar_pool = ThreadPoolExecutor(MAX_GRAMMARS, "s1engine-compile")
+        self._grammar_pool = FairThreadPool(MAX_GRAMMARS, "s1engine-grammar")
+        self._pool = FairThreadPool(MAX_COMPILING, "s1engine-compile")
 
     async def generate_response(
         self,
@@ -99,35 +102,38 @@ class Generation:
         """
         if not self._engine.healthy:
             raise EngineDeadError("the engine is not running")
-        name, arrival = f"{prefix}{uuid.uuid4().hex}", time.monotonic()
-        pool = self._grammar_pool if body.has_grammar else None
-        loop = asyncio.get_running_loop()
-        requests = await loop.run_in_executor(pool, self._compile, body, name, arrival)
-        head = ResponseHead(name, int(time.time()), self._engine.config.model_name)
-        formatter = create_formatter(head, requests[0].params.n)
-        return DeferredResponse(partial(self._respond, body, http, head, requests, formatter))
+        name = f"{prefix}{uuid.uuid4().hex}"
+        return DeferredResponse(partial(self._respond, body, http, name, create_formatter))
 
     async def _respond(
         self,
         body: ChatRequest | CompletionRequest,
         http: HttpRequest,
-        head: ResponseHead,
-        requests: Sequence[Request],
-        formatter: ResponseFormatter,
+        name: str,
+        create_formatter: Callable[[ResponseHead, int], ResponseFormatter],
         scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
-        """Admit the requests, generate them and send the response.
+        """Admit the request, compile it, generate it and send the response.
 
-        What a request registers lives in the ``with`` block, so it ends with it, whatever happens.
+        What a request registers lives in the ``with`` blocks, so it ends with them, whatever
+        happens.
         """
+        arrival = time.monotonic()
         operation = "chat" if isinstance(body, ChatRequest) else "text_completion"
         seconds = body.timeout if body.timeout is not None else self._timeout
-        with (
-            self._admitted(http, requests) as ticket,
-            self._tracing.begin(operation, http.headers, head, requests) as trace,
-        ):
+        with ExitStack() as stack:
+            ticket = stack.enter_context(self._admitted(http, body, name))
+            pool = self._grammar_pool if body.has_grammar else self._pool
+            compiling = pool.run(ticket.client, self._compile, body, name, arrival)
+            requests = await unless_disconnected(receive, compiling)
+            self._set_shares(requests, ticket)
+            head = ResponseHead(name, int(time.time()), self._engine.config.model_name)
+            formatter = create_formatter(head, requests[0].params.n)
+            trace = stack.enter_context(
+                self._tracing.begin(operation, http.headers, head, requests)
+            )
             events = self._generate(requests, ticket, trace, seconds)
             if body.stream:
                 await EventStream(self._stream(events, formatter))(scope, receive, send)
@@ -157,36 +163,41 @@ class Generation:
             raise body.renamed_error(error) from error
 
     @contextlib.contextmanager
-    def _admitted(self, http: HttpRequest, requests: Sequence[Request]) -> Iterator[Ticket]:
-        """Admit the requests until the block ends. Raises NotAdmitted."""
-        client = http.scope.get("state", {}).get("client", NO_CLIENT)
-        ticket = self._admit(client, requests)
-        name = requests[0].request_id
+    def _admitted(
+        self, http: HttpRequest, body: ChatRequest | CompletionRequest, name: str
+    ) -> Iterator[Ticket]:
+        """Admit a request until the block ends. Raises NotAdmitted and RequestError."""
+        ticket = self._admit(client_of(http), body)
         try:
-            for request in requests:
-                request.order = ticket.start
-                if self._private_prefixes:
-                    request.salt = hashlib.sha256(client.encode() + request.salt).digest()[:16]
-            logger.debug(
-                "request %s: prompts of %s tokens, %d samples, at most %s tokens",
-                name,
-                [len(request.prompt) for request in requests],
-                ticket.samples,
-                requests[0].params.max_tokens,
-            )
             yield ticket
         finally:
             self._admission.release(ticket)
             logger.debug("request %s: ended, %s tokens used", name, ticket.used)
 
-    def _admit(self, client: str, requests: Sequence[Request]) -> Ticket:
-        samples = sum(request.params.n for request in requests)
-        tokens = sum(len(request.prompt) for request in requests)
+    def _admit(self, client: str, body: ChatRequest | CompletionRequest) -> Ticket:
+        limits = self._admission.limits
         try:
-            return self._admission.admit(client, samples, tokens)
-        except NotAdmitted as refused:
-            self._metrics.count_refused(refused.code)
+            limits.check_priority(client, body.priority)
+            return self._admission.admit(client, body.num_sequences(limits.largest_request))
+        except (NotAdmitted, RequestError) as refused:
+            self._metrics.count_refused(refused.code or "invalid_request")
             raise
+
+    def _set_shares(self, requests: Sequence[Request], ticket: Ticket) -> None:
+        """Set what the requests have from their client: their order, and the salt."""
+        self._admission.set_order(ticket, sum(len(request.prompt) for request in requests))
+        for request in requests:
+            request.order = ticket.start
+            if self._private_prefixes:
+                salted = ticket.client.encode() + request.salt
+                request.salt = hashlib.sha256(salted).digest()[:16]
+        logger.debug(
+            "request %s: prompts of %s tokens, at most %d sequences of %s tokens",
+            requests[0].request_id,
+            [len(request.prompt) for request in requests],
+            ticket.sequences,
+            requests[0].params.max_tokens,
+        )
 
     async def _generate(
         self,
@@ -268,6 +279,12 @@ async def _with_timeout(events: IndexedEvents, seconds: float) -> IndexedEvents:
             except TimeoutError as error:
                 raise RequestTimeoutError(f"the request took longer than {seconds:g} s") from error
             yield event
+
+
+def client_of(http: HttpRequest) -> str:
+    """Return the number of the request's API key; NO_CLIENT if there are none."""
+    client: str = http.scope.get("state", {}).get("client", NO_CLIENT)
+    return client
 
 
 def unknown_model(asked: str, served: str) -> RequestError:

@@ -4,7 +4,7 @@ Counters grow with each finished request; gauges are read from the scheduler whe
 rendered. Knows nothing of HTTP.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -20,10 +20,21 @@ SHARES = tuple(i / 10 for i in range(1, 11))
 
 
 class Metrics:
-    """Metrics of one engine; ``stats`` returns its current figures."""
+    """Metrics of one engine.
 
-    def __init__(self, model_name: str, stats: Callable[[], EngineStats]) -> None:
+    Args:
+        stats: returns the engine's current figures.
+        in_flight: returns the sequences in flight of each API key, by its number.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        stats: Callable[[], EngineStats],
+        in_flight: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         self._registry = CollectorRegistry()
+        self._registry.register(_Clients(model_name, in_flight))
         self._registry.register(_Engine(model_name, stats))
         self._labels = {"model_name": model_name}
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
@@ -100,6 +111,24 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         full = f"{PREFIX}:{name}"
         return Histogram(full, text, ("model_name",), registry=self._registry, buckets=buckets)
+
+
+class _Clients(Collector):
+    """What each API key has in flight."""
+
+    def __init__(self, model_name: str, in_flight: Callable[[], Mapping[str, int]]) -> None:
+        self._model_name = model_name
+        self._in_flight = in_flight
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            f"{PREFIX}:key_sequences",
+            "Sequences running or waiting of an API key, by its number in the order of the keys.",
+            labels=["model_name", "key"],
+        )
+        for client, count in self._in_flight().items():
+            family.add_metric([self._model_name, client], count)
+        return [family]
 
 
 class _Engine(Collector):

@@ -6,11 +6,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from s1engine.cli import serve
+from s1engine.cli import api_keys, serve
 from s1engine.errors import RequestError
 from tests.server.conftest import start_server
 
-VARIABLE = serve.API_KEY_VARIABLE
+VARIABLE = api_keys.API_KEY_VARIABLE
 
 
 def test_keys_come_from_flags_files_or_the_variable(
@@ -19,12 +19,12 @@ def test_keys_come_from_flags_files_or_the_variable(
     monkeypatch.setenv(VARIABLE, "from-variable")
     file = tmp_path / "keys"
     file.write_text("one\ntwo\n")
-    assert serve.api_keys(["flag"], None) == ["flag"]
-    assert serve.api_keys(None, str(file)) == ["one", "two"]
-    assert serve.api_keys(["flag"], str(file)) == ["flag", "one", "two"]
-    assert serve.api_keys(None, None) == []  # the first call has removed the variable
+    assert api_keys.api_keys(["flag"], None) == ["flag"]
+    assert api_keys.api_keys(None, str(file)) == ["one", "two"]
+    assert api_keys.api_keys(["flag"], str(file)) == ["flag", "one", "two"]
+    assert api_keys.api_keys(None, None) == []  # the first call has removed the variable
     monkeypatch.setenv(VARIABLE, "from-variable")
-    assert serve.api_keys(None, None) == ["from-variable"]
+    assert api_keys.api_keys(None, None) == ["from-variable"]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_an_empty_key_is_refused(
     if file is not None and text is not None:
         file.write_text(text)
     with pytest.raises(RequestError) as caught:
-        serve.api_keys(given, None if file is None else str(file))
+        api_keys.api_keys(given, None if file is None else str(file))
     assert caught.value.param == param
 
 
@@ -70,7 +70,7 @@ def test_other_machines_need_a_key(host: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_needs_none(host: str) -> None:
-    assert serve.is_loopback(host)
+    assert api_keys.is_loopback(host)
 
 
 def test_no_key_sees_what_another_has_cached(tmp_path: Path) -> None:

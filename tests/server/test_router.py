@@ -14,7 +14,7 @@ from s1engine.server.admission import Admission
 from s1engine.server.router.affinity import PrefixHashes
 from s1engine.server.router.proxy import ForwardedRequest, ReplicaLostError
 from s1engine.server.router.replica_gate import CLIENT
-from s1engine.server.router.router import MAX_REQUESTS, TRIES, create_router
+from s1engine.server.router.router import LIMITS, TRIES, create_router
 
 Play = Callable[[list[str]], AsyncGenerator[Message, None]]
 
@@ -95,7 +95,7 @@ def ask(
     pool: FakeReplicaPool, path: str = "/v1/completions", method: str = "POST", **options: Any
 ) -> httpx.Response:
     """One request to a router over the pool."""
-    admission = options.pop("admission", Admission(MAX_REQUESTS))
+    admission = options.pop("admission", Admission(LIMITS))
     router = create_router(pool, admission, options.pop("keys", ()))
 
     async def send() -> httpx.Response:
@@ -104,7 +104,7 @@ def ask(
             return await client.request(method, path, **options)
 
     answer = asyncio.run(send())
-    assert admission.num_samples == 0 and pool.closed == len(pool.calls)
+    assert admission.num_in_flight == 0 and pool.closed == len(pool.calls)
     return answer
 
 
@@ -180,7 +180,7 @@ def test_a_client_that_leaves_ends_the_call() -> None:
         await asyncio.Event().wait()
 
     pool = FakeReplicaPool(waiting)
-    admission = Admission(MAX_REQUESTS)
+    admission = Admission(LIMITS)
     router = create_router(pool, admission)
     sent: list[Message] = []
 
@@ -203,11 +203,11 @@ def test_a_client_that_leaves_ends_the_call() -> None:
         await router({**scope, "query_string": b""}, receive, send)
 
     asyncio.run(asyncio.wait_for(leave_after_one(), 10))
-    assert pool.closed == 1 and admission.num_samples == 0 and len(sent) == 2
+    assert pool.closed == 1 and admission.num_in_flight == 0 and len(sent) == 2
 
 
 def test_a_draining_router_rejects_requests() -> None:
-    admission = Admission(MAX_REQUESTS)
+    admission = Admission(LIMITS)
     admission.draining = True
     answer = ask(FakeReplicaPool(whole), admission=admission)
     assert answer.status_code == 503 and answer.json()["error"]["code"] == "shutting_down"

@@ -5,12 +5,14 @@ SamplingParams checks bounds, and the engine's compiler checks that the request 
 is a RequestError that names the field. Unknown and unsupported fields are errors, never ignored.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from s1engine.errors import RequestError
+from s1engine.options import Prompt
 from s1engine.sampling_params import STRUCTURES, SamplingParams
 from s1engine.server.api.body import JsonObjects, RequestBody, StrictBody, Strings, TokenIds
 from s1engine.server.api.structured_outputs import (
@@ -168,6 +170,28 @@ class HttpFields(GenerationFields):
     ] = None
     user: str | None = None
     metadata: dict[str, str] | None = None
+
+    def prompts(self) -> list[Prompt]:
+        """Return one or several prompts, each a chat, a text or token ids."""
+        raise NotImplementedError
+
+    def num_sequences(self, limit: int) -> int:
+        """Return how many sequences the request becomes at most: samples, and their answers at
+        checkpoints. Raises RequestError above ``limit``, naming the largest factor."""
+        factors = {
+            "prompt": len(self.prompts()),
+            "n": max(self.n or 1, 1),
+            "thinking_checkpoints": 1 + len(self.thinking_checkpoints or ()),
+        }
+        count = math.prod(factors.values())
+        if count > limit:
+            product = " x ".join(map(str, factors.values()))
+            raise RequestError(
+                f"prompts x n x (1 + thinking_checkpoints) is {product}; it may be {limit}",
+                param=max(factors, key=factors.__getitem__),
+                code="too_many_sequences",
+            )
+        return count
 
     @property
     def includes_usage(self) -> bool:

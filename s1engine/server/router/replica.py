@@ -21,7 +21,7 @@ from s1engine.engine.request import Request
 from s1engine.engine.request_output import StreamEvent
 from s1engine.errors import EngineDeadError
 from s1engine.logs import configure_logging
-from s1engine.server.admission import Admission
+from s1engine.server.admission import Admission, ClientLimits
 from s1engine.server.app import create_app
 from s1engine.server.middleware import MAX_BODY_BYTES
 from s1engine.server.router.autoscaling import REQUESTS, RUNNING, WAITING
@@ -40,7 +40,7 @@ class ReplicaOptions:
     """What every replica is started with."""
 
     config: EngineConfig
-    max_queued: int
+    limits: ClientLimits
     efforts: dict[str, int | None]
     timeout: float | None
     traces_endpoint: str | None = None
@@ -103,7 +103,7 @@ class Replica:
         endpoint = options.traces_endpoint
         app = create_app(
             self._engine,
-            admission=Admission(options.config.max_num_seqs + options.max_queued),
+            admission=Admission(options.limits),
             efforts=options.efforts,
             timeout=options.timeout,
             max_body_bytes=options.max_body_bytes,

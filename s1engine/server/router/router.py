@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
-from s1engine.server.admission import Admission, NotAdmitted
+from s1engine.server.admission import Admission, ClientLimits, NotAdmitted
 from s1engine.server.api.response_formatter import DONE, error_object, sse
 from s1engine.server.metrics import PREFIX
 from s1engine.server.middleware import MAX_BODY_BYTES, ApiKey, BodyLimit, RequestId
@@ -31,7 +31,7 @@ from s1engine.server.router.affinity import PrefixHashes, prefix_hashes
 from s1engine.server.router.proxy import ForwardedRequest, ReplicaLostError, forwarded_request
 from s1engine.server.streaming import SEND_TIMEOUT_S, unless_disconnected
 
-MAX_REQUESTS = 2**30  # requests; the replicas refuse what is too much
+LIMITS = ClientLimits(max_in_flight=2**30)  # requests; the replicas refuse what is too much
 TRIES = 3  # replicas that a request is sent to: one that kills them must not kill all
 LOST = "the replica that answered was lost"
 RETRY_AFTER_S = 5  # seconds, while there is no replica
@@ -125,7 +125,7 @@ class Router:
         """Send any other request to a replica."""
         try:
             body = await Request(scope, receive).body()
-            ticket = self._admission.admit("", int(scope["method"] == "POST"), 0)
+            ticket = self._admission.admit("", int(scope["method"] == "POST"))
         except ClientDisconnect:
             return
         except NotAdmitted as refused:

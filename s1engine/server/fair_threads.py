@@ -1,0 +1,62 @@
+"""Threads that clients share fairly. Knows neither HTTP nor what the threads compute."""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent import futures
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class FairThreadPool:
+    """Runs functions in threads; a free thread is the client's that has the fewest of them.
+
+    All calls come from one event loop. A function whose caller is cancelled does not begin any
+    more; if it runs already, its thread is busy until it returns.
+    """
+
+    def __init__(self, max_workers: int, name: str) -> None:
+        self._max_workers = max_workers
+        self._pool = futures.ThreadPoolExecutor(max_workers, name)
+        self._num_running: Counter[str] = Counter()  # functions of each client
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # of each client that waits
+
+    async def run(self, client: str, function: Callable[..., T], *args: Any) -> T:
+        """Return what ``function`` returns."""
+        loop = asyncio.get_running_loop()
+        if self._num_running.total() >= self._max_workers:
+            await self._turn(client)
+        else:
+            self._num_running[client] += 1
+        running = self._pool.submit(function, *args)
+        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._end, client))
+        return await asyncio.wrap_future(running)
+
+    async def _turn(self, client: str) -> None:
+        """Wait for a thread, which then counts as the client's."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._end(client)
+            raise
+
+    def _end(self, client: str) -> None:
+        """A thread of this client is free: the next function begins."""
+        self._num_running[client] -= 1
+        if not self._num_running[client]:
+            del self._num_running[client]
+        while self._waiting:
+            # Among equals the client that had no turn for the longest time.
+            following = min(self._waiting, key=lambda name: self._num_running[name])
+            turns = self._waiting.pop(following)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[following] = turns
+            if not turn.done():
+                self._num_running[following] += 1
+                turn.set_result(None)
+                return
