@@ -11,6 +11,7 @@ import pytest
 
 from s1engine.cli import serve
 from s1engine.config import EngineConfig
+from s1engine.engine.supervision import Supervision
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "OPERATING.md").read_text()
@@ -24,14 +25,18 @@ BOUNDED = (
     *("server.api.completions", "server.api.chat_completions", "server.api.request_fields"),
     *("server.api.tools", "server.streaming", "server.generation", "sampling_params"),
     *("engine.grammar", "engine.grammar_worker", "engine.messages", "engine.engine_process"),
-    *("engine.process_client", "template_environment"),
+    *("engine.client_connection", "engine.engine_child", "engine.supervision"),
+    *("template_environment",),
 )
 LIMIT = re.compile(r"MAX_\w+|\w+_(?:S|BYTES)")
 # Not limits of what a client may do.
 NO_LIMITS = {
     "server.admission": {"RETRY_AFTER_S", "DRAINING_RETRY_AFTER_S"},
-    "engine.engine_process": {"HEARTBEAT_S", "READ_BYTES"},
-    "engine.process_client": {"READ_BYTES"},
+    "server.app": {"RESTART_RETRY_AFTER_S"},
+    "engine.engine_process": {"STATS_S"},
+    "engine.client_connection": {"HEARTBEAT_S", "READ_BYTES"},
+    "engine.engine_child": {"READ_BYTES", "REAP_S"},
+    "engine.supervision": {"RESTART_WINDOW_S", "FIRST_PAUSE_S"},
     "sampling_params": {"MAX_TOKEN_ID", "MAX_LOGITS_PROCESSORS"},
 }
 
@@ -65,9 +70,10 @@ def serve_parser() -> argparse.ArgumentParser:
 
 
 def flag_default(flag: str) -> float | None:
-    """The default of a flag in the base unit; engine flags have it in EngineConfig."""
+    """The default of a flag in the base unit; some have it in a dataclass."""
     (action,) = (a for a in serve_parser()._actions if flag in a.option_strings)
-    defaults = {field.name: field.default for field in fields(EngineConfig)}
+    options = (*fields(EngineConfig), *fields(Supervision))
+    defaults = {field.name: field.default for field in options}
     value = defaults.get(action.dest, action.default)
     return None if value is None else float(value) * FLAG_UNITS.get(flag, 1)
 

@@ -1,7 +1,7 @@
 """The ``s1engine`` command: one module per subcommand, imported only when it is used.
 
-Owns the exit statuses (0 done, 1 failed, 2 wrong usage), the format of errors (a user error is one
-line on stderr, never a traceback) and the configuration of logging.
+Owns the exit statuses (0 done, 1 failed, 2 wrong usage, 3 the served engine died), the format of
+errors (a user error is one line on stderr, never a traceback) and the configuration of logging.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from s1engine.errors import EngineDeadError, ModelError, RequestError
 from s1engine.extras import require_extra
 from s1engine.logs import configure_logging
 
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USAGE, ENGINE_DIED, INTERRUPTED = 0, 1, 2, 3, 130
 
 # name: (module with add_arguments(parser) and run(args) -> exit status, one line of help)
 COMMANDS = {

@@ -1,10 +1,15 @@
 """``s1engine serve``: one model behind OpenAI's API."""
 
 import argparse
+import contextlib
+import signal
+import socket
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from s1engine.checks import check_float, check_int
+from s1engine.cli import DONE, ENGINE_DIED, FAILED
 from s1engine.cli.api_keys import (
     API_KEY_VARIABLE,
     api_keys,
@@ -13,6 +18,7 @@ from s1engine.cli.api_keys import (
     read_keys,
 )
 from s1engine.config import EngineConfig, parse_speculative_config
+from s1engine.engine.supervision import Supervision
 from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given_values
 
@@ -117,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the same as --num-speculative-tokens in vLLM's spelling: "
         '{"method": "ngram", "num_speculative_tokens": N}',
     )
+    add_flags(parser.add_argument_group("supervision of the engine's process"), Supervision)
     _add_replica_flags(parser.add_argument_group("replicas, on Ray Serve"))
     parser.add_argument("--uvicorn-log-level", choices=LOG_LEVELS, default="info")
     add_flags(parser.add_argument_group("engine"), EngineConfig, skip=("model",))
@@ -146,7 +153,9 @@ def _add_replica_flags(group: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until a signal; returns 1 if the port is in use or the engine has died."""
+    """Serves until a signal. Returns an exit status of ``s1engine.cli``: FAILED if it could not
+    start, ENGINE_DIED if the last engine has died. Raises OSError if the port is in use."""
+    signal.signal(signal.SIGTERM, _end_while_loading)
     check_int("port", args.port, 0, 2**16 - 1)
     check_float("shutdown_timeout", args.shutdown_timeout, 0, 2**31)
     check_float("max_body_mb", args.max_body_mb, 0.001, 1024)
@@ -158,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
     if args.speculative_config is not None:
         options["num_speculative_tokens"] = _speculative_tokens(args.speculative_config, options)
     config = EngineConfig(**options)
+    supervision = Supervision(**given_values(args, Supervision))
     replicas = _replica_options(args)
 
     from s1engine.server.api.thinking_fields import EFFORTS, parse_efforts
@@ -174,16 +184,38 @@ def run(args: argparse.Namespace) -> int:
             f"${API_KEY_VARIABLE}, or pass --allow-no-api-key",
             param="host",
         )
+    check_address(args.host, args.port)
     if replicas is None:
-        service = _create_single(args, config, limits, efforts, keys)
+        service = _create_single(args, config, supervision, limits, efforts, keys)
     else:
-        service = _create_router(args, config, limits, efforts, keys, replicas)
+        supervision = replace(supervision, engine_restarts=0)  # Ray replaces dead replicas
+        service = _create_router(args, config, supervision, limits, efforts, keys, replicas)
     return _run_server(args, *service)
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises OSError if the server cannot listen there: at once, not when the model is loaded."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot listen on {host} port {port}: {error}") from error
+
+
+def _end_while_loading(*_: object) -> NoReturn:
+    """Handles SIGTERM until the server runs: the engine's process ends with this one."""
+    raise SystemExit(DONE)
 
 
 def _create_single(
     args: argparse.Namespace,
     config: EngineConfig,
+    supervision: Supervision,
     limits: "ClientLimits",
     efforts: Mapping[str, int | None],
     keys: Sequence[str],
@@ -196,7 +228,7 @@ def _create_single(
 
     endpoint = args.otlp_traces_endpoint
     tracing = Tracing() if endpoint is None else tracing_to(endpoint)
-    engine = ProcessEngineClient(config, progress=True)
+    engine = ProcessEngineClient(config, progress=True, supervision=supervision)
     admission = Admission(limits)
     app = create_app(
         engine,
@@ -214,6 +246,7 @@ def _create_single(
 def _create_router(
     args: argparse.Namespace,
     config: EngineConfig,
+    supervision: Supervision,
     limits: "ClientLimits",
     efforts: Mapping[str, int | None],
     keys: Sequence[str],
@@ -232,6 +265,7 @@ def _create_router(
 
     options = ReplicaOptions(
         config=config,
+        supervision=supervision,
         limits=limits,
         efforts=dict(efforts),
         timeout=args.request_timeout,
@@ -281,8 +315,11 @@ def _run_server(
         admission,
         args.shutdown_timeout,
     )
-    server.run()
-    return 0 if server.started and backend.failure is None else 1
+    with contextlib.suppress(SystemExit):  # of uvicorn, which has logged why it cannot listen
+        server.run()
+    if not server.started:
+        return FAILED
+    return DONE if backend.failure is None else ENGINE_DIED
 
 
 def _speculative_tokens(text: str, options: dict[str, Any]) -> int:

@@ -121,6 +121,7 @@ class EngineStats:
     num_undrafted: int
     prefix_queries: int
     prefix_hits: int
+    num_restarts: int = 0  # of the engine's process; the other counters start anew with each
 
 
 def decode_core_outputs(records: bytes) -> Iterator[EngineCoreOutput]:

@@ -2,12 +2,13 @@
 
 FD is its end of a socket pair, so no other process can talk to it. It steps; between steps it
 receives requests and sends each step's output in one frame. It makes no text, waits for no reader,
-and ends when the other end closes.
+and ends when the other end closes. A thread of its own sends heartbeats, so that a frozen process
+and a step that hangs are told apart.
 """
 
 import contextlib
 import logging
-import select
+import os
 import signal
 import socket
 import sys
@@ -15,68 +16,22 @@ import time
 
 from s1engine.config import EngineConfig
 from s1engine.engine import messages
+from s1engine.engine.client_connection import ClientConnection, Heart
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.errors import EngineDeadError, ModelError, RequestError
 from s1engine.logs import configure_logging
 
-HEARTBEAT_S = 1.0
-MAX_UNSENT_BYTES = 2**26  # beyond, the reader has stopped reading, and steps pause
-READ_BYTES = 2**18
+STATS_S = 1.0
 
 logger = logging.getLogger(__name__)
 
 
-class ClientConnection:
-    """The engine's end of the socket. Sending never blocks. ConnectionError: the client closed."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        self._socket = connection
-        self._frames = messages.FrameReader()
-        self._unsent = bytearray()
-
-    @property
-    def congested(self) -> bool:
-        """True if too many bytes are unsent."""
-        return len(self._unsent) > MAX_UNSENT_BYTES
-
-    def send(self, message: messages.FromEngine) -> None:
-        """Sends as much as the socket accepts now, the rest with the next calls."""
-        self._unsent += messages.encode_frame(message)
-        self._flush()
-
-    def _flush(self) -> None:
-        try:
-            while self._unsent:
-                del self._unsent[: self._socket.send(self._unsent)]
-        except BlockingIOError:
-            pass
-
-    def receive(self, timeout: float) -> list[messages.ToEngine]:
-        """The messages that have arrived; waits up to ``timeout`` seconds for an event."""
-        writers = [self._socket] if self._unsent else []
-        readable, writable, _ = select.select([self._socket], writers, [], timeout)
-        if writable:
-            self._flush()
-        if not readable:
-            return []
-        data = self._socket.recv(READ_BYTES)
-        if not data:
-            raise ConnectionError("the client has closed the connection")
-        return [messages.to_engine_decoder.decode(body) for body in self._frames.feed(data)]
-
-    def send_last(self, message: messages.FromEngine) -> None:
-        """Sends a last message, and waits until all is sent."""
-        self._socket.setblocking(True)
-        self._unsent += messages.encode_frame(message)
-        self._socket.sendall(self._unsent)
-
-
 def serve(client: ClientConnection) -> None:
     """Loads the model of the first message, then serves requests until the client closes."""
+    heart = Heart(client, on_orphaned=lambda: os._exit(1))  # in the midst of a step or a load
     pending: list[messages.ToEngine] = []
     while not pending:
-        pending = client.receive(timeout=HEARTBEAT_S)
+        pending = client.receive(timeout=STATS_S)
     start, *pending = pending
     assert isinstance(start, messages.Start)
     engine = _load(client, start.config, start.progress)
@@ -85,7 +40,7 @@ def serve(client: ClientConnection) -> None:
     client.send(messages.Ready(engine.max_model_len, engine.config.device, engine.stats()))
     logger.debug("engine ready on %s", engine.config.device)
     try:
-        _step_until_closed(client, engine, pending)
+        _step_until_closed(client, engine, pending, heart)
     except ConnectionError:
         raise
     except EngineDeadError as error:
@@ -108,27 +63,33 @@ def _load(client: ClientConnection, config: EngineConfig, progress: bool) -> LLM
         param = error.param if isinstance(error, RequestError) else None
         client.send_last(messages.LoadFailed(str(error), param, isinstance(error, ModelError)))
         return None
+    except Exception as error:
+        logger.exception("the engine could not be loaded")
+        client.send_last(messages.EngineDied(f"{type(error).__name__}: {error}"))
+        raise SystemExit(1) from error
 
 
 def _step_until_closed(
-    client: ClientConnection, engine: LLMEngine, pending: list[messages.ToEngine]
+    client: ClientConnection, engine: LLMEngine, pending: list[messages.ToEngine], heart: Heart
 ) -> None:
-    next_heartbeat, idle = time.monotonic(), True
+    next_stats, idle = time.monotonic(), True
     while True:
+        heart.working = True
         for message in pending:
             _apply(client, engine, message)
         outputs = None if client.congested else engine.step_core()
         if outputs is not None:
+            heart.completed += 1
             client.send(messages.Outputs(outputs))
         for request, failure in engine.collect_failures():
             client.send(messages.RequestFailed(request.number, str(failure)))
         now = time.monotonic()
         was_idle, idle = idle, not engine.has_unfinished
-        if now >= next_heartbeat or idle > was_idle:
-            client.send(messages.Heartbeat(engine.stats()))
-            next_heartbeat = now + HEARTBEAT_S
-        busy = engine.has_unfinished and not client.congested
-        pending = client.receive(0 if busy else max(next_heartbeat - now, 0))
+        if now >= next_stats or idle > was_idle:
+            client.send(messages.StatsReport(engine.stats()))
+            next_stats = now + STATS_S
+        heart.working = engine.has_unfinished and not client.congested
+        pending = client.receive(0 if heart.working else max(next_stats - now, 0))
 
 
 def _apply(client: ClientConnection, engine: LLMEngine, message: messages.ToEngine) -> None:

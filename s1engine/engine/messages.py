@@ -72,21 +72,27 @@ class RequestFailed(msgspec.Struct, tag=True):
     message: str
 
 
-class Heartbeat(msgspec.Struct, tag=True):
-    """A sign of life: every second, or every step if that takes longer, and when the last request
-    finishes."""
+class StatsReport(msgspec.Struct, tag=True):
+    """Every second, or every step if that takes longer, and when the last request finishes."""
 
     stats: EngineStats
 
 
+class Heartbeat(msgspec.Struct, tag=True):
+    """A sign of life, every second, from a thread that does nothing else. It is left out while
+    other messages wait to be sent."""
+
+    stalled: float  # seconds in which the engine had work and completed no step
+
+
 class EngineDied(msgspec.Struct, tag=True):
-    """The last message of an engine whose step failed."""
+    """The last message of an engine that could not load, or whose step failed."""
 
     message: str
 
 
 ToEngine = Start | AddRequest | AbortRequest | EndThinking
-FromEngine = Ready | LoadFailed | Outputs | RequestFailed | Heartbeat | EngineDied
+FromEngine = Ready | LoadFailed | Outputs | RequestFailed | StatsReport | Heartbeat | EngineDied
 
 
 def _encode_array(value: Any) -> Any:

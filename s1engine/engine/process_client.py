@@ -9,10 +9,6 @@ stay chunks of their own.
 
 import asyncio
 import logging
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 
@@ -28,18 +24,17 @@ from s1engine.engine.core_output import (
     decode_core_outputs,
     request_number,
 )
+from s1engine.engine.engine_child import EngineChild, EngineConnection
 from s1engine.engine.model_text import ModelText
 from s1engine.engine.request import Request, id_is_taken
 from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.engine.request_output import RequestOutputBuilder, StreamEvent
+from s1engine.engine.supervision import EngineWatchdog, RestartBudget, Supervision, Suspects
 from s1engine.errors import EngineDeadError, ModelError, RequestError, RequestFailedError
 from s1engine.models.model_path import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
 
-PROCESS = "s1engine.engine.engine_process"
-STUCK_S = 60.0  # without a sign of life
-END_S = 10.0  # for the process to end by itself
-READ_BYTES = 2**18
+TICK_S = 1.0  # of the watchdog
 # Pause between two rounds of reading, as a multiple of the time that the first took, by device. An
 # engine that computes on the CPU loses every moment that text takes.
 READ_PAUSE = {"cpu": 12.0, "cuda": 2.0}
@@ -48,83 +43,87 @@ logger = logging.getLogger(__name__)
 
 
 class ProcessEngineClient:
-    """An EngineClient whose engine runs in another process. ``on_failure`` is called when that
-    process ends by itself.
+    """An EngineClient whose engine runs in another process.
 
     The constructor starts the process and waits until the model is loaded. Raises ModelError or
     RequestError as LLMEngine does, EngineDeadError if the process ends before.
+
+    If that process ends by itself, is frozen or hangs, all streams end with EngineDeadError. Then
+    another one is started while ``supervision`` allows (None: never); no request is sent again,
+    because it may be the cause. Else ``on_failure`` is called.
     """
 
-    def __init__(self, config: EngineConfig, *, progress: bool = False) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        progress: bool = False,
+        supervision: Supervision | None = None,
+    ) -> None:
         self.config = config
+        self._limits = supervision or Supervision(engine_restarts=0)
         path = resolve_model(config.model)
-        self._socket, theirs = socket.socketpair()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", PROCESS, str(theirs.fileno())], pass_fds=[theirs.fileno()]
-        )
-        theirs.close()
-        logger.debug("engine process %d started", self._process.pid)
-        self._frames = messages.FrameReader()
+        located = replace(config, model=str(path), served_model_name=config.model_name)
+        self._start = messages.Start(located, progress)
         self._streams: dict[int, _RequestStream] = {}  # by number of the request
         self._numbers: dict[str, int] = {}  # by id of the request
-        self._transport: asyncio.WriteTransport | None = None
+        self._connection: EngineConnection | None = None
+        self._cause: EngineDeadError | None = None  # why no engine runs now
         self._failure: EngineDeadError | None = None
         self._closing = False
-        self._collector = _core.OutputCollector(sequence_bits=SEQUENCE_BITS)
+        self._restart_budget = RestartBudget(self._limits.engine_restarts)
+        self._suspects = Suspects()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._num_restarts = 0
         self.on_failure: Callable[[], None] = lambda: None
+        self._child = EngineChild(self._start)
         try:
-            located = replace(config, model=str(path), served_model_name=config.model_name)
-            self._socket.sendall(messages.encode_frame(messages.Start(located, progress)))
             text = ModelText.load(config, path)
-            ready = self._wait_until_ready()
+            ready = self._child.wait_until_ready()
         except BaseException:
-            self._socket.close()
-            self._process.kill()
-            self._process.wait()
+            self._child.kill()
             raise
         self.compiler = RequestCompiler(text, ready.max_model_len, config)
         self._stats = ready.stats
         self._throttle = _ReadThrottle(self._wake_pending, READ_PAUSE[ready.device])
-        self._last_sign = time.monotonic()
-
-    def _wait_until_ready(self) -> messages.Ready:
-        bodies: list[bytes] = []
-        while not bodies:
-            data = self._socket.recv(READ_BYTES)
-            if not data:
-                raise EngineDeadError(f"the engine could not start ({self._process.wait()})")
-            bodies = self._frames.feed(data)
-        first, *rest = [messages.from_engine_decoder.decode(body) for body in bodies]
-        assert not any(isinstance(message, messages.Outputs) for message in rest)
-        if isinstance(first, messages.Ready):
-            return first
-        assert isinstance(first, messages.LoadFailed)
-        if first.of_model:
-            raise ModelError(first.message)
-        raise RequestError(first.message, param=first.param)
 
     async def start(self) -> None:
         """Starts to receive, once."""
-        loop = asyncio.get_running_loop()
-        self._socket.setblocking(False)
-        self._transport, _ = await loop.create_unix_connection(
-            lambda: _EngineConnection(self), sock=self._socket
+        await self._connect()
+        self._tasks = [asyncio.ensure_future(self._watch())]
+
+    async def _connect(self) -> None:
+        """Begins to receive from a process whose model is loaded."""
+        self._collector = _core.OutputCollector(sequence_bits=SEQUENCE_BITS)
+        self._watchdog = EngineWatchdog(self._limits)
+        child = self._child
+        child.socket.setblocking(False)
+        _, self._connection = await asyncio.get_running_loop().create_unix_connection(
+            lambda: EngineConnection(child, self._receive, self.fail), sock=child.socket
         )
+
+    async def _watch(self) -> None:
+        """Ends an engine that gives no sign of life, or whose step does not end."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            reason = self._watchdog.tick() if self._cause is None else None
+            if reason is not None:
+                self.fail(reason)
 
     @property
     def healthy(self) -> bool:
-        """True while the engine gives signs of life."""
-        return self._failure is None and time.monotonic() - self._last_sign < STUCK_S
+        """True while an engine runs."""
+        return self._cause is None
 
     @property
     def failure(self) -> EngineDeadError | None:
-        """The error that ended the engine; None after ``shutdown``."""
+        """The error that ended the last engine; None after ``shutdown`` and while one starts."""
         return self._failure
 
     @property
     def pid(self) -> int:
         """Process id of the engine."""
-        return self._process.pid
+        return self._child.pid
 
     def stats(self) -> EngineStats:
         """At most a second old."""
@@ -133,19 +132,65 @@ class ProcessEngineClient:
     async def shutdown(self) -> None:
         """Ends the process after its present step; open streams end with EngineDeadError."""
         self._closing = True
-        if self._transport is not None:
-            self._transport.close()
-        try:
-            await asyncio.to_thread(self._process.wait, END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            await asyncio.to_thread(self._process.wait)
-        logger.debug("engine process %d ended", self._process.pid)
+        self.fail("the engine is shut down")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._disconnect()
+        await asyncio.to_thread(self._child.end)
+
+    async def _disconnect(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+    # --- the end of an engine ---
+
+    def fail(self, message: str) -> None:
+        """Ends all streams: the engine is lost. Starts another one, or calls ``on_failure``."""
+        if self._cause is not None:
+            return
+        self._cause = EngineDeadError(message)
+        for stream in self._streams.values():
+            stream.fail(self._cause)
+        if self._closing:
+            return
+        logger.error("%s", message)
+        self._suspects.accuse(stream.builder.request for stream in self._streams.values())
+        self._tasks[1:] = [asyncio.ensure_future(self._restart())]
+
+    async def _restart(self) -> None:
+        """Replaces the engine by a new one, as often as the budget allows."""
+        while self._cause is not None:
+            pause = self._restart_budget.next_pause()
+            if pause is None:
+                self._failure = self._cause
+                self.on_failure()
+            await self._disconnect()
+            await asyncio.to_thread(self._child.kill)
+            if pause is None:
+                return
+            logger.warning("the engine restarts in %g s", pause)
+            await asyncio.sleep(pause)
+            self._child = EngineChild(self._start)
+            try:
+                ready = await asyncio.to_thread(self._child.wait_until_ready)
+            except (EngineDeadError, ModelError, RequestError) as error:
+                logger.error("%s", error)
+                continue
+            self._num_restarts += 1
+            self._stats = replace(ready.stats, num_restarts=self._num_restarts)
+            self.compiler.max_model_len = ready.max_model_len
+            await self._connect()
+            self._cause = None
+            logger.warning("the engine runs again")
+
+    # --- requests ---
 
     async def generate_request(self, request: Request) -> AsyncGenerator[StreamEvent, None]:
         """See EngineClient."""
-        if self._failure is not None or self._closing:
-            raise EngineDeadError("the engine is not running") from self._failure
+        if self._cause is not None:
+            raise EngineDeadError("the engine is not running") from self._cause
         if request.request_id in self._numbers:
             raise id_is_taken(request)
         if request.params.logits_processors:
@@ -154,15 +199,21 @@ class ProcessEngineClient:
                 "embed the engine with LLM or AsyncLLMEngine",
                 param="logits_processors",
             )
+        if self._suspects.must_not_run(request):
+            raise RequestFailedError(
+                "two engines have died while they ran this request, so it is not run again"
+            )
         builder = RequestOutputBuilder(request, self.compiler.text.tokenizer)
-        stream = _RequestStream(builder, self._collector)
+        collector, connection = self._collector, self._connection
+        stream = _RequestStream(builder, collector)
         frame = messages.encode_frame(messages.AddRequest(request))
+        assert connection is not None, "not started"
         finished = False
         try:
             self._numbers[request.request_id] = request.number
-            self._collector.open(request.number)
+            collector.open(request.number)
             self._streams[request.number] = stream
-            self._write(frame)
+            connection.write(frame)
             while not finished:
                 for event in await stream.next_events():
                     finished = isinstance(event, RequestOutput)
@@ -170,41 +221,33 @@ class ProcessEngineClient:
         finally:
             self._numbers.pop(request.request_id, None)
             self._streams.pop(request.number, None)
-            self._collector.close(request.number)
+            collector.close(request.number)
             if not finished:
-                self._send(messages.AbortRequest(request.request_id))
+                connection.send(messages.AbortRequest(request.request_id))
 
     def end_thinking(self, request_id: str) -> bool:
         """See EngineClient."""
-        if request_id not in self._numbers:
+        if request_id not in self._numbers or self._connection is None:
             return False
-        self._send(messages.EndThinking(request_id))
+        self._connection.send(messages.EndThinking(request_id))
         return True
-
-    def _send(self, message: messages.ToEngine) -> None:
-        self._write(messages.encode_frame(message))
-
-    def _write(self, frame: bytes) -> None:
-        assert self._transport is not None, "not started"
-        if not self._transport.is_closing():
-            self._transport.write(frame)
 
     # --- messages from the engine ---
 
-    def receive(self, data: bytes) -> None:
-        """Handles bytes from the engine's process."""
-        self._last_sign = time.monotonic()
-        for body in self._frames.feed(data):
-            match messages.from_engine_decoder.decode(body):
-                case messages.Outputs(outputs):
-                    self._deliver(outputs)
-                case messages.RequestFailed(number, message):
-                    if (stream := self._streams.get(number)) is not None:
-                        stream.fail(RequestFailedError(message))
-                case messages.Heartbeat(stats):
-                    self._stats = stats
-                case messages.EngineDied(message):
-                    self.fail(f"the engine failed: {message}")
+    def _receive(self, message: messages.FromEngine) -> None:
+        self._watchdog.record_sign()
+        match message:
+            case messages.Outputs(outputs):
+                self._deliver(outputs)
+            case messages.RequestFailed(number, text):
+                if (stream := self._streams.get(number)) is not None:
+                    stream.fail(RequestFailedError(text))
+            case messages.Heartbeat(stalled):
+                self._watchdog.record_stalled(stalled)
+            case messages.StatsReport(stats):
+                self._stats = replace(stats, num_restarts=self._num_restarts)
+            case messages.EngineDied(text):
+                self.fail(f"the engine failed: {text}")
 
     def _deliver(self, step: EngineCoreOutputs) -> None:
         for seq_id in step.admitted:
@@ -225,28 +268,6 @@ class ProcessEngineClient:
     def _wake_pending(self) -> None:
         for number in self._collector.pop_pending():
             self._streams[number].wake()
-
-    def fail(self, message: str) -> None:
-        """Ends all streams: the engine sends nothing more."""
-        if self._failure is not None:
-            return
-        failure = EngineDeadError(message)
-        for stream in self._streams.values():
-            stream.fail(failure)
-        if not self._closing:
-            self._failure = failure
-            self.on_failure()
-
-
-class _EngineConnection(asyncio.Protocol):
-    def __init__(self, client: ProcessEngineClient) -> None:
-        self._client = client
-
-    def data_received(self, data: bytes) -> None:
-        self._client.receive(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._client.fail("the engine's process has ended")
 
 
 class _ReadThrottle:

@@ -48,6 +48,7 @@ from s1engine.server.tracing import Tracing
 
 MAX_TOKENIZING = 2  # requests of /tokenize and /detokenize at once
 STATUS = {"model_not_found": 404, "priority_not_allowed": 403}  # of a RequestError; others: 400
+RESTART_RETRY_AFTER_S = 5  # until another engine may run
 CLIENT_CLOSED_REQUEST = 499  # for the log: no client reads it
 PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
 
@@ -285,7 +286,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         return _error(504, str(error), "server_error", code="request_timeout")
 
     async def dead(_: Request, error: Any) -> Response:
-        return _error(503, str(error), "server_error", code="engine_dead")
+        answer = _error(503, str(error), "server_error", code="engine_dead")
+        answer.headers["retry-after"] = str(RESTART_RETRY_AFTER_S)
+        return answer
 
     async def failed(_: Request, error: Any) -> Response:
         return _error(500, str(error), "server_error", code="request_failed")

@@ -164,6 +164,7 @@ class _Engine(Collector):
                 stats.num_undrafted,
                 "Sequences that allow no drafts, or none of the answer.",
             ),
+            "engine_restarts": (stats.num_restarts, "Engines that have replaced a dead one."),
             "computed_tokens": (stats.num_computed_tokens, "Tokens that went through the model."),
         }
         families: list[GaugeMetricFamily | CounterMetricFamily] = []

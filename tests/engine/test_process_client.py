@@ -211,21 +211,6 @@ def test_a_killed_engine_ends_its_streams() -> None:
     run_with_engine(test)
 
 
-def test_a_silent_engine_is_not_healthy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def test(engine: ProcessEngineClient) -> None:
-        os.kill(engine.pid, signal.SIGSTOP)
-        monkeypatch.setattr("s1engine.engine.process_client.STUCK_S", 0.05)
-        await asyncio.sleep(0.2)
-        assert not engine.healthy
-        monkeypatch.undo()
-        os.kill(engine.pid, signal.SIGCONT)
-        assert engine.healthy and engine.failure is None
-
-    run_with_engine(test)
-
-
 @pytest.mark.parametrize(
     ("options", "error"),
     [({"model": "MISSING"}, ModelError), ({"max_model_len": 10**6}, RequestError)],

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -40,9 +41,14 @@ def serving(*flags: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]
 
 def engine_of(process: subprocess.Popen[str]) -> int:
     """The server's one child."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    (child,) = [int(pid) for pid in children]
+    (child,) = children_of(process.pid)
     return child
+
+
+def children_of(pid: int) -> list[int]:
+    """Oldest first, of each thread."""
+    files = sorted(Path(f"/proc/{pid}/task").glob("*/children"))
+    return [int(child) for file in files for child in file.read_text().split()]
 
 
 class Stream:
@@ -92,7 +98,7 @@ def test_an_idle_connection_outlives_the_clients_own_limit(served: Served) -> No
 
 
 def test_a_killed_engine_is_unhealthy_at_once_and_ends_the_server() -> None:
-    with serving() as (process, client):
+    with serving("--engine-restarts", "0") as (process, client):
         stream = Stream(client, LONG)
         assert health(client) == 200
         os.kill(engine_of(process), signal.SIGKILL)
@@ -100,7 +106,7 @@ def test_a_killed_engine_is_unhealthy_at_once_and_ends_the_server() -> None:
         assert health(client) == 503
         refused = client.post(CHAT, json=SHORT)
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "engine_dead"
-        assert process.wait(60) == 1
+        assert process.wait(60) == 3
 
 
 def test_sigterm_finishes_the_open_request_and_rejects_new_ones() -> None:
@@ -119,13 +125,31 @@ def test_sigterm_finishes_the_open_request_and_rejects_new_ones() -> None:
         assert not Path(f"/proc/{engine}").exists()
 
 
-def test_a_server_that_is_killed_leaves_no_engine_behind() -> None:
+def test_a_dead_engine_is_replaced_and_a_killed_server_leaves_no_process_behind() -> None:
     with serving("--shutdown-timeout", "0") as (process, client):
-        engine = engine_of(process)
+        whole = {**SHORT, "stream": False, "structured_outputs": {"regex": "[0-9]{1,3}"}}
+        answer = client.post(CHAT, json=whole).json()["choices"]
+        children = children_of(process.pid)
+        assert len(children) == 2  # one tries grammars
+        engine = children[0]
+        stream = Stream(client, LONG)
+        os.kill(engine, signal.SIGKILL)
+        assert stream.join()[-1]["error"]["code"] == "engine_dead"
+        refused = client.post(CHAT, json=SHORT)
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
+        while health(client) == 503:  # the port is kept
+            time.sleep(0.05)
+        assert client.post(CHAT, json=whole).json()["choices"] == answer
+        assert re.search(
+            r"^s1engine:engine_restarts_total{.*} 1", client.get("/metrics").text, re.M
+        )
+        left = {engine, *children, *children_of(process.pid)}
+        assert len(left) == 3
         Stream(client, LONG)
         process.kill()
-        for _ in range(6000):
-            if not Path(f"/proc/{engine}").exists():
-                return
-            time.sleep(0.01)
-        raise AssertionError("the engine is still there")
+        while any(is_alive(pid) for pid in left):
+            time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()

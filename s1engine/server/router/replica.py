@@ -19,6 +19,7 @@ from s1engine.config import EngineConfig
 from s1engine.engine.process_client import ProcessEngineClient
 from s1engine.engine.request import Request
 from s1engine.engine.request_output import StreamEvent
+from s1engine.engine.supervision import Supervision
 from s1engine.errors import EngineDeadError
 from s1engine.logs import configure_logging
 from s1engine.server.admission import Admission, ClientLimits
@@ -40,6 +41,7 @@ class ReplicaOptions:
     """What every replica is started with."""
 
     config: EngineConfig
+    supervision: Supervision
     limits: ClientLimits
     efforts: dict[str, int | None]
     timeout: float | None
@@ -99,7 +101,9 @@ class Replica:
         configure_logging()
         raise_open_file_limit()
         name = serve.get_replica_context().replica_id.unique_id
-        self._engine = await asyncio.to_thread(ReplicaEngine, options.config)
+        self._engine = await asyncio.to_thread(
+            ReplicaEngine, options.config, supervision=options.supervision
+        )
         endpoint = options.traces_endpoint
         app = create_app(
             self._engine,
