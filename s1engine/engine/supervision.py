@@ -92,7 +92,7 @@ class RestartBudget:
 
 class Suspects:
     """The requests that were live when an engine died, the latest MAX_SUSPECTS. One that was live
-    at two deaths is not run again, whoever sends it."""
+    at two deaths is not run again, of any client."""
 
     def __init__(self) -> None:
         self._deaths: OrderedDict[bytes, int] = OrderedDict()  # by digest of a request
