@@ -21,7 +21,8 @@ VALUE = re.compile(r"([\d,.]+) ?(\w*)")
 FLAG_UNITS = {"--max-body-mb": 2**20}
 # Of these modules every limit must be in the table.
 BOUNDED = (
-    *("server.serving", "server.middleware", "server.admission", "server.app", "server.api.body"),
+    *("server.http_protocol", "server.serving", "server.middleware", "server.admission"),
+    *("server.app", "server.api.body"),
     *("server.api.completions", "server.api.chat_completions", "server.api.request_fields"),
     *("server.api.tools", "server.streaming", "server.generation", "sampling_params"),
     *("engine.grammar", "engine.grammar_worker", "engine.messages", "engine.engine_process"),

@@ -298,7 +298,8 @@ def _run_server(
 ) -> int:
     import uvicorn
 
-    from s1engine.server.serving import KEEP_ALIVE_S, BoundedProtocol, DrainingServer
+    from s1engine.server.http_protocol import KEEP_ALIVE_S, BoundedProtocol
+    from s1engine.server.serving import DrainingServer
 
     server = DrainingServer(
         uvicorn.Config(

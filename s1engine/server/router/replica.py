@@ -24,12 +24,13 @@ from s1engine.errors import EngineDeadError
 from s1engine.logs import configure_logging
 from s1engine.server.admission import Admission, ClientLimits
 from s1engine.server.app import create_app
+from s1engine.server.http_protocol import BoundedProtocol
 from s1engine.server.middleware import MAX_BODY_BYTES
 from s1engine.server.router.autoscaling import REQUESTS, RUNNING, WAITING
 from s1engine.server.router.proxy import IDLE_CONNECTION_S, ReplicaAddress
 from s1engine.server.router.replica_gate import ReplicaGate, current_response
 from s1engine.server.router.tls import tls_files
-from s1engine.server.serving import BoundedProtocol, raise_open_file_limit
+from s1engine.server.serving import raise_open_file_limit
 from s1engine.server.tracing import tracing_to
 
 POLL_S = 0.1

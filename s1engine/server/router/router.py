@@ -6,7 +6,6 @@ had begun an error; the others go to another replica. Health, metrics and end-th
 replicas and are answered here. Knows neither models nor Ray.
 """
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Sequence
@@ -29,7 +28,7 @@ from s1engine.server.metrics import PREFIX
 from s1engine.server.middleware import MAX_BODY_BYTES, ApiKey, BodyLimit, RequestId
 from s1engine.server.router.affinity import PrefixHashes, prefix_hashes
 from s1engine.server.router.proxy import ForwardedRequest, ReplicaLostError, forwarded_request
-from s1engine.server.streaming import SEND_TIMEOUT_S, unless_disconnected
+from s1engine.server.streaming import unless_disconnected
 
 LIMITS = ClientLimits(max_in_flight=2**30)  # requests; the replicas refuse what is too much
 TRIES = 3  # replicas that a request is sent to: one that kills them must not kill all
@@ -132,7 +131,7 @@ class Router:
             await _refuse(scope, send, str(refused), refused.code, refused.retry_after)
             return
         try:
-            with contextlib.suppress(ClientDisconnect, OSError):  # TimeoutError is an OSError
+            with contextlib.suppress(ClientDisconnect):
                 await unless_disconnected(receive, self._relay(scope, body, send))
         finally:
             self._admission.release(ticket)
@@ -180,11 +179,10 @@ class _RelayedResponse:
             self._streams = any(value.startswith(b"text/event-stream") for _, value in headers)
             self._start = message
             return
-        async with asyncio.timeout(SEND_TIMEOUT_S):
-            if self._start is not None:
-                await self._send(self._start)
-                self._start, self._started = None, True
-            await self._send(message)
+        if self._start is not None:
+            await self._send(self._start)
+            self._start, self._started = None, True
+        await self._send(message)
         self._ended = not message["more_body"]
         if self._streams:
             self._events += message["body"].count(b"\n\n")
