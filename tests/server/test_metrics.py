@@ -14,6 +14,8 @@ from s1engine.sampling_params import SamplingParams, ThinkingBudget
 from s1engine.server.metrics import Metrics
 from tests.server.conftest import Served
 
+ALERTS = Path(__file__).resolve().parents[2] / "examples" / "deploy" / "alerts.yml"
+
 
 def values(text: str) -> dict[tuple[str, ...], float]:
     """Samples by name and the labels that differ within a family."""
@@ -67,7 +69,7 @@ def test_the_server_shows_them(served: Served) -> None:
     assert finished() == before + 4
 
 
-def test_the_dashboard_asks_only_for_what_there_is(llm: LLM) -> None:
+def test_dashboard_and_alerts_ask_only_for_what_there_is(llm: LLM) -> None:
     board = json.loads((Path(server.__file__).parent / "grafana.json").read_text())
     metrics = Metrics("s1-nano", llm.engine.stats)
     metrics.count_refused("queue_full")
@@ -76,4 +78,6 @@ def test_the_dashboard_asks_only_for_what_there_is(llm: LLM) -> None:
     known = {sample.name for family in families for sample in family.samples}
     asked = re.findall(r"s1engine:\w+", json.dumps(board))
     assert len(asked) > 20 and set(asked) <= known
+    alerts = re.findall(r"s1engine:\w+", ALERTS.read_text())
+    assert len(alerts) > 5 and set(alerts) <= known
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
