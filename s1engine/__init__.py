@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from s1engine.engine.request_output import StreamEvent
     from s1engine.engine.request_stream import RequestStream
     from s1engine.engine.session import RestoredSession
-    from s1engine.errors import EngineDeadError, ModelError, RequestError, RequestFailedError
+    from s1engine.errors import (
+        EngineDeadError,
+        ModelError,
+        RequestError,
+        RequestFailedError,
+        TryAgainError,
+    )
     from s1engine.options import EngineOptions, Message, Prompt, RequestOptions
     from s1engine.outputs import (
         CheckpointOutput,
@@ -58,6 +64,7 @@ __all__ = [
     "ThinkingUsage",
     "Timing",
     "TokenLogprob",
+    "TryAgainError",
     "Usage",
     "__version__",
 ]
@@ -71,7 +78,13 @@ _NAMES = {
     "s1engine.engine.request_output": ("StreamEvent",),
     "s1engine.engine.request_stream": ("RequestStream",),
     "s1engine.engine.session": ("RestoredSession",),
-    "s1engine.errors": ("EngineDeadError", "ModelError", "RequestError", "RequestFailedError"),
+    "s1engine.errors": (
+        "EngineDeadError",
+        "ModelError",
+        "RequestError",
+        "RequestFailedError",
+        "TryAgainError",
+    ),
     "s1engine.options": ("EngineOptions", "Message", "Prompt", "RequestOptions"),
     "s1engine.outputs": (
         "CheckpointOutput",

@@ -28,3 +28,7 @@ class EngineDeadError(RuntimeError):
 
 class RequestFailedError(RuntimeError):
     """The engine failed with this one request; other requests are not affected."""
+
+
+class TryAgainError(RuntimeError):
+    """The engine cannot decide about this request now; the same request may succeed later."""

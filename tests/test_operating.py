@@ -25,13 +25,17 @@ BOUNDED = (
     *("server.app", "server.api.body"),
     *("server.api.completions", "server.api.chat_completions", "server.api.request_fields"),
     *("server.api.tools", "server.streaming", "server.generation", "sampling_params"),
-    *("engine.grammar", "engine.grammar_worker", "engine.messages", "engine.engine_process"),
+    *("engine.grammar_limits", "engine.grammar_validator", "engine.grammar_trial"),
+    *("engine.grammar_worker", "engine.mask_threads", "engine.messages", "engine.engine_process"),
     *("engine.client_connection", "engine.engine_child", "engine.supervision"),
     *("template_environment",),
 )
 LIMIT = re.compile(r"MAX_\w+|\w+_(?:S|BYTES)")
 # Not limits of what a client may do.
 NO_LIMITS = {
+    "engine.grammar_trial": {"MAX_COMPARED"},
+    "engine.grammar_worker": {"READ_BYTES"},
+    "engine.mask_threads": {"MASKS_WAIT_S"},
     "server.admission": {"RETRY_AFTER_S", "DRAINING_RETRY_AFTER_S"},
     "server.app": {"RESTART_RETRY_AFTER_S"},
     "engine.engine_process": {"STATS_S"},

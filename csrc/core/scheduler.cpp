@@ -367,6 +367,10 @@ void Scheduler::apply_samples(PlannedRow& row, std::span<const int64_t> sampled)
   Sequence& sequence = *row.sequence;
   for (int32_t i = 0; i < row.num_samples; ++i) {
     const auto token = static_cast<TokenId>(sampled[static_cast<size_t>(i)]);
+    if (token == kNoToken) {
+      --sequence.num_computed;  // the same position is sampled again
+      return;
+    }
     const bool accepted = drafts_.verify(row, i, token);
     const bool plain = apply_token(sequence, token);
     if (sequence.finished() || !accepted || !plain || i == row.num_drafted) return;

@@ -65,7 +65,8 @@ class Scheduler {
   const std::vector<SeqId>& schedule(
       ScheduledBatch& batch, double time_to_deadline = std::numeric_limits<double>::infinity());
 
-  // Applies one sampled token per sample of the plan; events() then tells what happened.
+  // Applies one sampled token per sample of the plan; events() then tells what happened. kNoToken:
+  // the sample does not count, and the next plan samples the same position again.
   void update(std::span<const int64_t> sampled);
 
   // Records the duration of the step that the last update() ended, in the unit of step_costs and

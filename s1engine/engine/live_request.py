@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from s1engine import _core
 from s1engine.engine.grammar import GrammarCompiler, GrammarMatcher
+from s1engine.engine.mask_threads import MaskCost, MaskJob
 from s1engine.engine.request import Request
 from s1engine.errors import RequestFailedError
 
@@ -32,6 +33,7 @@ class LiveSequence:
     finished: bool = False
     answering: bool = False  # past its thinking
     matcher: GrammarMatcher | None = None
+    mask_job: MaskJob | None = None  # computes the matcher's next mask
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +43,7 @@ class LiveRequest:
     request: Request
     seed: int
     matcher: "futures.Future[GrammarMatcher] | None" = None  # copied for each sequence
+    mask_cost: MaskCost = field(default_factory=MaskCost)
     thinking_limit: tuple[int, _core.EndReason] | None = None  # lowered maximum, reason
     samples: list[LiveSequence] = field(default_factory=list)
     branches: list[LiveSequence] = field(default_factory=list)
@@ -113,8 +116,9 @@ class PendingGrammars:
 class FailedRequests:
     """Requests that failed alone: an exception raised on behalf of one request ends only that one.
 
-    Such an exception is a bug, because user errors are rejected earlier. An exception that concerns
-    all requests, such as a failing step, is not caught here and ends the engine.
+    A RequestFailedError tells the user why, such as a grammar that became too costly. Any other
+    exception is a bug, because user errors are rejected earlier. An exception that concerns all
+    requests, such as a failing step, is not caught here and ends the engine.
     """
 
     def __init__(self) -> None:
@@ -142,6 +146,10 @@ class FailedRequests:
 
     def report(self, request: Request, error: Exception) -> None:
         """Logs an error and keeps it for ``pop_errors``."""
+        if isinstance(error, RequestFailedError):
+            logger.warning("request %s failed: %s", request.request_id, error)
+            self.errors.append((request, error))
+            return
         logger.error("request %s failed: %r", request.request_id, error, exc_info=error)
         failure = RequestFailedError("the engine could not go on with this request")
         failure.__cause__ = error

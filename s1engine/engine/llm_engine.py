@@ -29,6 +29,7 @@ from s1engine.engine.live_request import (
     PendingGrammars,
     sample_seed,
 )
+from s1engine.engine.mask_threads import wait_for_a_mask
 from s1engine.engine.model_text import ModelText
 from s1engine.engine.multi_step import make_multi_step
 from s1engine.engine.output_processor import OutputProcessor, RequestEvent
@@ -435,6 +436,8 @@ class LLMEngine:
 
     def _step(self, max_seconds: float) -> EngineCoreOutputs | None:
         began = time.monotonic()
+        if self._waits_for_masks():
+            return None
         profiled = profiler_attached()
         schedule, execute, process = self._ranged_phases if profiled else self._plain_phases
         if self._multi_step is not None and self._multi_step.in_flight:
@@ -446,6 +449,16 @@ class LLMEngine:
         began = time.monotonic()
         step, admitted = schedule(began, planned)
         return None if step is None else process(execute(step), began, admitted)
+
+    def _waits_for_masks(self) -> bool:
+        """True if no sequence can go on, because the masks of all are still being computed. Waits
+        a little for the first one."""
+        jobs = self._output_processor.unfinished_masks()
+        if not jobs:
+            return False
+        stats = self.scheduler.stats()
+        alone = len(jobs) == stats.num_running + stats.num_waiting
+        return alone and not wait_for_a_mask(jobs)
 
     def _decode(self, now: float, max_seconds: float) -> bytes | list[int] | None:
         """Takes decode steps without Python (see DecodeLoop.run). None: no step is planned yet,
@@ -472,11 +485,13 @@ class LLMEngine:
             return None, admitted
         if self.config.overload_thinking_floor is not None:
             self._limits.shed_load(self.config.overload_thinking_floor, self.config.max_num_seqs)
+        masks = self._output_processor.grammar_masks()
         step = SchedulerOutput(
             new_requests,
             self.scheduler.appended,
-            self._output_processor.grammar_masks(),
+            masks.allowed,
             self._output_processor.has_grammar,
+            masks.undecided,
         )
         return step, admitted
 
@@ -488,7 +503,10 @@ class LLMEngine:
             multi_step.advance()
             return None
         assert step is not None
-        return self.runner.execute(step)
+        output = self.runner.execute(step)
+        if step.undecided:
+            output.drop(step.undecided, self.runner.batch.req_indices)
+        return output
 
     def _process(
         self, output: ModelRunnerOutput | None, began: float, admitted: list[int]

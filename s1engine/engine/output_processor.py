@@ -6,6 +6,7 @@ process may build the output (ProcessEngineClient).
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from s1engine.engine.core_output import (
     request_number,
 )
 from s1engine.engine.live_request import LiveRequest, LiveSequence
+from s1engine.engine.mask_threads import MaskJob, MaskThreads, wait_for_masks
 from s1engine.engine.request import Request
 from s1engine.engine.request_output import RequestOutputBuilder, StreamEvent
 from s1engine.errors import RequestFailedError
@@ -26,6 +28,16 @@ from s1engine.outputs import RequestOutput
 from s1engine.tokenizer import Tokenizer
 
 RequestEvent = tuple[str, StreamEvent | RequestFailedError]  # with the id of its request
+
+
+@dataclass(slots=True)
+class GrammarMasks:
+    """What grammars allow in one step."""
+
+    allowed: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    """By req_index, a bitmask of the tokens that may come next."""
+    undecided: set[int] = field(default_factory=set)
+    """req_index of rows whose mask is not known in time: their sample does not count."""
 
 
 class OutputProcessor:
@@ -53,6 +65,7 @@ class OutputProcessor:
         self._detokenize = detokenize
         self._builders: dict[int, RequestOutputBuilder] = {}  # by number of the request
         self._with_grammar: dict[int, LiveSequence] = {}  # by id
+        self._mask_threads = MaskThreads()
         self.events: list[RequestEvent] = []  # not returned to the user yet
         self.processing: LiveSequence | None = None  # if interrupted, its output is not usable
 
@@ -73,6 +86,7 @@ class OutputProcessor:
 
     def remove_request(self, live: LiveRequest) -> None:
         """Forgets a request."""
+        live.mask_cost.closed = True
         self._builders.pop(live.request.number, None)
         for sequence in live.all_sequences():
             self._with_grammar.pop(sequence.seq_id, None)
@@ -106,15 +120,27 @@ class OutputProcessor:
         """True if the next token of a sequence must follow its grammar."""
         return any(map(_follows_grammar, self._with_grammar.values()))
 
-    def grammar_masks(self) -> dict[int, NDArray[np.uint8]]:
-        """Bitmasks of the allowed next tokens, by req_index, of answers that follow a grammar."""
-        masks = {}
-        for sequence in self._with_grammar.values():
-            if sequence.matcher and _follows_grammar(sequence):
-                try:
-                    masks[self._scheduler.req_index(sequence.seq_id)] = sequence.matcher.mask()
-                except Exception as error:
-                    self._fail(sequence.live_request, error)
+    def unfinished_masks(self) -> list[MaskJob]:
+        """Masks that answers wait for."""
+        jobs = [s.mask_job for s in self._with_grammar.values() if _follows_grammar(s)]
+        return [job for job in jobs if job is not None and not job.done.done()]
+
+    def grammar_masks(self) -> GrammarMasks:
+        """The masks of answers that follow a grammar, as far as they are known in time."""
+        following = [s for s in self._with_grammar.values() if _follows_grammar(s)]
+        wait_for_masks([s.mask_job for s in following if s.mask_job is not None])
+        masks = GrammarMasks()
+        for sequence in following:
+            req_index, mask = -1, None  # not in the batch
+            try:
+                req_index = self._scheduler.req_index(sequence.seq_id)
+                mask = _mask_of(sequence)
+            except Exception as error:
+                self._fail(sequence.live_request, error)
+            if mask is None:
+                masks.undecided.add(req_index)
+            else:
+                masks.allowed[req_index] = mask
         return masks
 
     def process(self, step: EngineCoreOutputs) -> list[int]:
@@ -162,7 +188,10 @@ class OutputProcessor:
         sequence.answering = not output.thinking
         if not sequence.finished:
             pairs = zip(output.token_ids, output.marks, strict=True)
-            sequence.matcher.advance([token for token, mark in pairs if mark == 0])
+            tokens = [token for token, mark in pairs if mark == 0]
+            if tokens:
+                cost = sequence.live_request.mask_cost
+                sequence.mask_job = self._mask_threads.advance(cost, sequence.matcher, tokens)
 
     def _exit_early(self, builder: RequestOutputBuilder, seq_id: int) -> None:
         """Ends the thinking of a sample whose latest checkpoints agree; ``seq_id`` is the sequence
@@ -188,3 +217,13 @@ class OutputProcessor:
 
 def _follows_grammar(sequence: LiveSequence) -> bool:
     return sequence.matcher is not None and sequence.answering and not sequence.finished
+
+
+def _mask_of(sequence: LiveSequence) -> NDArray[np.uint8] | None:
+    """The tokens that may come next; None: not known yet. Raises RequestFailedError."""
+    job = sequence.mask_job
+    if job is not None and job.done.done():
+        job.done.result()
+        sequence.mask_job = None
+    assert sequence.matcher is not None
+    return sequence.matcher.mask

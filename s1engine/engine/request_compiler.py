@@ -63,10 +63,14 @@ class RequestCompiler:
         *,
         stream: bool = False,
         arrival: float | None = None,
+        try_grammar: bool = True,
         **options: Unpack[RequestOptions],
     ) -> Request:
         """Compiles a request, which arrived at the time ``arrival`` (monotonic, s; None: now).
         Raises RequestError naming the field.
+
+        A grammar without a verdict is tried first, which takes up to two seconds; TryAgainError if
+        an accident ends the trial. ``try_grammar`` False: UntriedGrammarError instead.
 
         A raw text gets the tokens that the tokenizer adds, such as the beginning of text; a chat
         gets what its template writes. Whether it thinks is ThinkingRule's decision.
@@ -85,7 +89,7 @@ class RequestCompiler:
             tokens_thought = rule.open_in_text(ids, params.thinking, enable_thinking)
         chat, thinks = messages is not None, tokens_thought is not None
         self._check_ids(params)
-        params = self._with_grammar(params)
+        params = self._with_grammar(params, try_grammar)
         available = self.max_model_len - len(ids)
         if available < 1:
             raise self._too_long("messages" if chat else "prompt", f"{len(ids)} tokens")
@@ -197,13 +201,14 @@ class RequestCompiler:
             code="context_length_exceeded",
         )
 
-    def _with_grammar(self, params: SamplingParams) -> SamplingParams:
+    def _with_grammar(self, params: SamplingParams, try_grammar: bool) -> SamplingParams:
         """The same with the structure of the answer as a grammar, which is validated."""
         if params.structure is None:
             return params
         compiled = with_grammar(params)
         assert compiled.grammar is not None
-        self.grammars.validate(compiled.grammar, params.structure)
+        validator = self.grammars.validator
+        validator.validate(compiled.grammar, params.structure, wait=try_grammar)
         return compiled
 
     def _check_ids(self, params: SamplingParams) -> None:

@@ -1,6 +1,6 @@
 """The structure of an answer, from SamplingParams to one grammar in llguidance's syntax.
 
-The only place that builds grammars. GrammarValidator tries them, GrammarCompiler compiles them.
+The only place that builds grammars. GrammarValidator has them tried, GrammarCompiler compiles them.
 """
 
 import json
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from s1engine.engine.schema_keywords import check_keywords
 from s1engine.errors import RequestError
 from s1engine.sampling_params import MAX_GRAMMAR_CHARS, SamplingParams
 
@@ -23,12 +24,10 @@ def with_grammar(params: SamplingParams) -> SamplingParams:
         return params
     try:
         grammar = _build(name, getattr(params, name))
+        _check_length(grammar)
     except Exception as error:  # llguidance has no error types
         text = " ".join(str(error).split())
         raise RequestError(f"{name} is not usable: {text}", param=name) from error
-    if len(grammar) > MAX_GRAMMAR_CHARS:
-        message = f"{name}: its grammar has {len(grammar)} characters; at most {MAX_GRAMMAR_CHARS}"
-        raise RequestError(message, param=name)
     return replace(params, json_schema=None, regex=None, choice=None, grammar=grammar)
 
 
@@ -37,6 +36,10 @@ def _build(name: str, value: Any) -> str:
 
     if name == "json_schema":
         text = value if isinstance(value, str) else json.dumps(value)
+        _check_length(text)
+        schema = json.loads(text)
+        check_keywords(schema)
+        text = json.dumps(schema)  # one meaning, even if the text repeats a key
         grammar: str = LLMatcher.grammar_from_json_schema(text, overrides=COMPACT)
     elif name == "regex":
         grammar = LLMatcher.grammar_from_regex(value)
@@ -45,6 +48,12 @@ def _build(name: str, value: Any) -> str:
     else:
         grammar = value
     return grammar
+
+
+def _check_length(text: str) -> None:
+    """Raises ValueError."""
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise ValueError(f"its grammar has {len(text)} characters; at most {MAX_GRAMMAR_CHARS}")
 
 
 def _choice(texts: Sequence[str]) -> str:

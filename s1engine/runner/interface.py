@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from s1engine import _core
 from s1engine.outputs import RowLogprobs
 from s1engine.runner.decode_loop import DecodeLoop
 from s1engine.runner.device_batch import DeviceBatchBuffer
@@ -50,6 +51,8 @@ class SchedulerOutput:
     bit of a byte first. Other rows are free."""
     has_structured_output: bool = False
     """Does a sequence follow a grammar now, or later on?"""
+    undecided: set[int] = field(default_factory=set)
+    """req_index of rows whose allowed tokens are not known in time: their sample does not count."""
     device_batch: DeviceBatchBuffer | None = None
     """Rows of a multi-step decode, written by ``Scheduler.begin_multi_step``; None: one step."""
     num_steps: int = 1
@@ -68,6 +71,14 @@ class ModelRunnerOutput:
     """By req_index, of rows that could not be sampled as asked: their logits processors failed."""
     recorded_now: bool = False
     """The step was recorded or compiled as well, so it took longer than others of its size."""
+
+    def drop(self, undecided: set[int], req_indices: np.ndarray) -> None:
+        """Drops the samples of these rows of a single step; ``req_indices`` [n] are those of
+        all samples."""
+        ids = self.token_ids.copy()
+        ids[np.isin(req_indices, list(undecided))] = _core.NO_TOKEN
+        self.token_ids = ids
+        self.logprobs = {row: value for row, value in self.logprobs.items() if row not in undecided}
 
 
 class Runner(Protocol):

@@ -10,14 +10,16 @@ T = TypeVar("T")
 
 
 class FairThreadPool:
-    """Runs functions in threads; a free thread is the client's that has the fewest of them.
+    """Runs functions in threads; a free thread is the client's that has the fewest of them, and
+    none has more than ``max_per_client``.
 
     All calls come from one event loop. A function whose caller is cancelled does not begin any
     more; if it runs already, its thread is busy until it returns.
     """
 
-    def __init__(self, max_workers: int, name: str) -> None:
+    def __init__(self, max_workers: int, name: str, *, max_per_client: int | None = None) -> None:
         self._max_workers = max_workers
+        self._max_per_client = max_per_client or max_workers
         self._pool = futures.ThreadPoolExecutor(max_workers, name)
         self._num_running: Counter[str] = Counter()  # functions of each client
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # of each client that waits
@@ -25,13 +27,16 @@ class FairThreadPool:
     async def run(self, client: str, function: Callable[..., T], *args: Any) -> T:
         """Return what ``function`` returns."""
         loop = asyncio.get_running_loop()
-        if self._num_running.total() >= self._max_workers:
+        if self._num_running.total() >= self._max_workers or not self._may_begin(client):
             await self._turn(client)
         else:
             self._num_running[client] += 1
         running = self._pool.submit(function, *args)
         running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._end, client))
         return await asyncio.wrap_future(running)
+
+    def _may_begin(self, client: str) -> bool:
+        return self._num_running[client] < self._max_per_client
 
     async def _turn(self, client: str) -> None:
         """Wait for a thread, which then counts as the client's."""
@@ -49,9 +54,9 @@ class FairThreadPool:
         self._num_running[client] -= 1
         if not self._num_running[client]:
             del self._num_running[client]
-        while self._waiting:
+        while waiting := list(filter(self._may_begin, self._waiting)):
             # Among equals the client that had no turn for the longest time.
-            following = min(self._waiting, key=lambda name: self._num_running[name])
+            following = min(waiting, key=lambda name: self._num_running[name])
             turns = self._waiting.pop(following)
             turn = turns.popleft()
             if turns:

@@ -11,10 +11,10 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Request as HttpRequest
@@ -22,10 +22,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from s1engine.engine.client import EngineClient
+from s1engine.engine.grammar_limits import MAX_TRIALS
+from s1engine.engine.grammar_validator import UntriedGrammarError
 from s1engine.engine.request import Request
-from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
+from s1engine.errors import EngineDeadError, RequestError, RequestFailedError, TryAgainError
 from s1engine.outputs import RequestOutput
-from s1engine.server.admission import Admission, NotAdmitted, Ticket
+from s1engine.server.admission import RETRY_AFTER_S, Admission, NotAdmitted, Ticket
 from s1engine.server.api.chat_completions import ChatRequest
 from s1engine.server.api.completions import CompletionRequest
 from s1engine.server.api.response_formatter import ResponseFormatter, ResponseHead
@@ -39,10 +41,11 @@ from s1engine.server.streaming import (
 )
 from s1engine.server.tracing import RequestTrace, Tracing
 
+T = TypeVar("T")
 IndexedEvents = AsyncGenerator[tuple[int, Any], None]  # each with the index of its prompt
 
-MAX_GRAMMARS = 2  # checked at once
-MAX_COMPILING = 8  # other requests at once
+MAX_COMPILING = 8  # requests at once
+MAX_TRIALS_OF_CLIENT = MAX_TRIALS // 2  # grammars tried at once
 NO_CLIENT = ""  # if there are no API keys
 
 logger = logging.getLogger(__name__)
@@ -81,9 +84,11 @@ class Generation:
         self._tracing = tracing
         self._private_prefixes = private_prefixes
         self._defaults = engine.compiler.default_sampling()
-        # Checking a grammar may take a second, so these requests have threads of their own.
-        self._grammar_pool = FairThreadPool(MAX_GRAMMARS, "s1engine-grammar")
         self._pool = FairThreadPool(MAX_COMPILING, "s1engine-compile")
+        # A trial of a grammar may take two seconds, so it has threads of its own.
+        self._trial_pool = FairThreadPool(
+            MAX_TRIALS, "s1engine-trial", max_per_client=MAX_TRIALS_OF_CLIENT
+        )
 
     async def generate_response(
         self,
@@ -125,22 +130,42 @@ class Generation:
         seconds = body.timeout if body.timeout is not None else self._timeout
         with ExitStack() as stack:
             ticket = stack.enter_context(self._admitted(http, body, name))
-            pool = self._grammar_pool if body.has_grammar else self._pool
-            compiling = pool.run(ticket.client, self._compile, body, name, arrival)
-            requests = await unless_disconnected(receive, compiling)
+            compiling = self._compile_in_turn(ticket.client, body, name, arrival)
+            requests = await unless_disconnected(receive, _in_time(compiling, arrival, seconds))
             self._set_shares(requests, ticket)
             head = ResponseHead(name, int(time.time()), self._engine.config.model_name)
             formatter = create_formatter(head, requests[0].params.n)
             trace = stack.enter_context(
                 self._tracing.begin(operation, http.headers, head, requests)
             )
-            events = self._generate(requests, ticket, trace, seconds)
+            events = self._generate(requests, ticket, trace, arrival, seconds)
             if body.stream:
                 await EventStream(self._stream(events, formatter))(scope, receive, send)
                 return
             collecting = self._collect_outputs(events, len(requests))
             outputs = await unless_disconnected(receive, collecting)
         await json_response(formatter.format_response(outputs))(scope, receive, send)
+
+    async def _compile_in_turn(
+        self, client: str, body: ChatRequest | CompletionRequest, name: str, arrival: float
+    ) -> list[Request]:
+        """Compile in a thread; try a new grammar before, in another. Raises NotAdmitted if that
+        decides nothing."""
+        while True:
+            try:
+                return await self._pool.run(client, self._compile, body, name, arrival)
+            except UntriedGrammarError as untried:
+                grammar, param = untried.grammar, untried.param
+            validate = self._engine.compiler.grammars.validator.validate
+            try:
+                with contextlib.suppress(RequestError):  # raised again by the next attempt
+                    await self._trial_pool.run(client, validate, grammar, param)
+            except TryAgainError as error:
+                code = "grammar_not_checked"
+                self._metrics.count_refused(code)
+                raise NotAdmitted(
+                    str(error), status=503, code=code, retry_after=RETRY_AFTER_S
+                ) from error
 
     def _compile(
         self, body: ChatRequest | CompletionRequest, name: str, arrival: float
@@ -152,11 +177,12 @@ class Generation:
         options = {**body.options(self._efforts), "stream": body.stream}
         prompts = body.prompts()
         names = [name] if len(prompts) == 1 else [f"{name}-{i}" for i in range(len(prompts))]
+        options["arrival"], options["try_grammar"] = arrival, False
         compiler = self._engine.compiler
         try:
             params = body.sampling_params(self._defaults, self._efforts)
             return [
-                compiler.compile(prompt, params, request_id=own, arrival=arrival, **options)
+                compiler.compile(prompt, params, request_id=own, **options)
                 for prompt, own in zip(prompts, names, strict=True)
             ]
         except RequestError as error:
@@ -204,6 +230,7 @@ class Generation:
         requests: Sequence[Request],
         ticket: Ticket,
         trace: RequestTrace,
+        arrival: float,
         seconds: float | None,
     ) -> IndexedEvents:
         """Yield the events of all requests with their index.
@@ -215,7 +242,7 @@ class Generation:
             [self._engine.generate_request(request) for request in requests]
         )
         if seconds is not None:
-            events = _with_timeout(events, seconds)
+            events = _with_timeout(events, arrival, seconds)
         try:
             async with contextlib.aclosing(events):
                 async for i, event in events:
@@ -266,9 +293,18 @@ class Generation:
             yield line
 
 
-async def _with_timeout(events: IndexedEvents, seconds: float) -> IndexedEvents:
-    """Yield the same events. Raises RequestTimeoutError."""
-    deadline = asyncio.get_running_loop().time() + seconds
+async def _in_time(work: Coroutine[Any, Any, T], arrival: float, seconds: float | None) -> T:
+    """Return the result of ``work``. Raises RequestTimeoutError ``seconds`` after ``arrival``."""
+    try:
+        async with asyncio.timeout_at(None if seconds is None else arrival + seconds):
+            return await work
+    except TimeoutError as error:
+        raise RequestTimeoutError(f"the request took longer than {seconds:g} s") from error
+
+
+async def _with_timeout(events: IndexedEvents, arrival: float, seconds: float) -> IndexedEvents:
+    """Yield the same events. Raises RequestTimeoutError ``seconds`` after ``arrival``."""
+    deadline = arrival + seconds  # the loop's clock is monotonic() too
     async with contextlib.aclosing(events):
         while True:
             try:

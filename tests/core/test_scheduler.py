@@ -1,6 +1,7 @@
 """The scheduler on a mock model: under any batching, preemption, chunking and caching, every
 sequence equals the slow reference, and no block is lost."""
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -39,6 +40,27 @@ def test_every_sequence_equals_the_reference(
     play(mock, model, scenario)
     event(f"preempted: {mock.scheduler.stats().num_preemptions > 0}")
     event(f"prefix hits: {mock.scheduler.stats().prefix_hits > 0}")
+    check_equals_reference(mock, model, scenario)
+    assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
+
+
+@given(scenarios(1, 6), spares, engines, st.integers(0, 99))
+def test_samples_that_do_not_count_are_sampled_again(
+    scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int
+) -> None:
+    noise = random.Random(seed)
+    model = hashed_model(seed, favourites=(TRIGGER, EOS))
+    mock = make_mock(scenario, spare, engine)
+    forward = mock.forward
+
+    def undecided(model: reference.Model) -> np.ndarray:
+        sampled = forward(model)
+        dropped = [noise.random() < 0.3 for _ in sampled]
+        event(f"dropped: {any(dropped)}")
+        return np.where(dropped, _core.NO_TOKEN, sampled)
+
+    mock.forward = undecided  # type: ignore[method-assign]
+    play(mock, model, scenario)
     check_equals_reference(mock, model, scenario)
     assert mock.scheduler.stats().num_free_blocks == mock.max_blocks
 

@@ -77,6 +77,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
 
 
 class _Broken:
+    @property
     def mask(self) -> None:
         raise Bug("mask")
 

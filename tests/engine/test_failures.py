@@ -215,7 +215,7 @@ def test_streams_go_on_while_a_grammar_compiles(monkeypatch: pytest.MonkeyPatch)
 def test_a_grammar_that_takes_too_long_is_refused_in_time(llm: LLM, bomb: Any) -> None:
     """Without our bound these take minutes, past the limits of the library."""
     grammar = LLMatcher.grammar_from_json_schema(bomb)
-    grammars = llm.engine.compiler.grammars
+    grammars = llm.engine.compiler.grammars.validator
     rejected: list[RequestError] = []
 
     def try_bomb() -> None:
@@ -234,7 +234,7 @@ def test_a_grammar_that_takes_too_long_is_refused_in_time(llm: LLM, bomb: Any) -
 
 
 def test_a_killed_grammar_worker_is_replaced(llm: LLM) -> None:
-    grammars = llm.engine.compiler.grammars._validator
+    grammars = llm.engine.compiler.grammars.validator
     grammars.validate(REGEX, "regex")
     assert grammars._process is not None
     grammars._process.kill()

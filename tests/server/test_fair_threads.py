@@ -78,3 +78,24 @@ def test_an_error_is_the_callers() -> None:
                 await pool.run("a", lambda: 1 // 0)
 
     asyncio.run(main())
+
+
+def test_no_client_has_more_threads_than_its_part() -> None:
+    async def main() -> None:
+        pool = FairThreadPool(4, "test", max_per_client=2)
+        free, begun = threading.Event(), threading.Semaphore(0)
+
+        def work() -> None:
+            begun.release()
+            assert free.wait(60)
+
+        flood = [asyncio.ensure_future(pool.run("a", work)) for _ in range(9)]
+        await asyncio.sleep(0)
+        other = asyncio.ensure_future(pool.run("b", work))  # while all threads of "a" are busy
+        for _ in range(3):
+            assert await asyncio.to_thread(begun.acquire, timeout=60)
+        assert pool._num_running == {"a": 2, "b": 1}
+        free.set()
+        await asyncio.gather(*flood, other)
+
+    asyncio.run(main())

@@ -53,10 +53,6 @@ class ChatRequest(ToolFields, HttpFields):
                 raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
         return (self.top_logprobs or 0) if self.logprobs else None
 
-    @property
-    def has_grammar(self) -> bool:
-        return super().has_grammar or self.must_call
-
     def structure(self) -> dict[str, Any]:
         fields, calls = super().structure(), self.calls_grammar()
         if fields and self.offered:

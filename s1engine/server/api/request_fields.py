@@ -89,11 +89,6 @@ class GenerationFields(ThinkingFields):
         known = cls.model_fields
         return {name: v for name, v in values.items() if name in known or name not in NEUTRAL}
 
-    @property
-    def has_grammar(self) -> bool:
-        """Does a grammar constrain the answer?"""
-        return self.response_format is not None or self.structured_outputs is not None
-
     def structure(self) -> dict[str, Any]:
         """Return the fields of SamplingParams with the structure of the answer. Raises
         RequestError."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from s1engine.engine.schema_keywords import check_keywords
 from s1engine.engine.structured_output import COMPACT, from_lark
 from s1engine.errors import RequestError
 from s1engine.server.api.body import JsonObjects, StrictBody
@@ -84,6 +85,11 @@ class ToolFields(StrictBody):
                 raise RequestError(f"tool_choice: no tool is named {name!r}", param="tool_choice")
         if not functions:
             raise RequestError("tool_choice: there are no tools", param="tool_choice")
+        try:
+            for function in functions:
+                check_keywords(function.parameters)
+        except ValueError as error:
+            raise RequestError(f"tools: {function.name}: {error}", param="tools") from error
         return from_lark(_calls_grammar(functions, 1 if once else MAX_CALLS))
 
 
