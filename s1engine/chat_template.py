@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
 from jinja2.meta import find_undeclared_variables
 
@@ -145,7 +144,7 @@ class ChatTemplate:
                 find_undeclared_variables(environment.parse(source))
             )
             """Names that the template expects."""
-        except TemplateError as error:
+        except Exception as error:  # Jinja passes on errors of Python's compiler
             raise _failure(error) from error
 
     @property

@@ -19,7 +19,13 @@ class RequestError(ValueError):
 
 
 class ModelError(ValueError):
-    """A model directory that cannot be loaded: missing, truncated or unsupported."""
+    """A model directory that cannot be loaded: missing, truncated or unsupported.
+
+    The message is one line of printable text: characters of a file that are neither are escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class EngineDeadError(RuntimeError):

@@ -48,7 +48,10 @@ def read_gguf_tokenizer(path: Path) -> Parts | None:
     named = _named_tokens(file, tokens)
     if named is None or _ALWAYS_SPECIAL not in vocabulary or any(len(m) != 2 for m in merges):
         return None
-    backend = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False))
+    try:
+        backend = Tokenizer(models.BPE(vocabulary, merges, fuse_unk=False))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise file.error(fields["merges"], f"do not fit the tokens: {error}") from error
     backend.pre_tokenizer, backend.decoder = split, decoders.ByteLevel()
     of_kind = {kind: [t for t, own in zip(tokens, kinds, strict=True) if own == kind]
                for kind in (_CONTROL, _USER_DEFINED)}  # fmt: skip

@@ -104,7 +104,7 @@ def _encode_array(value: Any) -> Any:
 def _decode_array(kind: type, value: Any) -> Any:
     if kind is np.ndarray:
         return np.frombuffer(value, "<i4")
-    raise NotImplementedError(kind)
+    raise TypeError(f"{kind.__name__} does not cross processes")  # msgspec refuses the message
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode_array)
