@@ -28,7 +28,7 @@ BOUNDED = (
     *("engine.grammar_limits", "engine.grammar_validator", "engine.grammar_trial"),
     *("engine.grammar_worker", "engine.mask_threads", "engine.messages", "engine.engine_process"),
     *("engine.client_connection", "engine.engine_child", "engine.supervision"),
-    *("template_environment",),
+    *("template_environment", "logs", "server.tracing"),
 )
 LIMIT = re.compile(r"MAX_\w+|\w+_(?:S|BYTES)")
 # Not limits of what a client may do.

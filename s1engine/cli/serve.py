@@ -21,6 +21,7 @@ from s1engine.config import EngineConfig, parse_speculative_config
 from s1engine.engine.supervision import Supervision
 from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given_values
+from s1engine.logs import detach_output, open_standard_descriptors
 
 if TYPE_CHECKING:
     from s1engine.server.admission import Admission, ClientLimits
@@ -155,7 +156,7 @@ def _add_replica_flags(group: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serves until a signal. Returns an exit status of ``s1engine.cli``: FAILED if it could not
     start, ENGINE_DIED if the last engine has died. Raises OSError if the port is in use."""
-    signal.signal(signal.SIGTERM, _end_while_loading)
+    open_standard_descriptors()
     check_int("port", args.port, 0, 2**16 - 1)
     check_float("shutdown_timeout", args.shutdown_timeout, 0, 2**31)
     check_float("max_body_mb", args.max_body_mb, 0.001, 1024)
@@ -185,6 +186,7 @@ def run(args: argparse.Namespace) -> int:
             param="host",
         )
     check_address(args.host, args.port)
+    signal.signal(signal.SIGTERM, _end_while_loading)
     if replicas is None:
         service = _create_single(args, config, supervision, limits, efforts, keys)
     else:
@@ -301,6 +303,7 @@ def _run_server(
     from s1engine.server.http_protocol import KEEP_ALIVE_S, BoundedProtocol
     from s1engine.server.serving import DrainingServer
 
+    detach_output()
     server = DrainingServer(
         uvicorn.Config(
             app,

@@ -19,7 +19,7 @@ from s1engine.engine import messages
 from s1engine.engine.client_connection import ClientConnection, Heart
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.errors import EngineDeadError, ModelError, RequestError
-from s1engine.logs import configure_logging
+from s1engine.logs import configure_logging, detach_output
 
 STATS_S = 1.0
 
@@ -113,6 +113,7 @@ def main() -> None:
     """Serves on the file descriptor in the arguments, until its other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    detach_output()
     connection = socket.socket(fileno=int(sys.argv[1]))
     with contextlib.suppress(ConnectionError):  # the client and its requests are gone
         serve(ClientConnection(connection))

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from s1engine.engine.core_output import EngineStats
+from s1engine.logs import num_dropped_lines
 from s1engine.outputs import CompletionOutput, RequestOutput
 
 PREFIX = "s1engine"
@@ -165,6 +166,7 @@ class _Engine(Collector):
                 "Sequences that allow no drafts, or none of the answer.",
             ),
             "engine_restarts": (stats.num_restarts, "Engines that have replaced a dead one."),
+            "log_lines_dropped": (num_dropped_lines(), "Of the server: stdout, stderr blocked."),
             "computed_tokens": (stats.num_computed_tokens, "Tokens that went through the model."),
         }
         families: list[GaugeMetricFamily | CounterMetricFamily] = []

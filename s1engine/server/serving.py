@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import uvicorn
 
 from s1engine.server.admission import Admission
+from s1engine.server.service_manager import ServiceManager
 
 LINGER_S = 3.0  # between the engine's death and the server's
 
@@ -47,12 +48,22 @@ class DrainingServer(uvicorn.Server):
         self._backend = backend
         self._admission = admission
         self._shutdown_timeout = shutdown_timeout
+        self._manager = ServiceManager()
         self._ending: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: Any = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._backend.on_failure = lambda: self._end_by(self._linger())
         await super().startup(sockets)
+        self._manager.notify("READY=1")
+
+    async def on_tick(self, counter: int) -> bool:
+        self._manager.tick()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        self._manager.notify("STOPPING=1")
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal."""

@@ -5,6 +5,7 @@ Attributes have the names of the gen_ai conventions where these exist, vLLM's fo
 Prompts and answers are not recorded. OpenTelemetry is imported only if a collector is configured.
 """
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 TRACES_PATH = "/v1/traces"
+FLUSH_S = 3.0  # for a collector to accept the last spans
 NS = 1_000_000_000
 
 
@@ -59,7 +61,7 @@ class Tracing:
         return RequestTrace()
 
     def shutdown(self) -> None:
-        """Send what is pending. May take seconds."""
+        """Send what is pending, for at most FLUSH_S."""
 
 
 class OtelTracing(Tracing):
@@ -96,7 +98,9 @@ class OtelTracing(Tracing):
         return OtelRequestTrace(span)
 
     def shutdown(self) -> None:
-        self._provider.shutdown()
+        thread = threading.Thread(target=self._provider.shutdown, daemon=True)
+        thread.start()
+        thread.join(FLUSH_S)  # a collector that hangs delays the exporter by half a minute
 
 
 class OtelRequestTrace(RequestTrace):
@@ -186,6 +190,6 @@ def tracing_to(endpoint: str) -> Tracing:
     if url.path in ("", "/"):
         url = url._replace(path=TRACES_PATH)
     resource = Resource.create({"service.name": "s1engine", "service.version": __version__})
-    provider = TracerProvider(resource=resource)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(urlunsplit(url))))
     return OtelTracing(provider)

@@ -30,9 +30,7 @@ class Served:
 
 def start_server(*flags: str, **env: str) -> tuple[subprocess.Popen[str], str, list[str]]:
     """Start a server; return the process, its address, and its growing log."""
-    command = [str(Path(sys.executable).parent / "s1engine"), "serve", "--port", "0", *flags]
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **env}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+    process = launch_server(subprocess.PIPE, None, *flags, **env)
     log: list[str] = []
     assert process.stderr is not None
     for line in process.stderr:
@@ -42,6 +40,15 @@ def start_server(*flags: str, **env: str) -> tuple[subprocess.Popen[str], str, l
             threading.Thread(target=lambda: log.extend(process.stderr or ()), daemon=True).start()
             return process, found.group(1), log
     raise AssertionError(f"the server did not start:\n{''.join(log)}")
+
+
+def launch_server(
+    stderr: int, stdout: int | None, *flags: str, **env: str
+) -> subprocess.Popen[str]:
+    """Start a server on a free port."""
+    command = [str(Path(sys.executable).parent / "s1engine"), "serve", "--port", "0", *flags]
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **env}
+    return subprocess.Popen(command, stderr=stderr, stdout=stdout, text=True, env=env)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
 """How a server process ends: in order after SIGTERM, with an error if its engine is killed."""
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -16,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from tests.server.conftest import Served, start_server
+from tests.server.conftest import Served, launch_server, start_server
 
 CHAT = "/v1/chat/completions"
 LONG = {
@@ -97,8 +99,38 @@ def test_an_idle_connection_outlives_the_clients_own_limit(served: Served) -> No
     connection.close()
 
 
-def test_a_killed_engine_is_unhealthy_at_once_and_ends_the_server() -> None:
-    with serving("--engine-restarts", "0") as (process, client):
+def start_unread(*flags: str, **env: str) -> tuple[subprocess.Popen[str], str, int]:
+    """A server that logs into a pipe of one page, which is read only until it listens."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    env["S1ENGINE_LOG_LEVEL"] = "debug"
+    process = launch_server(writer, writer, "--dtype", "float32", *flags, **env)
+    os.close(writer)
+    log = b""
+    while not (found := re.search(rb"running on (http://\S+)", log)):
+        log += os.read(reader, 4096)
+    return process, found.group(1).decode(), reader
+
+
+def test_a_killed_engine_ends_a_server_whose_log_is_not_read(tmp_path: Path) -> None:
+    """Unhealthy at once. All lines of a request, of the access log and of each step of the engine
+    go into a full pipe. systemd hears of the start, of the loop's ticks and of the end."""
+    systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    systemd.settimeout(60)
+    systemd.bind(str(tmp_path / "notify"))
+    env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+    process, url, reader = start_unread("--engine-restarts", "0", **env)
+    states: list[bytes] = []
+
+    def listen() -> None:
+        while b"STOPPING=1" not in states:
+            states.append(systemd.recv(100))
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    with httpx.Client(base_url=url, timeout=60) as client:
+        whole = client.post(CHAT, json={**LONG, "stream": False}).json()
+        assert whole["usage"]["completion_tokens"] > 1800  # a line for most
         stream = Stream(client, LONG)
         assert health(client) == 200
         os.kill(engine_of(process), signal.SIGKILL)
@@ -107,6 +139,12 @@ def test_a_killed_engine_is_unhealthy_at_once_and_ends_the_server() -> None:
         refused = client.post(CHAT, json=SHORT)
         assert refused.status_code == 503 and refused.json()["error"]["code"] == "engine_dead"
         assert process.wait(60) == 3
+    listener.join(60)
+    systemd.close()
+    ready, *ticks, stopping = states
+    assert (ready, set(ticks), stopping) == (b"READY=1", {b"WATCHDOG=1"}, b"STOPPING=1")
+    assert select.select([reader], [], [], 0)[0]
+    os.close(reader)
 
 
 def test_sigterm_finishes_the_open_request_and_rejects_new_ones() -> None:

@@ -1,7 +1,9 @@
 """The span of each request: its attributes, its parent, and its end after an error."""
 
 import asyncio
+import socket
 import sys
+import time
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from s1engine.config import EngineConfig
 from s1engine.engine.async_engine import AsyncLLMEngine
 from s1engine.errors import RequestError
+from s1engine.server import tracing
 from s1engine.server.app import create_app
 from s1engine.server.tracing import OtelTracing, tracing_to
 from tests.engine import faults
@@ -127,3 +130,17 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(RequestError, match="http URL"):
             tracing_to(odd)
     tracing_to("http://127.0.0.1:1").shutdown()
+
+
+def test_a_collector_that_hangs_delays_neither_requests_nor_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tracing, "FLUSH_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as collector:  # accepts, and never answers
+        traces = tracing_to(f"http://127.0.0.1:{collector.getsockname()[1]}")
+        begin = time.monotonic()
+        assert isinstance(traces, OtelTracing)
+        for _ in range(5000):  # more than the exporter queues
+            traces._tracer.start_span("x").end()
+        traces.shutdown()
+        assert time.monotonic() - begin < 9  # the exporter alone waits 10 s for an answer
