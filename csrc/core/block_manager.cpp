@@ -1,6 +1,7 @@
 #include "block_manager.hpp"
 
 #include <algorithm>
+#include <new>
 
 namespace s1 {
 
@@ -120,25 +121,31 @@ bool BlockManager::allocate(Sequence& sequence, int32_t max_tokens, int32_t head
   const int32_t wanted = std::min(num_blocks_for(sequence.num_tokens()) - expired,
                                   max_blocks(sequence, sequence.num_tokens(), num_pending));
   if (wanted - held + headroom > num_free_) return false;
+  const int32_t num_held = std::min(sequence.num_tokens(), num_computed + max_tokens);
+  cached.reserve(static_cast<size_t>(num_blocks_for(num_held)));  // nothing below allocates memory
   for (BlockId id : cached) acquire(id);
   sequence.parent_hash = cached.empty() ? 0 : at(cached.back()).block_hash;
   sequence.num_hashed_blocks = static_cast<int32_t>(cached.size());
   sequence.num_computed = num_computed;
   sequence.blocks = std::move(cached);
   free_expired(sequence);
-  return grow(sequence, std::min(sequence.num_tokens(), num_computed + max_tokens));
+  return grow(sequence, num_held);
 }
 
 bool BlockManager::grow(Sequence& sequence, int32_t num_tokens) {
   const int32_t missing = num_blocks_for(num_tokens) - static_cast<int32_t>(sequence.blocks.size());
   if (missing > num_free_) return false;
-  for (int32_t i = 0; i < missing; ++i) sequence.blocks.push_back(pop_free());
+  if (missing <= 0) return true;
+  const size_t owned = sequence.blocks.size();
+  sequence.blocks.resize(owned + static_cast<size_t>(missing));
+  for (size_t i = owned; i < sequence.blocks.size(); ++i) sequence.blocks[i] = pop_free();
   return true;
 }
 
 void BlockManager::free_expired(Sequence& sequence) {
   if (sequence.pin) return;
-  const int32_t expired = window_.num_expired(sequence.earliest_query());
+  int32_t expired = window_.num_expired(sequence.earliest_query());
+  if (caching_) expired = std::min(expired, sequence.num_hashed_blocks);  // if memory ran out
   for (int32_t i = expired; i-- > sequence.num_expired_blocks;) {
     BlockId& block = sequence.blocks[static_cast<size_t>(i)];
     release(block);
@@ -150,11 +157,14 @@ void BlockManager::free_expired(Sequence& sequence) {
 void BlockManager::cache_full_blocks(Sequence& sequence) {
   if (!caching_) return;
   const int32_t num_final = std::min(sequence.num_computed, sequence.num_settled);
-  while ((sequence.num_hashed_blocks + 1) * block_size_ <= num_final) cache_next_block(sequence);
+  try {
+    while ((sequence.num_hashed_blocks + 1) * block_size_ <= num_final) cache_next_block(sequence);
+  } catch (const std::bad_alloc&) {  // the next call goes on
+  }
 }
 
 // Enters the first block that is not hashed into the cache, unless the same was computed before.
-// Returns the cached one.
+// Returns the cached one. Changes nothing if memory runs out.
 BlockId BlockManager::cache_next_block(Sequence& sequence) {
   const Probe content = probe_for(sequence, sequence.num_hashed_blocks, sequence.parent_hash);
   const BlockId own = sequence.blocks[static_cast<size_t>(sequence.num_hashed_blocks)];
@@ -166,8 +176,8 @@ BlockId BlockManager::cache_next_block(Sequence& sequence) {
     at(own).parent_hash = content.parent_hash;
     at(own).table_hash = content.table_hash;
     at(own).salt = *content.salt;
-    at(own).block_hash = next_block_hash_++;
     cache_.insert(own);
+    at(own).block_hash = next_block_hash_++;
   }
   sequence.parent_hash = at(cached).block_hash;
   ++sequence.num_hashed_blocks;
@@ -197,20 +207,19 @@ bool BlockManager::restore(Sequence& sequence, const FillBlocks& fill) {
   sequence.blocks = find_prefix(sequence, sequence.num_tokens());
   for (BlockId id : sequence.blocks) acquire(id);
   const auto first = static_cast<int32_t>(sequence.blocks.size());
-  if (!grow(sequence, sequence.num_tokens() / block_size_ * block_size_)) {
-    free(sequence);
-    return false;
-  }
   try {
-    fill(first, std::span(sequence.blocks).subspan(static_cast<size_t>(first)));
+    const bool fits = grow(sequence, sequence.num_tokens() / block_size_ * block_size_);
+    if (fits) {
+      fill(first, std::span(sequence.blocks).subspan(static_cast<size_t>(first)));
+      const auto full = caching_ ? static_cast<int32_t>(sequence.blocks.size()) : 0;
+      while (sequence.num_hashed_blocks < full) cache_next_block(sequence);
+    }
+    free(sequence);
+    return fits;
   } catch (...) {
     free(sequence);
     throw;
   }
-  sequence.num_computed = static_cast<int32_t>(sequence.blocks.size()) * block_size_;
-  cache_full_blocks(sequence);
-  free(sequence);
-  return true;
 }
 
 /* === pins === */
@@ -224,21 +233,23 @@ bool BlockManager::can_pin(int32_t num_blocks, std::span<const BlockId> cached) 
 bool BlockManager::pin(int64_t id, std::span<const BlockId> ids) {
   check_invariant(!pins_.contains(id), "the id of a pin is taken");
   if (!can_pin(static_cast<int32_t>(ids.size()), ids)) return false;
+  pins_.emplace(id, std::vector(ids.begin(), ids.end()));
   for (BlockId block : ids) {
     acquire(block);
     num_pinned_ += at(block).pins++ == 0;
   }
-  pins_.emplace(id, std::vector(ids.begin(), ids.end()));
   return true;
 }
 
-bool BlockManager::pin_prompt(Sequence& sequence) {
+bool BlockManager::pin_prompt(Sequence& sequence) try {
   std::vector<BlockId> ids;
   const int32_t full = caching_ ? sequence.prompt_len / block_size_ : 0;
   sequence.num_hashed_blocks = 0;
   sequence.parent_hash = 0;
   while (sequence.num_hashed_blocks < full) ids.push_back(cache_next_block(sequence));
   return pin(sequence.id, ids);
+} catch (const std::bad_alloc&) {
+  return false;
 }
 
 void BlockManager::unpin(int64_t id) {

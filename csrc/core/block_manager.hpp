@@ -10,6 +10,8 @@
 //   free, cached       back of the free list: the least recently released is evicted first
 //   in use             references > 0, in no list
 //   pinned             cached, and in use by a pin, which no sequence needs
+//
+// If memory runs out (std::bad_alloc), a call changes nothing, unless it says otherwise.
 
 #pragma once
 
@@ -68,6 +70,7 @@ class BlockManager {
   void free_expired(Sequence& sequence);
 
   // Adds blocks that became full and computed to the prefix cache, unless they have held tokens.
+  // Never throws: what memory does not suffice for is added by a later call.
   void cache_full_blocks(Sequence& sequence);
 
   // Releases all blocks of the sequence, the last first, so prefixes outlive their continuations.
@@ -81,7 +84,8 @@ class BlockManager {
 
   // Enters the full blocks of a sequence without blocks into the cache; `fill` writes those that
   // are not there. Evicts others for them. Returns false if too few blocks are free; then, and if
-  // `fill` throws, the cache holds none of them that it did not hold before.
+  // `fill` throws, the cache holds none of them that it did not hold before. If memory runs out, it
+  // holds the first ones.
   bool restore(Sequence& sequence, const FillBlocks& fill);
 
   // Holds the cached blocks `ids` until unpin(id), so that nothing evicts them. Returns false, and
@@ -89,6 +93,7 @@ class BlockManager {
   bool pin(int64_t id, std::span<const BlockId> ids);
   // Pins the full blocks of a sequence's prompt, which is computed, under its id. Enters those into
   // the cache anew that it lost: a block computed twice is cached once, by the other sequence.
+  // Returns false, and pins nothing, unless can_pin(), or if memory runs out.
   bool pin_prompt(Sequence& sequence);
   // Does nothing if there is no such pin.
   void unpin(int64_t id);

@@ -17,7 +17,9 @@ std::unique_ptr<Sequence> make_branch(const Sequence& parent, SeqId id, const Bu
   branch->priority = parent.priority;
   branch->order = parent.order;
   branch->arrival = parent.arrival;
+  branch->tokens.reserve(static_cast<size_t>(parent.max_len));
   branch->tokens = parent.tokens;
+  branch->marks.reserve(static_cast<size_t>(parent.max_len - parent.prompt_len));
   branch->marks = parent.marks;
   branch->stop_tokens = parent.stop_tokens;
   branch->prompt_len = parent.prompt_len;
@@ -38,25 +40,22 @@ std::unique_ptr<Sequence> make_branch(const Sequence& parent, SeqId id, const Bu
 
 }  // namespace
 
-Branches branch_at_start(Sequence& parent) {
+Branches branch_at_start(const Sequence& parent) {
   Branches branches;
-  while (!parent.checkpoints.empty()) {
-    const Checkpoint checkpoint = parent.checkpoints.front();
+  for (const Checkpoint& checkpoint : parent.checkpoints) {
     BudgetState state = limited_state(parent, checkpoint);
     const Appended appended = start_thinking(parent.budget, state);
     if (appended.phrase == nullptr) break;
     branches.push_back(make_branch(parent, checkpoint.id, state, 0, appended));
-    parent.checkpoints.erase(parent.checkpoints.begin());
   }
   return branches;
 }
 
-Branches branch_before(Sequence& parent, TokenId sampled) {
+Branches branch_before(const Sequence& parent, TokenId sampled) {
   Branches branches;
   BudgetState own = parent.thinking;
   const Appended own_appended = advance(parent.budget, own, sampled);
-  while (!parent.checkpoints.empty()) {
-    const Checkpoint checkpoint = parent.checkpoints.front();
+  for (const Checkpoint& checkpoint : parent.checkpoints) {
     BudgetState state = limited_state(parent, checkpoint);
     const Appended appended = advance(parent.budget, state, sampled);
     if (appended == own_appended && state.phase == own.phase &&
@@ -64,7 +63,6 @@ Branches branch_before(Sequence& parent, TokenId sampled) {
       break;
     }
     branches.push_back(make_branch(parent, checkpoint.id, state, sampled, appended));
-    parent.checkpoints.erase(parent.checkpoints.begin());
   }
   return branches;
 }

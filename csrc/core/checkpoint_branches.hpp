@@ -16,11 +16,12 @@ namespace s1 {
 
 using Branches = std::vector<std::unique_ptr<Sequence>>;
 
-// Branches at checkpoints that the thinking in the prompt has used up. Removes them from `parent`.
-Branches branch_at_start(Sequence& parent);
+// Branches at checkpoints that the thinking in the prompt has used up: the first ones of `parent`,
+// for the caller to remove.
+Branches branch_at_start(const Sequence& parent);
 
 // Branches that part when `sampled` is applied; call it before the token is applied to `parent`.
-// Removes their checkpoints from `parent`.
-Branches branch_before(Sequence& parent, TokenId sampled);
+// Their checkpoints are the first ones of `parent`, for the caller to remove.
+Branches branch_before(const Sequence& parent, TokenId sampled);
 
 }  // namespace s1

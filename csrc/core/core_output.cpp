@@ -16,7 +16,13 @@ void append_bytes(std::string& out, const T* values, size_t count) {
 
 }  // namespace
 
+size_t output_size(const Sequence& sequence) {
+  const int32_t count = sequence.num_settled - sequence.prompt_len - sequence.num_collected;
+  return kRecordHead + static_cast<size_t>(count) * (sizeof(TokenId) + 1);
+}
+
 void append_output(Sequence& sequence, int32_t req_index, std::string& out) {
+  out.reserve(out.size() + output_size(sequence));
   const auto first = static_cast<size_t>(sequence.num_collected);
   const auto count = static_cast<size_t>(sequence.num_settled - sequence.prompt_len) - first;
   sequence.num_collected += static_cast<int32_t>(count);

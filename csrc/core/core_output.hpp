@@ -25,7 +25,11 @@ inline constexpr size_t kRecordCached = sizeof(SeqId) + 5 * sizeof(int32_t);
 inline constexpr size_t kRecordFinish = sizeof(SeqId) + 6 * sizeof(int32_t) + 1;
 inline constexpr size_t kRecordHead = kRecordFinish + 3;
 
-// Appends the record of `sequence` to `out`, and marks its tokens as collected.
+// Bytes of the record of `sequence`.
+size_t output_size(const Sequence& sequence);
+
+// Appends the record of `sequence` to `out`, and marks its tokens as collected. Changes nothing if
+// memory runs out.
 void append_output(Sequence& sequence, int32_t req_index, std::string& out);
 
 }  // namespace s1

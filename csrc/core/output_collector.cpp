@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 
 #include "core_output.hpp"
@@ -63,8 +64,8 @@ std::vector<int64_t> OutputCollector::add(std::string_view records) {
     if (!request.begun || record.finished()) {
       urgent.push_back(number);
     } else if (!request.is_pending) {
-      request.is_pending = true;
       pending_.push_back(number);
+      request.is_pending = true;
     }
     request.begun = true;
   }
@@ -79,13 +80,20 @@ void OutputCollector::join(std::vector<Joined>& joined, Joined&& record) {
     return;
   }
   record.head.replace(kRecordCached, sizeof(int32_t), last->head, kRecordCached, sizeof(int32_t));
-  last->head = std::move(record.head);
+  const size_t before = last->tokens.size();
   last->tokens += record.tokens;
-  last->marks += record.marks;
+  try {
+    last->marks += record.marks;
+  } catch (const std::bad_alloc&) {
+    last->tokens.resize(before);
+    throw;
+  }
+  last->head = std::move(record.head);
 }
 
 std::vector<int64_t> OutputCollector::pop_pending() {
   std::vector<int64_t> popped;
+  popped.reserve(pending_.size());
   for (const int64_t number : pending_) {
     const auto entry = requests_.find(number);
     if (entry == requests_.end()) continue;

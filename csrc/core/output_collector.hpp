@@ -27,7 +27,8 @@ class OutputCollector {
   void close(int64_t request) { requests_.erase(request); }
 
   // Adds the records of one step; those of requests that are not open are dropped. Returns the
-  // requests that should be read at once. Throws std::invalid_argument if a record is cut off.
+  // requests that should be read at once. Throws std::invalid_argument if a record is cut off, and
+  // std::bad_alloc; then it holds a part of the records, each whole, and the streams are broken.
   std::vector<int64_t> add(std::string_view records);
 
   // True if a request has output that may wait, since the last pop_pending().

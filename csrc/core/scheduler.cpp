@@ -1,6 +1,7 @@
 #include "scheduler.hpp"
 
 #include <algorithm>
+#include <new>
 
 #include "checkpoint_branches.hpp"
 #include "core_output.hpp"
@@ -40,6 +41,7 @@ Scheduler::Scheduler(const SchedulerConfig& config)
   require(config.max_step_time >= 0, "max_step_time must not be negative");
   config_.max_samples = std::max(config.max_samples, config.max_num_seqs);
   for (int32_t row = config.max_num_seqs; row-- > 0;) free_rows_.push_back(row);
+  running_.reserve(free_rows_.size());
 }
 
 /* === sequences: add, end, remove === */
@@ -54,32 +56,56 @@ void Scheduler::add(const SequenceSpec& spec) {
   require(!spec.pin || blocks_.num_blocks_for(static_cast<int32_t>(spec.prompt.size())) <=
                            blocks_.max_pinned(),
           "prompt exceeds what can be pinned");
-  auto sequence = std::make_unique<Sequence>(spec);
-  sequence->arrival = next_arrival_++;
-  stats_.num_undrafted += config_.max_draft > 0 && spec.drafting != Drafting::kAlways;
+  auto added = std::make_unique<Sequence>(spec);
+  Sequence& sequence = *added;
+  sequence.arrival = next_arrival_;
+  Branches branches;
   if (spec.thinking_tokens >= 0) {
-    add_branches(*sequence, branch_at_start(*sequence));
-    sequence->append_transition(0, kThink, start_thinking(sequence->budget, sequence->thinking));
-    stats_.num_forced_tokens += sequence->num_forced;
+    branches = branch_at_start(sequence);
+    sequence.append_transition(0, kThink, start_thinking(sequence.budget, sequence.thinking));
   }
-  require(sequence->num_tokens() < spec.max_len, "no room for an answer within max_len");
-  enqueue(std::move(sequence));
+  require(sequence.num_tokens() < spec.max_len, "no room for an answer within max_len");
+  enqueue(std::move(added));
+  try {
+    add_branches(sequence, std::move(branches));
+  } catch (...) {
+    for (const auto& [branch, parent] : events_.forked) erase_waiting(branch);
+    events_.forked.clear();
+    erase_waiting(spec.id);
+    throw;
+  }
+  ++next_arrival_;
+  stats_.num_undrafted += config_.max_draft > 0 && spec.drafting != Drafting::kAlways;
+  stats_.num_forced_tokens += sequence.num_forced;
 }
 
 void Scheduler::enqueue(std::unique_ptr<Sequence> sequence) {
-  waiting_.insert(sequence.get());
-  queue_changed_ = true;
   const SeqId id = sequence->id;
-  sequences_.emplace(id, std::move(sequence));
+  const auto [entry, is_new] = sequences_.try_emplace(id, std::move(sequence));
+  require(is_new, "sequence id is taken");
+  try {
+    waiting_.insert(entry->second.get());
+  } catch (...) {
+    sequences_.erase(entry);
+    throw;
+  }
+  queue_changed_ = true;
 }
 
-void Scheduler::add_branches(const Sequence& parent,
-                             std::vector<std::unique_ptr<Sequence>> branches) {
+void Scheduler::erase_waiting(SeqId id) {
+  waiting_.erase(find(id));
+  sequences_.erase(id);
+}
+
+// Adds the branches at the first checkpoints of `parent`, which are removed.
+void Scheduler::add_branches(Sequence& parent, std::vector<std::unique_ptr<Sequence>> branches) {
+  events_.forked.reserve(events_.forked.size() + branches.size());
   for (auto& branch : branches) {
-    require(!sequences_.contains(branch->id), "sequence id is taken");
-    stats_.num_forced_tokens += branch->num_forced;
-    events_.forked.emplace_back(branch->id, parent.id);
+    const auto [id, num_forced] = std::pair(branch->id, branch->num_forced);
     enqueue(std::move(branch));
+    parent.checkpoints.erase(parent.checkpoints.begin());
+    events_.forked.emplace_back(id, parent.id);
+    stats_.num_forced_tokens += num_forced;
   }
 }
 
@@ -230,8 +256,10 @@ bool Scheduler::admit_if_fits(Sequence& sequence) {
   if (!running_.empty()) {
     headroom = reserved_blocks() + reserve_.growth_blocks(sequence);
   }
-  if (headroom > blocks_.num_free() ||
-      !blocks_.allocate(sequence, max_tokens, static_cast<int32_t>(headroom))) {
+  if (headroom > blocks_.num_free()) return false;
+  plan_.admitted.push_back(sequence.id);  // nothing allocates memory between two states
+  if (!blocks_.allocate(sequence, max_tokens, static_cast<int32_t>(headroom))) {
+    plan_.admitted.pop_back();
     return false;
   }
   waiting_.erase(&sequence);
@@ -285,7 +313,6 @@ void Scheduler::admit(Sequence& sequence) {
   sequence.running = true;
   sequence.admission = next_admission_++;
   running_.push_back(&sequence);
-  plan_.admitted.push_back(sequence.id);
   if (sequence.num_cached >= 0) return;  // admitted before
   sequence.num_cached = std::min(sequence.num_computed, sequence.prompt_len);
   stats_.prefix_queries += sequence.prompt_len;
@@ -325,6 +352,7 @@ bool Scheduler::grow_or_preempt(Sequence& sequence, int32_t num_tokens) {
 }
 
 void Scheduler::preempt(Sequence& victim) {
+  waiting_.insert(&victim);  // may throw, so first
   const auto row = std::find_if(plan_.rows.begin(), plan_.rows.end(),
                                 [&](const PlannedRow& r) { return r.sequence == &victim; });
   if (row != plan_.rows.end()) {
@@ -332,7 +360,6 @@ void Scheduler::preempt(Sequence& victim) {
     plan_.rows.erase(row);
   }
   stop_running(victim);
-  waiting_.insert(&victim);
   ++stats_.num_preemptions;
 }
 
@@ -343,6 +370,8 @@ void Scheduler::update(std::span<const int64_t> sampled) {
   events_.clear();
   check_invariant(sampled.size() == static_cast<size_t>(plan_.num_samples()),
                   "one token per sample");
+  events_.outputs.reserve(plan_.rows.size());
+  events_.finished.reserve(plan_.rows.size());
   for (PlannedRow& row : plan_.rows) {
     Sequence& sequence = *row.sequence;
     const auto own = sampled.first(static_cast<size_t>(row.num_samples));
@@ -382,11 +411,12 @@ void Scheduler::apply_samples(PlannedRow& row, std::span<const int64_t> sampled)
 
 // Returns true if the token was appended, nothing else, and the sequence goes on in its phase.
 bool Scheduler::apply_token(Sequence& sequence, TokenId sampled) {
-  ++stats_.num_sampled_tokens;
   const bool thinking = sequence.thinking.phase == Phase::kThinking;
+  reserve_transition(sequence);
   if (thinking && !sequence.checkpoints.empty()) {
     add_branches(sequence, branch_before(sequence, sampled));
   }
+  ++stats_.num_sampled_tokens;  // from here on nothing allocates memory
   const int32_t before = sequence.num_tokens();
   const int32_t forced_before = sequence.num_forced;
   const int32_t max_before = sequence.thinking.max_thinking;
@@ -415,6 +445,25 @@ bool Scheduler::apply_token(Sequence& sequence, TokenId sampled) {
   return plain;
 }
 
+// Makes room for the events of one transition.
+void Scheduler::reserve_transition(const Sequence& sequence) {
+  size_t most = 1;
+  if (sequence.thinking.phase == Phase::kThinking) {
+    const BudgetParams& params = sequence.budget;
+    const BudgetFormat& format = *params.format;
+    most += static_cast<size_t>(sequence.thinking.held) + format.newline.size() +
+            std::max({params.wait.size(), params.forced_end.size(), format.natural_end.size(),
+                      format.after_marker.size()});
+  }
+  const size_t size = events_.appended_tokens.size() + most;
+  if (size <=
+      std::min(events_.appended_tokens.capacity(), events_.appended_req_indices.capacity())) {
+    return;
+  }
+  events_.appended_tokens.reserve(2 * size);
+  events_.appended_req_indices.reserve(2 * size);
+}
+
 void Scheduler::record_token(const Sequence& sequence, TokenId token) {
   events_.appended_req_indices.push_back(sequence.req_index);
   events_.appended_tokens.push_back(token);
@@ -431,6 +480,9 @@ void Scheduler::report(const Sequence& sequence, int32_t req_index, int32_t num_
 
 std::string Scheduler::collect_outputs() {
   std::string records;
+  size_t size = 0;
+  for (const auto& [id, req_index] : events_.outputs) size += output_size(get(id));
+  records.reserve(size);
   for (const auto& [id, req_index] : events_.outputs) append_output(get(id), req_index, records);
   return records;
 }
@@ -472,11 +524,21 @@ void Scheduler::apply_multi_step(std::span<const TokenId> sampled, int32_t num_s
   for (const Sequence* s : run_.rows()) {
     if (s != nullptr) before.push_back({s, s->req_index, s->num_settled});
   }
-  stats_.num_computed_tokens +=
-      run_.apply(sampled, num_steps, [this](Sequence& s, TokenId token) { apply_token(s, token); });
-  for (const auto& [sequence, req_index, num_settled] : before) {
-    report(*sequence, req_index, num_settled);
+  events_.outputs.reserve(before.size());
+  events_.finished.reserve(before.size());
+  const auto report_all = [&] {
+    for (const auto& [sequence, req_index, num_settled] : before) {
+      report(*sequence, req_index, num_settled);
+    }
+  };
+  try {
+    stats_.num_computed_tokens += run_.apply(
+        sampled, num_steps, [this](Sequence& s, TokenId token) { apply_token(s, token); });
+  } catch (const std::bad_alloc&) {
+    report_all();  // what was applied
+    throw;
   }
+  report_all();
   stats_.num_steps += num_steps;
 }
 
@@ -484,8 +546,8 @@ void Scheduler::cancel_step() {
   run_.cancel();
   while (!running_.empty()) {
     Sequence& sequence = *running_.back();
-    stop_running(sequence);
     waiting_.insert(&sequence);
+    stop_running(sequence);
     ++stats_.num_preemptions;
   }
   plan_.clear();

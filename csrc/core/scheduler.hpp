@@ -20,6 +20,10 @@
 // at most kMaxDisplacements times.
 // If every layer has a sliding window, blocks that have left the largest are freed before each plan
 // (sliding_window.hpp).
+//
+// If memory runs out (std::bad_alloc), a call changes nothing and may be made again, except those
+// of a step: after schedule(), update() and those of a multi-step decode, call cancel_step(). It
+// may be repeated if it throws too. events() then holds what was applied before.
 
 #pragma once
 
@@ -54,8 +58,8 @@ class Scheduler {
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
-  // Throws std::invalid_argument if the id is taken, the prompt is empty, or the sequence could
-  // never fit into the cache alone.
+  // Throws std::invalid_argument, and adds nothing, if the id is taken, the prompt is empty, or the
+  // sequence could never fit into the cache alone.
   void add(const SequenceSpec& spec);
 
   // Plans a step into `batch`; an empty plan has num_rows == 0. Returns the ids of sequences that
@@ -142,7 +146,8 @@ class Scheduler {
 
   Sequence* find(SeqId id);
   void enqueue(std::unique_ptr<Sequence> sequence);
-  void add_branches(const Sequence& parent, std::vector<std::unique_ptr<Sequence>> branches);
+  void add_branches(Sequence& parent, std::vector<std::unique_ptr<Sequence>> branches);
+  void erase_waiting(SeqId id);
   void finish_sequence(Sequence& sequence, FinishReason reason);
   void stop_running(Sequence& sequence);
 
@@ -164,6 +169,7 @@ class Scheduler {
 
   void apply_samples(PlannedRow& row, std::span<const int64_t> sampled);
   bool apply_token(Sequence& sequence, TokenId sampled);
+  void reserve_transition(const Sequence& sequence);
   void record_token(const Sequence& sequence, TokenId token);
   void report(const Sequence& sequence, int32_t req_index, int32_t num_settled_before);
 

@@ -19,6 +19,7 @@ Sequence::Sequence(const SequenceSpec& spec)
       drafting(spec.drafting) {
   tokens.reserve(static_cast<size_t>(spec.max_len));
   tokens = spec.prompt;
+  marks.reserve(static_cast<size_t>(std::max(spec.max_len - prompt_len, 0)));
   num_settled = prompt_len;
   if (spec.thinking_tokens < 0) return;
   if (budget.format == nullptr) throw std::invalid_argument("a thinking sequence needs a format");

@@ -61,8 +61,8 @@ struct Sequence {
   int32_t priority = 0;
   int64_t order = 0;
   int64_t arrival = 0;  // counts add() calls, breaks ties of order; a branch has its parent's
-  std::vector<TokenId> tokens;  // prompt, then generated
-  std::vector<uint8_t> marks;   // Mark of each generated token
+  std::vector<TokenId> tokens;  // prompt, then generated; has room for max_len
+  std::vector<uint8_t> marks;   // Mark of each generated token; has room for max_len - prompt_len
   std::vector<TokenId> stop_tokens;
   std::vector<BlockId> blocks;  // logical block i -> physical block; expired: the null block
   int32_t prompt_len = 0;

@@ -1,8 +1,9 @@
 // Fuzzes the scheduler without Python, under address and undefined-behaviour sanitizers: random
 // sequences with budgets, priorities and deadlines, small caches, random step times, aborts and
 // limits at random moments. The integrity of
-// everything is checked after each step. Then fuzzes output records (fuzz_output_collector.cpp).
-// Success is exit status 0 and a line of counts.
+// everything is checked after each step. Then fuzzes output records (fuzz_output_collector.cpp),
+// and lets each allocation fail (sweep_allocations.cpp). Success is exit status 0 and a line of
+// counts.
 
 #include <algorithm>
 #include <cstdio>
@@ -11,46 +12,20 @@
 #include <vector>
 
 #include "core/scheduler.hpp"
+#include "step_buffers.hpp"
 
 void fuzz_output_collector(uint64_t seed);
+void sweep_allocations();
 
 namespace {
 
 using s1::Scheduler;
 using s1::TokenId;
+using s1_test::StepBuffers;
 
 constexpr TokenId kVocab = 16;
 constexpr TokenId kEos = 1;
 constexpr TokenId kTrigger = 2;
-
-struct Buffers {
-  std::vector<int32_t> input_ids, positions, cu_seqlens_q, context_lens, block_table;
-  std::vector<int32_t> sample_tokens, sample_req_indices;
-  std::vector<int64_t> slot_mapping, sample_positions;
-  std::vector<uint8_t> sample_banned;
-  s1::ScheduledBatch batch;
-
-  Buffers(int32_t tokens, int32_t rows, int32_t blocks, int32_t samples) {
-    batch.max_tokens = tokens;
-    batch.max_samples = samples;
-    batch.max_rows = rows;
-    batch.max_blocks = blocks;
-    const auto allocate = [](auto& buffer, int32_t size) {
-      buffer.resize(static_cast<size_t>(size));
-      return buffer.data();
-    };
-    batch.input_ids = allocate(input_ids, tokens);
-    batch.positions = allocate(positions, tokens);
-    batch.slot_mapping = allocate(slot_mapping, tokens);
-    batch.cu_seqlens_q = allocate(cu_seqlens_q, rows + 1);
-    batch.context_lens = allocate(context_lens, rows);
-    batch.block_table = allocate(block_table, rows * blocks);
-    batch.sample_tokens = allocate(sample_tokens, samples);
-    batch.sample_req_indices = allocate(sample_req_indices, samples);
-    batch.sample_positions = allocate(sample_positions, samples);
-    batch.sample_banned = allocate(sample_banned, samples);
-  }
-};
 
 class Fuzz {
  public:
@@ -87,8 +62,8 @@ class Fuzz {
   // Returns the number of preemptions, which proves that the fuzz reaches them.
   int64_t run(int32_t num_sequences) {
     Scheduler scheduler(config_);
-    Buffers buffers(config_.max_num_batched_tokens, config_.max_num_seqs, config_.num_blocks,
-                    config_.max_samples);
+    StepBuffers buffers(config_.max_num_batched_tokens, config_.max_num_seqs, config_.num_blocks,
+                        config_.max_samples);
     std::set<s1::SeqId> live;
     for (s1::SeqId id = 0; id < num_sequences || scheduler.has_unfinished();) {
       if (id < num_sequences && pick(0, 2) == 0) {
@@ -229,6 +204,7 @@ int main() {
     pinned += fuzz.pinned();
     fuzz_output_collector(seed);
   }
+  sweep_allocations();
   s1::check_invariant(preemptions > 0, "the fuzz never preempted");
   s1::check_invariant(forks > 0, "the fuzz never forked");
   s1::check_invariant(accepted > 0, "the fuzz never accepted a draft token");
