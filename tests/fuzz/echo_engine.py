@@ -22,7 +22,8 @@ def create_compiler() -> RequestCompiler:
     """The compiler of the bundled model. Grammars are not tried: that is a target of its own."""
     config = EngineConfig()
     compiler = RequestCompiler(ModelText.load(config, Path(config.model)), MAX_MODEL_LEN, config)
-    compiler.grammars.validate = lambda grammar, param: None  # type: ignore[method-assign]
+    validator = compiler.grammars.validator
+    validator.validate = lambda grammar, param, wait=True: None  # type: ignore[method-assign]
     return compiler
 
 

@@ -1,7 +1,7 @@
 """Target ``grammars``: a schema, a regular expression or a grammar, tried and then followed.
 
 The first byte chooses the kind. What the worker process accepts compiles in this process too, and
-its masks always allow something; anything else is refused as a RequestError.
+its masks always allow something, until it is found too costly; anything else is refused.
 """
 
 import functools
@@ -10,7 +10,7 @@ import numpy as np
 
 from s1engine.engine.grammar import GrammarCompiler
 from s1engine.engine.structured_output import with_grammar
-from s1engine.errors import RequestError
+from s1engine.errors import RequestError, RequestFailedError, TryAgainError
 from s1engine.sampling_params import SamplingParams
 from tests.fuzz.target import Target
 from tests.tiny_tokenizer import make_tokenizer
@@ -34,15 +34,23 @@ def run(data: bytes) -> None:
         value = tuple(text.split("\n")) if kind == "choice" else text
         params = with_grammar(SamplingParams(**{kind: value}))
         assert params.grammar is not None
-        _compiler().validate(params.grammar, kind)
-    except RequestError as error:
+        _compiler().validator.validate(params.grammar, kind)
+    except (RequestError, TryAgainError) as error:
         assert str(error)
         return
-    matcher = _compiler().submit(params.grammar).result().copy()
+    try:
+        _follow(params.grammar, len(data))
+    except RequestFailedError as error:
+        assert "too costly" in str(error)
+
+
+def _follow(grammar: str, choice: int) -> None:
+    matcher = _compiler().submit(grammar).result().copy()
     for _ in range(MAX_STEPS):
-        allowed = np.flatnonzero(np.unpackbits(matcher.mask(), bitorder="little"))
+        assert matcher.mask is not None
+        allowed = np.flatnonzero(np.unpackbits(matcher.mask, bitorder="little"))
         assert len(allowed), "a mask allows nothing"
-        matcher.advance([int(allowed[len(data) % len(allowed)])])
+        matcher.advance([int(allowed[choice % len(allowed)])])
 
 
 WORDS = [
