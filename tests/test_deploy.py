@@ -14,9 +14,8 @@ import pytest
 import yaml
 
 from s1engine.cli import serve
+from s1engine.server.http_protocol import KEEP_ALIVE_S, MAX_CONNECTIONS, READ_PAUSE_S
 from s1engine.server.middleware import MAX_BODY_BYTES
-from s1engine.server.serving import KEEP_ALIVE_S, MAX_CONNECTIONS
-from s1engine.server.streaming import SEND_TIMEOUT_S
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "examples" / "deploy"
@@ -220,7 +219,7 @@ def test_proxies_keep_the_limits_of_the_server() -> None:
     assert "proxy_buffering off;" in nginx and "flush_interval -1" in caddy
     assert seconds(nginx, "keepalive_timeout") < KEEP_ALIVE_S
     assert seconds(caddy, "keepalive") < KEEP_ALIVE_S
-    assert seconds(nginx, "proxy_send_timeout") <= SEND_TIMEOUT_S
+    assert seconds(nginx, "proxy_send_timeout") <= READ_PAUSE_S
 
 
 def test_proxies_wait_longer_than_the_longest_request() -> None:

@@ -154,7 +154,7 @@ def test_connections_above_the_limit_are_closed(port: int) -> None:
 
 
 def unread(port: int, request: bytes, *, half_closed: bool = False) -> socket.socket:
-    """A connection with a request whose response nobody reads."""
+    """A connection with a request whose response is not read."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(WAIT_S)
@@ -174,7 +174,7 @@ def wait_until_none_is_left(server: uvicorn.Server) -> None:
 
 @pytest.mark.parametrize("half_closed", [False, True])
 @pytest.mark.parametrize("path", [b"/endless", b"/whole"])
-def test_a_response_that_nobody_reads_is_dropped(
+def test_a_response_that_is_not_read_is_dropped(
     server: uvicorn.Server, port: int, path: bytes, half_closed: bool
 ) -> None:
     request = b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n\r\n"

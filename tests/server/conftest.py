@@ -45,10 +45,12 @@ def start_server(*flags: str, **env: str) -> tuple[subprocess.Popen[str], str, l
 def launch_server(
     stderr: int, stdout: int | None, *flags: str, **env: str
 ) -> subprocess.Popen[str]:
-    """Start a server on a free port."""
+    """Start a server on a free port, in a process group of its own."""
     command = [str(Path(sys.executable).parent / "s1engine"), "serve", "--port", "0", *flags]
     env = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **env}
-    return subprocess.Popen(command, stderr=stderr, stdout=stdout, text=True, env=env)
+    return subprocess.Popen(
+        command, stderr=stderr, stdout=stdout, text=True, env=env, process_group=0
+    )
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
+from s1engine import cli
+from s1engine.cli.serve import check_address
 from tests.server.conftest import Served, launch_server, start_server
 
 CHAT = "/v1/chat/completions"
@@ -145,6 +148,36 @@ def test_a_killed_engine_ends_a_server_whose_log_is_not_read(tmp_path: Path) -> 
     assert (ready, set(ticks), stopping) == (b"READY=1", {b"WATCHDOG=1"}, b"STOPPING=1")
     assert select.select([reader], [], [], 0)[0]
     os.close(reader)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
+def test_a_port_in_use_is_reported_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], host: str
+) -> None:
+    family = socket.AF_INET6 if host == "::1" else socket.AF_INET
+    try:
+        taken = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip("no IPv6")
+    with taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", "no/such/model", "--host", host, "--port", str(port)]) == 1
+    message = capsys.readouterr().err
+    assert f"cannot listen on {host} port {port}" in message and "in use" in message
+    check_address(host, port)  # free at once
+
+
+def test_sigterm_while_loading_leaves_no_process_behind() -> None:
+    process = launch_server(subprocess.PIPE, None)
+    while not children_of(process.pid):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(60) == 0
+    with pytest.raises(ProcessLookupError):
+        while True:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
 
 
 def test_sigterm_finishes_the_open_request_and_rejects_new_ones() -> None:
