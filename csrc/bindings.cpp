@@ -181,16 +181,18 @@ void bind_stats(py::module_& m) {
 }
 
 void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t max_len,
-         int32_t priority, int64_t order, std::vector<s1::TokenId> stop_tokens, bool stream_output,
-         const py::bytes& salt, const s1::BudgetParams* budget, int32_t thinking_tokens,
-         int32_t max_thinking, const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints,
-         int32_t loop_repeats, s1::Drafting drafting, bool interactive, bool pin) {
+         int32_t priority, int64_t client, int64_t order, std::vector<s1::TokenId> stop_tokens,
+         bool stream_output, const py::bytes& salt, const s1::BudgetParams* budget,
+         int32_t thinking_tokens, int32_t max_thinking,
+         const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints, int32_t loop_repeats,
+         s1::Drafting drafting, bool interactive, bool pin) {
   std::vector<s1::Checkpoint> below;
   for (const auto& [maximum, branch] : checkpoints) below.push_back({maximum, branch});
   scheduler.add({.id = id,
                  .prompt = {prompt.data(), prompt.data() + prompt.size()},
                  .max_len = max_len,
                  .priority = priority,
+                 .client = client,
                  .order = order,
                  .stop_tokens = std::move(stop_tokens),
                  .stream_output = stream_output,
@@ -228,7 +230,7 @@ void bind_scheduler(py::module_& m) {
            py::arg("step_costs") = std::vector<std::pair<int32_t, double>>(),
            py::arg("max_step_time") = 0.0)
       .def("add", &add, py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
-           py::arg("priority") = 0, py::arg("order") = 0,
+           py::arg("priority") = 0, py::arg("client") = 0, py::arg("order") = 0,
            py::arg("stop_tokens") = std::vector<s1::TokenId>(), py::arg("stream_output") = false,
            py::arg("salt") = py::bytes(std::string(16, '\0')), py::arg("budget") = nullptr,
            py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
@@ -311,6 +313,8 @@ void bind_scheduler(py::module_& m) {
       .def("num_settled", [](Scheduler& self, s1::SeqId id) { return self.get(id).num_settled; })
       .def("num_computed", [](Scheduler& self, s1::SeqId id) { return self.get(id).num_computed; })
       .def("has_unfinished", &Scheduler::has_unfinished)
+      .def("num_waiting", &Scheduler::num_waiting, py::arg("client"))
+      .def("tokens_served", &Scheduler::tokens_served, py::arg("client"))
       .def("stats", &Scheduler::stats)
       .def("clear_cache", &Scheduler::clear_cache)
       .def("check_integrity", &Scheduler::check_integrity);

@@ -15,6 +15,7 @@ std::unique_ptr<Sequence> make_branch(const Sequence& parent, SeqId id, const Bu
   auto branch = std::make_unique<Sequence>();
   branch->id = id;
   branch->priority = parent.priority;
+  branch->client = parent.client;
   branch->order = parent.order;
   branch->arrival = parent.arrival;
   branch->tokens.reserve(static_cast<size_t>(parent.max_len));

@@ -5,6 +5,7 @@
 
 #include "checkpoint_branches.hpp"
 #include "core_output.hpp"
+#include "victim.hpp"
 
 namespace s1 {
 
@@ -84,7 +85,7 @@ void Scheduler::enqueue(std::unique_ptr<Sequence> sequence) {
   const auto [entry, is_new] = sequences_.try_emplace(id, std::move(sequence));
   require(is_new, "sequence id is taken");
   try {
-    waiting_.insert(entry->second.get());
+    waiting_.enter(*entry->second);
   } catch (...) {
     sequences_.erase(entry);
     throw;
@@ -93,7 +94,9 @@ void Scheduler::enqueue(std::unique_ptr<Sequence> sequence) {
 }
 
 void Scheduler::erase_waiting(SeqId id) {
-  waiting_.erase(find(id));
+  Sequence& sequence = get(id);
+  waiting_.erase(sequence);
+  waiting_.leave(sequence);
   sequences_.erase(id);
 }
 
@@ -151,8 +154,9 @@ void Scheduler::finish_sequence(Sequence& sequence, FinishReason reason) {
     if (sequence.pin && reason == FinishReason::kLength) blocks_.pin_prompt(sequence);
     stop_running(sequence);
   } else {
-    waiting_.erase(&sequence);
+    waiting_.erase(sequence);
   }
+  waiting_.leave(sequence);
   sequence.finish_reason = reason;
   sequence.drafter.reset();
   reserve_.record_end();
@@ -165,11 +169,13 @@ void Scheduler::finish_sequence(Sequence& sequence, FinishReason reason) {
 
 // Frees the row and the blocks, whose content stays cached; the caller decides what comes next.
 void Scheduler::stop_running(Sequence& sequence) {
+  FairQueue::charge(sequence);
   blocks_.cache_full_blocks(sequence);
   blocks_.free(sequence);
   free_rows_.push_back(sequence.req_index);
   sequence.req_index = kNoReqIndex;
   sequence.running = false;
+  --sequence.share->num_running;
   *std::find(running_.begin(), running_.end(), &sequence) = running_.back();
   running_.pop_back();
 }
@@ -187,7 +193,7 @@ const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch, double time
   }
   chunks_.begin(time_to_deadline);
   plan_running();
-  plan_waiting(std::numeric_limits<int64_t>::max());
+  plan_waiting(nullptr);
   plan_drafts();
   queue_changed_ = false;
   batch.write(plan_, config_.block_size);
@@ -223,11 +229,14 @@ void Scheduler::plan_running() {
   const auto chunks = std::partition(extends, candidates_.end(), [](Sequence* s) {
     return s->num_pending() <= ChunkPlanner::kMinChunk;
   });
-  std::sort(extends, chunks, Precedes());
-  std::sort(chunks, candidates_.end(), Precedes());
+  const auto due_before = [](const Sequence* a, const Sequence* b) {
+    return is_due_before(*a, *b);
+  };
+  std::sort(extends, chunks, due_before);
+  std::sort(chunks, candidates_.end(), due_before);
   for (auto candidate = candidates_.begin(); candidate != candidates_.end(); ++candidate) {
     Sequence& sequence = **candidate;
-    if (candidate >= chunks) plan_waiting(sequence.priority);
+    if (candidate >= chunks && sequence.running) plan_waiting(&sequence);
     if (tokens_left() == 0) continue;
     if (!sequence.running) continue;  // preempted for one before it
     if (candidate >= chunks && !chunks_.has_room(plan_)) continue;
@@ -235,12 +244,12 @@ void Scheduler::plan_running() {
   }
 }
 
-// Admits waiting sequences in order, as long as their priority is below `priority_bound`.
-void Scheduler::plan_waiting(int64_t priority_bound) {
+// Admits waiting sequences in order; with a running sequence `before`, those that overtake it.
+void Scheduler::plan_waiting(const Sequence* before) {
   while (!waiting_.empty() && !plan_.preempted) {
-    Sequence& sequence = **waiting_.begin();
-    if (sequence.priority >= priority_bound) return;
-    if (plan_.displaced != nullptr && !sequence.precedes(*plan_.displaced)) return;
+    Sequence& sequence = waiting_.front();
+    if (before != nullptr && !FairQueue::may_overtake(sequence, *before)) return;
+    if (std::ranges::find(plan_.displaced, &sequence) != plan_.displaced.end()) return;
     while (!admit_if_fits(sequence)) {
       if (!chunks_.has_room(plan_) || !displace_for(sequence)) return;
     }
@@ -262,7 +271,7 @@ bool Scheduler::admit_if_fits(Sequence& sequence) {
     plan_.admitted.pop_back();
     return false;
   }
-  waiting_.erase(&sequence);
+  waiting_.erase(sequence);
   admit(sequence);
   return true;
 }
@@ -274,36 +283,38 @@ int64_t Scheduler::reserved_blocks() const {
   return reserved;
 }
 
-bool Scheduler::can_displace(const Sequence& victim, const Sequence& sequence) const {
-  return victim.priority > sequence.priority && victim.num_displaced < kMaxDisplacements;
-}
-
 bool Scheduler::can_displace_any(const Sequence& sequence) const {
   return std::any_of(running_.begin(), running_.end(),
                      [&](const Sequence* s) { return can_displace(*s, sequence); });
 }
 
-// Preempts the last running sequence that may make room for `sequence`. Returns false if there is
+// Preempts the running sequence that makes room for `sequence` first. Returns false if there is
 // none, or if not even all of them would suffice.
 bool Scheduler::displace_for(const Sequence& sequence) {
   if (!can_displace_any(sequence)) return false;
-  Sequence* last = nullptr;
+  // Each client keeps one sequence, unless its priority is lower.
+  std::unordered_map<const ClientShare*, const Sequence*> kept;
+  for (const Sequence* s : running_) {
+    const Sequence*& first = kept[s->share];
+    if (first == nullptr || s->precedes(*first)) first = s;
+  }
   int64_t free = blocks_.num_free();
   int64_t needed = reserve_.missing_blocks(sequence);
   bool alone = true;
-  for (Sequence* victim : running_) {
-    if (!can_displace(*victim, sequence)) {
-      needed += reserve_.missing_blocks(*victim);
+  for (const Sequence* s : running_) {
+    const bool stays = s->priority <= sequence.priority && kept[s->share] == s;
+    if (stays || !can_displace(*s, sequence)) {
+      needed += reserve_.missing_blocks(*s);
       alone = false;
-      continue;
+    } else {
+      free += s->num_held_blocks();
     }
-    free += victim->num_held_blocks();
-    if (last == nullptr || last->precedes(*victim)) last = victim;
   }
   if (needed > free && !alone) return false;
-  ++last->num_displaced;
-  plan_.displaced = last;
-  preempt(*last);
+  Sequence& victim = *next_victim(running_, config_, &sequence);
+  plan_.displaced.push_back(&victim);
+  preempt(victim);
+  victim.num_displaced += victim.priority > sequence.priority;
   return true;
 }
 
@@ -311,6 +322,8 @@ void Scheduler::admit(Sequence& sequence) {
   sequence.req_index = free_rows_.back();
   free_rows_.pop_back();
   sequence.running = true;
+  ++sequence.share->num_running;
+  sequence.num_charged = std::max(sequence.num_charged, sequence.num_computed);
   sequence.admission = next_admission_++;
   running_.push_back(&sequence);
   if (sequence.num_cached >= 0) return;  // admitted before
@@ -338,11 +351,11 @@ void Scheduler::plan_drafts() {
   }
 }
 
-// Allocates blocks for `num_tokens` tokens, preempting the last sequences in order if need be.
+// Allocates blocks for `num_tokens` tokens, preempting other sequences if need be.
 // Returns false if that preempts `sequence` itself.
 bool Scheduler::grow_or_preempt(Sequence& sequence, int32_t num_tokens) {
   while (!blocks_.grow(sequence, num_tokens)) {
-    Sequence& victim = **std::max_element(running_.begin(), running_.end(), Precedes());
+    Sequence& victim = *next_victim(running_, config_, nullptr);
     preempt(victim);
     if (!plan_.preempted) reserve_.record_preemption();
     plan_.preempted = true;
@@ -352,7 +365,7 @@ bool Scheduler::grow_or_preempt(Sequence& sequence, int32_t num_tokens) {
 }
 
 void Scheduler::preempt(Sequence& victim) {
-  waiting_.insert(&victim);  // may throw, so first
+  waiting_.insert(victim);  // may throw, so first
   const auto row = std::find_if(plan_.rows.begin(), plan_.rows.end(),
                                 [&](const PlannedRow& r) { return r.sequence == &victim; });
   if (row != plan_.rows.end()) {
@@ -382,6 +395,7 @@ void Scheduler::update(std::span<const int64_t> sampled) {
     const int32_t req_index = sequence.req_index;
     const int32_t before = sequence.num_settled;
     apply_samples(row, own);
+    FairQueue::charge(sequence);
     report(sequence, req_index, before);
     if (!sequence.finished()) blocks_.cache_full_blocks(sequence);
   }
@@ -505,7 +519,7 @@ int32_t Scheduler::begin_multi_step(ScheduledBatch& batch, DeviceBatch& device_b
 // True if a new plan may admit a sequence that the last one did not know.
 bool Scheduler::may_admit() const {
   if (!queue_changed_ || waiting_.empty()) return false;
-  return !free_rows_.empty() || can_displace_any(**waiting_.begin());
+  return !free_rows_.empty() || can_displace_any(waiting_.front());
 }
 
 int32_t Scheduler::extend_multi_step(ScheduledBatch& batch, int32_t num_steps) {
@@ -516,18 +530,19 @@ int32_t Scheduler::extend_multi_step(ScheduledBatch& batch, int32_t num_steps) {
 void Scheduler::apply_multi_step(std::span<const TokenId> sampled, int32_t num_steps) {
   events_.clear();
   struct Before {
-    const Sequence* sequence;
+    Sequence* sequence;
     int32_t req_index;
     int32_t num_settled;
   };
   std::vector<Before> before;
-  for (const Sequence* s : run_.rows()) {
+  for (Sequence* s : run_.rows()) {
     if (s != nullptr) before.push_back({s, s->req_index, s->num_settled});
   }
   events_.outputs.reserve(before.size());
   events_.finished.reserve(before.size());
   const auto report_all = [&] {
     for (const auto& [sequence, req_index, num_settled] : before) {
+      FairQueue::charge(*sequence);
       report(*sequence, req_index, num_settled);
     }
   };
@@ -546,7 +561,7 @@ void Scheduler::cancel_step() {
   run_.cancel();
   while (!running_.empty()) {
     Sequence& sequence = *running_.back();
-    waiting_.insert(&sequence);
+    waiting_.insert(sequence);
     stop_running(sequence);
     ++stats_.num_preemptions;
   }
@@ -572,8 +587,13 @@ void Scheduler::check_integrity() const {
   std::vector<const Sequence*> live;
   std::vector<bool> rows(static_cast<size_t>(config_.max_num_seqs), false);
   for (int32_t row : free_rows_) rows[static_cast<size_t>(row)] = true;
+  struct ClientCount {
+    int32_t running = 0, live = 0;
+  };
+  std::unordered_map<int64_t, ClientCount> counts;
+  size_t num_waiting = 0;
   for (const auto& [id, sequence] : sequences_) {
-    const bool waits = waiting_.contains(sequence.get());
+    const bool waits = waiting_.contains(*sequence);
     check_invariant(sequence->id == id, "sequence under a foreign id");
     check_invariant(sequence->running + waits + sequence->finished() == 1,
                     "sequence in two states");
@@ -584,12 +604,22 @@ void Scheduler::check_integrity() const {
     check_invariant(sequence->num_tokens() <= sequence->max_len, "longer than max_len");
     check_invariant(sequence->num_settled == sequence->num_tokens() - sequence->thinking.held,
                     "held tokens are not the last ones");
+    ClientCount& count = counts[sequence->client];
+    count.running += sequence->running;
+    count.live += !sequence->finished();
+    num_waiting += waits;
     check_invariant(sequence->marks.size() == static_cast<size_t>(sequence->num_generated()),
                     "one mark per generated token");
     if (!sequence->running) continue;
     check_invariant(!rows[static_cast<size_t>(sequence->req_index)], "row used twice");
     rows[static_cast<size_t>(sequence->req_index)] = true;
     live.push_back(sequence.get());
+  }
+  check_invariant(num_waiting == waiting_.size(), "waiting sequence lost");
+  for (const auto& [client, share] : waiting_.shares()) {
+    check_invariant(
+        counts[client].running == share.num_running && counts[client].live == share.num_live,
+        "a client's sequences are counted wrongly");
   }
   check_invariant(live.size() == running_.size(), "running list is out of date");
   check_invariant(live.size() + free_rows_.size() == rows.size(), "row lost");

@@ -10,16 +10,17 @@
 //   1. every running sequence with one pending token, then those with a few;
 //   2. running sequences with more, in chunks that keep the step short while a reader or a deadline
 //      waits for it (chunk_planner.hpp);
-//   3. waiting sequences by (priority, order, arrival), as long as enough blocks stay free for the
-//      growth of the running ones (growth_reserve.hpp); a waiting sequence precedes the chunks of
-//      lower priorities;
+//   3. waiting sequences by priority, then fairly by client (fair_queue.hpp), as long as enough
+//      blocks stay free for the growth of the running ones (growth_reserve.hpp); a waiting sequence
+//      precedes the chunks of lower priorities and of clients that were served more;
 //   4. draft tokens where they make the step worth more than it costs (draft_planner.hpp).
-// When blocks run out, the running sequence that comes last in the order of 3 gives all of its
-// blocks back and waits again. What it had computed is computed anew, or found in the prefix cache.
-// A waiting sequence without a row or blocks preempts the last running ones of lower priority, each
-// at most kMaxDisplacements times.
-// If every layer has a sliding window, blocks that have left the largest are freed before each plan
-// (sliding_window.hpp).
+// When blocks run out, the last running sequence of the client that holds most of the rows or
+// blocks gives all of its blocks back and waits again. What it had computed is computed anew, or
+// found in the prefix cache. A waiting sequence without a row or blocks preempts the last running
+// ones of lower priority, each at most kMaxDisplacements times (victim.hpp). A client of which
+// nothing runs preempts those of clients of which several do: so each has a sequence running,
+// whatever the others sent. If every layer has a sliding window, blocks that have left the largest
+// are freed before each plan (sliding_window.hpp).
 //
 // If memory runs out (std::bad_alloc), a call changes nothing and may be made again, except those
 // of a step: after schedule(), update() and those of a multi-step decode, call cancel_step(). It
@@ -29,7 +30,6 @@
 
 #include <limits>
 #include <memory>
-#include <set>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -39,6 +39,7 @@
 #include "chunk_planner.hpp"
 #include "device_batch.hpp"
 #include "draft_planner.hpp"
+#include "fair_queue.hpp"
 #include "growth_reserve.hpp"
 #include "multi_step_run.hpp"
 #include "scheduled_batch.hpp"
@@ -48,9 +49,6 @@
 #include "step_plan.hpp"
 
 namespace s1 {
-
-// How often a sequence makes room for others of higher priority before it may run undisturbed.
-constexpr int32_t kMaxDisplacements = 3;
 
 class Scheduler {
  public:
@@ -126,6 +124,9 @@ class Scheduler {
   Sequence& get(SeqId id);
   bool has_unfinished() const { return !running_.empty() || !waiting_.empty(); }
   SchedulerStats stats() const;
+  // Sequences of a client that wait, and the tokens that it was charged for.
+  int32_t num_waiting(int64_t client) const { return waiting_.num_waiting(client); }
+  int64_t tokens_served(int64_t client) const { return waiting_.tokens_served(client); }
   void clear_cache() { blocks_.clear_cache(); }
 
   // Prefixes outside of sequences (block_manager.hpp).
@@ -140,10 +141,6 @@ class Scheduler {
   void check_integrity() const;
 
  private:
-  struct Precedes {
-    bool operator()(const Sequence* a, const Sequence* b) const { return a->precedes(*b); }
-  };
-
   Sequence* find(SeqId id);
   void enqueue(std::unique_ptr<Sequence> sequence);
   void add_branches(Sequence& parent, std::vector<std::unique_ptr<Sequence>> branches);
@@ -155,10 +152,9 @@ class Scheduler {
   int32_t num_tokens_to_hold(const Sequence& sequence) const;
   void plan_row(Sequence& sequence);
   void plan_running();
-  void plan_waiting(int64_t priority_bound);
+  void plan_waiting(const Sequence* before);
   void plan_drafts();
   int64_t reserved_blocks() const;
-  bool can_displace(const Sequence& victim, const Sequence& sequence) const;
   bool can_displace_any(const Sequence& sequence) const;
   bool displace_for(const Sequence& sequence);
   bool admit_if_fits(Sequence& sequence);
@@ -180,7 +176,7 @@ class Scheduler {
   DraftPlanner drafts_;
   MultiStepRun run_;
   std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;
-  std::set<Sequence*, Precedes> waiting_;
+  FairQueue waiting_;
   std::vector<Sequence*> running_;
   std::vector<int32_t> free_rows_;  // of the persistent batch
   StepPlan plan_;

@@ -7,6 +7,7 @@ namespace s1 {
 Sequence::Sequence(const SequenceSpec& spec)
     : id(spec.id),
       priority(spec.priority),
+      client(spec.client),
       order(spec.order),
       stop_tokens(spec.stop_tokens),
       prompt_len(static_cast<int32_t>(spec.prompt.size())),

@@ -42,7 +42,8 @@ struct SequenceSpec {
   std::vector<TokenId> prompt;
   int32_t max_len = 0;               // prompt and output together
   int32_t priority = 0;              // lower runs first, and preempts higher numbers
-  int64_t order = 0;                 // lower runs first within a priority
+  int64_t client = 0;                // that shares the engine fairly with others
+  int64_t order = 0;                 // lower runs first within a priority of a client
   std::vector<TokenId> stop_tokens;  // end the answer when sampled
   bool stream_output = false;        // report every step with new tokens, not only the end
   bool interactive = false;          // a reader or a deadline waits for its tokens
@@ -56,9 +57,13 @@ struct SequenceSpec {
   Drafting drafting = Drafting::kAlways;
 };
 
+struct ClientShare;  // fair_queue.hpp
+
 struct Sequence {
   SeqId id = 0;
   int32_t priority = 0;
+  int64_t client = 0;
+  ClientShare* share = nullptr;  // of the client
   int64_t order = 0;
   int64_t arrival = 0;  // counts add() calls, breaks ties of order; a branch has its parent's
   std::vector<TokenId> tokens;  // prompt, then generated; has room for max_len
@@ -69,6 +74,7 @@ struct Sequence {
   int32_t max_len = 0;
   int32_t num_settled = 0;          // leading tokens that are not held
   int32_t num_computed = 0;         // tokens whose K and V are in the cache
+  int32_t num_charged = 0;          // leading tokens that its client was charged for, or got free
   int32_t num_expired_blocks = 0;   // leading blocks that were freed (sliding_window.hpp)
   int32_t num_hashed_blocks = 0;    // leading blocks that are in the prefix cache
   uint64_t parent_hash = 0;         // block_hash of the last of these, 0 if there is none
@@ -111,7 +117,7 @@ struct Sequence {
   // Tokens that it is expected to add at most: its remaining thinking budget and a typical answer.
   int32_t expected_growth() const;
 
-  // True if it is scheduled before `other`.
+  // True if it is scheduled before `other` of the same client.
   bool precedes(const Sequence& other) const;
 
   // True if sampling `token` ends the sequence, or ends its thinking.

@@ -26,10 +26,10 @@ struct PlannedRow {
 
 struct StepPlan {
   std::vector<PlannedRow> rows;
-  std::vector<SeqId> admitted;  // sequences that entered the persistent batch
+  std::vector<SeqId> admitted;             // sequences that entered the persistent batch
+  std::vector<const Sequence*> displaced;  // sequences that made room for a waiting one
   int32_t num_tokens = 0;
-  bool preempted = false;               // some sequence lost its blocks to this plan
-  const Sequence* displaced = nullptr;  // the last one that made room for a higher priority
+  bool preempted = false;  // some sequence lost its blocks to this plan
 
   int32_t num_rows() const { return static_cast<int32_t>(rows.size()); }
 
@@ -44,7 +44,7 @@ struct StepPlan {
     admitted.clear();
     num_tokens = 0;
     preempted = false;
-    displaced = nullptr;
+    displaced.clear();
   }
 };
 

@@ -17,6 +17,7 @@ from s1engine.engine.mask_threads import MaskCost, MaskJob
 from s1engine.engine.request import Request
 from s1engine.errors import RequestFailedError
 
+MAX_SUBMITTED = 2  # grammars: one that is compiled, and one that follows at once
 GRAMMAR_WAIT_S = 0.01  # of an engine that has nothing else to do
 
 logger = logging.getLogger(__name__)
@@ -76,19 +77,40 @@ def sample_seed(seed: int, index: int) -> int:
 
 
 class PendingGrammars:
-    """Requests whose grammar is being compiled, while the engine steps on with the others."""
+    """Requests whose grammar is being compiled, while the engine steps on with the others.
+
+    Grammars of clients are compiled by turns, so that a client with many delays no other.
+    """
 
     def __init__(self, grammars: GrammarCompiler) -> None:
         self._grammars = grammars
-        self._pending: list[LiveRequest] = []
+        self._pending: list[LiveRequest] = []  # those without a matcher have not begun
+        self._compiling: list[futures.Future[GrammarMatcher]] = []  # of requests that left, too
+        self._turns: dict[int, int] = {}  # grammars begun when each client had its last turn
+        self._num_begun = 0
 
     def __len__(self) -> int:
         return len(self._pending)
 
-    def add(self, live: LiveRequest, grammar: str) -> None:
-        """Starts to compile the grammar of a request, in another thread."""
-        live.matcher = self._grammars.submit(grammar)
+    def add(self, live: LiveRequest) -> None:
+        """Adds a request, whose grammar is to be compiled in another thread."""
         self._pending.append(live)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Submits the next grammars, as long as the thread has fewer than MAX_SUBMITTED."""
+        waiting = [live for live in self._pending if live.matcher is None]
+        self._compiling = [matcher for matcher in self._compiling if not matcher.done()]
+        while waiting and len(self._compiling) < MAX_SUBMITTED:
+            live = min(waiting, key=lambda live: self._turns.get(live.request.client, 0))
+            waiting.remove(live)
+            self._num_begun += 1
+            self._turns[live.request.client] = self._num_begun
+            grammar = live.request.params.grammar
+            assert grammar is not None
+            live.matcher = self._grammars.submit(grammar)
+            if not live.matcher.done():
+                self._compiling.append(live.matcher)
 
     def restore(self, live: LiveRequest) -> None:
         """Adds a request again that ``pop_ready`` has returned."""
@@ -105,6 +127,7 @@ class PendingGrammars:
     def pop_ready(self, wait: bool) -> list[LiveRequest]:
         """Removes and returns the requests whose grammar is compiled; ``wait``: waits up to
         GRAMMAR_WAIT_S for the first one."""
+        self._begin()
         if wait and self._pending:
             matchers = [live.matcher for live in self._pending if live.matcher is not None]
             futures.wait(matchers, GRAMMAR_WAIT_S, futures.FIRST_COMPLETED)

@@ -170,7 +170,7 @@ class LLMEngine:
             self._output_processor.add_request(request)
             self._deadlines.add(request)
             if request.params.grammar is not None:
-                self._pending_grammars.add(live, request.params.grammar)
+                self._pending_grammars.add(live)
             else:
                 self._add_sample(live)
         self._remove_failing()
@@ -202,7 +202,8 @@ class LLMEngine:
                 request.prompt,
                 max_len=request.max_len,
                 priority=request.priority,
-                order=request.order,
+                client=request.client,
+                order=request.number,
                 stop_tokens=request.stop_tokens,
                 stream_output=True,
                 interactive=request.interactive,

@@ -60,7 +60,7 @@ class Request:
     priority: int
     salt: bytes  # 16 bytes
     pin: bool = False  # its full blocks are pinned, its one token is dropped
-    order: int = 0  # among equal priorities, lower runs first
+    client: int = 0  # that shares the engine fairly with others
     arrival: float = field(default_factory=time.monotonic)  # deadlines count from it
 
     @property

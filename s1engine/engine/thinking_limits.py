@@ -33,13 +33,18 @@ class ThinkingLimits:
         return live is not None
 
     def shed_load(self, floor: int, max_num_seqs: int) -> None:
-        """Lowers budgets towards ``floor``, all the way where ``max_num_seqs`` requests wait."""
-        pressure = min(self._scheduler.stats().num_waiting / max_num_seqs, 1.0)
-        if pressure == 0:
+        """Lowers budgets towards ``floor``, all the way for a client of which ``max_num_seqs``
+        sequences wait: no client's queue shortens the thinking of another."""
+        if self._scheduler.stats().num_waiting == 0:
             return
+        waiting = {
+            client: self._scheduler.num_waiting(client)
+            for client in {live.request.client for live in self._live_requests.values()}
+        }
         for live in self._live_requests.values():
             budget = live.request.budget
-            if budget is None:
+            pressure = min(waiting[live.request.client] / max_num_seqs, 1.0)
+            if budget is None or pressure == 0:
                 continue
             excess = budget.max_thinking - max(floor, budget.min_thinking)
             maximum = budget.max_thinking - int(pressure * max(excess, 0))

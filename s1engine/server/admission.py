@@ -2,10 +2,7 @@
 
 A client is an API key, or everybody if there are no keys. Of several clients none may have more
 sequences in flight than are free, so a client that floods the queue leaves room for the others.
-
-Fairness is start-time fair queueing: each client has a clock that advances by the tokens it asks
-for, and the scheduler runs the earliest start first. Requests of a single client run in order of
-arrival. A client with a thousand requests does not delay another client's first one.
+Which of the admitted sequences runs next is the scheduler's decision (csrc/core/fair_queue.hpp).
 """
 
 import asyncio
@@ -18,7 +15,6 @@ MAX_QUEUED = 1024  # sequences that wait while as many as can run do
 MAX_REQUEST_SEQUENCES = 1024  # sequences that one request may become
 RETRY_AFTER_S = 1  # seconds, while the queue is full
 DRAINING_RETRY_AFTER_S = 10  # until another instance runs
-USUAL_ANSWER = 256  # tokens charged for each sample until the real number is known
 
 
 class NotAdmitted(Exception):
@@ -76,9 +72,6 @@ class Ticket:
 
     client: str
     sequences: int
-    start: int = 0  # the scheduler's order
-    charged: int = 0  # tokens
-    used: int | None = None  # tokens, once all are generated
     released: bool = False
 
 
@@ -89,8 +82,6 @@ class Admission:
         self.draining = False
         self.limits = limits
         self._num_in_flight = 0
-        self._now = 0  # start of the latest request that began to run
-        self._clocks: dict[str, int] = {}
         self._in_flight: dict[str, int] = {}  # sequences of each client that has any
         self._idle = asyncio.Event()
 
@@ -139,30 +130,16 @@ class Admission:
                 retry_after=RETRY_AFTER_S,
             )
 
-    def set_order(self, ticket: Ticket, prompt_tokens: int) -> None:
-        """Set the request's start in the scheduler's order, and charge its client."""
-        client = ticket.client
-        ticket.start = max(self._now, self._clocks.get(client, 0))
-        ticket.charged = prompt_tokens + ticket.sequences * USUAL_ANSWER
-        self._clocks[client] = ticket.start + ticket.charged
-
-    def record_start(self, ticket: Ticket) -> None:
-        """The request has its first token: no later request starts before it."""
-        self._now = max(self._now, ticket.start)
-
     def release(self, ticket: Ticket) -> None:
-        """End a request's admission, once. ``ticket.used`` corrects what the client was charged."""
+        """End a request's admission, once."""
         if ticket.released:
             return
         ticket.released = True
         client = ticket.client
-        if ticket.used is not None:
-            self._clocks[client] += ticket.used - ticket.charged
         self._in_flight[client] -= ticket.sequences
         self._num_in_flight -= ticket.sequences
-        if not self._in_flight[client]:  # an idle client keeps neither claim nor debt
+        if not self._in_flight[client]:
             del self._in_flight[client]
-            self._clocks.pop(client, None)
         if not self._num_in_flight:
             self._idle.set()
 

@@ -58,10 +58,13 @@ class FairThreadPool:
             # Among equals the client that had no turn for the longest time.
             following = min(waiting, key=lambda name: self._num_running[name])
             turns = self._waiting.pop(following)
+            while turns and turns[0].done():  # its caller has left
+                turns.popleft()
+            if not turns:
+                continue
             turn = turns.popleft()
             if turns:
                 self._waiting[following] = turns
-            if not turn.done():
-                self._num_running[following] += 1
-                turn.set_result(None)
-                return
+            self._num_running[following] += 1
+            turn.set_result(None)
+            return

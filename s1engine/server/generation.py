@@ -46,7 +46,7 @@ IndexedEvents = AsyncGenerator[tuple[int, Any], None]  # each with the index of 
 
 MAX_COMPILING = 8  # requests at once
 MAX_TRIALS_OF_CLIENT = MAX_TRIALS // 2  # grammars tried at once
-NO_CLIENT = ""  # if there are no API keys
+NO_CLIENT = "0"  # if there are no API keys
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Generation:
             trace = stack.enter_context(
                 self._tracing.begin(operation, http.headers, head, requests)
             )
-            events = self._generate(requests, ticket, trace, arrival, seconds)
+            events = self._generate(requests, trace, arrival, seconds)
             if body.stream:
                 await EventStream(self._stream(events, formatter))(scope, receive, send)
                 return
@@ -198,7 +198,7 @@ class Generation:
             yield ticket
         finally:
             self._admission.release(ticket)
-            logger.debug("request %s: ended, %s tokens used", name, ticket.used)
+            logger.debug("request %s: ended", name)
 
     def _admit(self, client: str, body: ChatRequest | CompletionRequest) -> Ticket:
         limits = self._admission.limits
@@ -210,10 +210,9 @@ class Generation:
             raise
 
     def _set_shares(self, requests: Sequence[Request], ticket: Ticket) -> None:
-        """Set what the requests have from their client: their order, and the salt."""
-        self._admission.set_order(ticket, sum(len(request.prompt) for request in requests))
+        """Set what the requests have from their client: its share of the engine, and the salt."""
         for request in requests:
-            request.order = ticket.start
+            request.client = int(ticket.client)
             if self._private_prefixes:
                 salted = ticket.client.encode() + request.salt
                 request.salt = hashlib.sha256(salted).digest()[:16]
@@ -228,7 +227,6 @@ class Generation:
     async def _generate(
         self,
         requests: Sequence[Request],
-        ticket: Ticket,
         trace: RequestTrace,
         arrival: float,
         seconds: float | None,
@@ -237,7 +235,6 @@ class Generation:
 
         Raises RequestTimeoutError, EngineDeadError and RequestFailedError.
         """
-        used = 0
         events: IndexedEvents = merge(
             [self._engine.generate_request(request) for request in requests]
         )
@@ -246,18 +243,15 @@ class Generation:
         try:
             async with contextlib.aclosing(events):
                 async for i, event in events:
-                    self._admission.record_start(ticket)
                     if isinstance(event, RequestOutput):
                         self._metrics.observe(event)
                         trace.observe(event)
-                        used += event.usage.prompt_tokens + event.usage.completion_tokens
                     yield i, event
         except BaseException as error:  # a disconnect is one too
             if isinstance(error, RequestFailedError):
                 self._metrics.count_refused("request_failed")
             trace.fail(error)
             raise
-        ticket.used = used
 
     async def _collect_outputs(self, events: IndexedEvents, count: int) -> list[RequestOutput]:
         outputs: dict[int, RequestOutput] = {}

@@ -129,6 +129,7 @@ class Fuzz {
     spec.id = id;
     spec.prompt = pick(0, 1) == 0 ? std::vector<TokenId>(12, 5) : phrase(pick(1, 20));
     spec.priority = pick(0, 2);
+    spec.client = pick(0, 2);
     spec.stop_tokens = {kEos};
     spec.stream_output = pick(0, 1) == 0;
     spec.interactive = pick(0, 1) == 0;

@@ -165,10 +165,13 @@ def specs(draw: st.DrawFn, fmt: reference.Format | None = None) -> Spec:
 
 @st.composite
 def scenarios(draw: st.DrawFn, min_size: int = 1, max_size: int = 6) -> list[Spec]:
-    """Specs of one model: all with the same end markers, or with none."""
+    """Specs of one model and some clients: all with the same end markers, or with none."""
     marked = draw(st.none() | marker_formats())
     spec = specs(marked) if marked else st.sampled_from(FORMATS).flatmap(specs)
-    return draw(st.lists(spec, min_size=min_size, max_size=max_size))
+    drawn = draw(st.lists(spec, min_size=min_size, max_size=max_size))
+    for one in drawn:
+        one.extra["client"] = draw(st.integers(0, 2))
+    return drawn
 
 
 engines = st.fixed_dictionaries(

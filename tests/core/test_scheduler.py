@@ -324,11 +324,12 @@ def draw_orders(scenario: list[Spec], data: st.DataObject) -> None:
 def test_with_all_growth_reserved_nothing_is_preempted(
     scenario: list[Spec], spare: int, engine: dict[str, Any], seed: int, data: st.DataObject
 ) -> None:
-    """Priorities and arrivals are equal: a later sequence that precedes may still preempt."""
+    """Priorities and arrivals are equal, and there is one client: a later sequence that precedes,
+    or is the first of its client, may still preempt."""
     model = hashed_model(seed, favourites=(TRIGGER, EOS))
     mock = make_mock(scenario, spare, engine | {"min_reserve": 1.0})
     for spec in scenario:
-        spec.arrival = spec.priority = 0
+        spec.arrival = spec.priority = spec.extra["client"] = 0
     draw_orders(scenario, data)
     play(mock, model, scenario)
     assert mock.scheduler.stats().num_preemptions == 0

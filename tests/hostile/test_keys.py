@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-import httpx
 import pytest
 
 from s1engine.cli import api_keys, serve
+from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
-from tests.server.conftest import start_server
+from tests.hostile.conftest import Target
 
 VARIABLE = api_keys.API_KEY_VARIABLE
 
@@ -58,6 +58,26 @@ def test_an_empty_key_is_refused(
     assert caught.value.param == param
 
 
+def test_a_key_is_given_once_and_priority_keys_are_keys_too(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("first\n")
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    flags = ["--priority-key-file", str(tmp_path / "keys"), "--api-key"]
+    with pytest.raises(RequestError, match="equal"):
+        serve.run(parser.parse_args([*flags, "first"]))
+    limits = api_keys.client_limits(parser.parse_args([*flags, "a"]), EngineConfig(), ["a"], ["b"])
+    assert limits.num_clients == 2 and limits.priority_clients == {"1"}
+
+
+@pytest.mark.parametrize("num_keys", [0, 1])
+def test_one_client_may_order_its_own_requests(num_keys: int) -> None:
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    keys = ["a", "b"][:num_keys]
+    limits = api_keys.client_limits(parser.parse_args([]), EngineConfig(), keys, [])
+    assert limits.num_clients == 1 and limits.priority_clients is None
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org"])
 def test_other_machines_need_a_key(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
@@ -73,22 +93,14 @@ def test_loopback_needs_none(host: str) -> None:
     assert api_keys.is_loopback(host)
 
 
-def test_no_key_sees_what_another_has_cached(tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    keys.write_text("one\ntwo\n")
-    process, url, _ = start_server("--api-key-file", str(keys), "--dtype", "float32")
-
+def test_no_key_sees_what_another_has_cached(shared: Target) -> None:
     def cached(key: str) -> int:
-        body = {"prompt": "a=1 b=2 " * 16, "max_tokens": 1}
+        body = {"prompt": "d=7 e=8 " * 16, "max_tokens": 1}
         headers = {"Authorization": f"Bearer {key}"}
-        answer = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
+        answer = shared.http.post("/v1/completions", json=body, headers=headers)
         count: int = answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
         return count
 
-    try:
-        assert cached("one") == 0
-        assert cached("two") == 0
-        assert cached("one") > 0 and cached("two") > 0
-    finally:
-        process.terminate()
-        assert process.wait(30) == 0
+    assert cached("one") == 0
+    assert cached("two") == 0
+    assert cached("one") > 0 and cached("two") > 0

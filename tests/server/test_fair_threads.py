@@ -4,13 +4,14 @@ import asyncio
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from s1engine.server.fair_threads import FairThreadPool
 
 
 @settings(max_examples=30, deadline=None)
+@example(1, [(0, True), (0, True), (0, False), (1, False), (1, False)])
 @given(
     st.integers(1, 3),
     st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=30),
