@@ -45,7 +45,7 @@ async def _measure(args: argparse.Namespace, url: str, pid: int) -> dict[str, An
     await _until(url, 0, 0)  # all code is loaded, pools have their size
     idle = {name: _resident_kib(of) for name, of in pids.items()}
 
-    def since(before: dict[str, float], count: int) -> dict[str, float]:
+    def since(before: dict[str, int], count: int) -> dict[str, float]:
         return {n: round((_resident_kib(of) - before[n]) / count, 1) for n, of in pids.items()}
 
     running = [await _send(host.port, _request(args, 100_000)) for _ in range(args.streams)]
