@@ -1,5 +1,6 @@
 """What users install: a wheel with only s1engine in it, built from an sdist that suffices."""
 
+import os
 import re
 import subprocess
 import sys
@@ -20,10 +21,15 @@ MAPPED = ("kernels", "training", "bench")
 STUDIES = "s1engine/bench/studies/"  # run from a checkout, not installed
 
 
-def python(*args: str, cwd: Path) -> str:
+def python(*args: str, cwd: Path, **variables: str) -> str:
     """Runs this interpreter elsewhere; its output, or a failure that shows it."""
     done = subprocess.run(
-        [sys.executable, *args], cwd=cwd, capture_output=True, text=True, check=False
+        [sys.executable, *args],
+        cwd=cwd,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -87,10 +93,15 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the sdist, so that nothing outside it can have helped."""
+    """Built from the sdist, so that nothing outside it can have helped, and without optimisation,
+    which takes most of the time."""
     folder = tmp_path_factory.mktemp("wheel")
+    compiler = tmp_path_factory.mktemp("compiler") / "g++"
+    compiler.write_text('#!/bin/sh\nexec g++ "$@" -O0\n')
+    compiler.chmod(0o700)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder)]
-    python("-m", "pip", "wheel", *options, str(sdist), cwd=folder)
+    tools = {"CC": str(compiler), "CXX": str(compiler)}
+    python("-m", "pip", "wheel", *options, str(sdist), cwd=folder, **tools)
     return only(folder, "*.whl")
 
 

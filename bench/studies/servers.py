@@ -1,7 +1,9 @@
-"""Servers side by side: the same model, the same streams, one server after the other.
+"""Servers side by side: the same model, the same streams, by turns.
 
 Each answers the same text prompts, of one token a letter, through ``/v1/completions``, to the same
-client on the same machine, with the same number of tokens. Missing servers are reported as absent.
+client on the same machine, with the same number of tokens. All servers run; in each round each
+answers once, the others idle. So what disturbs the machine hits all of them, and ``--baseline``
+shows by ratios what a change cost. Missing servers are reported as absent.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ class ServerCommand:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the study."""
-    parser.add_argument("--servers", default=",".join(SERVERS), help="in that order")
+    parser.add_argument("--servers", default=",".join(SERVERS), help="which ones")
     parser.add_argument("--shape", default="25M", choices=NAMES)
     parser.add_argument("--streams", default="1,16,64", help="loads, one after the other")
     parser.add_argument("--input-len", type=int, default=128)
@@ -59,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--llama-server", type=Path, help="llama.cpp's own server")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="FOLDER", help="virtual environment of another s1engine"
+    )
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--work", type=Path, default=Path("build/bench_cpu"), help="models, logs")
 
@@ -68,62 +73,68 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     args.work.mkdir(parents=True, exist_ok=True)
     folders = environments(args.peer)
     loads = [int(word) for word in args.streams.split(",")]
-    rows: list[dict[str, Any]] = []
-    absent: list[str] = []
-    failures: list[str] = []
     names = args.servers.split(",")
     for name in names:
         if name not in SERVERS:
             known = ", ".join(SERVERS)
             raise RequestError(f"server {name!r} is none of {known}", param="servers")
-    for name in names:
-        server = SERVERS[name](args, folders, max(loads))
-        if server is None:
-            absent.append(name)
-            continue
-        try:
-            for row in _measure(args, name, server, loads):
-                rows.append(row)
-                print(json.dumps(row), file=sys.stderr)
-        except (RuntimeError, RequestError) as error:
-            failures.append(f"{name}: {error}")
-            print(failures[-1], file=sys.stderr)
+    servers = {name: SERVERS[name](args, folders, max(loads)) for name in names}
+    urls: dict[str, str] = {}
+    failures: list[str] = []
+    with contextlib.ExitStack() as running:
+        for name, server in servers.items():
+            if server is not None:
+                try:
+                    log = args.work / f"server-{name}.log"
+                    urls[name] = running.enter_context(_running(server, log))
+                except RuntimeError as error:
+                    failures.append(f"{name}: {error}")
+                    print(failures[-1], file=sys.stderr)
+        extras = {name: server.extra for name, server in servers.items() if server is not None}
+        rows = [row for streams in loads for row in _measure_load(args, urls, extras, streams)]
     return {
         "shape": args.shape,
         "input_len": args.input_len,
         "output_len": args.output_len,
-        "absent": absent,
+        "rounds": args.rounds,
+        "absent": [name for name, server in servers.items() if server is None],
         "failures": failures,
         "rows": rows,
     }
 
 
-def _measure(
-    args: argparse.Namespace, name: str, server: ServerCommand, loads: list[int]
-) -> Iterator[dict[str, Any]]:
-    with _running(server, args.work / f"server-{name}.log") as url:
-        for streams in loads:
-            yield {"server": name, "streams": streams, **_measure_load(args, server, url, streams)}
-
-
 def _measure_load(
-    args: argparse.Namespace, server: ServerCommand, url: str, streams: int
-) -> dict[str, Any]:
-    """Medians of one load; the first, short round warms up."""
+    args: argparse.Namespace, urls: dict[str, str], extras: dict[str, Any], streams: int
+) -> list[dict[str, Any]]:
+    """Medians of one load, by server; the first, short round warms up."""
     rng = random.Random(streams)
-    rounds: list[dict[str, Any]] = []
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in urls}
+    order = list(urls)
     for turn in range(args.rounds + 1):
         prompts = ["".join(rng.choices(LETTERS, k=args.input_len)) for _ in range(streams)]
         length = args.output_len if turn else WARM_TOKENS
         requests = [LoadRequest(0.0, prompt, length) for prompt in prompts]
-        extra = {"temperature": 0, **server.extra}
-        timings = asyncio.run(send_requests(url, requests, extra=extra))
-        if turn:
-            rounds.append(report(requests, timings, [99], {}))
+        for name in order:
+            extra = {"temperature": 0, **extras[name]}
+            timings = asyncio.run(send_requests(urls[name], requests, extra=extra))
+            if turn:
+                rounds[name].append(report(requests, timings, [99], {}))
+        order.reverse()  # no server always follows the same one
+    return [_row(name, streams, of_server) for name, of_server in rounds.items()]
+
+
+def _row(name: str, streams: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """One server's medians of one load."""
     names = ("output_throughput", "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_itl_ms")
-    medians = {name: _median(rounds, name) for name in names}
-    tokens = sum(r["total_output_tokens"] for r in rounds)
-    return {**medians, "failed": sum(r["failed"] for r in rounds), "output_tokens": tokens}
+    row = {
+        "server": name,
+        "streams": streams,
+        **{name: _median(rounds, name) for name in names},
+        "failed": sum(r["failed"] for r in rounds),
+        "output_tokens": sum(r["total_output_tokens"] for r in rounds),
+    }
+    print(json.dumps(row), file=sys.stderr)
+    return row
 
 
 def _median(rounds: list[dict[str, Any]], name: str) -> float | None:
@@ -180,6 +191,16 @@ def _ours(args: argparse.Namespace, folders: dict[str, Path], streams: int) -> S
     return ServerCommand(command, {"ignore_eos": True}, {"OMP_NUM_THREADS": str(args.threads)})
 
 
+def _baseline(
+    args: argparse.Namespace, folders: dict[str, Path], streams: int
+) -> ServerCommand | None:
+    if args.baseline is None:
+        return None
+    ours = _ours(args, folders, streams)
+    python = str((args.baseline / "bin" / "python").absolute())
+    return replace(ours, command=[python, *ours.command[1:]])
+
+
 def _llama_cpp(
     args: argparse.Namespace, folders: dict[str, Path], streams: int
 ) -> ServerCommand | None:
@@ -209,6 +230,7 @@ def _transformers(
 
 SERVERS: dict[str, Callable[[argparse.Namespace, dict[str, Path], int], ServerCommand | None]] = {
     "s1engine": _ours,
+    "baseline": _baseline,
     "llama.cpp": _llama_cpp,
     "transformers": _transformers,
 }
