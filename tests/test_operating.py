@@ -18,11 +18,12 @@ PAGE = (ROOT / "docs" / "OPERATING.md").read_text()
 LIMITS_HEAD = "| limit | value | flag | constant |"
 UNITS = {"": 1, "ms": 1e-3, "s": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 VALUE = re.compile(r"([\d,.]+) ?(\w*)")
-FLAG_UNITS = {"--max-body-mb": 2**20}
+FLAG_UNITS = {"--max-body-mb": 2**20, "--max-buffered-mb": 2**20}
 # Of these modules every limit must be in the table.
 BOUNDED = (
     *("server.http_protocol", "server.serving", "server.middleware", "server.admission"),
-    *("server.app", "server.api.body"),
+    *("server.app", "server.api.body", "server.body_route", "server.buffer_budget"),
+    *("server.json_pieces", "server.logprob_limit"),
     *("server.api.completions", "server.api.chat_completions", "server.api.request_fields"),
     *("server.api.tools", "server.streaming", "server.generation", "sampling_params"),
     *("engine.grammar_limits", "engine.grammar_validator", "engine.grammar_trial"),
@@ -37,6 +38,12 @@ NO_LIMITS = {
     "engine.grammar_worker": {"READ_BYTES"},
     "engine.mask_threads": {"MASKS_WAIT_S"},
     "server.admission": {"RETRY_AFTER_S", "DRAINING_RETRY_AFTER_S"},
+    "server.buffer_budget": {"RETRY_AFTER_S"},
+    "server.middleware": {"VALUE_BYTES"},
+    "server.logprob_limit": {"LOGPROB_BYTES"},
+    "server.streaming": {"LARGE_BYTES"},
+    "server.api.completions": {"MAX_SPELLINGS"},
+    "server.api.chat_completions": {"MAX_SPELLINGS"},
     "server.app": {"RESTART_RETRY_AFTER_S"},
     "engine.engine_process": {"STATS_S"},
     "engine.client_connection": {"HEARTBEAT_S", "READ_BYTES"},

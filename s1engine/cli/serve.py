@@ -73,6 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="largest body of a request (default: 4)",
     )
     parser.add_argument(
+        "--max-buffered-mb",
+        type=float,
+        default=1024,
+        metavar="MIB",
+        help="bodies, parsed or not, and log-probabilities that the server holds for all clients "
+        "together; beyond, a request is refused with 503 (default: 1024)",
+    )
+    parser.add_argument(
         "--reasoning-effort-budgets",
         metavar="NAME=N,...",
         help="thinking tokens of each reasoning_effort, 'none' for no limit; default: "
@@ -160,6 +168,7 @@ def run(args: argparse.Namespace) -> int:
     check_int("port", args.port, 0, 2**16 - 1)
     check_float("shutdown_timeout", args.shutdown_timeout, 0, 2**31)
     check_float("max_body_mb", args.max_body_mb, 0.001, 1024)
+    check_float("max_buffered_mb", args.max_buffered_mb, 0.001, 2**20)
     if args.request_timeout is not None:
         check_float("request_timeout", args.request_timeout, 1e-3, 2**31)
     options = given_values(args, EngineConfig)
@@ -236,7 +245,8 @@ def _create_single(
         engine,
         admission=admission,
         api_keys=keys,
-        max_body_bytes=_max_body_bytes(args),
+        max_body_bytes=_num_bytes(args.max_body_mb),
+        max_buffered_bytes=_num_bytes(args.max_buffered_mb),
         private_prefixes=_private_prefixes(args, keys),
         efforts=efforts,
         timeout=args.request_timeout,
@@ -272,7 +282,8 @@ def _create_router(
         efforts=dict(efforts),
         timeout=args.request_timeout,
         traces_endpoint=args.otlp_traces_endpoint,
-        max_body_bytes=_max_body_bytes(args),
+        max_body_bytes=_num_bytes(args.max_body_mb),
+        max_buffered_bytes=_num_bytes(args.max_buffered_mb),
         private_prefixes=_private_prefixes(args, keys),
     )
     if options.traces_endpoint is not None:
@@ -284,11 +295,15 @@ def _create_router(
         resolve_config(config)
     pool = RayReplicaPool(replicas, options)
     admission = Admission(LIMITS)
-    return create_router(pool, admission, keys, _max_body_bytes(args)), pool, admission
+    return (
+        create_router(pool, admission, keys, options.max_body_bytes, options.max_buffered_bytes),
+        pool,
+        admission,
+    )
 
 
-def _max_body_bytes(args: argparse.Namespace) -> int:
-    return int(args.max_body_mb * 2**20)
+def _num_bytes(mib: float) -> int:
+    return int(mib * 2**20)
 
 
 def _private_prefixes(args: argparse.Namespace, keys: Sequence[str]) -> bool:

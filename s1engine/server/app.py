@@ -33,14 +33,16 @@ from s1engine.server.api.request_fields import (
 from s1engine.server.api.response_formatter import Json, error_object
 from s1engine.server.api.responses import ResponsesFormatter, ResponsesRequest
 from s1engine.server.api.thinking_fields import EFFORTS
+from s1engine.server.body_route import BodyRoute
+from s1engine.server.buffer_budget import MAX_BUFFERED_BYTES, BufferBudget
 from s1engine.server.fair_threads import FairThreadPool
 from s1engine.server.generation import (
     Generation,
     RequestTimeoutError,
     client_of,
-    json_response,
     unknown_model,
 )
+from s1engine.server.json_pieces import JsonResponse
 from s1engine.server.metrics import Metrics
 from s1engine.server.middleware import MAX_BODY_BYTES, ApiKey, BodyLimit, RequestId
 from s1engine.server.streaming import unless_disconnected
@@ -59,6 +61,7 @@ def create_app(
     admission: Admission | None = None,
     api_keys: Sequence[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
+    max_buffered_bytes: int = MAX_BUFFERED_BYTES,
     private_prefixes: bool = False,
     efforts: Mapping[str, int | None] = EFFORTS,
     timeout: float | None = None,
@@ -70,6 +73,7 @@ def create_app(
         admission: None: as many sequences as run at once, and MAX_QUEUED waiting ones.
         api_keys: requests must bring one of them as a bearer token; empty: none is needed.
         max_body_bytes: of a request; larger ones are rejected.
+        max_buffered_bytes: that clients may fill together.
         private_prefixes: each API key hits only prefixes that it has cached itself. Else the times
             and ``cached_tokens`` of one key depend on what another asked.
         efforts: thinking tokens of each ``reasoning_effort``.
@@ -89,8 +93,10 @@ def create_app(
         await engine.shutdown()
         await asyncio.to_thread(traces.shutdown)
 
+    budget = BufferBudget(max_buffered_bytes)
     app = FastAPI(title="s1engine", version=__version__, lifespan=lifespan)
-    handlers = Handlers(engine, admission, efforts, timeout, traces, private_prefixes)
+    app.router.route_class = BodyRoute
+    handlers = Handlers(engine, admission, efforts, timeout, traces, private_prefixes, budget)
     app.add_api_route("/v1/chat/completions", handlers.chat, methods=["POST"])
     app.add_api_route("/v1/completions", handlers.complete, methods=["POST"])
     app.add_api_route("/v1/messages", handlers.message, methods=["POST"])
@@ -105,7 +111,7 @@ def create_app(
     app.add_api_route("/version", handlers.version, methods=["GET"])
     app.add_api_route("/metrics", handlers.metrics, methods=["GET"])
     _add_error_handlers(app)
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(BodyLimit, budget=budget, max_bytes=max_body_bytes)
     if api_keys:
         app.add_middleware(ApiKey, keys=api_keys)
     app.add_middleware(RequestId)
@@ -123,6 +129,7 @@ class Handlers:
         timeout: float | None,
         tracing: Tracing,
         private_prefixes: bool,
+        budget: BufferBudget,
     ) -> None:
         self._engine = engine
         self._admission = admission
@@ -132,7 +139,9 @@ class Handlers:
         self._started = int(time.time())
         # A text of a million characters needs some 200 MB while it is tokenised.
         self._tokenizing = FairThreadPool(MAX_TOKENIZING, "s1engine-tokenize")
-        self._metrics = Metrics(self._name, engine.stats, lambda: admission.in_flight)
+        self._metrics = Metrics(
+            self._name, engine.stats, lambda: admission.in_flight, lambda: budget.used
+        )
         self._generation = Generation(
             engine,
             admission,
@@ -211,7 +220,7 @@ class Handlers:
     def _tokenize(self, body: TokenizeRequest) -> Response:
         ids = self._token_ids(body)
         limit = self._compiler.max_model_len
-        return json_response({"tokens": ids, "count": len(ids), "max_model_len": limit})
+        return JsonResponse({"tokens": ids, "count": len(ids), "max_model_len": limit})
 
     def _token_ids(self, body: TokenizeRequest) -> list[int]:
         if body.prompt is not None:
@@ -236,7 +245,7 @@ class Handlers:
             raise RequestError(f"tokens must be ids below {limit}", param="tokens")
         decode = self._tokenizer.decode
         work = self._tokenizing.run(client_of(http), decode, body.tokens, False)
-        return json_response({"prompt": await unless_disconnected(http.receive, work)})
+        return JsonResponse({"prompt": await unless_disconnected(http.receive, work)})
 
     async def health(self) -> Response:
         """200 while the engine can step and the server accepts requests, else 503."""

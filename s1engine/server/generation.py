@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any, TypeVar
 
-import msgspec
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -32,6 +31,8 @@ from s1engine.server.api.chat_completions import ChatRequest
 from s1engine.server.api.completions import CompletionRequest
 from s1engine.server.api.response_formatter import ResponseFormatter, ResponseHead
 from s1engine.server.fair_threads import FairThreadPool
+from s1engine.server.json_pieces import JsonResponse
+from s1engine.server.logprob_limit import reserve_logprobs
 from s1engine.server.metrics import Metrics
 from s1engine.server.streaming import (
     DeferredResponse,
@@ -132,6 +133,7 @@ class Generation:
             ticket = stack.enter_context(self._admitted(http, body, name))
             compiling = self._compile_in_turn(ticket.client, body, name, arrival)
             requests = await unless_disconnected(receive, _in_time(compiling, arrival, seconds))
+            reserve_logprobs(requests, scope["state"]["lease"])
             self._set_shares(requests, ticket)
             head = ResponseHead(name, int(time.time()), self._engine.config.model_name)
             formatter = create_formatter(head, requests[0].params.n)
@@ -144,7 +146,7 @@ class Generation:
                 return
             collecting = self._collect_outputs(events, len(requests))
             outputs = await unless_disconnected(receive, collecting)
-        await json_response(formatter.format_response(outputs))(scope, receive, send)
+        await JsonResponse(formatter.format_response(outputs))(scope, receive, send)
 
     async def _compile_in_turn(
         self, client: str, body: ChatRequest | CompletionRequest, name: str, arrival: float
@@ -324,9 +326,3 @@ def unknown_model(asked: str, served: str) -> RequestError:
         param="model",
         code="model_not_found",
     )
-
-
-def json_response(value: Any) -> Response:
-    """Return a response of one JSON value."""
-    body = msgspec.json.encode(value)
-    return Response(body, media_type="application/json")

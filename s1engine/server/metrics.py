@@ -6,7 +6,7 @@ rendered. Knows nothing of HTTP.
 
 from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -26,6 +26,7 @@ class Metrics:
     Args:
         stats: returns the engine's current figures.
         in_flight: returns the sequences in flight of each API key, by its number.
+        buffered: returns the bytes that the server holds for clients.
     """
 
     def __init__(
@@ -33,11 +34,16 @@ class Metrics:
         model_name: str,
         stats: Callable[[], EngineStats],
         in_flight: Callable[[], Mapping[str, int]] = dict,
+        buffered: Callable[[], float] = float,
     ) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Clients(model_name, in_flight))
         self._registry.register(_Engine(model_name, stats))
         self._labels = {"model_name": model_name}
+        held = "Bytes of bodies and log-probabilities held for clients."
+        names = ("model_name",)
+        gauge = Gauge(f"{PREFIX}:buffered_bytes", held, names, registry=self._registry)
+        gauge.labels(**self._labels).set_function(buffered)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
         self._generated = self._counter("generation_tokens", "Tokens generated, forced ones too.")
         self._success = self._counter("request_success", "Finished samples.", "finished_reason")

@@ -1,4 +1,5 @@
-"""ASGI middleware before every route: API key, request id, body limit. Nothing is buffered."""
+"""ASGI middleware before every route: API key, request id, limits of a body and of all bodies
+together. Nothing is buffered."""
 
 import hmac
 import json
@@ -8,12 +9,16 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from s1engine.server.admission import NotAdmitted
 from s1engine.server.api.response_formatter import error_object
+from s1engine.server.buffer_budget import BufferBudget, BufferLease
 
 REQUEST_ID = b"x-request-id"
 REQUEST_ID_FORM = re.compile(rb"[!-~]{1,128}")
 MAX_BODY_BYTES = 4 * 2**20
 MAX_BRACKETS = 2**17  # opening ones: each may be a list or an object to allocate
+MAX_QUOTES = 2**17  # not escaped: each string, a key too, has at least one
+VALUE_BYTES = 64  # of a parsed value beside its text: a list, an object, a number and its place
 OPEN_PATHS = ("/health", "/")  # the page holds no secrets and asks for the key itself
 
 
@@ -73,10 +78,17 @@ class RequestId:
 
 class BodyLimit:
     """Rejects bodies of more than ``max_bytes``, by Content-Length, else when they exceed it, and
-    those with more than MAX_BRACKETS, in texts or not, which take long to parse."""
+    those with more than MAX_BRACKETS or MAX_QUOTES, which take long to parse.
 
-    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
+    A body counts in ``budget`` until its response has been sent. The scope's state has the
+    request's BufferLease as ``lease``.
+    """
+
+    def __init__(
+        self, app: ASGIApp, budget: BufferBudget | None = None, max_bytes: int = MAX_BODY_BYTES
+    ) -> None:
         self._app = app
+        self._budget = budget or BufferBudget()
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,29 +99,51 @@ class BodyLimit:
         if announced.isdigit() and int(announced) > self._max_bytes:
             await self._refuse(send)
             return
-        size = brackets = 0
+        lease = BufferLease(self._budget)
+        scope.setdefault("state", {})["lease"] = lease
+        try:
+            await self._count(lease, scope, receive, send)
+        finally:
+            lease.release()
 
-        def exceeded() -> bool:
-            return size > self._max_bytes or brackets > MAX_BRACKETS
+    async def _count(self, lease: BufferLease, scope: Scope, receive: Receive, send: Send) -> None:
+        size = brackets = quotes = 0
+        full: NotAdmitted | None = None
+
+        def is_refused() -> bool:
+            many = brackets > MAX_BRACKETS or quotes > MAX_QUOTES
+            return full is not None or many or size > self._max_bytes
 
         async def count_bytes() -> Message:
-            nonlocal size, brackets
+            nonlocal size, brackets, quotes, full
             message = await receive()
-            body = message.get("body", b"")
-            size += len(body)
-            brackets += body.count(b"[") + body.count(b"{")
-            return {"type": "http.disconnect"} if exceeded() else message
+            if body := message.get("body", b""):
+                new = body.count(b"[") + body.count(b"{")
+                size += len(body)
+                brackets += new
+                quotes += body.count(b'"') - body.count(b'\\"')
+                try:
+                    lease.reserve(2 * len(body) + VALUE_BYTES * (new + body.count(b",")))
+                except NotAdmitted as error:
+                    full = error
+            return {"type": "http.disconnect"} if is_refused() else message
 
         async def send_unless_refused(message: Message) -> None:
-            if not exceeded():
+            if not is_refused():
                 await send(message)
 
         await self._app(scope, count_bytes, send_unless_refused)
-        if exceeded():
+        if full is not None:
+            later = (b"retry-after", str(full.retry_after).encode())
+            await refuse(send, full.status, str(full), "overloaded_error", full.code, [later])
+        elif is_refused():
             await self._refuse(send)
 
     async def _refuse(self, send: Send) -> None:
-        message = f"the body has more than {self._max_bytes} bytes or {MAX_BRACKETS} brackets"
+        message = (
+            f"the body has more than {self._max_bytes} bytes, {MAX_BRACKETS} brackets or "
+            f"{MAX_QUOTES} quotes"
+        )
         await refuse(send, 413, message, "invalid_request_error", "body_too_large")
 
 

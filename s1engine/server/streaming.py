@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 T = TypeVar("T")
 
+LARGE_BYTES = 2**14  # of an event: encoding it takes a while
+
 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
@@ -78,6 +80,8 @@ class EventStream(StreamingResponse):
             await send(begin)
             async for body in self._events:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
+                if len(body) >= LARGE_BYTES:
+                    await asyncio.sleep(0)  # a fast reader must not keep the loop
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -78,7 +78,7 @@ def serve(*flags: str, key: str = KEY, **env: str) -> Iterator[Target]:
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[Target]:
-    with serve(S1ENGINE_API_KEY=KEY) as served:
+    with serve("--max-buffered-mb", "100", S1ENGINE_API_KEY=KEY) as served:
         yield served
 
 

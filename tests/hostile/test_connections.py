@@ -31,6 +31,7 @@ class SmallProtocol(BoundedProtocol):
 
 
 UNSENT: list[int] = []  # bytes in a transport, whenever there were any
+BEGUN = threading.Semaphore(0)  # large responses
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,6 +51,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def send_much(path: str, receive: Receive, send: Send) -> None:
     """One body of 16 MiB, pieces without end, or none until the client leaves."""
+    BEGUN.release()
     await send({"type": "http.response.start", "status": 200, "headers": []})
     if path == "/waiting":
         while (await receive())["type"] != "http.disconnect":
@@ -154,7 +156,7 @@ def test_connections_above_the_limit_are_closed(port: int) -> None:
 
 
 def unread(port: int, request: bytes, *, half_closed: bool = False) -> socket.socket:
-    """A connection with a request whose response is not read."""
+    """A connection with a request, whose response has begun and is not read."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(WAIT_S)
@@ -162,6 +164,7 @@ def unread(port: int, request: bytes, *, half_closed: bool = False) -> socket.so
     connection.sendall(request)
     if half_closed:
         connection.shutdown(socket.SHUT_WR)
+    assert BEGUN.acquire(timeout=WAIT_S)
     return connection
 
 
@@ -196,7 +199,7 @@ def test_a_client_that_leaves_is_noticed_behind_another_request(
     request = b"GET /waiting HTTP/1.1\r\nHost: a\r\n\r\n"
     with connect(port) as connection:
         connection.sendall(request + b"GET / HTTP/1.1\r\n\r\n")
-        assert connection.recv(1)
+        assert connection.recv(1) and BEGUN.acquire(timeout=WAIT_S)
     wait_until_none_is_left(server)
 
 

@@ -1,6 +1,7 @@
 """``POST /v1/chat/completions``: its body, and its responses."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from s1engine.options import Prompt
 from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
 from s1engine.sampling_params import MAX_LOGPROBS
 from s1engine.server.api.body import JsonObjects
-from s1engine.server.api.openai import OpenAIFormatter, shown_reason, token_fields
+from s1engine.server.api.openai import OpenAIFormatter, lazy_list, shown_reason, token_fields
 from s1engine.server.api.request_fields import HttpFields
 from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, thinking_total
 from s1engine.server.api.thinking_fields import EFFORTS, resolve_spellings
@@ -25,6 +26,7 @@ from s1engine.server.api.tools import ToolFields
 from s1engine.tokenizer import Tokenizer
 
 MAX_TEMPLATE_KWARGS = 32
+MAX_SPELLINGS = 4096  # tokens whose text a response keeps
 
 
 class ChatRequest(ToolFields, HttpFields):
@@ -100,6 +102,7 @@ class ChatFormatter(OpenAIFormatter):
         self, head: ResponseHead, samples: int, tokenizer: Tokenizer, body: ChatRequest
     ) -> None:
         super().__init__(head, samples, tokenizer, body)
+        self._spelling = lru_cache(MAX_SPELLINGS)(self._spell)
         self._begun: set[int] = set()  # choices whose first chunk was sent
         self._calls = bool(body.offered)
         self._parsers: dict[int, ToolCallParser] = {}  # of streamed choices
@@ -170,7 +173,7 @@ class ChatFormatter(OpenAIFormatter):
     def _logprobs(self, entries: list[TokenLogprob] | None) -> Json | None:
         if entries is None:
             return None
-        return {"content": [self._entry(entry) for entry in entries]}
+        return {"content": lazy_list(self._entry, entries)}
 
     def _entry(self, entry: TokenLogprob) -> Json:
         top = [self._token(token, logprob) for token, logprob in entry.top]
@@ -178,8 +181,12 @@ class ChatFormatter(OpenAIFormatter):
         return {**own, "top_logprobs": top, "forced": entry.forced}
 
     def _token(self, token: int, logprob: float) -> Json:
+        text, data = self._spelling(token)
+        return {"token": text, "bytes": data, "logprob": logprob}
+
+    def _spell(self, token: int) -> tuple[str, list[int]]:
         data = self._tokenizer.token_bytes(token)
-        return {"token": data.decode(errors="replace"), "bytes": list(data), "logprob": logprob}
+        return data.decode(errors="replace"), list(data)
 
 
 def _reason(finish_reason: str | None, called: bool) -> str | None:

@@ -1,5 +1,6 @@
 """``POST /v1/completions``: its body, and its responses."""
 
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import PlainValidator
@@ -7,12 +8,13 @@ from pydantic import PlainValidator
 from s1engine.errors import RequestError
 from s1engine.options import Prompt
 from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
-from s1engine.server.api.openai import OpenAIFormatter, shown_reason, token_fields
+from s1engine.server.api.openai import OpenAIFormatter, lazy_list, shown_reason, token_fields
 from s1engine.server.api.request_fields import HttpFields
 from s1engine.server.api.response_formatter import Json, ResponseHead, thinking_total
 from s1engine.tokenizer import Tokenizer
 
 MAX_PROMPTS = 256
+MAX_SPELLINGS = 4096  # tokens whose text a response keeps
 
 
 PromptTypes = str | list[str] | list[int] | list[list[int]]
@@ -58,6 +60,7 @@ class CompletionFormatter(OpenAIFormatter):
         self, head: ResponseHead, samples: int, tokenizer: Tokenizer, body: HttpFields
     ) -> None:
         super().__init__(head, samples, tokenizer, body)
+        self._text = lru_cache(MAX_SPELLINGS)(self._spell)
         self._offsets: dict[int, int] = {}  # characters of each choice's tokens so far
 
     def choice(self, index: int, sample: CompletionOutput) -> Json:
@@ -85,22 +88,22 @@ class CompletionFormatter(OpenAIFormatter):
     def _logprobs(self, index: int, entries: list[TokenLogprob] | None) -> Json | None:
         if entries is None:
             return None
-        texts = [self._text(entry.token_id) for entry in entries]
-        offset = self._offsets.get(index, 0)
-        offsets = []
-        for text in texts:
-            offsets.append(offset)
-            offset += len(text)
-        self._offsets[index] = offset
         return {
-            "tokens": texts,
-            "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [
-                {self._text(token): logprob for token, logprob in entry.top} for entry in entries
-            ],
-            "text_offset": offsets,
-            "forced": [int(entry.forced) for entry in entries],
+            "tokens": lazy_list(lambda entry: self._text(entry.token_id), entries),
+            "token_logprobs": lazy_list(lambda entry: entry.logprob, entries),
+            "top_logprobs": lazy_list(self._alternatives, entries),
+            "text_offset": lazy_list(lambda entry: self._next_offset(index, entry), entries),
+            "forced": lazy_list(lambda entry: int(entry.forced), entries),
         }
 
-    def _text(self, token: int) -> str:
+    def _alternatives(self, entry: TokenLogprob) -> Json:
+        return {self._text(token): logprob for token, logprob in entry.top}
+
+    def _next_offset(self, index: int, entry: TokenLogprob) -> int:
+        """Return the characters before the next token of a choice."""
+        offset = self._offsets.get(index, 0)
+        self._offsets[index] = offset + len(self._text(entry.token_id))
+        return offset
+
+    def _spell(self, token: int) -> str:
         return self._tokenizer.token_bytes(token).decode(errors="replace")

@@ -5,13 +5,15 @@ OpenAI's schema are in ``usage.thinking`` and ``choices[].thinking``.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from s1engine.outputs import (
     CheckpointOutput,
     Chunk,
     CompletionOutput,
     RequestOutput,
+    TokenLogprob,
 )
 from s1engine.server.api.request_fields import HttpFields
 from s1engine.server.api.response_formatter import (
@@ -23,6 +25,7 @@ from s1engine.server.api.response_formatter import (
     thinking_total,
     usage,
 )
+from s1engine.server.json_pieces import INLINE_ITEMS, LazyList, event_pieces
 from s1engine.tokenizer import Tokenizer
 
 
@@ -65,7 +68,10 @@ class OpenAIFormatter(ResponseFormatter):
             new: Json = {"choices": [self.delta(first + event.index, event)]}
         else:
             new = {"choices": [], "checkpoint": self.checkpoint(first, event)}
-        yield sse(self._object(self.chunk_kind) | new)
+        if isinstance(event, Chunk) and len(event.token_ids) > INLINE_ITEMS:
+            yield from event_pieces(self._object(self.chunk_kind) | new)
+        else:
+            yield sse(self._object(self.chunk_kind) | new)
 
     def end_events(self, outputs: Sequence[RequestOutput]) -> Iterable[bytes]:
         if self._usage:
@@ -96,6 +102,12 @@ class OpenAIFormatter(ResponseFormatter):
             "thinking": thinking_total([sample.thinking]),
             **(token_fields(sample) if self._token_ids else {}),
         }
+
+
+def lazy_list(make: Callable[[TokenLogprob], Any], entries: Sequence[TokenLogprob]) -> Any:
+    """Return a JSON list of what ``make`` returns; a long one is made while it is sent."""
+    items = map(make, entries)
+    return LazyList(items) if len(entries) > INLINE_ITEMS else [*items]
 
 
 def shown_reason(finish_reason: str | None) -> str | None:

@@ -24,6 +24,7 @@ from s1engine.errors import EngineDeadError
 from s1engine.logs import configure_logging
 from s1engine.server.admission import Admission, ClientLimits
 from s1engine.server.app import create_app
+from s1engine.server.buffer_budget import MAX_BUFFERED_BYTES
 from s1engine.server.http_protocol import BoundedProtocol
 from s1engine.server.middleware import MAX_BODY_BYTES
 from s1engine.server.router.autoscaling import REQUESTS, RUNNING, WAITING
@@ -48,6 +49,7 @@ class ReplicaOptions:
     timeout: float | None
     traces_endpoint: str | None = None
     max_body_bytes: int = MAX_BODY_BYTES
+    max_buffered_bytes: int = MAX_BUFFERED_BYTES
     private_prefixes: bool = False
 
 
@@ -112,6 +114,7 @@ class Replica:
             efforts=options.efforts,
             timeout=options.timeout,
             max_body_bytes=options.max_body_bytes,
+            max_buffered_bytes=options.max_buffered_bytes,
             private_prefixes=options.private_prefixes,
             tracing=None if endpoint is None else tracing_to(endpoint),
         )

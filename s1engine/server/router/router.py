@@ -24,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from s1engine.server.admission import Admission, ClientLimits, NotAdmitted
 from s1engine.server.api.response_formatter import DONE, error_object, sse
+from s1engine.server.buffer_budget import MAX_BUFFERED_BYTES, BufferBudget
 from s1engine.server.metrics import PREFIX
 from s1engine.server.middleware import MAX_BODY_BYTES, ApiKey, BodyLimit, RequestId
 from s1engine.server.router.affinity import PrefixHashes, prefix_hashes
@@ -70,6 +71,7 @@ def create_router(
     admission: Admission,
     api_keys: Sequence[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
+    max_buffered_bytes: int = MAX_BUFFERED_BYTES,
 ) -> Starlette:
     """Return the ASGI application in front of a pool, which it starts and shuts down."""
 
@@ -80,6 +82,8 @@ def create_router(
         await pool.shutdown()
 
     router = Router(pool, admission)
+    budget = BufferBudget(max_buffered_bytes)
+    limit = Middleware(BodyLimit, budget=budget, max_bytes=max_body_bytes)
     keys = [Middleware(ApiKey, keys=api_keys)] if api_keys else []
     return Starlette(
         lifespan=lifespan,
@@ -89,7 +93,7 @@ def create_router(
             Route("/v1/requests/{name}/end_thinking", router.end_thinking, methods=["POST"]),
             Mount("/", router.forward),
         ],
-        middleware=[Middleware(RequestId), *keys, Middleware(BodyLimit, max_bytes=max_body_bytes)],
+        middleware=[Middleware(RequestId), *keys, limit],
     )
 
 
