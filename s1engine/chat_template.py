@@ -9,16 +9,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2.exceptions import SecurityError
 from jinja2.meta import find_undeclared_variables
 
 from s1engine.errors import RequestError
 from s1engine.template_environment import (
-    MAX_RENDERED_CHARS,
+    MAX_REASON_CHARS,
     RefusedError,
+    compile_template,
     create_environment,
     failing_line,
 )
+from s1engine.template_work import KEY, Work
 
 REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
 """Names of an earlier turn's thinking, in requests and templates."""
@@ -137,14 +138,13 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
-        environment = create_environment()
         try:
-            self._template = environment.from_string(source, globals=dict(special_tokens))
+            self._template = compile_template(source, special_tokens)
             self.variables: frozenset[str] = frozenset(
-                find_undeclared_variables(environment.parse(source))
+                find_undeclared_variables(create_environment().parse(source))
             )
             """Names that the template expects."""
-        except Exception as error:  # Jinja passes on errors of Python's compiler
+        except Exception as error:  # Python compiles what Jinja writes, and has limits of its own
             raise _failure(error) from error
 
     @property
@@ -191,19 +191,13 @@ class ChatTemplate:
         return text[:end] if kept else text[:end].rstrip()
 
     def _render(self, variables: Mapping[str, Any]) -> str:
-        pieces: list[str] = []
-        size = 0
+        num_chars = sum(len(message["content"]) for message in variables["messages"])
         try:
-            for piece in self._template.generate(variables):
-                size += len(piece)
-                if size > MAX_RENDERED_CHARS:
-                    raise SecurityError(f"it renders more than {MAX_RENDERED_CHARS} characters")
-                pieces.append(piece)
+            return self._template.render({**variables, KEY: Work(num_chars)})
         except RefusedError as error:
             raise RequestError(f"the chat template refuses: {error}", param="messages") from error
         except Exception as error:  # an expression in a template can raise anything
             raise _failure(error) from error
-        return "".join(pieces)
 
 
 def resolve_turn(messages: object, options: Mapping[str, Any]) -> tuple[bool, bool]:
@@ -239,7 +233,7 @@ def _not_continued(why: str, index: int) -> RequestError:
 def _failure(error: Exception) -> RequestError:
     line = failing_line(error)
     where = "" if line is None else f" line {line}"
-    text = str(error) or type(error).__name__
+    text = " ".join(str(error)[:MAX_REASON_CHARS].split()) or type(error).__name__
     return RequestError(f"chat_template{where}: {text}", param="chat_template")
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from s1engine.errors import ModelError
+from s1engine.model_files import check_file
 
 SUFFIX = ".gguf"
 VERSIONS = (2, 3)
@@ -207,10 +208,8 @@ class GgufFile:
 def open_gguf(path: Path) -> GgufFile:
     """The header of ``path``, which is parsed once as long as the file does not change. Raises
     ModelError."""
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error}") from error
+    check_file(path)
+    stat = path.stat()
     return _open(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
 

@@ -18,6 +18,7 @@ from s1engine.errors import ModelError, RequestError
 from s1engine.tokenizer_files import TokenizerFiles
 
 REPLACEMENT = "\ufffd"  # a decoder's sign for an unfinished or broken character
+MAX_TOKENS = 2**24  # ids of a tokenizer; the largest vocabularies have a quarter of a million
 MAX_WINDOW = 64  # ids without the end of a character before they count as broken
 
 
@@ -61,6 +62,10 @@ class Tokenizer:
         vocabulary = backend.get_vocab()
         self.num_tokens: int = max(vocabulary.values()) + 1
         """The largest id plus one; a model's embedding may have more rows."""
+        if self.num_tokens > MAX_TOKENS:
+            raise RequestError(
+                f"the tokenizer has the id {self.num_tokens - 1}: above {MAX_TOKENS}"
+            )
         self.max_token_chars: int = max(map(len, vocabulary))
         """Length of the longest token, in characters (bytes if ``is_byte_level``)."""
         self.is_byte_level: bool = isinstance(backend.decoder, tokenizers.decoders.ByteLevel)
@@ -83,6 +88,10 @@ class Tokenizer:
             return cls(files.backend, files.templates, files.special_tokens)
         except RequestError as error:
             raise ModelError(f"{path}: {error}") from error
+
+    def num_plain_tokens(self) -> int:
+        """The largest id plus one, without the tokens that were added to the vocabulary."""
+        return max(self._backend.get_vocab(with_added_tokens=False).values(), default=-1) + 1
 
     def _find_newlines(self, vocabulary: dict[str, int]) -> list[int]:
         endings = ("Ċ", "\n", "<0x0A>")  # byte-level, plain, and byte-fallback spelling

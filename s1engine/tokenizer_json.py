@@ -5,7 +5,6 @@ file knows when: ``read_tokenizer_json`` returns None where transformers would b
 add tokens. The tests compare both ways. Executes no code of the directory.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,9 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, normalizers, pre_tokenizers
 from tokenizers.models import BPE
+
+from s1engine.errors import ModelError
+from s1engine.model_files import TEMPLATES, read_json, read_text
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Special tokens that tokenizer_config.json may name."""
@@ -47,7 +49,7 @@ Parts = tuple[tokenizers.Tokenizer, dict[str, str], dict[str, str]]
 
 def read_tokenizer_json(path: Path) -> Parts | None:
     """The parts of the tokenizer of directory ``path``; None if its files do not suffice, or are
-    damaged."""
+    damaged. Raises ModelError for a file that is no JSON object, or no text."""
     try:
         config = _read_object(path / "tokenizer_config.json")
         model = _read_object(path / "config.json")
@@ -73,6 +75,8 @@ def read_tokenizer_json(path: Path) -> Parts | None:
         if named is None or not _adds_nothing(backend, config, named.values()):
             return None
         return backend, _templates(path, config), named
+    except ModelError:
+        raise
     except Exception:  # tokenizers raises plain Exception; the slow way reports what is wrong
         return None
 
@@ -93,12 +97,7 @@ def _set_qwen2_rules(backend: tokenizers.Tokenizer) -> bool:
 
 def _read_object(file: Path) -> dict[str, Any]:
     """The JSON object in ``file``; an empty one if there is no such file."""
-    if not file.exists():
-        return {}
-    value = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds no object")
-    return value
+    return read_json(file) if file.exists() else {}
 
 
 def _named_tokens(config: dict[str, Any]) -> dict[str, str] | None:
@@ -143,8 +142,8 @@ def _adds_nothing(
 def _templates(path: Path, config: dict[str, Any]) -> dict[str, str]:
     """Chat templates by name: those of template files, else those of the config."""
     files = {"default": path / "chat_template.jinja"}
-    files |= {file.stem: file for file in (path / "additional_chat_templates").glob("*.jinja")}
-    templates = {name: file.read_text("utf-8") for name, file in files.items() if file.exists()}
+    files |= {file.stem: file for file in (path / TEMPLATES).glob("*.jinja")}
+    templates = {name: read_text(file) for name, file in files.items() if file.exists()}
     own = config.get("chat_template")
     if templates or own is None:
         return templates

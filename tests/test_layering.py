@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LEAVES = {"errors", "config", "sampling_params", "outputs", "tokenizer", "chat_template"}
 LEAVES |= {
     "template_environment",
+    "template_meters",
+    "template_prices",
+    "template_work",
     "tokenizer_files",
     "reasoning",
     "reasoning_specs",
@@ -31,6 +34,7 @@ LEAVES |= {
     "progress",
     "tokenizer_json",
     "gguf_file",
+    "model_files",
     "gguf_tokenizer",
 }
 BASE = LEAVES | {"__init__", "_core"}

@@ -29,7 +29,7 @@ BOUNDED = (
     *("engine.grammar_limits", "engine.grammar_validator", "engine.grammar_trial"),
     *("engine.grammar_worker", "engine.mask_threads", "engine.messages", "engine.engine_process"),
     *("engine.client_connection", "engine.engine_child", "engine.supervision"),
-    *("template_environment", "logs", "server.tracing"),
+    *("template_environment", "model_files", "logs", "server.tracing"),
 )
 LIMIT = re.compile(r"MAX_\w+|\w+_(?:S|BYTES)")
 # Not limits of what a client may do.
@@ -37,6 +37,7 @@ NO_LIMITS = {
     "engine.grammar_trial": {"MAX_COMPARED"},
     "engine.grammar_worker": {"READ_BYTES"},
     "engine.mask_threads": {"MASKS_WAIT_S"},
+    "template_environment": {"MAX_REASON_CHARS"},
     "server.admission": {"RETRY_AFTER_S", "DRAINING_RETRY_AFTER_S"},
     "server.buffer_budget": {"RETRY_AFTER_S"},
     "server.middleware": {"VALUE_BYTES"},

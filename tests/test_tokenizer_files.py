@@ -209,12 +209,18 @@ def test_files_that_do_not_suffice_go_through_transformers(
     assert read_tokenizer_json(save(tmp_path, make_backend(), **config)) is None
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_damaged_files_are_reported_by_the_slow_way(tmp_path: Path, name: str) -> None:
+def test_a_damaged_tokenizer_is_reported_by_the_slow_way(tmp_path: Path) -> None:
     path = save(tmp_path, make_backend())
-    (path / name).write_text("{")
+    (path / "tokenizer.json").write_text("{")
     assert read_tokenizer_json(path) is None
     with pytest.raises(ModelError, match="the tokenizer cannot be loaded"):
+        Tokenizer.from_dir(path)
+
+
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path, make_backend())
+    (path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json: cannot be read as JSON"):
         Tokenizer.from_dir(path)
 
 

@@ -41,6 +41,7 @@ class ModelText:
             refuse_unsupported(read_generation_config(path))
         tokenizer = Tokenizer.from_dir(path, config.chat_template)
         ends = _end_token_ids(path, model, tokenizer)
+        _check_vocabulary(path, model, tokenizer)
         thinking = detect_thinking(config, path, tokenizer, ends)
         name = thinking.format.name if thinking.format else "none"
         chats = "think" if thinking.by_default else "do not think"
@@ -63,6 +64,19 @@ class ModelText:
         if self.format is None:
             return None
         return make_core_format(self.format, self.tokenizer, self.vocab_limit, tools)
+
+
+def _check_vocabulary(path: Path, model: ModelFacts, tokenizer: Tokenizer) -> None:
+    """Raises ModelError if plain text may become ids that the model does not embed. Added tokens
+    may be beyond: RequestCompiler refuses prompts that hold them."""
+    if tokenizer.num_tokens <= model.vocab_size:
+        return
+    plain = tokenizer.num_plain_tokens()
+    if plain > model.vocab_size:
+        raise ModelError(
+            f"{path}: the tokenizer has ids up to {plain - 1}; vocab_size of the model is "
+            f"{model.vocab_size}"
+        )
 
 
 def _end_token_ids(path: Path, model: ModelFacts, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -170,6 +170,7 @@ class RequestCompiler:
         ids = self._tokenizer.encode(text)
         if not ids:
             raise RequestError("messages is empty", param="messages")
+        self._check_embedded(ids, "messages")
         earlier = messages[:-1] if continues else messages
         if rule.format is None or not earlier or not rule.format.spec.is_in(text):
             return ids, AssistantTurn(text, begun=not header)
@@ -180,6 +181,7 @@ class RequestCompiler:
         if isinstance(prompt, str):
             self._check_text(prompt, "prompt")
             ids = self._tokenizer.encode_prompt(prompt)
+            self._check_embedded(ids, "prompt")
         else:
             ids = prompt
         if not ids:
@@ -192,6 +194,15 @@ class RequestCompiler:
         max_chars = self.max_model_len * self._tokenizer.max_token_chars * MAX_NORMALIZED_CHARS
         if len(text) > max_chars:
             raise self._too_long(param, f"{len(text)} characters")
+
+    def _check_embedded(self, ids: Sequence[int], param: str) -> None:
+        """Rejects added tokens that the model does not embed."""
+        size = self.text.config.vocab_size
+        if self._tokenizer.num_tokens > size and max(ids, default=0) >= size:
+            raise RequestError(
+                f"{param} holds token {max(ids)}; the model embeds ids below {size}",
+                param=param,
+            )
 
     def _too_long(self, param: str, size: str) -> RequestError:
         return RequestError(

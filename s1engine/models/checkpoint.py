@@ -15,6 +15,7 @@ from torch import Tensor
 
 from s1engine.errors import ModelError
 from s1engine.gguf_file import SUFFIX
+from s1engine.model_files import check_file
 from s1engine.models.config_reader import ConfigReader
 from s1engine.models.fp8_layout import Fp8Layout
 from s1engine.models.gguf_checkpoint import GgufCheckpoint
@@ -43,6 +44,8 @@ class Checkpoint:
                 raise ModelError(f"{file}: tensor {name!r} is missing, though {_INDEX} lists it")
 
     def _open(self, file: Path) -> None:
+        if file.exists():
+            check_file(file)
         try:
             handle: Any = safe_open(file, framework="pt", device="cpu")
         except FileNotFoundError:

@@ -3,13 +3,14 @@
 Knows no field by name. A null field counts as absent: Hugging Face writes absent fields so.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from s1engine.checks import shown
 from s1engine.errors import ModelError
+from s1engine.model_files import read_json
 
 MAX_INT = 2**31 - 1
 
@@ -33,14 +34,9 @@ class ConfigReader:
     def read(cls, file: Path) -> "ConfigReader":
         """The JSON object in ``file``."""
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            return cls(file, read_json(file))
         except FileNotFoundError:
             raise ModelError(f"{file}: no such file") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{file}: cannot be read as JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ModelError(f"{file}: must hold a JSON object")
-        return cls(file, values)
 
     def with_defaults(
         self, defaults: dict[str, Any], overrides: dict[str, Any] | None = None
@@ -75,7 +71,7 @@ class ConfigReader:
         """An integer in [low, high]; without a default the field is required."""
         value = self._present(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.error(key, f"must be an integer from {low} to {high}; got {value!r}")
+            raise self.error(key, f"must be an integer from {low} to {high}; got {shown(value)}")
         return value
 
     def number(
@@ -84,9 +80,9 @@ class ConfigReader:
         """A finite number in [low, high]; without a default the field is required."""
         value = self._present(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.error(key, f"must be a number; got {value!r}")
-        if not (math.isfinite(value) and low <= value <= high):
-            raise self.error(key, f"must be from {low:g} to {high:g}; got {value:g}")
+            raise self.error(key, f"must be a number; got {shown(value)}")
+        if not low <= value <= high or not math.isfinite(value):
+            raise self.error(key, f"must be from {low:g} to {high:g}; got {shown(value)}")
         return float(value)
 
     def positive(self, key: str, default: float | None = None) -> float:
@@ -100,14 +96,14 @@ class ConfigReader:
         """true or false."""
         value = self._present(key, default)
         if not isinstance(value, bool):
-            raise self.error(key, f"must be true or false; got {value!r}")
+            raise self.error(key, f"must be true or false; got {shown(value)}")
         return value
 
     def section(self, key: str) -> "ConfigReader":
         """A nested object; an empty one if absent."""
         value = self._present(key, {})
         if not isinstance(value, dict):
-            raise self.error(key, f"must be an object; got {value!r}")
+            raise self.error(key, f"must be an object; got {shown(value)}")
         return ConfigReader(self.file, value, f"{self._prefix}{key}.")
 
     def _present(self, key: str, default: Any) -> Any:

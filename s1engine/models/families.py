@@ -7,6 +7,7 @@ change the computation. Reads no weights.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from s1engine.checks import shown
 from s1engine.models.config_reader import ConfigReader
 from s1engine.ops import Activation
 
@@ -197,10 +198,10 @@ def find_family(config: ConfigReader) -> tuple[ConfigReader, str, bool]:
         if isinstance(name, str) and name in _WRAPPERS:
             text, kinds = config.section("text_config"), ", ".join(_WRAPPERS[name])
             kind = text.get("model_type")
-            raise text.error("model_type", f"{kind!r} is not supported; supported: {kinds}")
+            raise text.error("model_type", f"{shown(kind)} is not supported; supported: {kinds}")
         supported = ", ".join((*FAMILIES, *_WRAPPERS))
         reason = _REASONS.get(str(name), "is not supported")
-        raise config.error("architectures", f"{names!r} {reason}; supported: {supported}")
+        raise config.error("architectures", f"{shown(names)} {reason}; supported: {supported}")
     defaults = FAMILIES[architecture].defaults
     if architecture in names:
         return config.with_defaults(defaults), architecture, False
@@ -220,7 +221,7 @@ def refuse_unknown(config: ConfigReader) -> None:
             continue
         is_neutral = not value or (value == 1 and value is not True)
         if key not in _HARMLESS and words & _CHANGES and not is_neutral:
-            raise config.error(key, f"({value!r}) is not known for this architecture")
+            raise config.error(key, f"({shown(value)}) is not known for this architecture")
 
 
 def parse_activation(config: ConfigReader, family: Family) -> Activation:
@@ -228,5 +229,7 @@ def parse_activation(config: ConfigReader, family: Family) -> Activation:
     name = config.get(family.activation) or "silu"
     if not isinstance(name, str) or name not in _ACTIVATIONS:
         supported = ", ".join(_ACTIVATIONS)
-        raise config.error(family.activation, f"{name!r} is not supported; supported: {supported}")
+        raise config.error(
+            family.activation, f"{shown(name)} is not supported; supported: {supported}"
+        )
     return _ACTIVATIONS[name]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from s1engine.checks import shown
 from s1engine.models.config_reader import ConfigReader
 
 _METHODS = ("fp8", "compressed-tensors")
@@ -72,7 +73,7 @@ def parse_fp8(config: ConfigReader) -> Fp8Layout | None:
     method = quantized.get("quant_method")
     if method not in _METHODS:
         raise quantized.error(
-            "quant_method", f"{method!r} is not supported; supported: {', '.join(_METHODS)}"
+            "quant_method", f"{shown(method)} is not supported; supported: {', '.join(_METHODS)}"
         )
     return _plain(quantized) if method == "fp8" else _compressed_tensors(quantized)
 
@@ -84,7 +85,7 @@ def _plain(quantized: ConfigReader) -> Fp8Layout:
     if block is None:
         return Fp8Layout("weight_scale", "matrix")
     if not isinstance(block, list) or [type(n) for n in block] != [int, int] or min(block) < 1:
-        raise quantized.error("weight_block_size", f"must be two sizes; got {block!r}")
+        raise quantized.error("weight_block_size", f"must be two sizes; got {shown(block)}")
     return Fp8Layout("weight_scale_inv", "block", (block[0], block[1]))
 
 
@@ -109,4 +110,4 @@ def _compressed_tensors(quantized: ConfigReader) -> Fp8Layout:
 def _one_of(fields: ConfigReader, key: str, supported: tuple[object, ...]) -> None:
     if fields.get(key) not in supported:
         names = ", ".join(str(value) for value in supported if value is not None)
-        raise fields.error(key, f"{fields.get(key)!r} is not supported; supported: {names}")
+        raise fields.error(key, f"{shown(fields.get(key))} is not supported; supported: {names}")

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from s1engine.checks import shown
 from s1engine.models.config_reader import ConfigReader
 
 MAX_SUPPRESSED = 1024
@@ -155,7 +156,7 @@ def refuse_unsupported(generation: ConfigReader) -> None:
         elif value not in UNSUPPORTED[key]:
             raise generation.error(
                 key,
-                f"({value!r}) is not supported; with generation_config none the recommended "
+                f"({shown(value)}) is not supported; with generation_config none the recommended "
                 "sampling is ignored",
             )
 
@@ -165,7 +166,7 @@ def _token_ids(source: ConfigReader, key: str, vocab_size: int) -> list[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
-            raise source.error(key, f"must hold ids below {vocab_size}; got {token!r}")
+            raise source.error(key, f"must hold ids below {vocab_size}; got {shown(token)}")
     return ids
 
 
@@ -173,5 +174,5 @@ def _stop_strings(generation: ConfigReader) -> tuple[str, ...]:
     value = generation.get("stop_strings")
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise generation.error("stop_strings", f"must be texts; got {value!r}")
+        raise generation.error("stop_strings", f"must be texts; got {shown(value)}")
     return tuple(texts)

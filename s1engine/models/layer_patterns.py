@@ -3,6 +3,7 @@
 Owns how the families spell them, and which layers a pattern means where layer_types is absent.
 """
 
+from s1engine.checks import shown
 from s1engine.models.config_reader import ConfigReader
 from s1engine.models.families import Family
 from s1engine.models.rope import Rope, parse_rope, parse_rope_section
@@ -38,7 +39,9 @@ def _phi3_rope(config: ConfigReader) -> ConfigReader:
     section = config.section(key)
     kind = section.get("rope_type") or section.get("type") or "default"
     if kind not in ("default", "longrope", "su", "yarn"):
-        raise section.error("rope_type", f"{kind!r} is not supported; supported: default, longrope")
+        raise section.error(
+            "rope_type", f"{shown(kind)} is not supported; supported: default, longrope"
+        )
     original = config.integer("original_max_position_embeddings")
     fields = {name: section.get(name) for name in section if section.get(name) is not None}
     fields["rope_type"] = "default" if kind == "default" else "longrope"
@@ -119,7 +122,7 @@ def parse_windows(
         raise config.error("layer_types", f"must name the type of each of {num_layers} layers")
     for name in types:
         if name not in LAYER_TYPES:
-            raise config.error("layer_types", f"has {name!r}, which is not supported")
+            raise config.error("layer_types", f"has {shown(name)}, which is not supported")
     has_window = [name == "sliding_attention" for name in types]
     if family.windows in ("none", "all") and has_window != default:
         raise config.error("layer_types", "differs from sliding_window, which holds for all layers")

@@ -102,8 +102,11 @@ class _Reader:
             stored = self._arrange(name, self._plain(name), tuple(part.shape))
             part[: len(stored)].copy_(stored)
             part[len(stored) :].zero_()
-            if self._dtype == torch.float16 and not part.isfinite().all():
-                raise self._checkpoint.error(name, "does not fit float16; use bfloat16 or float32")
+            if not _is_finite(part):
+                why = "does not fit float16; use bfloat16 or float32"
+                if self._dtype != torch.float16 or not stored.isfinite().all():
+                    why = "holds NaN or infinity"
+                raise self._checkpoint.error(self._sources[name].name, why)
             self._bar.update(part.nbytes)
         return out
 
@@ -123,6 +126,8 @@ class _Reader:
             stored = self._stored(source.name)
             of_rows = fp8.row_scales(self._checkpoint.read(fp8.scales(source.name)), len(stored))
             part.copy_(self._arrange(name, self._rows(name, stored), tuple(part.shape)))
+            if not of_rows.isfinite().all() or bool((part.view(torch.int8) & 127 == 127).any()):
+                raise self._checkpoint.error(source.name, "holds NaN or infinity")
             scale.copy_(self._arrange(name, self._rows(name, of_rows), tuple(scale.shape)))
             self._bar.update(part.numel() * self._dtype.itemsize)
         return QuantizedMatrix(FP8, values, scales, self._dtype)
@@ -156,6 +161,12 @@ class _Reader:
             return part
         heads: Tensor = part.unflatten(0, (-1, len(self._pair_order)))
         return heads[:, self._pair_order].flatten(0, 1)
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Is none of them NaN or infinity? The extremes show either, faster than comparing each."""
+    lowest, highest = values.aminmax()
+    return bool(lowest.isfinite() & highest.isfinite())
 
 
 @dataclass(frozen=True, slots=True)

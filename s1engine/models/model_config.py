@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from s1engine import gguf_file
+from s1engine.checks import shown
 from s1engine.models.config_reader import ConfigReader
 from s1engine.models.families import (
     FAMILIES,
@@ -253,7 +254,9 @@ def stored_dtype(config: ConfigReader) -> torch.dtype:
     """The checkpoint's dtype; float32 if config.json does not say."""
     name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     if name not in _DTYPES:
-        raise config.error("torch_dtype", f"{name!r} is not supported; use {', '.join(_DTYPES)}")
+        raise config.error(
+            "torch_dtype", f"{shown(name)} is not supported; use {', '.join(_DTYPES)}"
+        )
     return _DTYPES[name]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from s1engine.errors import ModelError
 from s1engine.gguf_file import SUFFIX
+from s1engine.model_files import check_directory, check_file
 
 _REPOSITORY = r"(\w[\w.-]*/\w[\w.-]*)"
 _HUB_ID = re.compile(_REPOSITORY)
@@ -20,7 +21,8 @@ def resolve_model(name_or_path: str) -> Path:
 
     A name is a local path, or a hub id: ``owner/name``, ``owner/name/file.gguf``, or
     ``owner/name:Q4_K_M`` for the one GGUF file of that quantization. A directory without
-    config.json but with one GGUF file means that file. Raises ModelError.
+    config.json but with one GGUF file means that file. Raises ModelError, also for files that must
+    not be opened (``model_files``).
     """
     path = Path(os.path.expanduser(name_or_path))
     if path.is_dir():
@@ -28,9 +30,10 @@ def resolve_model(name_or_path: str) -> Path:
     if path.exists():
         if path.suffix != SUFFIX:
             raise ModelError(f"{path}: a model is a Hugging Face directory or a {SUFFIX} file")
+        check_file(path)
         return path
     if _HUB_ID.fullmatch(name_or_path) and not name_or_path.endswith(SUFFIX):
-        return _download(name_or_path, name_or_path, _HUB_FILES)
+        return _in_directory(_download(name_or_path, name_or_path, _HUB_FILES))
     if match := _HUB_FILE.fullmatch(name_or_path):
         repository, file = match.groups()
         return _only_file(_download(name_or_path, repository, [file]), [file], name_or_path)
@@ -45,6 +48,7 @@ def resolve_model(name_or_path: str) -> Path:
 
 
 def _in_directory(path: Path) -> Path:
+    check_directory(path)
     files = sorted(path.glob(f"*{SUFFIX}"))
     if (path / "config.json").exists() or not files:
         return path

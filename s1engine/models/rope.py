@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s1engine.checks import shown
 from s1engine.models.config_reader import ConfigReader
 
 DEFAULT_THETA = 10000.0
+MAX_FACTOR = 1e30
 
 _KNOWN_KEYS = frozenset(
     {
@@ -90,7 +92,7 @@ def parse_rope_section(
     parse = _PARSERS.get(kind) if isinstance(kind, str) else None
     if parse is None:
         supported = ", ".join(("default", *_PARSERS))
-        raise rope.error("rope_type", f"{kind!r} is not supported; supported: {supported}")
+        raise rope.error("rope_type", f"{shown(kind)} is not supported; supported: {supported}")
     return Rope(theta=theta, scaling=parse(rope, max_positions), partial=partial)
 
 
@@ -148,9 +150,9 @@ def _factors(rope: ConfigReader, key: str) -> list[float]:
     """A divisor for each rotated pair."""
     values = rope.get(key)
     if not isinstance(values, list) or not all(
-        isinstance(value, int | float) and value > 0 for value in values
+        isinstance(value, int | float) and 0 < value < MAX_FACTOR for value in values
     ):
-        raise rope.error(key, f"must be a list of numbers above 0; got {values!r}")
+        raise rope.error(key, f"must be a list of finite numbers above 0; got {shown(values)}")
     return [float(value) for value in values]
 
 

@@ -6,7 +6,7 @@ transformers_loader.py measures them at the module.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from s1engine.checks import shown
 from s1engine.models import model_config
 from s1engine.models.config_reader import ConfigReader
 from s1engine.models.generation_config import (
@@ -24,6 +25,7 @@ from s1engine.models.generation_config import (
 from s1engine.models.interface import ModelFacts
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
+MAX_REASON_CHARS = 1024
 DEQUANTIZED = "mxfp4"  # the one quantized format that is read: its weights are expanded
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")  # in transformers, by the longest of a batch
 
@@ -98,16 +100,28 @@ def _load(path: Path, raw: ConfigReader) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig, __version__
 
     model_type = raw.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    _refuse_kernels(raw, dict.fromkeys(raw))
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         hint = "; code of the model directory (auto_map) is never run" if "auto_map" in raw else ""
         raise raw.error(
-            "model_type", f"{model_type!r} is unknown to transformers {__version__}{hint}"
+            "model_type", f"{shown(model_type)} is unknown to transformers {__version__}{hint}"
         )
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers passes on any error of its parsers
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error)[:MAX_REASON_CHARS].strip().partition("\n")[0]
         raise raw.error("", f"is refused by transformers: {reason}") from error
+
+
+def _refuse_kernels(raw: ConfigReader, fields: Mapping[str, Any]) -> None:
+    """Raises ModelError for a field, at any depth, by which transformers fetches and runs code of
+    another repository: an implementation of attention or experts that is named owner/name."""
+    for name in fields:
+        value = raw.get(name)
+        if isinstance(value, dict):
+            _refuse_kernels(raw.section(name), value)
+        elif name.endswith("_implementation") and "/" in str(value):
+            raise raw.error(name, f"({shown(value)}) names code of the hub, which is never run")
 
 
 def _model_class(raw: ConfigReader, config: Any) -> Any:
@@ -119,7 +133,7 @@ def _model_class(raw: ConfigReader, config: Any) -> Any:
     for model_class in classes if isinstance(classes, tuple | list) else (classes,):
         if names == [model_class.__name__]:
             return model_class
-    raise raw.error("architectures", f"{names!r} is no causal language model of transformers")
+    raise raw.error("architectures", f"{shown(names)} is no causal language model of transformers")
 
 
 def _refuse_unsupported(text: ConfigReader, config: Any, model_class: Any) -> None:

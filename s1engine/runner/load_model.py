@@ -9,16 +9,20 @@ from pathlib import Path
 
 import torch
 
-from s1engine.errors import RequestError
+from s1engine.errors import ModelError, RequestError
 from s1engine.models.collective import Collective
 from s1engine.models.interface import CausalLM, ModelFacts
 from s1engine.models.loader import load_decoder
 from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import UNSHARDED
 from s1engine.models.transformers_config import TransformersConfig
+from s1engine.models.weight_bytes import weight_bytes
 from s1engine.ops import Ops
-from s1engine.runner.memory import check_weights_fit
+from s1engine.runner.memory import GIB, check_weights_fit
 from s1engine.runner.resolved_config import RUN_AHEAD, ResolvedConfig
+
+MAX_TABLE_BYTES = 2**28  # of a rotary table that is larger than the weights
+FURTHER_POSITIONS = 128  # a step may compute beyond the end of a sequence, as drafts do
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +72,7 @@ def load_model(
     if not isinstance(path, Path):
         return path
     check_weights_fit(own, dtype, config.device, quantization)
+    max_positions = _num_positions(config, own, weight_bytes(own, dtype, quantization).total)
     return load_decoder(
         path,
         facts,
@@ -75,6 +80,7 @@ def load_model(
         config.device,
         ops,
         progress=progress,
+        max_positions=max_positions,
         quantization=quantization,
         collective=collective,
     )
@@ -98,3 +104,19 @@ def _check_options(config: ResolvedConfig, facts: TransformersConfig) -> None:
         "%s is computed by transformers: slower than a native model, every step runs call by call",
         facts.architecture,
     )
+
+
+def _num_positions(config: ResolvedConfig, model: ModelConfig, weights: int) -> int:
+    """Rows of the rotary tables. Raises ModelError if the model's own bound would make them larger
+    than its weights: such a bound is a mistake, or made to exhaust the memory."""
+    longest = model.max_position_embeddings
+    if config.max_model_len is not None and "long_factor" not in (model.rope.scaling or {}):
+        # Longrope depends on the model's own bound.
+        longest = min(longest, config.max_model_len + FURTHER_POSITIONS)
+    table = longest * model.head_dim * torch.float32.itemsize
+    if table > max(weights, MAX_TABLE_BYTES):
+        raise ModelError(
+            f"max_position_embeddings {model.max_position_embeddings}: the rotary table takes "
+            f"{table / GIB:.1f} GiB, more than the weights; set max_model_len"
+        )
+    return longest
