@@ -4,7 +4,8 @@
 #   make serve    server with the bundled model; ARGS="..." goes to `s1engine serve`
 #   make demo     server with a small real model, SmolLM2-135M-Instruct; ARGS as for serve
 #   make test     whole test suite; ARGS="..." goes to pytest
-#   make soak     clients of every kind at a short server, SOAK_SECONDS=300
+#   make soak     clients of every kind at a short server, SOAK_SECONDS=300; then failures injected into
+#                 requests, six times INJECTION_SECONDS=60
 #   make fuzz     mutated inputs for everything that reads foreign bytes, FUZZ_SECONDS=600; ARGS names
 #                 targets (x86-64 only: atheris)
 #   make lint     ruff, mypy, clang-format, codespell; changes nothing
@@ -65,6 +66,8 @@ test: $(stamps)/build $(stamps)/dev $(stamps)/smollm2
 
 soak: $(stamps)/build $(stamps)/dev
 	SOAK_SECONDS=$${SOAK_SECONDS:-300} $(bin)/python -m pytest --timeout 0 -s tests/server/test_soak.py
+	INJECTION_SECONDS=$${INJECTION_SECONDS:-60} $(bin)/python -m pytest --timeout 0 \
+	tests/hostile/test_injection.py
 
 fuzz: $(stamps)/build $(stamps)/dev $(stamps)/fuzz
 	OMP_NUM_THREADS=1 $(bin)/python -m tests.fuzz --seconds $${FUZZ_SECONDS:-600} $(ARGS)

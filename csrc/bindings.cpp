@@ -326,6 +326,7 @@ void bind_output_collector(py::module_& m) {
       .def(py::init<int32_t>(), py::kw_only(), py::arg("sequence_bits"))
       .def("open", &OutputCollector::open)
       .def("close", &OutputCollector::close)
+      .def("__len__", &OutputCollector::size)
       .def("add", [](OutputCollector& self, const py::bytes& records) { return self.add(records); })
       .def_property_readonly("has_pending", &OutputCollector::has_pending)
       .def("pop_pending", &OutputCollector::pop_pending)

@@ -7,6 +7,7 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -25,6 +26,8 @@ class OutputCollector {
 
   void open(int64_t request) { requests_.try_emplace(request); }
   void close(int64_t request) { requests_.erase(request); }
+  // Requests that are open.
+  size_t size() const { return requests_.size(); }
 
   // Adds the records of one step; those of requests that are not open are dropped. Returns the
   // requests that should be read at once. Throws std::invalid_argument if a record is cut off, and

@@ -108,9 +108,10 @@ class Admission:
                 retry_after=DRAINING_RETRY_AFTER_S,
             )
         self._check_room(client, sequences)
+        ticket = Ticket(client, sequences)  # may fail, so it comes first
         self._in_flight[client] = self._in_flight.get(client, 0) + sequences
         self._num_in_flight += sequences
-        return Ticket(client, sequences)
+        return ticket
 
     def _check_room(self, client: str, sequences: int) -> None:
         limits, own = self.limits, self._in_flight.get(client, 0)

@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from s1engine import __version__
 from s1engine.chat_template import TURN_OPTIONS
+from s1engine.checks import shown
 from s1engine.engine.client import EngineClient
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.server.admission import MAX_QUEUED, Admission, ClientLimits, NotAdmitted
@@ -179,7 +180,7 @@ class Handlers:
     async def end_thinking(self, name: str) -> Response:
         """Make a live request, named by the id in its response, stop thinking and answer now."""
         if not self._engine.end_thinking(name):
-            return _error(404, f"there is no live request {name!r}", "not_found_error", "name")
+            return _error(404, f"there is no live request {shown(name)}", "not_found_error", "name")
         return JSONResponse({"id": name, "object": "request", "ending": True})
 
     # --- the rest ---

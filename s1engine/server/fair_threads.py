@@ -31,7 +31,11 @@ class FairThreadPool:
             await self._turn(client)
         else:
             self._num_running[client] += 1
-        running = self._pool.submit(function, *args)
+        try:
+            running = self._pool.submit(function, *args)
+        except BaseException:  # the system has no further thread
+            self._end(client)
+            raise
         running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._end, client))
         return await asyncio.wrap_future(running)
 

@@ -20,6 +20,7 @@ from fastapi import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from s1engine.checks import shown
 from s1engine.engine.client import EngineClient
 from s1engine.engine.grammar_limits import MAX_TRIALS
 from s1engine.engine.grammar_validator import UntriedGrammarError
@@ -322,7 +323,7 @@ def client_of(http: HttpRequest) -> str:
 def unknown_model(asked: str, served: str) -> RequestError:
     """Return the error for a name that is not the served model's."""
     return RequestError(
-        f"the model {asked!r} does not exist; this server has {served!r}",
+        f"the model {shown(asked)} does not exist; this server has {served!r}",
         param="model",
         code="model_not_found",
     )

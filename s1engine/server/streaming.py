@@ -25,26 +25,22 @@ async def _disconnected(receive: Receive) -> None:
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of ``work``; cancel it and raise ClientDisconnect if the client leaves."""
-    async with _cancelled_at_end() as tasks:
-        tasks.append(asyncio.ensure_future(work))
-        tasks.append(asyncio.ensure_future(_disconnected(receive)))
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
+    async with _running(work) as task, _running(_disconnected(receive)) as disconnect:
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
             raise ClientDisconnect
-        result: T = tasks[0].result()
-        return result
+        return task.result()
 
 
 @contextlib.asynccontextmanager
-async def _cancelled_at_end() -> AsyncGenerator[list[asyncio.Future[Any]], None]:
-    """Yield a list of tasks; those in it are cancelled and awaited when the block ends."""
-    tasks: list[asyncio.Future[Any]] = []
+async def _running(work: Coroutine[Any, Any, T]) -> AsyncGenerator[asyncio.Task[T], None]:
+    """Run ``work`` as a task, which is cancelled and awaited when the block ends."""
+    task = asyncio.ensure_future(work)
     try:
-        yield tasks
+        yield task
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class DeferredResponse(Response):
@@ -108,9 +104,9 @@ async def merge(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tu
             await items.put(error)
 
     num_open = len(streams)
-    async with _cancelled_at_end() as tasks:
+    async with contextlib.AsyncExitStack() as pumps:
         for i, stream in enumerate(streams):
-            tasks.append(asyncio.ensure_future(pump(i, stream)))
+            await pumps.enter_async_context(_running(pump(i, stream)))
         while num_open:
             received = await items.get()
             if isinstance(received, BaseException):

@@ -7,7 +7,8 @@ Prompts and answers are not recorded. OpenTelemetry is imported only if a collec
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -57,7 +58,8 @@ class Tracing:
         head: ResponseHead,
         requests: Sequence[Request],
     ) -> RequestTrace:
-        """Start the trace of an admitted request; ``operation`` is gen_ai's name."""
+        """Return the trace of an admitted request, which starts with its block; ``operation`` is
+        gen_ai's name."""
         return RequestTrace()
 
     def shutdown(self) -> None:
@@ -88,14 +90,15 @@ class OtelTracing(Tracing):
         from opentelemetry.trace import SpanKind
 
         age = time.monotonic() - requests[0].arrival
-        span = self._tracer.start_span(
+        start_span = partial(
+            self._tracer.start_span,
             f"{operation} {head.model}",
             self._propagator.extract(dict(headers)),
             SpanKind.SERVER,
             attributes=_request_attributes(operation, head, requests),
             start_time=time.time_ns() - int(age * NS),
         )
-        return OtelRequestTrace(span)
+        return OtelRequestTrace(start_span)
 
     def shutdown(self) -> None:
         thread = threading.Thread(target=self._provider.shutdown, daemon=True)
@@ -104,11 +107,15 @@ class OtelTracing(Tracing):
 
 
 class OtelRequestTrace(RequestTrace):
-    """A span of one request."""
+    """A span of one request, from ``start_span``."""
 
-    def __init__(self, span: "Span") -> None:
-        self._span = span
+    def __init__(self, start_span: "Callable[[], Span]") -> None:
+        self._start_span = start_span
         self._outputs: list[RequestOutput] = []
+
+    def __enter__(self) -> Self:
+        self._span = self._start_span()
+        return self
 
     def observe(self, output: RequestOutput) -> None:
         self._outputs.append(output)

@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -82,3 +83,44 @@ def test_deep_and_broken_json_is_refused(target: Target) -> None:
             for body in bodies:
                 answer = target.http.post(path, content=body.encode())
                 assert 400 <= answer.status_code < 500 and answer.json()["error"]["message"]
+
+
+KEYS = st.one_of(
+    st.sampled_from(("", "\x00", "\ud800", "1" * 5000, "-1", "\u0661", "1.5", "a" * 2**16)),
+    st.text(max_size=8),
+)
+KEYED = ("logit_bias", "metadata", "chat_template_kwargs", "response_format", "structured_outputs")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(path=st.sampled_from(list(GOOD)), field=st.sampled_from((*KEYED, None)), key=KEYS)
+def test_no_key_of_an_object_is_a_server_error(
+    target: Target, path: str, field: str | None, key: str
+) -> None:
+    """An error does not send back all that it got."""
+    body = {**GOOD[path], **({key: 1} if field is None else {field: {key: 1}})}
+    answer = target.http.post(path, content=json.dumps(body).encode())
+    assert answer.status_code < 500
+    assert answer.status_code == 200 or len(answer.content) < 2000
+
+
+HEADERS = ("X-Request-Id", "traceparent", "Authorization", "X-Api-Key", "Content-Type", "Accept")
+BYTES = st.binary(max_size=12)
+VALUES_OF_HEADERS = st.lists(st.integers(0x21, 0xFF).filter(lambda c: c != 0x7F)).map(bytes)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(name=st.sampled_from(HEADERS), value=VALUES_OF_HEADERS, path=BYTES, query=BYTES)
+def test_no_head_is_a_server_error(
+    target: Target, name: str, value: bytes, path: bytes, query: bytes
+) -> None:
+    escaped = quote(path), quote(query, safe="&=%")
+    for method, url in (
+        ("POST", "/v1/completions"),
+        ("GET", f"/v1/models/{escaped[0]}?{escaped[1]}"),
+        ("POST", f"/v1/requests/{escaped[0]}/end_thinking"),
+        ("GET", f"/{escaped[0]}"),
+    ):
+        body = json.dumps(GOOD["/v1/completions"]).encode() if method == "POST" else None
+        answer = target.http.request(method, url, content=body, headers=[(name.encode(), value)])
+        assert answer.status_code < 500

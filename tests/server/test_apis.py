@@ -140,9 +140,8 @@ def test_a_request_that_takes_too_long_is_ended(served: Served) -> None:
     answer = served.http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 504
     assert answer.json()["error"]["code"] == "request_timeout"
-    with served.http.stream(
-        "POST", "/v1/chat/completions", json={**body, "stream": True}
-    ) as stream:
+    begun = {**body, "stream": True, "timeout": 0.2}  # while tokens come, not before
+    with served.http.stream("POST", "/v1/chat/completions", json=begun) as stream:
         lines = [line for line in stream.iter_lines() if line]
     assert "request_timeout" in lines[-2] and lines[-1] == "data: [DONE]"
 

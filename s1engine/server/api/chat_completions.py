@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from s1engine.checks import check_int
+from s1engine.checks import check_int, shown
 from s1engine.errors import RequestError
 from s1engine.options import Prompt
 from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
@@ -204,7 +204,7 @@ def _template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
         plain = value is None or isinstance(value, str | int | float)
         if not name.isidentifier() or name.startswith("_") or not plain:
             raise RequestError(
-                f"chat_template_kwargs: {name!r} must be a plain name with a plain value",
+                f"chat_template_kwargs: {shown(name)} must be a plain name with a plain value",
                 param="chat_template_kwargs",
             )
     return dict(kwargs)

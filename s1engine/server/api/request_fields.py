@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from s1engine.checks import MAX_SHOWN_CHARS, shown
 from s1engine.errors import RequestError
 from s1engine.options import Prompt
 from s1engine.sampling_params import STRUCTURES, SamplingParams
@@ -43,6 +44,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+MAX_ID_DIGITS = 10  # of a token id
 MAX_TEXT_CHARS = 2**20  # of a text to tokenize
 
 
@@ -229,11 +231,12 @@ def first_error(errors: Any) -> RequestError:
     if isinstance(own, RequestError):
         return own
     names = [str(part) for part in entry["loc"] if part != "body"]
-    param = names[0] if names else "body"  # later parts may name members of a union
+    # Later parts may name members of a union.
+    param = names[0][:MAX_SHOWN_CHARS] if names else "body"
     if entry["type"] == "json_invalid":
         return RequestError(f"the body is not JSON: {entry['ctx']['error']}", param="body")
     if entry["type"] == "extra_forbidden":
-        return RequestError(f"unknown field {'.'.join(names)!r}", param=param)
+        return RequestError(f"unknown field {shown('.'.join(names))}", param=param)
     return RequestError(f"{param}: {entry['msg']}", param=param)
 
 
@@ -244,6 +247,6 @@ def _same(value: object, allowed: object) -> bool:
 
 def _token_bias(bias: Mapping[str, float]) -> dict[int, float]:
     for token in bias:
-        if not token.isdecimal():
-            raise RequestError(f"logit_bias: {token!r} is not a token id", param="logit_bias")
+        if not token.isdecimal() or len(token) > MAX_ID_DIGITS:
+            raise RequestError(f"logit_bias: {shown(token)} is not a token id", param="logit_bias")
     return {int(token): value for token, value in bias.items()}

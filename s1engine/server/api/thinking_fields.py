@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
+from s1engine.checks import shown
 from s1engine.errors import RequestError
 from s1engine.sampling_params import UNLIMITED, ThinkingBudget
 from s1engine.server.api.body import RequestBody, StrictBody, TokenIds
@@ -139,7 +140,7 @@ class ThinkingFields(RequestBody):
         if effort is not None and effort != NO_THINKING and effort not in efforts:
             raise RequestError(
                 f"reasoning_effort must be one of {', '.join((NO_THINKING, *efforts))}; "
-                f"got {effort!r}",
+                f"got {shown(effort)}",
                 param="reasoning_effort",
             )
         return effort

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from s1engine.checks import shown
 from s1engine.engine.schema_keywords import check_keywords
 from s1engine.engine.structured_output import COMPACT, from_lark
 from s1engine.errors import RequestError
@@ -82,7 +83,9 @@ class ToolFields(StrictBody):
             name, once = self.tool_choice.function.name, True
             functions = [function for function in functions if function.name == name]
             if not functions:
-                raise RequestError(f"tool_choice: no tool is named {name!r}", param="tool_choice")
+                raise RequestError(
+                    f"tool_choice: no tool is named {shown(name)}", param="tool_choice"
+                )
         if not functions:
             raise RequestError("tool_choice: there are no tools", param="tool_choice")
         try:
