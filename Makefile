@@ -18,6 +18,7 @@
 #   make kernels-report  what the Triton kernels compile to on an H100; ARGS=--write keeps it
 #   make bench    measurements of this machine; each ends in one line of JSON
 #   make constraints  renews hashes and pins of constraints.txt; ARGS=--upgrade for new versions
+#   make sbom     what s1engine runs with, in CycloneDX's format: dist/s1engine.cdx.json
 #   make clean    removes builds and caches, not $(VENV)
 #
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu installs torch without CUDA libraries.
@@ -33,7 +34,7 @@ TORCH_INDEX ?=
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
 .PHONY: serve demo test soak fuzz lint format sanitize sanitize-python arm64 kernels-report bench \
-constraints clean check
+constraints sbom clean check
 
 bin := $(abspath $(VENV))/bin
 stamps := $(VENV)/stamps
@@ -134,6 +135,14 @@ bench: $(stamps)/build $(stamps)/dev
 constraints: $(stamps)/torch
 	$(call locked,constraints)
 	$(bin)/python .ci/constraints.py $(ARGS)
+
+# Of an environment of its own, without tools: that of the container image.
+sbom: $(stamps)/dev
+	$(call locked,release)
+	rm -rf build/sbom && $(PYTHON) -m venv --without-pip build/sbom && mkdir -p dist
+	export PIP_PYTHON=build/sbom; $(call locked,server otel)
+	PIP_PYTHON=build/sbom $(pip) -r $(stamps)/torch.txt $(addprefix --index-url ,$(TORCH_INDEX))
+	$(bin)/python .ci/sbom.py build/sbom dist/s1engine.cdx.json
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

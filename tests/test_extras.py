@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -21,7 +22,8 @@ from tests.test_layering import imports, modules, part
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DECLARED: dict[str, list[str]] = PROJECT["optional-dependencies"]
-UNTESTED = {"hub", "harness"}  # large, and not installed for the tests
+UNTESTED = {"hub", "harness"}  # not installed for the tests
+TOOLS = ("dev", "release")  # extras of which the package imports nothing
 
 # Extras whose packages a part of s1engine may import, or a single module of a part.
 MAY_IMPORT = {
@@ -185,7 +187,7 @@ def test_the_table_of_extras_is_that_of_pyproject() -> None:
             for inner in r.extras or {""}
         }
         for extra in DECLARED
-        if extra not in ("all", "dev")
+        if extra not in ("all", *TOOLS)
     }
     table = {
         extra: {canonicalize_name(odd_names.get(module, module)) for module in names}
@@ -197,8 +199,12 @@ def test_the_table_of_extras_is_that_of_pyproject() -> None:
 def test_all_is_every_extra_and_make_installs_what_the_tests_need() -> None:
     (everything,) = map(Requirement, DECLARED["all"])
     assert everything.name == PROJECT["name"] and everything.extras == set(EXTRAS)
-    (line,) = re.findall(r"^dev_extras := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(line.split()) == {*EXTRAS, "dev"} - UNTESTED
+    rule = re.compile(r"^\$\(stamps\)/(?:torch|dev):.*\n((?:\t.*\n)+)", re.MULTILINE)
+    lines = "".join(rule.findall((ROOT / "Makefile").read_text()))
+    words = " ".join(re.findall(r"\$\(call locked,([a-z ]+)\)", lines)).split()
+    extras_of = runpy.run_path(str(ROOT / ".ci" / "constraints.py"))["SECTIONS"]
+    installed = {extra for word in words if word in extras_of for extra in extras_of[word][0]}
+    assert installed == {*EXTRAS, "dev"} - UNTESTED
 
 
 def test_a_missing_package_names_its_extra_and_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
