@@ -48,7 +48,8 @@ def _run(name: str, seconds: float) -> bool:
     found, known = BUILD / name / "corpus", targets.CORPUS / name
     found.mkdir(parents=True, exist_ok=True)
     print(f"=== {name}: {seconds:.0f} s", flush=True)
-    flags = [f"-max_total_time={max(round(seconds), 1)}", str(found), str(known)]
+    flags = [f"-max_total_time={max(round(seconds), 1)}", "-use_value_profile=1"]
+    flags += [str(found), str(known)]
     return _start(name, flags, seconds + SLACK_S) == 0
 
 
@@ -79,7 +80,6 @@ def _start(name: str, flags: list[str], timeout: float | None) -> int:
     common += [
         f"-timeout={target.max_seconds}",
         f"-rss_limit_mb={MAX_RSS_MB}",
-        "-use_value_profile=1",
     ]
     return subprocess.run([*command, *common, *flags], timeout=timeout).returncode
 
