@@ -37,6 +37,7 @@ NO_LIMITS = {
     "engine.grammar_trial": {"MAX_COMPARED"},
     "engine.grammar_worker": {"READ_BYTES"},
     "engine.mask_threads": {"MASKS_WAIT_S"},
+    "server.api.request_fields": {"MAX_ID_DIGITS"},
     "template_environment": {"MAX_REASON_CHARS"},
     "server.admission": {"RETRY_AFTER_S", "DRAINING_RETRY_AFTER_S"},
     "server.buffer_budget": {"RETRY_AFTER_S"},
