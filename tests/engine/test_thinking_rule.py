@@ -4,6 +4,7 @@ The templates are our own; each opens, closes or leaves out its thinking as its 
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def compiler_of(name: str, **options: Any) -> RequestCompiler:
 def compiler_over(tokenizer: Tokenizer, **options: Any) -> RequestCompiler:
     config = EngineConfig(**options)
     rule = detect_thinking(config, Path("/none"), tokenizer, (0,))
-    model = ModelConfig.from_dir(BUNDLED_MODEL)
+    model = replace(ModelConfig.from_dir(BUNDLED_MODEL), vocab_size=tokenizer.num_tokens)
     text = ModelText(model, tokenizer, rule, (0,), tokenizer.num_tokens)
     return RequestCompiler(text, 2048, config)
 
