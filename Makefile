@@ -5,7 +5,8 @@
 #   make demo     server with a small real model, SmolLM2-135M-Instruct; ARGS as for serve
 #   make test     whole test suite; ARGS="..." goes to pytest
 #   make soak     clients of every kind at a short server, SOAK_SECONDS=300; then failures injected into
-#                 requests, six times INJECTION_SECONDS=60
+#                 requests, six times INJECTION_SECONDS=60, and processes that are stopped and
+#                 killed, CHAOS_SECONDS=120
 #   make fuzz     mutated inputs for everything that reads foreign bytes, FUZZ_SECONDS=600; ARGS names
 #                 targets (x86-64 only: atheris)
 #   make lint     ruff, mypy, clang-format, codespell; changes nothing
@@ -67,8 +68,8 @@ test: $(stamps)/build $(stamps)/dev $(stamps)/smollm2
 
 soak: $(stamps)/build $(stamps)/dev
 	SOAK_SECONDS=$${SOAK_SECONDS:-300} $(bin)/python -m pytest --timeout 0 -s tests/server/test_soak.py
-	INJECTION_SECONDS=$${INJECTION_SECONDS:-60} $(bin)/python -m pytest --timeout 0 \
-	tests/hostile/test_injection.py
+	INJECTION_SECONDS=$${INJECTION_SECONDS:-60} CHAOS_SECONDS=$${CHAOS_SECONDS:-120} \
+	$(bin)/python -m pytest --timeout 0 -s tests/hostile/test_injection.py tests/hostile/test_chaos.py
 
 fuzz: $(stamps)/build $(stamps)/dev $(stamps)/fuzz
 	OMP_NUM_THREADS=1 $(bin)/python -m tests.fuzz --seconds $${FUZZ_SECONDS:-600} $(ARGS)
