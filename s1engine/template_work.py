@@ -14,7 +14,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, Undefined
 from jinja2.utils import Namespace
 
-FREE_WORK = 2**25  # characters; at most about a second
+FREE_WORK = 2**25  # characters; the worst attack known took 3 s
 WORK_PER_CHAR = 64  # of the messages, besides
 STEP = 64  # a pass of a loop, a call
 ENTRY = 16  # of a list or a dict

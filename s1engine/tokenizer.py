@@ -115,6 +115,10 @@ class Tokenizer:
             batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise RequestError("text holds a lone surrogate, which no encoding knows") from error
+        except BaseException as error:  # a panic of the library, which is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise RequestError("the tokenizer's regular expressions fail on this text") from error
         return batch[0].ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers
 
 from s1engine.errors import ModelError, RequestError
 from s1engine.tokenizer import MAX_WINDOW, REPLACEMENT, IncrementalDetokenizer, Tokenizer
 from tests.shared_data import shared_file
-from tests.tiny_tokenizer import make_tokenizer, save_tokenizer
+from tests.tiny_tokenizer import make_backend, make_tokenizer, save_tokenizer
 
 TINY = make_tokenizer(visible=("<tool_call>", "added with space"))
 
@@ -289,3 +289,11 @@ def qwen3_dir(tmp_path: Path) -> Path:
         shutil.copy(shared_file(f"tokenizer/qwen2.5/{name}"), tmp_path)
     shutil.copy(shared_file("tokenizer/qwen3/tokenizer_config.json"), tmp_path)
     return tmp_path
+
+
+def test_a_regular_expression_that_panics_is_an_error_of_the_text() -> None:
+    backend = make_backend()
+    split = pre_tokenizers.Split(Regex("(a+)+$|(a|a)*z"), "isolated")
+    backend.pre_tokenizer = split
+    with pytest.raises(RequestError, match="regular expressions"):
+        Tokenizer(backend, None).encode("a" * 29 + "b")
