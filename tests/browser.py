@@ -64,6 +64,7 @@ class Browser:
 
     def open(self, url: str) -> None:
         """Opens a page and waits until it is loaded."""
+        self._call("Page.navigate", url="about:blank")  # a new fragment alone loads nothing
         self._call("Page.navigate", url=url)
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
@@ -84,6 +85,19 @@ class Browser:
         """The page as a PNG file."""
         data: bytes = base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"])
         return data
+
+    @contextmanager
+    def emulating(self, width: int, scheme: str) -> Iterator[None]:
+        """Shows pages on a screen of this width, ``light`` or ``dark``."""
+        screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        self._call("Emulation.setDeviceMetricsOverride", **screen)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._call("Emulation.setEmulatedMedia", features=features)
+        try:
+            yield
+        finally:
+            self._call("Emulation.clearDeviceMetricsOverride")
+            self._call("Emulation.setEmulatedMedia", features=[])
 
     def close(self) -> None:
         """Ends the browser."""

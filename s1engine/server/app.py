@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
 
 from s1engine import __version__
 from s1engine.chat_template import TURN_OPTIONS
@@ -45,7 +46,13 @@ from s1engine.server.generation import (
 )
 from s1engine.server.json_pieces import JsonResponse
 from s1engine.server.metrics import Metrics
-from s1engine.server.middleware import MAX_BODY_BYTES, ApiKey, BodyLimit, RequestId
+from s1engine.server.middleware import (
+    MAX_BODY_BYTES,
+    PAGE_FILES,
+    ApiKey,
+    BodyLimit,
+    RequestId,
+)
 from s1engine.server.streaming import unless_disconnected
 from s1engine.server.tracing import Tracing
 
@@ -53,7 +60,9 @@ MAX_TOKENIZING = 2  # requests of /tokenize and /detokenize at once
 STATUS = {"model_not_found": 404, "priority_not_allowed": 403}  # of a RequestError; others: 400
 RESTART_RETRY_AFTER_S = 5  # until another engine may run
 CLIENT_CLOSED_REQUEST = 499  # for the log: no client reads it
-PLAYGROUND = Path(__file__).parent / "playground" / "index.html"
+PLAYGROUND = Path(__file__).parent / "playground"
+# The page loads nothing from elsewhere, and a model's text can run nothing.
+PAGE_POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
 
 def create_app(
@@ -109,6 +118,7 @@ def create_app(
     app.add_api_route("/detokenize", handlers.detokenize, methods=["POST"])
     app.add_api_route("/health", handlers.health, methods=["GET"])
     app.add_api_route("/", handlers.playground, methods=["GET"], include_in_schema=False)
+    app.mount(PAGE_FILES, StaticFiles(directory=PLAYGROUND))
     app.add_api_route("/version", handlers.version, methods=["GET"])
     app.add_api_route("/metrics", handlers.metrics, methods=["GET"])
     _add_error_handlers(app)
@@ -259,7 +269,8 @@ class Handlers:
 
     async def playground(self) -> Response:
         """Return the playground page."""
-        return FileResponse(PLAYGROUND)
+        headers = {"content-security-policy": PAGE_POLICY, "referrer-policy": "no-referrer"}
+        return FileResponse(PLAYGROUND / "index.html", headers=headers)
 
     async def version(self) -> Response:
         """Return the engine's version."""

@@ -20,10 +20,12 @@ MAX_BRACKETS = 2**17  # opening ones: each may be a list or an object to allocat
 MAX_QUOTES = 2**17  # not escaped: each string, a key too, has at least one
 VALUE_BYTES = 64  # of a parsed value beside its text: a list, an object, a number and its place
 OPEN_PATHS = ("/health", "/")  # the page holds no secrets and asks for the key itself
+PAGE_FILES = "/playground/"  # beginning of the paths of its files
 
 
 class ApiKey:
-    """Demands ``Authorization: Bearer KEY`` or ``X-Api-Key: KEY``, except on OPEN_PATHS.
+    """Demands ``Authorization: Bearer KEY`` or ``X-Api-Key: KEY``, except on OPEN_PATHS
+    and for the files of the page.
 
     Stores the number of the key in the scope's state as ``client``.
     """
@@ -33,7 +35,7 @@ class ApiKey:
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and not is_open(scope["path"]):
             client = self._client(dict(scope["headers"]))
             if client is None:
                 message = "the API key is missing or wrong"
@@ -51,6 +53,11 @@ class ApiKey:
             if hmac.compare_digest(given, key):
                 client = str(number)
         return client
+
+
+def is_open(path: str) -> bool:
+    """Does a path need no API key?"""
+    return path in OPEN_PATHS or path.startswith(PAGE_FILES)
 
 
 class RequestId:

@@ -97,6 +97,7 @@ class OpenAIFormatter(ResponseFormatter):
             "index": first + sample.index,
             "budget": checkpoint.budget,
             "text": sample.text,
+            "reasoning_chars": len(sample.reasoning or ""),
             "completion_tokens": len(sample.token_ids),
             "finish_reason": shown_reason(sample.finish_reason),
             "thinking": thinking_total([sample.thinking]),
