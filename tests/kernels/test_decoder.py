@@ -135,7 +135,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, path: Path, ops: Ops, run_ahead: int
     monkeypatch.setattr(
         launch_table, "fits_skinny_gemm", lambda tokens, n, k: tokens <= 64 and n == 256
     )
-    longest = 64
+    longest = 48
     token_bytes = 2 * 2 * 32 * 4  # K and V of 2 heads of size 32 in float32
     return LLMEngine(
         EngineConfig(
@@ -156,15 +156,15 @@ def run(engine: LLMEngine) -> list[CompletionOutput]:
     """Questions whose budgets end in different ways, one of them asked twice."""
     questions = ["2 + 3 * 4 = ?\n\n", "9 - 5?"]
     budgets = [
-        ThinkingBudget(max_tokens=16, min_tokens=16),
-        ThinkingBudget(max_tokens=20, num_waits=2),
+        ThinkingBudget(max_tokens=8, min_tokens=8),
+        ThinkingBudget(max_tokens=10, num_waits=2),
         ThinkingBudget(max_tokens=0),
     ]
     temperatures = (0.0, 1.0, 0.0)
     finished: dict[str, CompletionOutput] = {}
     for i, budget in enumerate(budgets):
         params = SamplingParams(
-            temperature=temperatures[i], seed=i, max_tokens=40, thinking=budget, top_p=0.9
+            temperature=temperatures[i], seed=i, max_tokens=24, thinking=budget, top_p=0.9
         )
         engine.add_request(engine.make_request(questions[i % 2], params, request_id=str(i)))
     while engine.has_unfinished:
