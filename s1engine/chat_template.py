@@ -23,6 +23,8 @@ from s1engine.template_work import KEY, Work
 
 REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
 """Names of an earlier turn's thinking, in requests and templates."""
+MEANT_KEYS = (*REASONING_NAMES, "tool_calls", "function_call", "tools", "audio")
+"""Keys of a message that are never ignored; others that are not supported are inert."""
 _INSTEAD_OF_CONTENT = (*REASONING_NAMES, "tool_calls")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 4096
@@ -65,7 +67,7 @@ def _message(message: object, where: str) -> Message:
             checked[key] = _tool_calls(value, f"{where}.{key}")
         elif key in REASONING_NAMES and role == "assistant":
             _add_reasoning(checked, _string(value, f"{where}.{key}"), f"{where}.{key}")
-        else:
+        elif key in MEANT_KEYS:
             raise RequestError(f"{where}.{key} is not supported", param=f"{where}.{key}")
     return checked
 

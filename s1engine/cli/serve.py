@@ -114,6 +114,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds that a request may take if it has no timeout of its own (default: no limit)",
     )
     parser.add_argument(
+        "--strict-fields",
+        action="store_true",
+        help="refuse a request with an unknown field (default: ignore the field unless its name is "
+        "close to a known one, and name it in the header x-s1engine-ignored and in the log)",
+    )
+    parser.add_argument(
         "--shutdown-timeout",
         type=float,
         default=10,
@@ -251,6 +257,7 @@ def _create_single(
         efforts=efforts,
         timeout=args.request_timeout,
         tracing=tracing,
+        strict_fields=args.strict_fields,
     )
     return app, engine, admission
 
@@ -285,6 +292,7 @@ def _create_router(
         max_body_bytes=_num_bytes(args.max_body_mb),
         max_buffered_bytes=_num_bytes(args.max_buffered_mb),
         private_prefixes=_private_prefixes(args, keys),
+        strict_fields=args.strict_fields,
     )
     if options.traces_endpoint is not None:
         tracing_to(options.traces_endpoint)  # a wrong endpoint is reported before Ray starts

@@ -53,6 +53,7 @@ from s1engine.server.middleware import (
     BodyLimit,
     RequestId,
 )
+from s1engine.server.request_notes import NotesHeaders
 from s1engine.server.streaming import unless_disconnected
 from s1engine.server.tracing import Tracing
 
@@ -76,6 +77,7 @@ def create_app(
     efforts: Mapping[str, int | None] = EFFORTS,
     timeout: float | None = None,
     tracing: Tracing | None = None,
+    strict_fields: bool = False,
 ) -> FastAPI:
     """Return the ASGI application, which starts and shuts down ``engine``.
 
@@ -89,6 +91,8 @@ def create_app(
         efforts: thinking tokens of each ``reasoning_effort``.
         timeout: default for requests without one, in seconds; None: no limit.
         tracing: records requests; None: no traces.
+        strict_fields: a field that is not known is an error; else it is ignored, and named in the
+            response's headers and in the log.
     """
     traces = tracing or Tracing()
     if admission is None:
@@ -122,6 +126,7 @@ def create_app(
     app.add_api_route("/version", handlers.version, methods=["GET"])
     app.add_api_route("/metrics", handlers.metrics, methods=["GET"])
     _add_error_handlers(app)
+    app.add_middleware(NotesHeaders, strict=strict_fields)
     app.add_middleware(BodyLimit, budget=budget, max_bytes=max_body_bytes)
     if api_keys:
         app.add_middleware(ApiKey, keys=api_keys)

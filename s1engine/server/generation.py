@@ -136,7 +136,9 @@ class Generation:
             requests = await unless_disconnected(receive, _in_time(compiling, arrival, seconds))
             reserve_logprobs(requests, scope["state"]["lease"])
             self._set_shares(requests, ticket)
-            head = ResponseHead(name, int(time.time()), self._engine.config.model_name)
+            prompt_tokens = sum(len(request.prompt) for request in requests)
+            model = self._engine.config.model_name
+            head = ResponseHead(name, int(time.time()), model, prompt_tokens)
             formatter = create_formatter(head, requests[0].params.n)
             trace = stack.enter_context(
                 self._tracing.begin(operation, http.headers, head, requests)

@@ -112,7 +112,7 @@ def test_a_response_is_cut_and_says_so(served: Served) -> None:
         (MESSAGES, {"messages": []}, "messages"),
         (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages"),
         (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking"),
-        (MESSAGES, {"dance": 1}, "dance"),
+        (MESSAGES, {"thinkingBudget": 1}, "thinkingBudget"),
         (RESPONSES, {"previous_response_id": "x"}, "previous_response_id"),
         (RESPONSES, {"input": [{"type": "image"}]}, "input"),
         (RESPONSES, {"text": {"format": {"type": "wizard"}}}, "response_format"),

@@ -18,7 +18,7 @@ CANARY = {"messages": HELLO, "min_thinking_tokens": 100, "num_waits": 8, "max_to
 
 # path, what is added to a good body, the field that the error names
 BAD: list[tuple[str, dict[str, Any], str]] = [
-    (CHAT, {"no_such_field": 1}, "no_such_field"),
+    (CHAT, {"thinking_tokens_budget": 1}, "thinking_tokens_budget"),
     (CHAT, {"messages": []}, "messages"),
     (CHAT, {"messages": "hi"}, "messages"),
     (CHAT, {"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
@@ -71,7 +71,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"chat_template_kwargs": {"enable_thinking": False, "x": {}}}, "chat_template_kwargs"),
     (CHAT, {"tools": [{"type": "function"}]}, "tools"),
     (CHAT, {"response_format": {"type": "json_schema"}}, "response_format"),
-    (CHAT, {"stream_options": {"x": 1}}, "stream_options"),
+    (CHAT, {"stream_options": {"include_usages": 1}}, "stream_options"),
     (COMPLETION, {"prompt": ""}, "prompt"),
     (COMPLETION, {"prompt": []}, "prompt"),
     (COMPLETION, {"prompt": [5, 10**6]}, "prompt"),

@@ -15,7 +15,7 @@ from pydantic import Field
 from s1engine.errors import RequestError
 from s1engine.outputs import CompletionOutput, RequestOutput
 from s1engine.server.api.block_formatter import BlockResponseFormatter
-from s1engine.server.api.body import JsonObjects, StrictBody, Strings
+from s1engine.server.api.body import JsonObjects, LenientBody, Strings
 from s1engine.server.api.chat_completions import ChatRequest
 from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_usage
 from s1engine.server.api.thinking_fields import ThinkingFields
@@ -30,7 +30,7 @@ STOP_REASONS = {
 THINKING_BLOCKS = ("thinking", "redacted_thinking")  # the latter holds no text
 
 
-class Message(StrictBody):
+class Message(LenientBody):
     """One turn."""
 
     role: Literal["user", "assistant"]
@@ -87,14 +87,13 @@ def _result(block: Json) -> Json:
     return {"role": "tool", "tool_call_id": name, "content": "" if content is None else content}
 
 
-class MessagesTool(StrictBody):
+class MessagesTool(LenientBody):
     """One of ``tools``."""
 
     type: Literal["custom"] | None = None
     name: str
     description: str | None = None
     input_schema: dict[str, Any]
-    cache_control: dict[str, Any] | None = None  # ignored: the prefix cache needs no hint
 
     def to_chat(self) -> Json:
         """Convert to a tool of a chat."""
@@ -104,7 +103,7 @@ class MessagesTool(StrictBody):
         return {"type": "function", "function": function}
 
 
-class ToolChoice(StrictBody):
+class ToolChoice(LenientBody):
     """``tool_choice``."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -136,7 +135,6 @@ class MessagesRequest(ThinkingFields):
     top_k: int | None = None
     tools: Annotated[list[MessagesTool], Field(fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
-    metadata: dict[str, Any] | None = None
     seed: int | None = None
     timeout: Annotated[float | None, Field(gt=0)] = None
 

@@ -1,17 +1,20 @@
-"""The bases of request bodies and objects in them: unknown fields are errors, bad ones cost little.
+"""The bases of request bodies and objects in them: which fields pass, and bad ones cost little.
+
+``field_rules`` says what becomes of fields that a class does not declare.
 
 A body of a megabyte may hold hundreds of thousands of wrong values. Pydantic collects all errors,
 which takes seconds and a gigabyte. So the sizes of lists and objects are checked before their
 items, and a list ends its validation at the first error.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s1engine.chat_template import MAX_MESSAGES
 from s1engine.errors import RequestError
+from s1engine.server.api.field_rules import INERT, UNSUPPORTED, FieldRules
 
 MAX_FIELDS = 256
 MAX_ITEMS = 1024  # of a field that is a list or an object
@@ -28,13 +31,20 @@ TokenIds = Annotated[list[int], Field(fail_fast=True)]
 
 
 class StrictBody(BaseModel):
-    """A JSON object with known fields."""
+    """A JSON object with declared fields; its rules say what becomes of others."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    rules: ClassVar[FieldRules] = FieldRules()
+    declared: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        fields = cls.model_fields.items()
+        cls.declared = frozenset(field.alias or name for name, field in fields)
 
     @model_validator(mode="before")
     @classmethod
-    def _check_sizes(cls, values: Any) -> Any:
+    def _check_fields(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
         if len(values) > MAX_FIELDS:
@@ -47,11 +57,19 @@ class StrictBody(BaseModel):
                 raise RequestError(
                     f"{name} has {len(value)} items; at most {limit} are allowed", param=name
                 )
-        return values
+        return cls.rules.kept(values, cls.declared)
+
+
+class LenientBody(StrictBody):
+    """An object that clients extend freely, such as a tool: its other fields are inert."""
+
+    rules = FieldRules(lenient=True)
 
 
 class RequestBody(StrictBody):
     """The whole body of a request."""
+
+    rules = FieldRules(INERT, UNSUPPORTED)
 
     @model_validator(mode="before")
     @classmethod

@@ -45,7 +45,8 @@ class OpenAIFormatter(ResponseFormatter):
         super().__init__(head, samples)
         self._tokenizer = tokenizer
         self._token_ids = body.return_token_ids
-        self._usage = body.includes_usage
+        self._stream_usage = body.stream_usage
+        self._completion_tokens = 0  # streamed so far
 
     def format_response(self, outputs: Sequence[RequestOutput]) -> Json:
         choices = [
@@ -66,6 +67,8 @@ class OpenAIFormatter(ResponseFormatter):
         first = prompt * self._samples
         if isinstance(event, Chunk):
             new: Json = {"choices": [self.delta(first + event.index, event)]}
+            if self._stream_usage.continuous_usage_stats:
+                new["usage"] = self._usage_so_far(event)
         else:
             new = {"choices": [], "checkpoint": self.checkpoint(first, event)}
         if isinstance(event, Chunk) and len(event.token_ids) > INLINE_ITEMS:
@@ -74,9 +77,18 @@ class OpenAIFormatter(ResponseFormatter):
             yield sse(self._object(self.chunk_kind) | new)
 
     def end_events(self, outputs: Sequence[RequestOutput]) -> Iterable[bytes]:
-        if self._usage:
+        if self._stream_usage.include_usage:
             yield sse(self._object(self.chunk_kind) | {"choices": [], "usage": usage(outputs)})
         yield DONE
+
+    def _usage_so_far(self, chunk: Chunk) -> Json:
+        self._completion_tokens += len(chunk.token_ids)
+        prompt, completion = self.head.prompt_tokens, self._completion_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
 
     def _object(self, kind: str) -> Json:
         head = self.head

@@ -2,20 +2,21 @@
 
 Fields have OpenAI's names where OpenAI has them, else vLLM's. This module checks types,
 SamplingParams checks bounds, and the engine's compiler checks that the request fits; each failure
-is a RequestError that names the field. Unknown and unsupported fields are errors, never ignored.
+is a RequestError that names the field. ``field_rules`` decides about all other fields.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from s1engine.checks import MAX_SHOWN_CHARS, shown
 from s1engine.errors import RequestError
 from s1engine.options import Prompt
 from s1engine.sampling_params import STRUCTURES, SamplingParams
 from s1engine.server.api.body import JsonObjects, RequestBody, StrictBody, Strings, TokenIds
+from s1engine.server.api.field_rules import INERT, SAMPLING, UNSUPPORTED, FieldRules
 from s1engine.server.api.structured_outputs import (
     ResponseFormat,
     StructuredOutputs,
@@ -24,26 +25,6 @@ from s1engine.server.api.structured_outputs import (
 from s1engine.server.api.thinking_fields import EFFORTS, ThinkingFields
 from s1engine.server.api.tools import Tool
 
-# OpenAI's fields that have no effect here at these values, and are errors at any other value.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "parallel_tool_calls": (None, True, False),
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "prediction": (None,),
-    "service_tier": (None, "auto", "default"),
-    "store": (None, False),
-    "verbosity": (None, "medium"),
-    "web_search_options": (None,),
-}
-
-
 MAX_ID_DIGITS = 10  # of a token id
 MAX_TEXT_CHARS = 2**20  # of a text to tokenize
 
@@ -51,7 +32,12 @@ MAX_TEXT_CHARS = 2**20  # of a text to tokenize
 class StreamOptions(StrictBody):
     """What a stream contains besides the answer."""
 
+    rules = FieldRules(frozenset({"include_obfuscation"}), place="stream_options.")
+
     include_usage: bool = False
+    continuous_usage_stats: Annotated[
+        bool, Field(description="Add the usage so far to each chunk")
+    ] = False
 
 
 class GenerationFields(ThinkingFields):
@@ -77,19 +63,6 @@ class GenerationFields(ThinkingFields):
     cache_salt: Annotated[
         str | None, Field(description="Requests share cached prefixes only with the same salt")
     ] = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        for name, allowed in NEUTRAL.items():
-            if name in cls.model_fields or name not in values:
-                continue
-            if not any(_same(values[name], value) for value in allowed):
-                raise RequestError(f"{name} is not supported", param=name)
-        known = cls.model_fields
-        return {name: v for name, v in values.items() if name in known or name not in NEUTRAL}
 
     def structure(self) -> dict[str, Any]:
         """Return the fields of SamplingParams with the structure of the answer. Raises
@@ -165,8 +138,6 @@ class HttpFields(GenerationFields):
         float | None,
         Field(gt=0, description="Seconds that the request may take, queueing included"),
     ] = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
 
     def prompts(self) -> list[Prompt]:
         """Return one or several prompts, each a chat, a text or token ids."""
@@ -191,13 +162,15 @@ class HttpFields(GenerationFields):
         return count
 
     @property
-    def includes_usage(self) -> bool:
-        """Does a stream end in a chunk with the usage?"""
-        return self.stream_options is not None and self.stream_options.include_usage
+    def stream_usage(self) -> StreamOptions:
+        """What a stream says about the usage."""
+        return self.stream_options or StreamOptions()
 
 
 class TokenizeRequest(RequestBody):
-    """Body of ``POST /tokenize``: either a text or a chat."""
+    """Body of ``POST /tokenize``: either a text or a chat. Fields of sampling are inert."""
+
+    rules = FieldRules(INERT | SAMPLING, UNSUPPORTED)
 
     model: str | None = None
     prompt: Annotated[str | None, Field(max_length=MAX_TEXT_CHARS)] = None
@@ -235,14 +208,7 @@ def first_error(errors: Any) -> RequestError:
     param = names[0][:MAX_SHOWN_CHARS] if names else "body"
     if entry["type"] == "json_invalid":
         return RequestError(f"the body is not JSON: {entry['ctx']['error']}", param="body")
-    if entry["type"] == "extra_forbidden":
-        return RequestError(f"unknown field {shown('.'.join(names))}", param=param)
     return RequestError(f"{param}: {entry['msg']}", param=param)
-
-
-def _same(value: object, allowed: object) -> bool:
-    """True if equal and of one type: 1 is not True."""
-    return type(value) is type(allowed) and value == allowed
 
 
 def _token_bias(bias: Mapping[str, float]) -> dict[int, float]:

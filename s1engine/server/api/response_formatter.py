@@ -71,6 +71,8 @@ class ResponseHead:
     id: str
     created: int
     model: str
+    prompt_tokens: int = 0
+    """Of all prompts together."""
 
 
 def call_id(head: ResponseHead, choice: int, index: int) -> str:

@@ -15,7 +15,7 @@ from pydantic import Field
 from s1engine.errors import RequestError
 from s1engine.outputs import RequestOutput
 from s1engine.server.api.block_formatter import BlockResponseFormatter
-from s1engine.server.api.body import JsonObjects, Strings
+from s1engine.server.api.body import JsonObjects
 from s1engine.server.api.chat_completions import ChatRequest
 from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_usage
 from s1engine.server.api.thinking_fields import ThinkingFields
@@ -55,16 +55,13 @@ class ResponsesRequest(ThinkingFields):
     seed: int | None = None
     timeout: Annotated[float | None, Field(gt=0)] = None
     text: dict[str, Any] | None = None
-    store: bool | None = None
     truncation: Literal["disabled"] | None = None
-    include: Strings | None = None
     tools: Annotated[list[FunctionTool], Field(fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
     parallel_tool_calls: bool | None = None
     previous_response_id: None = None
     background: Literal[False] | None = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Any = None
 
     def to_chat(self) -> ChatRequest:
         """Convert to a chat. Raises RequestError."""
@@ -74,7 +71,7 @@ class ResponsesRequest(ThinkingFields):
         if self.instructions is not None:
             items.insert(0, {"role": "system", "content": self.instructions})
         same = {*ThinkingFields.model_fields, "model", "stream", "temperature", "top_p", "seed"}
-        fields = self.model_dump(include={*same, "timeout", "metadata"}, exclude_none=True)
+        fields = self.model_dump(include={*same, "timeout"}, exclude_none=True)
         fields |= {"messages": items, "max_tokens": self.max_output_tokens}
         fields["tools"] = [tool.to_chat() for tool in self.tools or ()]
         fields["parallel_tool_calls"] = self.parallel_tool_calls

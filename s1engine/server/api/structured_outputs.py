@@ -9,10 +9,13 @@ from pydantic import Field
 
 from s1engine.errors import RequestError
 from s1engine.server.api.body import StrictBody, Strings
+from s1engine.server.api.field_rules import FieldRules
 
 
 class JsonSchema(StrictBody):
     """``response_format.json_schema``."""
+
+    rules = FieldRules(place="response_format.json_schema.")
 
     name: str | None = None
     description: str | None = None
@@ -23,12 +26,16 @@ class JsonSchema(StrictBody):
 class ResponseFormat(StrictBody):
     """``response_format``."""
 
+    rules = FieldRules(place="response_format.")
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
 class StructuredOutputs(StrictBody):
     """``structured_outputs``: one of its fields."""
+
+    rules = FieldRules(place="structured_outputs.")
 
     json_: dict[str, Any] | str | None = Field(default=None, alias="json")
     regex: str | None = None

@@ -13,6 +13,7 @@ from s1engine.checks import shown
 from s1engine.errors import RequestError
 from s1engine.sampling_params import UNLIMITED, ThinkingBudget
 from s1engine.server.api.body import RequestBody, StrictBody, TokenIds
+from s1engine.server.api.field_rules import FieldRules
 
 T = TypeVar("T")
 
@@ -30,12 +31,18 @@ NO_THINKING = "none"
 class ThinkingSwitch(StrictBody):
     """``thinking`` in Anthropic's shape."""
 
+    rules = FieldRules(place="thinking.")
+
     type: Literal["enabled", "disabled"]
     budget_tokens: int | None = None
 
 
 class ReasoningSwitch(StrictBody):
-    """``reasoning`` in OpenRouter's shape."""
+    """``reasoning`` in OpenRouter's shape, and OpenAI's."""
+
+    rules = FieldRules(
+        frozenset({"summary", "generate_summary"}), {"exclude": (False,)}, place="reasoning."
+    )
 
     effort: str | None = None
     max_tokens: int | None = None

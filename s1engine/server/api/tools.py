@@ -14,7 +14,7 @@ from s1engine.checks import shown
 from s1engine.engine.schema_keywords import check_keywords
 from s1engine.engine.structured_output import COMPACT, from_lark
 from s1engine.errors import RequestError
-from s1engine.server.api.body import JsonObjects, StrictBody
+from s1engine.server.api.body import JsonObjects, LenientBody, StrictBody
 from s1engine.server.api.tool_call_parser import CLOSE, OPEN
 
 MAX_TOOLS = 128
@@ -22,7 +22,7 @@ MAX_CALLS = 64  # of one answer that must call a tool
 SPACED = COMPACT | {"item_separator": ", ", "key_separator": ": "}  # as models are trained
 
 
-class Function(StrictBody):
+class Function(LenientBody):
     """A function that a model may call."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:-]{1,64}$")]
@@ -31,20 +31,20 @@ class Function(StrictBody):
     strict: bool | None = None
 
 
-class Tool(StrictBody):
+class Tool(LenientBody):
     """One of ``tools``."""
 
     type: Literal["function"]
     function: Function
 
 
-class FunctionName(StrictBody):
+class FunctionName(LenientBody):
     """The function that the model must call."""
 
     name: str
 
 
-class NamedTool(StrictBody):
+class NamedTool(LenientBody):
     """``tool_choice`` of one function."""
 
     type: Literal["function"]

@@ -51,6 +51,7 @@ class ReplicaOptions:
     max_body_bytes: int = MAX_BODY_BYTES
     max_buffered_bytes: int = MAX_BUFFERED_BYTES
     private_prefixes: bool = False
+    strict_fields: bool = False
 
 
 class ReplicaEngine(ProcessEngineClient):
@@ -116,6 +117,7 @@ class Replica:
             max_body_bytes=options.max_body_bytes,
             max_buffered_bytes=options.max_buffered_bytes,
             private_prefixes=options.private_prefixes,
+            strict_fields=options.strict_fields,
             tracing=None if endpoint is None else tracing_to(endpoint),
         )
         self._gate = ReplicaGate(app, token, lambda: self._engine.failure is not None)
