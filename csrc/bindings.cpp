@@ -157,6 +157,7 @@ void bind_device_batch(py::module_& m) {
                              [](const BoundDeviceBatch& b) { return b.batch.num_phrases; });
   m.attr("ROW_FIELDS") = py::tuple(py::cast(s1::kRowFieldNames));
   m.attr("NO_TOKEN") = s1::kNoToken;
+  m.attr("BAN_ENDS") = s1::kBanEnds;
 }
 
 void bind_stats(py::module_& m) {
@@ -185,12 +186,13 @@ void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t
          bool stream_output, const py::bytes& salt, const s1::BudgetParams* budget,
          int32_t thinking_tokens, int32_t max_thinking,
          const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints, int32_t loop_repeats,
-         s1::Drafting drafting, bool interactive, bool pin) {
+         s1::Drafting drafting, bool interactive, bool pin, int32_t min_tokens) {
   std::vector<s1::Checkpoint> below;
   for (const auto& [maximum, branch] : checkpoints) below.push_back({maximum, branch});
   scheduler.add({.id = id,
                  .prompt = {prompt.data(), prompt.data() + prompt.size()},
                  .max_len = max_len,
+                 .min_tokens = min_tokens,
                  .priority = priority,
                  .client = client,
                  .order = order,
@@ -236,7 +238,7 @@ void bind_scheduler(py::module_& m) {
            py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
            py::arg("checkpoints") = std::vector<std::pair<int32_t, s1::SeqId>>(),
            py::arg("loop_repeats") = 0, py::arg("drafting") = s1::Drafting::kAlways,
-           py::arg("interactive") = false, py::arg("pin") = false)
+           py::arg("interactive") = false, py::arg("pin") = false, py::arg("min_tokens") = 0)
       .def(
           "schedule",
           [](Scheduler& self, BoundBatch& b, double time_to_deadline) {

@@ -128,6 +128,7 @@ class ScheduledBatch:
 
 ROW_FIELDS: tuple[str, ...]
 NO_TOKEN: int
+BAN_ENDS: int
 
 class DeviceBatch:
     def __init__(
@@ -241,6 +242,7 @@ class Scheduler:
         drafting: Drafting = ...,
         interactive: bool = False,
         pin: bool = False,
+        min_tokens: int = 0,
     ) -> None: ...
     def cached_blocks(self, tokens: NDArray[np.int32], salt: bytes) -> list[int]: ...
     def can_pin(self, tokens: NDArray[np.int32], salt: bytes) -> bool: ...
@@ -355,7 +357,7 @@ class cpu:
             bias: list[tuple[int, float]],
             tokens: list[int],
             prompt_len: int,
-            /,
+            ends: list[int] = ...,
         ) -> None: ...
         def count_appended(
             self, req_indices: NDArray[np.int32], tokens: NDArray[np.int32], /

@@ -135,6 +135,10 @@ class SamplingParams:
     """Independent samples of the same prompt."""
     max_tokens: int | None = None
     """Maximum of generated tokens, including forced ones. None: what the context leaves."""
+    min_tokens: int = 0
+    """Generated tokens, thinking and forced ones included, before an end-of-text or stop id may be
+    sampled and stop strings are looked for. Excludes a structured answer, whose grammar decides
+    where it ends."""
     temperature: float = 1.0
     top_k: int = 0
     """Keep the k likeliest tokens; 0 or -1 keeps all."""
@@ -188,6 +192,20 @@ class SamplingParams:
         if len(given) > 1:
             message = f"{given[0]} and {given[1]} exclude one another: an answer has one structure"
             raise RequestError(message, param=given[1])
+        self._check_min_tokens()
+
+    def _check_min_tokens(self) -> None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens})",
+                param="min_tokens",
+            )
+        if self.min_tokens and self.structure is not None:
+            message = (
+                f"min_tokens and {self.structure} exclude one another: "
+                "the structure decides where the answer ends"
+            )
+            raise RequestError(message, param="min_tokens")
 
     @property
     def structure(self) -> str | None:
@@ -288,6 +306,7 @@ HTTP_NAMES = {
 CHECKS: dict[str, Check] = {
     "n": int_in(1, MAX_N),
     "max_tokens": int_in(1, MAX_TOKENS),
+    "min_tokens": int_in(0, MAX_TOKENS),
     "temperature": float_in(0.0, 100.0),
     "top_k": int_in(-1, 2**31 - 1),
     "top_p": float_in(1e-9, 1.0),

@@ -115,6 +115,10 @@ inline uint8_t ban_code(const BudgetParams& params, const BudgetState& state) {
   return bans_triggers(params, state) ? static_cast<uint8_t>(1 + state.match) : uint8_t{0};
 }
 
+// Ban code of a position where the sequence must not end yet: its stop tokens are banned.
+inline constexpr uint8_t kBanEnds = 255;
+static_assert(kBanEnds > EndMatcher::kMaxStates, "no state of the end matcher has this code");
+
 // Lowers the maximum of a live sequence; never raises it.
 void limit_thinking(BudgetState& state, int32_t max_thinking, EndReason reason);
 

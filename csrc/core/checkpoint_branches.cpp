@@ -26,6 +26,7 @@ std::unique_ptr<Sequence> make_branch(const Sequence& parent, SeqId id, const Bu
   branch->prompt_len = parent.prompt_len;
   branch->num_settled = parent.num_settled;
   branch->max_len = parent.max_len;
+  branch->min_tokens = parent.min_tokens;
   branch->stream_output = true;
   branch->interactive = parent.interactive;
   branch->salt = parent.salt;

@@ -52,7 +52,8 @@ void ScheduledBatch::write_samples(const PlannedRow& row) {
   BudgetState state = sequence.thinking;
   for (int32_t i = 0; i < row.num_samples; ++i) {
     const int32_t sample = num_samples++;
-    const uint8_t banned = ban_code(sequence.budget, state);
+    const bool ends = state.phase != Phase::kThinking && sequence.bans_ends(i);
+    const uint8_t banned = ends ? kBanEnds : ban_code(sequence.budget, state);
     sample_tokens[sample] = num_tokens - row.num_samples + i;
     sample_req_indices[sample] = sequence.req_index;
     sample_positions[sample] = sequence.num_tokens() + i;

@@ -36,7 +36,7 @@ struct ScheduledBatch {
   int32_t* sample_tokens = nullptr;       // [S] index into T of the token whose logits are sampled
   int32_t* sample_req_indices = nullptr;  // [S] row of the persistent batch
   int64_t* sample_positions = nullptr;    // [S] position in its sequence of the token to sample
-  uint8_t* sample_banned = nullptr;       // [S] ban_code(): what must not be sampled
+  uint8_t* sample_banned = nullptr;       // [S] ban_code() or kBanEnds (budget.hpp)
 
   int32_t num_tokens = 0;
   int32_t num_rows = 0;

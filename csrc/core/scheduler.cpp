@@ -510,6 +510,7 @@ int32_t Scheduler::begin_multi_step(ScheduledBatch& batch, DeviceBatch& device_b
   if (plan_.rows.size() != running_.size()) return 0;
   for (const PlannedRow& row : plan_.rows) {
     if (row.num_samples == 0 || row.num_scheduled > max_inline_tokens) return 0;
+    if (row.sequence->bans_ends()) return 0;
   }
   num_steps = run_.begin(plan_, batch, device_batch, num_steps);
   if (num_steps > 0) in_step_ = false;

@@ -84,7 +84,7 @@ class Scheduler {
   // Instead of update(): lets the device take up to `num_steps` decode steps of the planned
   // sequences, and writes what it needs to `device_batch`. Returns how many steps it may take. 0:
   // update() must follow as usual, because a sequence has more than `max_inline_tokens` tokens to
-  // compute, or blocks or phrases do not suffice.
+  // compute or must not end yet (min_tokens), or blocks or phrases do not suffice.
   int32_t begin_multi_step(ScheduledBatch& batch, DeviceBatch& device_batch, int32_t num_steps,
                            int32_t max_inline_tokens);
 

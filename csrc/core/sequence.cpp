@@ -12,6 +12,7 @@ Sequence::Sequence(const SequenceSpec& spec)
       stop_tokens(spec.stop_tokens),
       prompt_len(static_cast<int32_t>(spec.prompt.size())),
       max_len(spec.max_len),
+      min_tokens(spec.min_tokens),
       stream_output(spec.stream_output),
       pin(spec.pin),
       interactive(spec.interactive),

@@ -41,6 +41,7 @@ struct SequenceSpec {
   SeqId id = 0;
   std::vector<TokenId> prompt;
   int32_t max_len = 0;               // prompt and output together
+  int32_t min_tokens = 0;            // generated before a stop token may be sampled
   int32_t priority = 0;              // lower runs first, and preempts higher numbers
   int64_t client = 0;                // that shares the engine fairly with others
   int64_t order = 0;                 // lower runs first within a priority of a client
@@ -72,6 +73,7 @@ struct Sequence {
   std::vector<BlockId> blocks;  // logical block i -> physical block; expired: the null block
   int32_t prompt_len = 0;
   int32_t max_len = 0;
+  int32_t min_tokens = 0;           // generated before a stop token may be sampled
   int32_t num_settled = 0;          // leading tokens that are not held
   int32_t num_computed = 0;         // tokens whose K and V are in the cache
   int32_t num_charged = 0;          // leading tokens that its client was charged for, or got free
@@ -113,6 +115,10 @@ struct Sequence {
     return static_cast<int32_t>(blocks.size()) - num_expired_blocks;
   }
   bool finished() const { return finish_reason != FinishReason::kNone; }
+  // True if no stop token may be sampled after `ahead` more tokens, should it not think then.
+  bool bans_ends(int32_t ahead = 0) const {
+    return num_generated() + ahead < min_tokens && !stop_tokens.empty();
+  }
 
   // Tokens that it is expected to add at most: its remaining thinking budget and a typical answer.
   int32_t expected_growth() const;

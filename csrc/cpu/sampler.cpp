@@ -30,10 +30,13 @@ Sampler::Sampler(const SamplingColumns& columns, int32_t num_rows, int64_t vocab
       rows_(static_cast<size_t>(num_rows)) {}
 
 void Sampler::add_row(int32_t req_index, std::vector<TokenBias> bias,
-                      std::span<const int32_t> tokens, int32_t prompt_len) {
+                      std::span<const int32_t> tokens, int32_t prompt_len,
+                      std::vector<int32_t> ends) {
   RowRules& row = rows_[static_cast<size_t>(req_index)];
   std::erase_if(bias, [this](const TokenBias& b) { return !in_vocabulary(b.token); });
   row.bias = std::move(bias);
+  std::erase_if(ends, [this](int32_t token) { return !in_vocabulary(token); });
+  row.ends = std::move(ends);
   row.counts.reset();
   if (!tokens.empty()) row.counts.emplace(tokens, prompt_len);
 }
@@ -76,7 +79,8 @@ int64_t Sampler::sample_row(const SampledRows& rows, int64_t i) const {
   const bool sanitized = allowed != nullptr || banned != 0;
   if (sanitized) sample_kernels().sanitize_logits(logits, logits, vocab_size_, allowed);
   if (banned != 0) {
-    for (const int32_t id : banned_ids_[banned - 1u]) logits[id] = -INFINITY;
+    const bool own = banned == kBanRowEnds;
+    for (const int32_t id : own ? rules.ends : banned_ids_[banned - 1u]) logits[id] = -INFINITY;
   }
   const RowSampling how{.temperature = columns_.temperature[req_index],
                         .top_k = columns_.top_k[req_index],

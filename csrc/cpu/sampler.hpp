@@ -38,6 +38,9 @@ struct SampledLogprobs {
   int32_t* top_tokens;  // [n, k]
 };
 
+// Ban code of a row whose own ends are banned.
+inline constexpr uint8_t kBanRowEnds = 255;
+
 // The rows that a step samples; arrays of the caller.
 struct SampledRows {
   float* logits;     // [n, stride] of which the vocabulary is used; overwritten
@@ -46,7 +49,7 @@ struct SampledRows {
   int64_t count;               // n
   const int32_t* req_indices;  // [n]
   const int64_t* positions;    // [n] of the token to sample, in its sequence
-  const uint8_t* banned;       // [n] ban_code() of csrc/core/budget.hpp; null: bans nothing
+  const uint8_t* banned;       // [n] ban codes of csrc/core/budget.hpp; null: bans nothing
   const uint8_t* const* allowed = nullptr;  // [n] bitmask of a grammar, null: all; or null
 };
 
@@ -62,9 +65,9 @@ class Sampler {
           std::vector<std::vector<int32_t>> banned_ids);
 
   // Sets the row of a sequence that enters the persistent batch. `tokens`: prompt and output so far
-  // if it has penalties, else empty.
+  // if it has penalties, else empty. `ends`: the ids that kBanRowEnds forbids.
   void add_row(int32_t req_index, std::vector<TokenBias> bias, std::span<const int32_t> tokens,
-               int32_t prompt_len);
+               int32_t prompt_len, std::vector<int32_t> ends = {});
 
   // Counts tokens that steps have appended; ~token: dropped again. Rows without penalties ignore
   // theirs.
@@ -82,6 +85,7 @@ class Sampler {
  private:
   struct RowRules {
     std::vector<TokenBias> bias;
+    std::vector<int32_t> ends;          // banned by kBanRowEnds
     std::optional<TokenCounts> counts;  // only with penalties
   };
 

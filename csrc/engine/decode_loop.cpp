@@ -6,6 +6,8 @@
 namespace s1 {
 namespace {
 
+static_assert(kBanEnds == cpu::kBanRowEnds, "the scheduler's code is the sampler's");
+
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point begin) {

@@ -201,6 +201,7 @@ class LLMEngine:
                 seq_id,
                 request.prompt,
                 max_len=request.max_len,
+                min_tokens=request.params.min_tokens,
                 priority=request.priority,
                 client=request.client,
                 order=request.number,
@@ -551,6 +552,7 @@ class LLMEngine:
             sequence.seed,
             self.scheduler.tokens(sequence.seq_id),
             len(request.prompt),
+            request.stop_tokens if params.min_tokens else (),
         )
 
     def _collect(self, began: float, admitted: list[int], records: bytes) -> EngineCoreOutputs:

@@ -24,13 +24,14 @@ class StopStringFinder:
         self._held = ""
         self.match: str | None = None
 
-    def push(self, text: str, last: bool = False) -> str:
-        """Returns the text that is safe to show; nothing after a stop string."""
+    def push(self, text: str, last: bool = False, may_match: bool = True) -> str:
+        """Returns the text that is safe to show; nothing after a stop string. ``may_match`` False:
+        none ends within this text."""
         if self.match is not None or not self._stops:
             return text if self.match is None else ""
         text = self._held + text
         hits = [(text.find(stop), -len(stop), stop) for stop in self._stops if stop in text]
-        if hits:
+        if hits and may_match:
             at, _, self.match = min(hits)
             self._held = ""
             return text[:at]
@@ -124,28 +125,36 @@ class SequenceOutput:
         # A grammar describes the answer from the next token on.
         if marker is not None and self._params.grammar is None:
             text = marker[0].text_after(self._answer.decoder)
-            self._append_text(self._answer.push_text(text))
+            self._append_text(self._answer.push_text(text), may_match=self._may_stop(marker[1]))
             if self._stop_strings.match is not None:
                 return self._text[before:], marker[1] + 1
         for group in [[i] for i in answer] if self._params.stop else [answer]:
-            self._append_parts(*self._answer.push([ids[i] for i in group]))
+            may_match = not group or self._may_stop(group[-1])
+            self._append_parts(*self._answer.push([ids[i] for i in group]), may_match=may_match)
             if self._stop_strings.match is not None:
                 return self._text[before:], group[-1] + 1
         if output.finish_reason:
-            self._append_parts(*self._answer.flush(output.finish_reason == "stop"), last=True)
+            rest = self._answer.flush(output.finish_reason == "stop")
+            self._append_parts(*rest, last=True, may_match=self._may_stop(len(ids) - 1))
         return self._text[before:], len(ids)
 
-    def _append_parts(self, text: str, reasoning: str, last: bool = False) -> None:
+    def _may_stop(self, index: int) -> bool:
+        """May the token with this index in the present record complete a stop string?"""
+        return self.num_received + index >= self._params.min_tokens
+
+    def _append_parts(
+        self, text: str, reasoning: str, *, last: bool = False, may_match: bool
+    ) -> None:
         """``reasoning``: thinking that the model wrote after its first thinking had ended."""
         self._reasoning += reasoning
-        self._append_text(text, last)
+        self._append_text(text, last=last, may_match=may_match)
 
-    def _append_text(self, text: str, last: bool = False) -> None:
+    def _append_text(self, text: str, *, last: bool = False, may_match: bool) -> None:
         """Newlines directly after a delimiter belong to the format, not to the text."""
         if self._thinks and not self._answer_began:
             text = text.lstrip("\n")
         self._answer_began = self._answer_began or bool(text)
-        self._text += self._stop_strings.push(text, last=last)
+        self._text += self._stop_strings.push(text, last=last, may_match=may_match)
 
     def _append_logprobs(
         self, ids: list[int], forced: list[int], output: EngineCoreOutput

@@ -42,7 +42,7 @@ class CpuSampler(Sampler):
         self.needs_python[request.req_index] = by_python
         tokens = [] if params.penalties == NO_PENALTIES else request.token_ids
         bias = list(params.logit_bias.items())
-        self.core.add_row(request.req_index, bias, tokens, request.prompt_len)
+        self.core.add_row(request.req_index, bias, tokens, request.prompt_len, list(request.ends))
 
     def _count_appended(self, req_indices: np.ndarray, tokens: np.ndarray) -> None:
         self.core.count_appended(req_indices, tokens)

@@ -52,7 +52,7 @@ class SampleRows:
 
     req_indices: np.ndarray  # [n] int32
     positions: Tensor  # [n] int64 on the device, position of the token to sample
-    banned: np.ndarray  # [n] uint8, ThinkingEnds code: ends of thinking that must not be sampled
+    banned: np.ndarray  # [n] uint8, ThinkingEnds code or BAN_ENDS: what must not be sampled
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ Owns no buffers. The rows and tokens of a step stand in the runner's own batch b
 C++ scheduler writes them (``Scheduler.schedule``), so nothing of them is copied into these objects.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,6 +29,7 @@ class NewRequest:
     seed: int
     token_ids: list[int]  # prompt, and what was generated before a preemption
     prompt_len: int
+    ends: Sequence[int] = ()  # banned while the sequence must not end yet (min_tokens)
 
     @property
     def needs_single_step(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s1engine import _core
 from s1engine.ops import Ops, Penalties, SamplingMetadata
 from s1engine.outputs import RowLogprobs
 from s1engine.runner.input_batch import SampleRows
@@ -47,6 +48,7 @@ class TensorSampler(Sampler):
         self._device = device
         self._vocab_size = vocab_size
         self._ends = ends
+        self._row_ends: dict[int, np.ndarray] = {}  # by req_index
         self._biased = np.zeros(max_num_seqs, np.bool_)
         self._bias: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._penalised = np.zeros(max_num_seqs, np.bool_)
@@ -57,6 +59,7 @@ class TensorSampler(Sampler):
     def _add_rules(self, request: NewRequest) -> None:
         self._gathered = None
         row, params = request.req_index, request.params
+        self._row_ends[row] = np.array([t for t in request.ends if t < self._vocab_size], np.int64)
         self._biased[row] = bool(params.logit_bias)
         if params.logit_bias:
             ids = np.fromiter(params.logit_bias, np.int64)
@@ -98,7 +101,7 @@ class TensorSampler(Sampler):
         gathered = self._gather(rows)
         metadata = gathered.metadata
         if banned is not None:
-            metadata = replace(metadata, banned=self._gather_banned(banned))
+            metadata = replace(metadata, banned=self._gather_banned(banned, rows.req_indices))
         if gathered.penalised:
             metadata = replace(metadata, penalties=self._gather_penalties(rows.req_indices))
         if gathered.logprobs and raw is logits:
@@ -145,9 +148,14 @@ class TensorSampler(Sampler):
             logprobs=bool((self.num_logprobs[index] >= 0).any()),
         )
 
-    def _gather_banned(self, codes: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _gather_banned(self, codes: np.ndarray, req_indices: np.ndarray) -> tuple[Tensor, Tensor]:
         rows = np.flatnonzero(codes)
-        ids = [self._ends.ids(int(code)) for code in codes[rows]]
+        ids = [
+            self._row_ends[int(req_indices[row])]
+            if codes[row] == _core.BAN_ENDS
+            else self._ends.ids(int(codes[row]))
+            for row in rows
+        ]
         return (
             self._tensor(np.repeat(rows, [len(own) for own in ids])),
             self._tensor(np.concatenate(ids)),

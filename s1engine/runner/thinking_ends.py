@@ -2,6 +2,7 @@
 
 Owns the ids by ban code (``ban_code`` of csrc/core/budget.hpp): 0 bans nothing; 1 + s bans the
 triggers and the tokens that complete an end marker from state s of the end matcher.
+The samplers know the ids of BAN_ENDS, a sequence's own stop tokens.
 """
 
 from dataclasses import dataclass, field

@@ -47,6 +47,7 @@ requests = st.lists(
             temperature=st.sampled_from([0.0, 1.0]),
             seed=st.integers(0, 9),
             max_tokens=st.integers(20, 160),
+            min_tokens=st.sampled_from([0, 0, 20]),
             n=st.sampled_from([1, 1, 2]),
             logprobs=st.sampled_from([None, 1]),
             thinking=st.builds(ThinkingBudget, max_tokens=st.integers(0, 60))

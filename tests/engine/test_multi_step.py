@@ -62,6 +62,7 @@ def asked(draw: st.DrawFn) -> SamplingParams:
         seed=draw(st.integers(0, 9)),
         n=draw(st.integers(1, 2)),
         max_tokens=draw(st.integers(24, 64)),
+        min_tokens=draw(st.sampled_from([0, 0, 0, 18, 24])),
         thinking=draw(st.sampled_from([budget, budget, None])),
     )
 

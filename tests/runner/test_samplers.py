@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s1engine import _core
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.outputs import RowLogprobs
 from s1engine.runner.cpu_sampler import CpuSampler
@@ -60,6 +61,7 @@ def new_request(draw: st.DrawFn, req_index: int) -> NewRequest:
         draw(st.integers(-(2**63), 2**63 - 1)),
         token_ids,
         draw(st.integers(1, len(token_ids))),
+        draw(st.lists(st.integers(1, VOCAB + 3), max_size=3)),
     )
 
 
@@ -121,7 +123,7 @@ def test_native_samples_are_those_of_tensor_operations(data: st.DataObject, seed
         rows = SampleRows(
             index,
             torch.from_numpy(random.integers(0, 2**40, len(index))),
-            random.integers(0, 2, len(index)).astype(np.uint8),
+            random.choice([0, 0, 1, _core.BAN_ENDS], len(index)).astype(np.uint8),
         )
         masks = {int(row): random_mask(random) for row in index[: step % 3]}
         logits = random_logits(len(index), seed + step)
