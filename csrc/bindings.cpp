@@ -10,6 +10,7 @@
 
 #include <cstring>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -24,6 +25,7 @@
 #include "cpu/collective.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/ops.hpp"
+#include "cpu/logprob_records.hpp"
 #include "cpu/recorded_step.hpp"
 #include "cpu/sampler.hpp"
 #include "engine/decode_loop.hpp"
@@ -157,6 +159,7 @@ void bind_device_batch(py::module_& m) {
                              [](const BoundDeviceBatch& b) { return b.batch.num_phrases; });
   m.attr("ROW_FIELDS") = py::tuple(py::cast(s1::kRowFieldNames));
   m.attr("NO_TOKEN") = s1::kNoToken;
+  m.attr("NO_REQ_INDEX") = s1::kNoReqIndex;
   m.attr("BAN_ENDS") = s1::kBanEnds;
 }
 
@@ -350,6 +353,25 @@ void bind_core(py::module_& m) {
 #include "bindings_sampler.inc"
 #include "bindings_cpu.inc"
 
+// Decode steps, or the plan of the one that the caller has to take. `allowed`: bitmasks by
+// req_index, of the rows that follow a grammar.
+py::object run_decode_loop(s1::DecodeLoop& self, s1::Scheduler& scheduler, double seconds,
+                           double time_to_deadline, const std::map<int32_t, ByteArray>& allowed) {
+  std::vector<const uint8_t*> masks;
+  for (const auto& [req_index, bits] : allowed) {
+    masks.resize(static_cast<size_t>(self.max_rows()), nullptr);
+    if (bits.size() < (self.vocab_size() + 7) / 8) throw py::value_error("allowed: too few bits");
+    masks.at(static_cast<size_t>(req_index)) = bits.data();
+  }
+  bool decoded = false;
+  {
+    const py::gil_scoped_release unlocked;
+    decoded = self.run(scheduler, seconds, time_to_deadline, masks);
+  }
+  if (decoded) return py::bytes(self.records());
+  return py::cast(self.admitted());
+}
+
 void bind_decode_loop(py::module_& m) {
   using s1::DecodeLoop;
   py::class_<DecodeLoop>(m, "DecodeLoop")
@@ -361,17 +383,9 @@ void bind_decode_loop(py::module_& m) {
            }),
            py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>(),
            py::keep_alive<1, 5>())
-      .def("run",
-           [](DecodeLoop& self, s1::Scheduler& scheduler, double seconds,
-              double time_to_deadline) -> py::object {
-             bool decoded = false;
-             {
-               const py::gil_scoped_release unlocked;
-               decoded = self.run(scheduler, seconds, time_to_deadline);
-             }
-             if (decoded) return py::bytes(self.records());
-             return py::cast(self.admitted());
-           })
+      .def("run", &run_decode_loop)
+      .def_property_readonly("logprobs",
+                             [](const DecodeLoop& self) { return py::bytes(self.logprobs()); })
       .def("interrupt", &DecodeLoop::interrupt);
 }
 

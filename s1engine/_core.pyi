@@ -128,6 +128,7 @@ class ScheduledBatch:
 
 ROW_FIELDS: tuple[str, ...]
 NO_TOKEN: int
+NO_REQ_INDEX: int
 BAN_ENDS: int
 
 class DeviceBatch:
@@ -310,8 +311,15 @@ class DecodeLoop:
         /,
     ) -> None: ...
     def run(
-        self, scheduler: Scheduler, seconds: float, time_to_deadline: float, /
+        self,
+        scheduler: Scheduler,
+        seconds: float,
+        time_to_deadline: float,
+        allowed: dict[int, NDArray[np.uint8]],
+        /,
     ) -> bytes | list[int]: ...
+    @property
+    def logprobs(self) -> bytes: ...
     def interrupt(self) -> None: ...
 
 class cpu:
@@ -372,10 +380,7 @@ class cpu:
             banned: NDArray[np.uint8] | None,
             allowed: dict[int, NDArray[np.uint8]],
             /,
-        ) -> tuple[
-            NDArray[np.int64],
-            tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]] | None,
-        ]: ...
+        ) -> tuple[NDArray[np.int64], bytes]: ...
 
     class CollectiveError(RuntimeError): ...
 

@@ -27,6 +27,7 @@ LEAVES |= {
     "extras",
     "flags",
     "logs",
+    "logprob_records",
     "checks",
     "options",
     "machine",

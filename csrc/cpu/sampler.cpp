@@ -93,19 +93,16 @@ int64_t Sampler::sample_row(const SampledRows& rows, int64_t i) const {
 
 int64_t Sampler::max_logprobs(std::span<const int32_t> req_indices) const {
   int32_t most = -1;
-  for (const int32_t req_index : req_indices) {
-    most = std::max(most, columns_.num_logprobs[req_index]);
-  }
-  return std::min<int64_t>(most, vocab_size_);
+  for (const int32_t req_index : req_indices) most = std::max(most, num_logprobs(req_index));
+  return most;
 }
 
 int64_t Sampler::sample_with_logprobs(const SampledRows& rows, int64_t i,
                                       const SampledLogprobs& out) const {
-  const int64_t wanted = columns_.num_logprobs[rows.req_indices[i]];
+  const int64_t wanted = num_logprobs(rows.req_indices[i]);
   if (wanted < 0) return sample_row(rows, i);
   const LogSoftmax logprobs(rows.raw + i * rows.stride, vocab_size_);
-  logprobs.top(std::min(wanted, vocab_size_), out.top_tokens + i * out.width,
-               out.top + i * out.width);
+  logprobs.top(wanted, out.top_tokens + i * out.width, out.top + i * out.width);
   const int64_t token = sample_row(rows, i);
   out.chosen[i] = logprobs.of(token);
   return token;

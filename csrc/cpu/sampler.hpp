@@ -9,6 +9,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -75,7 +76,11 @@ class Sampler {
 
   int64_t vocab_size() const { return vocab_size_; }
 
-  // The largest num_logprobs of these rows, at most the vocabulary; -1: none wants any.
+  // Likeliest tokens that a row reports, at most the vocabulary; -1: no log-probabilities at all.
+  int32_t num_logprobs(int32_t req_index) const {
+    return static_cast<int32_t>(std::min<int64_t>(columns_.num_logprobs[req_index], vocab_size_));
+  }
+  // The largest num_logprobs of these rows; -1: none wants any.
   int64_t max_logprobs(std::span<const int32_t> req_indices) const;
 
   // Writes a token [n] for each row, and log-probabilities if `logprobs` is not null.

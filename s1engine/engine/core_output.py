@@ -6,11 +6,12 @@ record without a table.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import get_args
 
 from s1engine import _core
+from s1engine.logprob_records import unpack_logprobs
 from s1engine.outputs import EndReason, FinishReason, RowLogprobs
 
 _HEADER = struct.Struct("<q6i4B")
@@ -91,12 +92,17 @@ class EngineCoreOutputs:
     admitted: list[int]  # sequences that entered the persistent batch
     new_branches: list[int]  # checkpoint branches created since the step before
     records: bytes
-    logprobs: dict[int, RowLogprobs]  # by req_index
+    logprobs: bytes  # of sampled tokens (logprob_records.py)
 
-    def decode(self) -> Iterator[EngineCoreOutput]:
-        """The records, each with its log-probabilities."""
-        for output in decode_core_outputs(self.records):
-            row = self.logprobs.get(output.req_index) if self.logprobs else None
+    def decode(self, wanted: Container[int] | None = None) -> Iterator[EngineCoreOutput]:
+        """The records, each with its log-probabilities. ``wanted``: ids of sequences; None: all."""
+        outputs = decode_core_outputs(self.records, wanted)
+        return self._with_logprobs(outputs) if self.logprobs else outputs
+
+    def _with_logprobs(self, outputs: Iterator[EngineCoreOutput]) -> Iterator[EngineCoreOutput]:
+        rows = unpack_logprobs(self.logprobs)
+        for output in outputs:
+            row = rows.get(output.req_index)
             # Without either, a forced token replaced the sampled one.
             if row is not None and (output.num_sampled or output.num_held):
                 output.logprobs.append(row)
@@ -124,8 +130,10 @@ class EngineStats:
     num_restarts: int = 0  # of the engine's process; the other counters start anew with each
 
 
-def decode_core_outputs(records: bytes) -> Iterator[EngineCoreOutput]:
-    """Decodes the records of one step."""
+def decode_core_outputs(
+    records: bytes, wanted: Container[int] | None = None
+) -> Iterator[EngineCoreOutput]:
+    """Decodes the records of one step. ``wanted``: ids of sequences; None: all."""
     at = 0
     while at < len(records):
         head = _HEADER.unpack_from(records, at)
@@ -143,6 +151,9 @@ def decode_core_outputs(records: bytes) -> Iterator[EngineCoreOutput]:
             held,
         ) = head
         at += _HEADER.size
+        if wanted is not None and seq_id not in wanted:
+            at += 5 * count
+            continue
         tokens = struct.unpack_from(f"<{count}i", records, at)
         at += 4 * count
         marks = records[at : at + count]

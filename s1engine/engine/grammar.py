@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 class GrammarMatcher:
     """The state of one answer within its grammar.
 
-    The constructor computes the first mask, by far the costliest. Later ones are computed by
-    MaskThreads, so ``mask`` is None meanwhile.
+    The constructor computes the first mask, by far the costliest. Later ones are computed as
+    MaskThreads decides; ``mask`` is None while a thread does it.
 
     Attributes:
         mask: the ids that may come next, a bitmask [ceil(V / 8)] uint8, the lowest bit of a byte

@@ -35,6 +35,7 @@ class LiveSequence:
     answering: bool = False  # past its thinking
     matcher: GrammarMatcher | None = None
     mask_job: MaskJob | None = None  # computes the matcher's next mask
+    num_processed: int = 0  # tokens that the matcher has seen, or passed over
 
 
 @dataclass(slots=True, eq=False)

@@ -46,7 +46,7 @@ from s1engine.errors import RequestFailedError
 from s1engine.models.checkpoint import open_weights
 from s1engine.models.model_path import resolve_model
 from s1engine.options import Prompt, RequestOptions
-from s1engine.outputs import RequestOutput, RowLogprobs
+from s1engine.outputs import RequestOutput
 from s1engine.profiling import StepTracer, profiler_attached, ranged
 from s1engine.runner.interface import ModelRunnerOutput, NewRequest, Runner, SchedulerOutput
 from s1engine.runner.model_runner import ModelRunner
@@ -114,7 +114,7 @@ class LLMEngine:
         self._call = Call.NONE  # not at its end yet; else it was interrupted
         self._owes_events = False  # a call of step() has not returned its events
         self._leaving: LiveRequest | None = None  # an interrupted call has not added or removed it
-        self._logprobs: dict[int, RowLogprobs] = {}  # of the step that is applied
+        self._logprobs: bytes | None = b""  # of the step that is applied; None: in the loop
         self._failures = FailedRequests()
         self._tracer = StepTracer(config.profile) if config.profile else None
         self._plain_phases = self._schedule, self._execute, self._process
@@ -278,7 +278,7 @@ class LLMEngine:
                 records += self._end_at_deadline(live)
         if not records:
             return None
-        outputs = EngineCoreOutputs(now, now, [], self._new_branches, records, {})
+        outputs = EngineCoreOutputs(now, now, [], self._new_branches, records, b"")
         self._new_branches = []
         self._output_processor.process(outputs)
         for live in expired:
@@ -467,12 +467,18 @@ class LLMEngine:
         because it needs Python."""
         loop = self.runner.decode_loop
         sheds_load = self.config.overload_thinking_floor is not None
-        if loop is None or sheds_load or self._output_processor.needs_masks:
+        if loop is None or sheds_load:
+            return None
+        masks = self._output_processor.grammar_masks()
+        if masks.undecided:
             return None
         checks = len(self._pending_grammars) > 0 or len(self._deadlines) > 0  # between all steps
-        self._logprobs = {}
+        self._logprobs = None
         seconds = 0.0 if checks else max_seconds
-        return loop.run(self.scheduler, seconds, self._deadlines.time_left(now))
+        left = self._deadlines.time_left(now)
+        planned = loop.run(self.scheduler, seconds, left, masks.allowed)
+        self._logprobs = loop.logprobs
+        return planned
 
     def _schedule(
         self, now: float, admitted: list[int] | None
@@ -514,7 +520,7 @@ class LLMEngine:
         self, output: ModelRunnerOutput | None, began: float, admitted: list[int]
     ) -> EngineCoreOutputs:
         """Applies the sampled tokens, and returns what the sequences gained."""
-        self._logprobs = {} if output is None else output.logprobs
+        self._logprobs = b"" if output is None else output.logprobs
         if output is not None:
             if output.failures:
                 self._fail_rows(output.failures)
@@ -559,10 +565,18 @@ class LLMEngine:
         """The outputs of the step."""
         now = time.monotonic()
         branches, self._new_branches = self._new_branches, []
-        outputs = EngineCoreOutputs(began, now, admitted, branches, records, self._logprobs)
+        outputs = EngineCoreOutputs(began, now, admitted, branches, records, self.step_logprobs)
         if records:  # a sequence has finished or streams its output
             self._apply_outputs(outputs, self.scheduler.finished, self.scheduler.outputs)
         return outputs
+
+    @property
+    def step_logprobs(self) -> bytes:
+        """Log-probabilities of the step that is applied (logprob_records.py)."""
+        if self._logprobs is None:
+            assert self.runner.decode_loop is not None
+            return self.runner.decode_loop.logprobs
+        return self._logprobs
 
     def _apply_outputs(
         self,

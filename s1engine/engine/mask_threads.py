@@ -1,11 +1,15 @@
-"""Computes the masks of structured answers outside of the steps, so that none waits long for one.
+"""Computes the masks of structured answers, so that no step waits long for one.
 
-A mask usually takes microseconds, but no grammar promises that. A request whose masks have been
-slow several times gets its later ones from threads of low priority; in both kinds of threads the
-requests take turns. Knows matchers and threads, nothing of sequences.
+A mask usually takes microseconds, less than the way to another thread and back, but no grammar
+promises that. So the masks of a request are computed inline while its latest ones were fast, and in
+threads before that and after one that was not. Inline masks that turn out slow cost the steps at
+most one part in INLINE_PAUSE of their time. A request whose masks have been slow several times gets
+its later ones from threads of low priority; in both kinds of threads the requests take turns. Knows
+matchers and threads, nothing of sequences.
 """
 
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent import futures
@@ -18,6 +22,9 @@ from s1engine.engine.grammar_limits import MAX_SLOW_MASKS, SLOW_MASK_S
 NUM_THREADS = 2  # of each kind
 MASK_WAIT_S = 0.005  # of a step for the masks of its rows, once for each mask
 MASKS_WAIT_S = 0.01  # of an engine that has nothing else to do
+INLINE_MASK_S = 0.0002  # processor time of a fast mask: what the way through a thread costs
+INLINE_AFTER = 3  # fast masks of a request in a row
+INLINE_PAUSE = 100.0  # without inline masks, as a multiple of the time of one that was not fast
 
 
 @dataclass(slots=True, eq=False)
@@ -25,7 +32,13 @@ class MaskCost:
     """What the masks of one request have cost so far."""
 
     num_slow: int = 0
+    num_fast: int = 0  # in a row, the latest
     closed: bool = False  # the request has ended: its masks are not needed any more
+
+    def record(self, seconds: float) -> None:
+        """Records the processor time of a mask."""
+        self.num_slow += seconds > SLOW_MASK_S
+        self.num_fast = self.num_fast + 1 if seconds <= INLINE_MASK_S else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -46,7 +59,7 @@ class MaskJob:
         except BaseException as error:
             self.done.set_exception(error)
         else:
-            self.cost.num_slow += seconds > SLOW_MASK_S
+            self.cost.record(seconds)
             self.done.set_result(None)
 
 
@@ -74,21 +87,37 @@ class _Turns:
 
 
 class MaskThreads:
-    """Threads that compute masks, those of slow requests apart from all others."""
+    """Computes masks inline or in threads, those of slow requests apart from all others."""
 
     def __init__(self) -> None:
         self._fast = _Turns(ThreadPoolExecutor(NUM_THREADS, "s1engine-mask"))
         self._slow = _Turns(
             ThreadPoolExecutor(NUM_THREADS, "s1engine-slow-mask", initializer=lower_priority)
         )
+        self._inline_from = 0.0  # time (monotonic, s) until which no mask is computed inline
 
-    def advance(self, cost: MaskCost, matcher: GrammarMatcher, tokens: Sequence[int]) -> MaskJob:
-        """Lets ``matcher`` consume the next tokens of its answer. Its mask must be known."""
+    def advance(
+        self, cost: MaskCost, matcher: GrammarMatcher, tokens: Sequence[int]
+    ) -> MaskJob | None:
+        """Lets ``matcher`` consume the next tokens of its answer. Its mask must be known. None: the
+        next one is known as well; else a job computes it. Raises RequestFailedError if the grammar
+        is too costly."""
+        if cost.num_fast >= INLINE_AFTER and time.monotonic() >= self._inline_from:
+            self._advance_inline(cost, matcher, tokens)
+            return None
         matcher.mask = None
         slow = cost.num_slow >= MAX_SLOW_MASKS
         job = MaskJob(matcher, tokens, cost, overdue=slow)
         (self._slow if slow else self._fast).add(job)
         return job
+
+    def _advance_inline(
+        self, cost: MaskCost, matcher: GrammarMatcher, tokens: Sequence[int]
+    ) -> None:
+        seconds = matcher.advance(tokens)
+        cost.record(seconds)
+        if not cost.num_fast:
+            self._inline_from = time.monotonic() + INLINE_PAUSE * seconds
 
 
 def wait_for_masks(jobs: Sequence[MaskJob]) -> None:

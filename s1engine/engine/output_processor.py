@@ -40,6 +40,9 @@ class GrammarMasks:
     """req_index of rows whose mask is not known in time: their sample does not count."""
 
 
+NO_GRAMMAR = GrammarMasks()
+
+
 class OutputProcessor:
     """Outputs and grammar matchers of the live requests of one engine.
 
@@ -65,6 +68,7 @@ class OutputProcessor:
         self._detokenize = detokenize
         self._builders: dict[int, RequestOutputBuilder] = {}  # by number of the request
         self._with_grammar: dict[int, LiveSequence] = {}  # by id
+        self._processed: set[int] = set()  # ids of sequences with a builder or a matcher
         self._mask_threads = MaskThreads()
         self.events: list[RequestEvent] = []  # not returned to the user yet
         self.processing: LiveSequence | None = None  # if interrupted, its output is not usable
@@ -80,9 +84,11 @@ class OutputProcessor:
         if live.matcher is not None:
             sequence.matcher = live.matcher.result().copy()
             self._with_grammar[sequence.seq_id] = sequence
+            self._processed.add(sequence.seq_id)
         builder = self._builders.get(live.request.number)
         if builder is not None:
             builder.sequence_output(sequence.seq_id)
+            self._processed.add(sequence.seq_id)
 
     def remove_request(self, live: LiveRequest) -> None:
         """Forgets a request."""
@@ -90,17 +96,19 @@ class OutputProcessor:
         self._builders.pop(live.request.number, None)
         for sequence in live.all_sequences():
             self._with_grammar.pop(sequence.seq_id, None)
+            self._processed.discard(sequence.seq_id)
 
     def builds(self, request: Request) -> bool:
         """True if the output of ``request`` is built here."""
         return request.number in self._builders
 
     def unprocessed_from(self, sequence: LiveSequence) -> int | None:
-        """How many tokens of a sequence the records processed so far contain; None if its output is
-        not built here, or is finished."""
+        """How many tokens of a sequence the records processed so far contain; None if they are not
+        processed here, or it is finished."""
         builder = self._builders.get(sequence.live_request.request.number)
         if builder is None:
-            return None
+            followed = sequence.matcher is not None and not sequence.finished
+            return sequence.num_processed if followed else None
         output = builder.sequence_output(sequence.seq_id)
         return None if output.finish_reason is not None else output.num_received
 
@@ -115,11 +123,6 @@ class OutputProcessor:
         """True if a live sequence has a grammar, even one that still thinks."""
         return bool(self._with_grammar)
 
-    @property
-    def needs_masks(self) -> bool:
-        """True if the next token of a sequence must follow its grammar."""
-        return any(map(_follows_grammar, self._with_grammar.values()))
-
     def unfinished_masks(self) -> list[MaskJob]:
         """Masks that answers wait for."""
         jobs = [s.mask_job for s in self._with_grammar.values() if _follows_grammar(s)]
@@ -128,10 +131,12 @@ class OutputProcessor:
     def grammar_masks(self) -> GrammarMasks:
         """The masks of answers that follow a grammar, as far as they are known in time."""
         following = [s for s in self._with_grammar.values() if _follows_grammar(s)]
+        if not following:
+            return NO_GRAMMAR
         wait_for_masks([s.mask_job for s in following if s.mask_job is not None])
         masks = GrammarMasks()
         for sequence in following:
-            req_index, mask = -1, None  # not in the batch
+            req_index, mask = _core.NO_REQ_INDEX, None
             try:
                 req_index = self._scheduler.req_index(sequence.seq_id)
                 mask = _mask_of(sequence)
@@ -139,40 +144,34 @@ class OutputProcessor:
                 self._fail(sequence.live_request, error)
             if mask is None:
                 masks.undecided.add(req_index)
-            else:
+            elif req_index != _core.NO_REQ_INDEX:  # else it waits
                 masks.allowed[req_index] = mask
         return masks
 
     def process(self, step: EngineCoreOutputs) -> list[int]:
         """Processes the output of a step. Returns the ids of sequences that a stop string ended."""
         stopped: list[int] = []
-        for output in step.decode() if self._builders else ():
-            builder = self._builders.get(request_number(output.seq_id))
-            if builder is None:
-                continue
+        for output in step.decode(self._processed) if self._processed else ():
             sequence = self._sequences[output.seq_id]
             self.processing = sequence
             try:
-                if self._process_one(builder, sequence, output, step.end_time):
+                if self._process_one(sequence, output, step.end_time):
                     stopped.append(output.seq_id)
             except Exception as error:
                 self._fail(sequence.live_request, error)
             self.processing = None
         return stopped
 
-    def _process_one(
-        self,
-        builder: RequestOutputBuilder,
-        sequence: LiveSequence,
-        output: EngineCoreOutput,
-        now: float,
-    ) -> bool:
+    def _process_one(self, sequence: LiveSequence, output: EngineCoreOutput, now: float) -> bool:
         """Processes one record. True if its text ended the sequence."""
-        events = builder.add(output, now)
-        if self._detokenize:
+        builder = self._builders.get(request_number(output.seq_id))
+        events = [] if builder is None else builder.add(output, now)
+        if builder is not None and self._detokenize:
             self.events += [(builder.request.request_id, event) for event in events]
         if sequence.matcher is not None:
             self._advance_matcher(sequence, output)
+        if builder is None:
+            return False
         finish_reason = builder.sequence_output(output.seq_id).finish_reason
         stopped = finish_reason is not None and not sequence.finished
         if stopped:
@@ -185,6 +184,7 @@ class OutputProcessor:
     def _advance_matcher(self, sequence: LiveSequence, output: EngineCoreOutput) -> None:
         """Advances a matcher by the tokens that its sequence sampled as its answer (mark 0)."""
         assert sequence.matcher is not None
+        sequence.num_processed += len(output.token_ids)
         sequence.answering = not output.thinking
         if not sequence.finished:
             pairs = zip(output.token_ids, output.marks, strict=True)

@@ -29,7 +29,7 @@ from s1engine.engine.live_request import (
 )
 from s1engine.engine.output_processor import OutputProcessor
 from s1engine.engine.thinking_limits import ThinkingLimits
-from s1engine.outputs import RequestOutput, RowLogprobs
+from s1engine.outputs import RequestOutput
 from s1engine.runner.interface import Runner
 
 
@@ -50,12 +50,14 @@ class Recoverable(Protocol):
     _leaving: LiveRequest | None
     _live_requests: dict[str, LiveRequest]
     _sequences: dict[int, LiveSequence]
-    _logprobs: dict[int, RowLogprobs]
     _deadlines: Deadlines
     _limits: ThinkingLimits
     _failures: FailedRequests
     _pending_grammars: PendingGrammars
     _output_processor: OutputProcessor
+
+    @property
+    def step_logprobs(self) -> bytes: ...
 
     def _drop(self, live: LiveRequest) -> None: ...
     def _remove(self, live: LiveRequest) -> None: ...
@@ -140,7 +142,7 @@ def _process_again(engine: Recoverable) -> None:
             records += scheduler.collect_again(seq_id, req_index, received)
     finished = [seq_id for seq_id, _ in reported if seq_id in scheduler.finished]
     now = time.monotonic()
-    outputs = EngineCoreOutputs(now, now, [], [], records, engine._logprobs)
+    outputs = EngineCoreOutputs(now, now, [], [], records, engine.step_logprobs)
     engine._apply_outputs(outputs, finished, reported)
 
 

@@ -65,10 +65,10 @@ class Request:
 
     @property
     def needs_output_processing(self) -> bool:
-        """True if its own output decides how it goes on (stop strings, a grammar, agreeing
-        checkpoints), so that the engine itself must process that output step by step."""
+        """True if its own text decides how it goes on (stop strings, agreeing checkpoints), so
+        that the engine itself must build that text step by step."""
         budget = self.params.thinking
-        if self.params.stop or self.params.grammar is not None:
+        if self.params.stop:
             return True
         return budget is not None and budget.early_exit is not None
 

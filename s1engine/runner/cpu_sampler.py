@@ -9,10 +9,9 @@ from torch import Tensor
 
 from s1engine._core import cpu
 from s1engine.ops.layouts import row_stride
-from s1engine.outputs import RowLogprobs
 from s1engine.runner.input_batch import SampleRows
 from s1engine.runner.interface import NewRequest
-from s1engine.runner.sampler import Sampler, row_logprobs
+from s1engine.runner.sampler import Sampler
 from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import NO_PENALTIES
 
@@ -38,8 +37,7 @@ class CpuSampler(Sampler):
 
     def _add_rules(self, request: NewRequest) -> None:
         params = request.params
-        by_python = params.logprobs is not None or bool(params.logits_processors)
-        self.needs_python[request.req_index] = by_python
+        self.needs_python[request.req_index] = bool(params.logits_processors)
         tokens = [] if params.penalties == NO_PENALTIES else request.token_ids
         bias = list(params.logit_bias.items())
         self.core.add_row(request.req_index, bias, tokens, request.prompt_len, list(request.ends))
@@ -54,14 +52,9 @@ class CpuSampler(Sampler):
         rows: SampleRows,
         banned: np.ndarray | None,
         allowed_tokens: dict[int, np.ndarray],
-    ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
+    ) -> tuple[np.ndarray, bytes]:
         stride, req_indices = row_stride(logits), rows.req_indices
         assert raw.stride() == logits.stride()
         positions = rows.positions.data_ptr()
         addresses = logits.data_ptr(), raw.data_ptr()
-        ids, logprobs = self.core.sample(
-            *addresses, stride, req_indices, positions, banned, allowed_tokens
-        )
-        if logprobs is None:
-            return ids, {}
-        return ids, row_logprobs(req_indices, self.num_logprobs[req_indices], *logprobs)
+        return self.core.sample(*addresses, stride, req_indices, positions, banned, allowed_tokens)

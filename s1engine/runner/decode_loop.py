@@ -29,16 +29,25 @@ class DecodeLoop:
         self._core = _core.DecodeLoop(batch.core, graphs.core, sampler, needs_python)
 
     def run(
-        self, scheduler: _core.Scheduler, seconds: float, time_to_deadline: float
+        self,
+        scheduler: _core.Scheduler,
+        seconds: float,
+        time_to_deadline: float,
+        allowed_tokens: dict[int, np.ndarray],
     ) -> bytes | list[int]:
-        """Takes decode steps until one reports something, ``seconds`` or the time to the next
-        deadline have passed, or ``interrupt`` was called; at least one. Returns the records of the
-        last step.
+        """Takes decode steps until one reports something or has log-probabilities, ``seconds`` or
+        the time to the next deadline have passed, or ``interrupt`` was called; at least one, and no
+        more with ``allowed_tokens`` (see SchedulerOutput). Returns the records of the last step.
 
         Returns a list if the caller has to take the step that is planned now: the sequences that
         have entered it. Its plan may be empty."""
         self._graphs.drop_stale()
-        return self._core.run(scheduler, seconds, time_to_deadline)
+        return self._core.run(scheduler, seconds, time_to_deadline, allowed_tokens)
+
+    @property
+    def logprobs(self) -> bytes:
+        """Log-probabilities of the last step that ``run`` computed (logprob_records.py)."""
+        return self._core.logprobs
 
     def interrupt(self) -> None:
         """Ends the present ``run``, or the next one, after its step. Any thread may call it."""

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from s1engine import _core
-from s1engine.outputs import RowLogprobs
 from s1engine.runner.decode_loop import DecodeLoop
 from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import InputBatch
@@ -67,8 +66,8 @@ class ModelRunnerOutput:
     token_ids: np.ndarray
     """Of one step [n] int64, a token for each row that samples; of a multi-step decode [steps,
     rows] int32, NO_TOKEN where a row decided nothing."""
-    logprobs: dict[int, RowLogprobs] = field(default_factory=dict)
-    """By req_index, where asked for."""
+    logprobs: bytes = b""
+    """Of rows that want them (logprob_records.py)."""
     failures: dict[int, Exception] = field(default_factory=dict)
     """By req_index, of rows that could not be sampled as asked: their logits processors failed."""
     recorded_now: bool = False
@@ -76,11 +75,10 @@ class ModelRunnerOutput:
 
     def drop(self, undecided: set[int], req_indices: np.ndarray) -> None:
         """Drops the samples of these rows of a single step; ``req_indices`` [n] are those of
-        all samples."""
+        all samples. Log-probabilities of a row without a token are never read."""
         ids = self.token_ids.copy()
         ids[np.isin(req_indices, list(undecided))] = _core.NO_TOKEN
         self.token_ids = ids
-        self.logprobs = {row: value for row, value in self.logprobs.items() if row not in undecided}
 
 
 class Runner(Protocol):

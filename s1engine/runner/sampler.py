@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from s1engine.outputs import RowLogprobs
 from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import SampleRows
 from s1engine.runner.interface import NewRequest, SchedulerOutput
@@ -26,8 +25,8 @@ class SamplerOutput:
     """The tokens of one step."""
 
     token_ids: np.ndarray  # [n] int64
-    logprobs: dict[int, RowLogprobs] = field(default_factory=dict)
-    """By req_index, where asked for; of the logits before any rule."""
+    logprobs: bytes = b""
+    """Of rows that want them (logprob_records.py), of the logits before any rule."""
     failures: dict[int, Exception] = field(default_factory=dict)
     """By req_index, errors of logits processors."""
 
@@ -118,23 +117,6 @@ class Sampler(ABC):
         rows: SampleRows,
         banned: np.ndarray | None,
         allowed_tokens: dict[int, np.ndarray],
-    ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
-        """Ids, and log-probabilities from the logits ``raw``, which may be ``logits`` itself.
-        ``banned`` None: no row has a ban code."""
-
-
-def row_logprobs(
-    req_indices: np.ndarray,
-    wanted: np.ndarray,
-    chosen: np.ndarray,
-    top: np.ndarray,
-    top_ids: np.ndarray,
-) -> dict[int, RowLogprobs]:
-    """Log-probabilities by req_index, from arrays of n rows: of the sampled ids [n], of the
-    likeliest ones [n, k], and their ids [n, k]. ``wanted`` [n]: how many of these to report; -1:
-    nothing of this row."""
-    logprobs = {}
-    for i in np.flatnonzero(wanted >= 0).tolist():
-        best = zip(top_ids[i].tolist(), top[i].tolist(), strict=True)
-        logprobs[int(req_indices[i])] = RowLogprobs(float(chosen[i]), tuple(best)[: wanted[i]])
-    return logprobs
+    ) -> tuple[np.ndarray, bytes]:
+        """Ids, and log-probabilities (logprob_records.py) from the logits ``raw``, which may be
+        ``logits`` itself. ``banned`` None: no row has a ban code."""

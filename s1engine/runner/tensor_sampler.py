@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from s1engine import _core
+from s1engine.logprob_records import pack_logprobs
 from s1engine.ops import Ops, Penalties, SamplingMetadata
-from s1engine.outputs import RowLogprobs
 from s1engine.runner.input_batch import SampleRows
 from s1engine.runner.interface import NewRequest
-from s1engine.runner.sampler import Sampler, row_logprobs
+from s1engine.runner.sampler import Sampler
 from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import NO_PENALTIES
 
@@ -97,7 +97,7 @@ class TensorSampler(Sampler):
         rows: SampleRows,
         banned: np.ndarray | None,
         allowed_tokens: dict[int, np.ndarray],
-    ) -> tuple[np.ndarray, dict[int, RowLogprobs]]:
+    ) -> tuple[np.ndarray, bytes]:
         gathered = self._gather(rows)
         metadata = gathered.metadata
         if banned is not None:
@@ -109,7 +109,7 @@ class TensorSampler(Sampler):
         if allowed_tokens:
             self._mask(logits, rows.req_indices, allowed_tokens)
         ids = self._ops.sample(logits, metadata)
-        logprobs = self._logprobs(raw, ids, rows.req_indices) if gathered.logprobs else {}
+        logprobs = self._logprobs(raw, ids, rows.req_indices) if gathered.logprobs else b""
         return ids.cpu().numpy(), logprobs
 
     def _tensor(self, array: np.ndarray) -> Tensor:
@@ -204,14 +204,12 @@ class TensorSampler(Sampler):
             allowed = self._tensor(bits[:, : self._vocab_size].astype(np.bool_))
             logits[index] = logits[index].masked_fill(~allowed, float("-inf"))
 
-    def _logprobs(
-        self, raw: Tensor, ids: Tensor, req_indices: np.ndarray
-    ) -> dict[int, RowLogprobs]:
+    def _logprobs(self, raw: Tensor, ids: Tensor, req_indices: np.ndarray) -> bytes:
         """Of the sampled ids, from logits before any rule."""
         wanted = self.num_logprobs[req_indices]
         rows = np.flatnonzero(wanted >= 0)
         index = self._tensor(rows)
         arrays = self._ops.logprobs(raw[index], ids[index], int(wanted.max()))
-        return row_logprobs(
-            req_indices[rows], wanted[rows], *(part.cpu().numpy() for part in arrays)
+        return pack_logprobs(
+            req_indices[rows].tolist(), wanted[rows].tolist(), *(p.cpu().numpy() for p in arrays)
         )

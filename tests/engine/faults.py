@@ -56,7 +56,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     before(
         OutputProcessor,
         "_process_one",
-        lambda _, __, sample, ___, ____: (
+        lambda _, sample, __, ___: (
             sample.live_request.request.priority == PROCESS and not branch_number(sample.seq_id)
         ),
     )

@@ -5,7 +5,9 @@ import math
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -29,14 +31,23 @@ class LoopSpy:
     def __init__(self, loop: DecodeLoop) -> None:
         self._loop = loop
         self.interrupt = loop.interrupt
-        self.num_decoded = self.num_planned = 0
+        self.num_decoded = self.num_planned = self.num_masked = 0
         self.entered = threading.Event()
 
+    @property
+    def logprobs(self) -> bytes:
+        return self._loop.logprobs
+
     def run(
-        self, scheduler: _core.Scheduler, seconds: float, time_to_deadline: float
+        self,
+        scheduler: _core.Scheduler,
+        seconds: float,
+        time_to_deadline: float,
+        allowed_tokens: dict[int, np.ndarray],
     ) -> bytes | list[int]:
         self.entered.set()
-        planned = self._loop.run(scheduler, seconds, time_to_deadline)
+        self.num_masked += bool(allowed_tokens)
+        planned = self._loop.run(scheduler, seconds, time_to_deadline, allowed_tokens)
         if isinstance(planned, bytes):
             self.num_decoded += 1
         else:
@@ -85,11 +96,11 @@ requests = st.lists(
             seed=st.integers(0, 9),
             max_tokens=st.integers(20, 90),
             n=st.sampled_from([1, 1, 2]),
-            logprobs=st.sampled_from([None, None, None, 1]),
+            logprobs=st.sampled_from([None, None, 1, 3]),
             frequency_penalty=st.sampled_from([0.0, 0.0, 0.7]),
             logit_bias=st.sampled_from([{}, {}, {65: 3.0}]),
             stop=st.sampled_from([(), (), ("1",)]),
-            regex=st.sampled_from([None, None, None, "[ab]{3,9}"]),
+            regex=st.sampled_from([None, None, "[ab]{3,9}", "[0-9]{12,}"]),
             thinking=budgets,
         ),
     ),
@@ -165,6 +176,26 @@ def test_steps_that_report_nothing_are_one_call(alone: tuple[LLMEngine, LoopSpy]
     (event,) = engine.step(math.inf)
     assert isinstance(event[1], RequestOutput) and len(event[1].outputs[0].token_ids) == 40
     assert loop.num_decoded == calls + 1 and not engine.has_unfinished
+
+
+@pytest.mark.parametrize("rule", [{"logprobs": 3}, {"regex": "[0-9]{40}"}])
+def test_log_probabilities_and_grammars_need_no_python(
+    alone: tuple[LLMEngine, LoopSpy], rule: dict[str, Any]
+) -> None:
+    engine, loop = alone
+    params = SamplingParams(temperature=1, seed=3, max_tokens=30, ignore_eos=True, **rule)
+    sampled = engine.scheduler.stats().num_sampled_tokens
+    engine.add_request(engine.make_request("1, 2, 3", params))
+    while engine.scheduler.stats().num_sampled_tokens < sampled + 2:  # prompt and recording
+        engine.step()
+    calls, steps = loop.num_decoded, engine.scheduler.stats().num_steps
+    masked, planned = loop.num_masked, loop.num_planned
+    while engine.has_unfinished:
+        engine.step(math.inf)
+    natively = engine.scheduler.stats().num_steps - steps
+    assert natively > 20 and loop.num_decoded - calls == natively
+    assert loop.num_planned == planned
+    assert loop.num_masked - masked == ("regex" in rule) * natively
 
 
 @pytest.mark.parametrize("stream", [False, True])

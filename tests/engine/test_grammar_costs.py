@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s1engine.engine import grammar_validator, output_processor
+from s1engine.engine import grammar_validator, mask_threads, output_processor
 from s1engine.engine.grammar import GrammarMatcher
 from s1engine.engine.grammar_limits import MAX_TRIALS
 from s1engine.engine.grammar_validator import GrammarValidator, UntriedGrammarError
@@ -207,6 +207,32 @@ def test_requests_with_slow_masks_leave_the_threads_of_the_others(llm: LLM) -> N
     names = {thread.name for thread in threads._slow._threads._threads}
     assert names and all("slow" in name for name in names)
     assert not threads._fast._threads._threads
+
+
+def test_fast_masks_are_computed_inline_until_one_is_not(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, cpu_s = 0.0, mask_threads.INLINE_MASK_S
+    monkeypatch.setattr(mask_threads.time, "monotonic", lambda: now)
+    monkeypatch.setattr(GrammarMatcher, "advance", lambda *_: cpu_s)
+    matcher = llm.compiler.grammars.submit("start: /a+/").result()
+    threads, costs = MaskThreads(), [MaskCost(), MaskCost()]
+
+    def is_inline(cost: MaskCost) -> bool:
+        job = threads.advance(cost, matcher.copy(), [])
+        if job is not None:
+            job.done.result(WAIT_S)
+        return job is None
+
+    for cost in costs:
+        assert [is_inline(cost) for _ in range(5)] == [False] * 3 + [True] * 2
+    cpu_s = 0.003
+    assert is_inline(costs[0])
+    cpu_s = 0.0
+    now = mask_threads.INLINE_PAUSE * 0.003 * 0.99  # of all requests
+    assert not any(is_inline(cost) for cost in costs for _ in range(2))
+    now = mask_threads.INLINE_PAUSE * 0.003 * 1.01
+    assert is_inline(costs[1]) and [is_inline(costs[0]) for _ in range(2)] == [False, True]
 
 
 def test_a_grammar_that_becomes_too_costly_fails_its_request_visibly(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s1engine import _core
+from s1engine.logprob_records import unpack_logprobs
 from s1engine.ops.cpu_ops import CpuOps
-from s1engine.outputs import RowLogprobs
 from s1engine.runner.cpu_sampler import CpuSampler
 from s1engine.runner.input_batch import SampleRows
 from s1engine.runner.interface import NewRequest, SchedulerOutput
@@ -81,8 +81,9 @@ def random_mask(random: np.random.Generator) -> np.ndarray:
     return np.packbits(allowed, bitorder="little")
 
 
-def check_logprobs(got: dict[int, RowLogprobs], want: dict[int, RowLogprobs]) -> None:
+def check_logprobs(got_records: bytes, want_records: bytes) -> None:
     """Values are equal but for float32's rounding of torch; ids exactly."""
+    got, want = unpack_logprobs(got_records), unpack_logprobs(want_records)
     assert got.keys() == want.keys()
     for row, expected in want.items():
         assert [token for token, _ in got[row].top] == [token for token, _ in expected.top]
