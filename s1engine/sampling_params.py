@@ -172,7 +172,8 @@ class SamplingParams:
     choice: Sequence[str] | None = None
     """Texts, one of which the answer must be."""
     grammar: str | None = None
-    """Grammar in llguidance's syntax that the answer must follow."""
+    """Grammar that the answer must follow: in Lark's syntax as llguidance reads it, or in GBNF of
+    llama.cpp."""
     logits_processors: Sequence[LogitsProcessor] = ()
     """Edit the logits of each sequence, in this order. For an embedded engine only: a server's
     engine runs in another process. Such a request drafts no tokens, and on a GPU its batch decodes

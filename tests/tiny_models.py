@@ -4,6 +4,7 @@ Biases and norm weights are random too, since their usual starting values (zeros
 a forgotten one. The directories hold no tokenizer.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,14 @@ def make_model(
                     parameter.add_(torch.randn_like(parameter) * 0.3)
     path = tmp_path / f"{family}-{seed}"
     model.type(dtype).save_pretrained(path, max_shard_size=max_shard_size)
+    return state_greedy(path)
+
+
+def state_greedy(path: Path) -> Path:
+    """Have the model's directory state ``do_sample: false``, which transformers leaves out."""
+    file = path / "generation_config.json"
+    fields = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**fields, "do_sample": False}))
     return path
 
 
@@ -161,4 +170,4 @@ def make_transformers_model(path: Path, model_type: str, **overrides: Any) -> Pa
                 if parameter.dim() == 1:
                     parameter.add_(torch.randn_like(parameter) * 0.3)
     model.save_pretrained(path)
-    return path
+    return state_greedy(path)

@@ -36,7 +36,7 @@ FIELDS: dict[str, tuple[type, str]] = {
     "min-p": (float, "drop tokens less likely than this times the likeliest"),
     "n": (int, "samples of each prompt"),
     "seed": (int, "of the sampling noise (default: drawn)"),
-    "reasoning-effort": (str, "none, minimal, low, medium, high or xhigh"),
+    "reasoning-effort": (str, "none, minimal, low, medium, high, xhigh or max"),
 }
 DIM, MARK, PLAIN = "\033[2m", "\033[33m", "\033[0m"
 

@@ -35,8 +35,11 @@ def parse_row(
             raise request_error(error) from error
         if (row.prompt is None) == (row.messages is None):
             raise RequestError("a request has either prompt or messages", param="prompt")
-        params = row.sampling_params(llm.compiler.default_sampling())
-        return _prompt(row, raw), params, row.options()
+        try:
+            params = row.sampling_params(llm.compiler.default_sampling())
+            return _prompt(row, raw), params, row.options()
+        except RequestError as error:
+            raise row.renamed_error(error) from error
     except RequestError as error:
         text = f"{where}: {error}" if where else str(error)
         raise RequestError(text, param=error.param, code=error.code) from error

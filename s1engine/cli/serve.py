@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reasoning-effort-budgets",
         metavar="NAME=N,...",
         help="thinking tokens of each reasoning_effort, 'none' for no limit; default: "
-        "minimal=512,low=1024,medium=4096,high=16384,xhigh=none",
+        "minimal=512,low=1024,medium=4096,high=16384,xhigh=none,max=none",
     )
     parser.add_argument(
         "--max-queued-requests",

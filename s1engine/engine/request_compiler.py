@@ -267,15 +267,14 @@ class RequestCompiler:
         max_new = max_len - prompt_len
         available = max_new - end_len - answer_reserve(budget, max_new)
         min_remaining = max(budget.min_tokens - tokens_thought, 0)
-        if available < min_remaining and params.thinking is None:
+        # max_tokens keeps a larger maximum, too.
+        states_only_maximum = budget == ThinkingBudget(max_tokens=budget.max_tokens)
+        may_cut = params.thinking is None or (states_only_maximum and limit > max_new)
+        if available < min_remaining and may_cut:
             available, num_waits = max_new + 1, 0  # max_tokens cuts the thinking
             limit = max(limit, tokens_thought + 1)
         elif available < min_remaining:
-            raise RequestError(
-                f"max_tokens and context leave {max_new} tokens: too few for "
-                f"{min_remaining} of thinking, {end_len} to end it and the answer reserve",
-                param="min_thinking_tokens" if available >= 0 else "max_tokens",
-            )
+            raise _no_room(params, budget, max_new, min_remaining, end_len)
         return CompiledBudget(
             wait=self._tokenizer.encode(budget.wait_text),
             forced_end=list(forced_end),
@@ -307,6 +306,25 @@ class RequestCompiler:
                 param="min_thinking_tokens",
             )
         return min(limit, config.max_thinking_token_budget)
+
+
+def _no_room(
+    params: SamplingParams, budget: ThinkingBudget, max_new: int, min_remaining: int, end_len: int
+) -> RequestError:
+    """The error for too few tokens left; it names a field that the request has."""
+    stated = {
+        "min_thinking_tokens": min_remaining if max_new > end_len else 0,
+        "max_tokens": params.max_tokens,
+        "answer_reserve": budget.answer_reserve,
+        "thinking_token_budget": budget.max_tokens is not None,
+    }
+    param = next((name for name, value in stated.items() if value), None)
+    leave = "max_tokens and context leave" if params.max_tokens else "the context leaves"
+    return RequestError(
+        f"{leave} {max_new} tokens: too few for {min_remaining} of thinking, {end_len} to end it "
+        "and the answer reserve",
+        param=param,
+    )
 
 
 def answer_reserve(budget: ThinkingBudget, max_tokens: int) -> int:

@@ -14,6 +14,8 @@ from s1engine.sampling_params import MAX_GRAMMAR_CHARS, SamplingParams
 
 # A model that may write blanks anywhere might never stop writing blanks.
 COMPACT: Any = {"whitespace_flexible": False}
+GBNF_MARK = "::="  # of llama.cpp's grammars, which Lark's syntax does not have
+MAX_REASON_CHARS = 400  # of what llguidance says
 
 
 def with_grammar(params: SamplingParams) -> SamplingParams:
@@ -26,7 +28,7 @@ def with_grammar(params: SamplingParams) -> SamplingParams:
         grammar = _build(name, getattr(params, name))
         _check_length(grammar)
     except Exception as error:  # llguidance has no error types
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).split())[:MAX_REASON_CHARS]
         raise RequestError(f"{name} is not usable: {text}", param=name) from error
     return replace(params, json_schema=None, regex=None, choice=None, grammar=grammar)
 
@@ -46,7 +48,7 @@ def _build(name: str, value: Any) -> str:
     elif name == "choice":
         grammar = from_lark(_choice(value))
     else:
-        grammar = value
+        grammar = from_gbnf(value) if GBNF_MARK in value and not value.startswith("{") else value
     return grammar
 
 
@@ -59,6 +61,13 @@ def _check_length(text: str) -> None:
 def _choice(texts: Sequence[str]) -> str:
     """One of ``texts``, as a grammar in Lark's syntax."""
     return f"start: {' | '.join(json.dumps(text) for text in texts)}"
+
+
+def from_gbnf(text: str) -> str:
+    """The grammar of a text in llama.cpp's syntax, which XGrammar's EBNF has too."""
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    return from_lark(gbnf_to_lark(text))
 
 
 def from_lark(text: str) -> str:

@@ -120,8 +120,8 @@ def end_token_ids(config: ConfigReader, generation: ConfigReader) -> tuple[int, 
 def sampling_defaults(generation: ConfigReader, vocab_size: int) -> dict[str, Any]:
     """Fields of SamplingParams as the authors recommend them. Raises ModelError.
 
-    Greedy if the file states no sampling, or ``do_sample`` false. Otherwise stated values hold,
-    with or without ``do_sample``, and a temperature that is not stated is 1.
+    Greedy if ``do_sample`` is false in so many words. Otherwise stated values hold, with or without
+    ``do_sample``, and a temperature that is not stated is 1.
     """
     defaults: dict[str, Any] = {}
     bounds = {"temperature": 100.0, "top_p": 1.0, "min_p": 1.0, "repetition_penalty": 1000.0}
@@ -130,8 +130,7 @@ def sampling_defaults(generation: ConfigReader, vocab_size: int) -> dict[str, An
             defaults[key] = generation.number(key, high=high)
     if "top_k" in generation:
         defaults["top_k"] = max(generation.integer("top_k", low=-1), 0)
-    states_sampling = any(key in generation for key in SAMPLING)
-    if not generation.flag("do_sample", states_sampling):
+    if not generation.flag("do_sample", True):
         defaults["temperature"] = 0.0
     if "max_new_tokens" in generation:
         defaults["max_tokens"] = generation.integer("max_new_tokens")

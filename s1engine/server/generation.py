@@ -134,6 +134,7 @@ class Generation:
             ticket = stack.enter_context(self._admitted(http, body, name))
             compiling = self._compile_in_turn(ticket.client, body, name, arrival)
             requests = await unless_disconnected(receive, _in_time(compiling, arrival, seconds))
+            body.note_lowered(min(request.max_len - len(request.prompt) for request in requests))
             reserve_logprobs(requests, scope["state"]["lease"])
             self._set_shares(requests, ticket)
             prompt_tokens = sum(len(request.prompt) for request in requests)
@@ -179,12 +180,12 @@ class Generation:
         model = self._engine.config.model_name
         if body.model is not None and body.model != model:
             raise unknown_model(body.model, model)
-        options = {**body.options(self._efforts), "stream": body.stream}
         prompts = body.prompts()
         names = [name] if len(prompts) == 1 else [f"{name}-{i}" for i in range(len(prompts))]
-        options["arrival"], options["try_grammar"] = arrival, False
         compiler = self._engine.compiler
         try:
+            options = {**body.options(self._efforts), "stream": body.stream}
+            options["arrival"], options["try_grammar"] = arrival, False
             params = body.sampling_params(self._defaults, self._efforts)
             return [
                 compiler.compile(prompt, params, request_id=own, **options)

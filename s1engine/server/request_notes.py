@@ -61,8 +61,8 @@ def current_notes() -> RequestNotes:
 
 
 class NotesHeaders:
-    """Opens the notes of each request, adds them to its response's headers, and logs each ignored
-    name once.
+    """Opens the notes of each request, adds them to its response's headers, and logs each name of
+    a field once.
 
     Args:
         strict: unknown fields are errors.
@@ -92,7 +92,9 @@ class NotesHeaders:
             NOTES.reset(token)
 
     def _log(self, notes: RequestNotes, path: str) -> None:
-        for name in map(header_safe, notes.ignored):
-            if name not in self._logged and len(self._logged) < MAX_LOGGED_NAMES:
-                self._logged.add(name)
-                logger.warning("ignored unknown field %s of %s", name, path)
+        lines = [f"ignored unknown field {header_safe(name)}" for name in notes.ignored]
+        lines += [f"lowered {name} to what the context leaves" for name in notes.lowered]
+        for line in lines:
+            if line not in self._logged and len(self._logged) < MAX_LOGGED_NAMES:
+                self._logged.add(line)
+                logger.warning("%s, first in a request to %s", line, path)

@@ -121,7 +121,7 @@ def test_a_bad_row_is_named_by_its_line(
     ("words", "status", "text"),
     [
         (["generate", "--prompt", "x", "--temperature", "nan"], 2, "temperature"),
-        (["generate", "--prompt", "x", "--thinking-token-budget", "-1"], 2, "thinking_token"),
+        (["generate", "--prompt", "x", "--thinking-token-budget", "-2"], 2, "thinking_token"),
         (
             ["generate", "--prompt", "x", "--max-tokens", "2", "--num-waits", "1"],
             2,

@@ -168,7 +168,7 @@ def test_an_end_that_does_not_fit_is_cut_too(llm: LLM) -> None:
         assert sample.token_ids == rest[:n] and sample.finish_reason == "length"
 
 
-@pytest.mark.parametrize("asked", [{"min_tokens": 1}, {"max_tokens": 8}, {"num_waits": 0}])
+@pytest.mark.parametrize("asked", [{"min_tokens": 1}, {"max_tokens": 0}, {"num_waits": 0}])
 def test_a_thinking_field_that_cannot_be_kept_is_refused(llm: LLM, asked: dict[str, int]) -> None:
     params = SamplingParams(max_tokens=1, thinking=ThinkingBudget(**asked))
     with pytest.raises(RequestError) as error:

@@ -70,10 +70,7 @@ sampling_values = {
 def test_stated_values_hold(stated: dict[str, Any], do_sample: Any) -> None:
     fields = stated if do_sample is ... else {**stated, "do_sample": do_sample}
     found = defaults(**fields)
-    samples = do_sample is True or (
-        do_sample in (None, ...) and bool(stated.keys() - {"repetition_penalty"})
-    )
-    if not samples:
+    if do_sample is False:
         assert found.pop("temperature") == 0
         stated = {name: value for name, value in stated.items() if name != "temperature"}
     expected = {**stated, "top_k": max(stated["top_k"], 0)} if "top_k" in stated else stated
@@ -83,8 +80,9 @@ def test_stated_values_hold(stated: dict[str, Any], do_sample: Any) -> None:
 
 def test_a_null_is_not_stated() -> None:
     assert defaults(**GENERATION) == STATED
-    assert defaults(do_sample=None, temperature=None) == {"temperature": 0.0}
-    assert defaults() == {"temperature": 0.0}
+    assert defaults(do_sample=None, temperature=None) == {}
+    assert defaults() == {}
+    assert SamplingParams(**defaults()).temperature == 1.0
 
 
 @pytest.mark.parametrize(
@@ -170,12 +168,11 @@ def test_a_tokenizers_end_outside_of_the_vocabulary_is_refused(tmp_path: Path) -
 # --- against transformers ---
 
 fields_of_greedy = st.fixed_dictionaries(
-    {},
+    {"do_sample": st.just(False)},
     optional={
         "repetition_penalty": st.sampled_from([1.0, 1.3, 0.8]),
         "suppress_tokens": st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=40),
         "max_new_tokens": st.integers(1, 24),
-        "do_sample": st.just(False),
         "top_k": st.just(5),
         "temperature": st.just(0.7),
     },
@@ -191,8 +188,6 @@ def test_greedy_tokens_are_those_of_transformers(model: Path) -> None:
     @settings(max_examples=25)
     @given(fields_of_greedy)
     def check(fields: dict[str, Any]) -> None:
-        if "do_sample" not in fields:
-            fields = {k: v for k, v in fields.items() if k not in ("top_k", "temperature")}
         found = sampling_defaults(ConfigReader(FILE, fields), VOCABULARY)
         params = SamplingParams(**{"max_tokens": 24, **found})
         sample = llm.generate([prompt], params, progress=False)[0].outputs[0]

@@ -111,7 +111,7 @@ def test_a_response_is_cut_and_says_so(served: Served) -> None:
         (MESSAGES, {"max_tokens": 0}, "max_tokens"),
         (MESSAGES, {"messages": []}, "messages"),
         (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages"),
-        (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking"),
+        (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": -2}}, "thinking"),
         (MESSAGES, {"thinkingBudget": 1}, "thinkingBudget"),
         (RESPONSES, {"previous_response_id": "x"}, "previous_response_id"),
         (RESPONSES, {"input": [{"type": "image"}]}, "input"),

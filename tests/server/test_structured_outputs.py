@@ -43,6 +43,32 @@ def test_an_answer_is_json_of_the_schema_and_thinking_is_free(
     assert choice["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({"response_format": {"type": "json_schema", "schema": SCHEMA}}, '{"c":[0-9]+}'),
+        ({"response_format": {"type": "json_object", "schema": SCHEMA}}, '{"c":[0-9]+}'),
+        ({"guided_json": SCHEMA}, '{"c":[0-9]+}'),
+        ({"structured_outputs": {"json_object": True}}, "{.*}"),
+        ({"structured_outputs": {"grammar": 'start: "yes" | "no"'}}, "yes|no"),
+        (
+            {"structured_outputs": {"grammar": 'root ::= word+\nword ::= [a-c]{2} "!"'}},
+            "([a-c]{2}!)+",
+        ),
+        ({"ebnf": 'root ::= "yes" | "no"'}, "yes|no"),
+        ({"guided_regex": "[0-9]{3}"}, "[0-9]{3}"),
+        ({"regex": "[0-9]{3}"}, "[0-9]{3}"),
+        ({"guided_choice": ["red", "blue"]}, "red|blue"),
+    ],
+)
+def test_other_engines_spellings_of_a_structure(
+    served: Served, fields: dict[str, Any], form: str
+) -> None:
+    (choice,) = ask(served, **fields, thinking_token_budget=5)
+    done = choice["finish_reason"] == "stop"
+    assert re.fullmatch(form, choice["message"]["content"]) or not done
+
+
 def test_without_thinking_the_grammar_begins_at_once(served: Served) -> None:
     choices = ask(
         served, enable_thinking=False, structured_outputs={"regex": "[a-c]{3}x"}, n=4, temperature=1
@@ -97,6 +123,11 @@ def test_a_grammar_that_explodes_ends_its_own_answer_alone(served: Served) -> No
         ({"structured_outputs": {"regex": "x" * 2**17}}, "structured_outputs"),
         ({"structured_outputs": {"json": "{"}}, "structured_outputs"),
         ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"grammar": "root ::= ("}}, "structured_outputs"),
+        ({"guided_grammar": "root ::= " + "(" * 9999}, "guided_grammar"),
+        ({"guided_regex": "(a"}, "guided_regex"),
+        ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
         ({"response_format": {"type": "xml"}}, "response_format"),
     ],

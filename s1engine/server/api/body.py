@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from s1engine.chat_template import MAX_MESSAGES
 from s1engine.errors import RequestError
 from s1engine.server.api.field_rules import INERT, UNSUPPORTED, FieldRules
+from s1engine.server.api.spellings import check_same
 
 MAX_FIELDS = 256
 MAX_ITEMS = 1024  # of a field that is a list or an object
@@ -74,10 +75,24 @@ class RequestBody(StrictBody):
     @model_validator(mode="before")
     @classmethod
     def _check_texts(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            for name, value in values.items():
-                check_text(name, value)
+        if not isinstance(values, dict):
+            return values
+        for name, value in values.items():
+            check_text(name, value)
+        return unwrapped(values)
+
+
+def unwrapped(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a body whose fields may also be in ``extra_body``, where OpenAI's clients take them
+    from. Raises RequestError if two differ."""
+    extra = values.get("extra_body")
+    if not isinstance(extra, dict):
         return values
+    body = {name: value for name, value in values.items() if name != "extra_body"}
+    for name, value in extra.items():
+        if value is not None and body.get(name) is not None:
+            check_same(name, body[name], f"extra_body.{name}", value)
+    return {**extra, **{name: value for name, value in body.items() if value is not None}}
 
 
 def check_text(param: str, value: Any) -> None:

@@ -6,16 +6,19 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from s1engine.chat_template import TURN_OPTIONS
 from s1engine.checks import check_int, shown
 from s1engine.errors import RequestError
 from s1engine.options import Prompt
 from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
 from s1engine.sampling_params import MAX_LOGPROBS
 from s1engine.server.api.body import JsonObjects
+from s1engine.server.api.field_rules import SAMPLING, THINKING, nearest
 from s1engine.server.api.openai import OpenAIFormatter, lazy_list, shown_reason, token_fields
 from s1engine.server.api.request_fields import HttpFields
 from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, thinking_total
-from s1engine.server.api.thinking_fields import EFFORTS, resolve_spellings
+from s1engine.server.api.spellings import KWARGS, check_same
+from s1engine.server.api.thinking_fields import EFFORTS
 from s1engine.server.api.tool_call_parser import (
     CallBegin,
     ParsedAnswer,
@@ -26,6 +29,7 @@ from s1engine.server.api.tools import ToolFields
 from s1engine.tokenizer import Tokenizer
 
 MAX_TEMPLATE_KWARGS = 32
+SWITCHES = ("enable_thinking", "thinking")  # of templates, which get the request's choice
 MAX_SPELLINGS = 4096  # tokens whose text a response keeps
 
 
@@ -33,7 +37,6 @@ class ChatRequest(ToolFields, HttpFields):
     """Body of ``POST /v1/chat/completions``."""
 
     messages: Annotated[JsonObjects, Field(min_length=1)]
-    max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -65,30 +68,16 @@ class ChatRequest(ToolFields, HttpFields):
         return fields if calls is None else {"grammar": calls}
 
     @property
-    def structure_field(self) -> str:
+    def structure_field(self) -> str | None:
         return "tools" if self.must_call else super().structure_field
-
-    def requested_max_tokens(self) -> int | None:
-        return resolve_spellings(
-            max_tokens=self.max_tokens, max_completion_tokens=self.max_completion_tokens
-        )
 
     def options(self, efforts: Mapping[str, int | None] = EFFORTS) -> dict[str, Any]:
         options = super().options(efforts)
-        kwargs = _template_kwargs(self.chat_template_kwargs or {})
-        options["enable_thinking"] = resolve_spellings(
-            enable_thinking=options["enable_thinking"],
-            chat_template_kwargs=kwargs.pop("enable_thinking", None),
-        )
-        same = {
-            "reasoning_effort": self.requested_effort(),
-            "add_generation_prompt": self.add_generation_prompt,
-            "continue_final_message": self.continue_final_message,
-        }
-        for name, value in same.items():
-            agreed = resolve_spellings(**{name: value, "chat_template_kwargs": kwargs.get(name)})
-            if agreed is not None:
-                kwargs[name] = agreed
+        kwargs = _template_kwargs(self.chat_template_kwargs or {}) | options["template_kwargs"]
+        for name in TURN_OPTIONS:
+            if (value := getattr(self, name)) is not None:
+                check_same(name, value, f"{KWARGS}.{name}", kwargs.get(name, value))
+                kwargs[name] = value
         return options | {"template_kwargs": kwargs, "tools": self.offered}
 
 
@@ -207,4 +196,9 @@ def _template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
                 f"chat_template_kwargs: {shown(name)} must be a plain name with a plain value",
                 param="chat_template_kwargs",
             )
-    return dict(kwargs)
+        meant = nearest(name, THINKING)
+        if name in SAMPLING or (meant is not None and meant != name):
+            hint = f"; did you mean {meant}?" if meant else ": it is a field of the body"
+            message = f"chat_template_kwargs: {shown(name)} has no effect here{hint}"
+            raise RequestError(message, param="chat_template_kwargs")
+    return {name: value for name, value in kwargs.items() if name not in SWITCHES}

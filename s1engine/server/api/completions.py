@@ -14,6 +14,7 @@ from s1engine.server.api.response_formatter import Json, ResponseHead, thinking_
 from s1engine.tokenizer import Tokenizer
 
 MAX_PROMPTS = 256
+DEFAULT_MAX_TOKENS = 16  # of OpenAI and vLLM
 MAX_SPELLINGS = 4096  # tokens whose text a response keeps
 
 
@@ -38,6 +39,8 @@ def _are_ids(value: Any) -> bool:
 
 class CompletionRequest(HttpFields):
     """Body of ``POST /v1/completions``; no chat template is applied."""
+
+    default_max_tokens = DEFAULT_MAX_TOKENS
 
     prompt: Annotated[Any, PlainValidator(check_prompt, json_schema_input_type=PromptTypes)]
     logprobs: int | None = None

@@ -29,8 +29,8 @@ _CACHES = """prompt_cache_key prompt_cache_options prompt_cache_retention cache_
     context_management store ngram_corpus_id keep_alive id_slot num_ctx"""
 _ROUTES_AND_REPORTS = """service_tier include inference_geo models provider route transforms usage
     timings_per_token return_progress return_cached_tokens_details return_meta_info
-    data_parallel_rank routed_dp_rank moderation access_programs stream_interval api_type
-    api_server"""
+    guided_decoding_backend data_parallel_rank routed_dp_rank moderation access_programs
+    stream_interval api_type api_server"""
 INERT = frozenset(f"{_WHO_ASKS} {_CACHES} {_ROUTES_AND_REPORTS}".split())
 
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -58,6 +58,7 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "documents": (),
     "early_stopping": (False,),
     "ec_transfer_params": (),
+    "guided_whitespace_pattern": (),
     "include_reasoning": (True,),
     "include_stop_str_in_output": (False,),
     "kv_transfer_params": (),
@@ -111,7 +112,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "epsilon_cutoff": (0,),
     "eta_cutoff": (0,),
     "format": (),
-    "grammar": (),
     "grammar_string": (),
     "guidance_scale": (1.0,),
     "lora": (),
@@ -153,15 +153,17 @@ texts, lists and objects."""
 _THINKING = """answer_reserve enable_thinking final_text max_thinking_tokens max_tokens_thinking
     min_thinking_tokens min_tokens_thinking num_waits reasoning reasoning_effort thinking
     thinking_budget thinking_checkpoints thinking_deadline_ms thinking_early_exit
-    thinking_loop_repeats thinking_n_ignore thinking_n_ignore_str thinking_token_budget wait_text"""
+    thinking_loop_repeats thinking_n_ignore thinking_n_ignore_str thinking_token_budget wait_text
+    thinking_budget_tokens reasoning_budget_tokens reasoning_max_tokens custom_params nvext think"""
 _SAMPLING = """cache_salt deadline_ms first_token_deadline_ms frequency_penalty ignore_eos
-    logit_bias logprobs max_completion_tokens max_output_tokens max_tokens min_p n
-    presence_penalty priority repetition_penalty seed stop stop_sequences stop_token_ids
-    temperature top_k top_logprobs top_p"""
+    logit_bias logprobs max_completion_tokens max_new_tokens max_output_tokens max_tokens min_p n
+    n_predict num_predict presence_penalty priority random_seed repetition_penalty seed stop
+    stop_sequences stop_token_ids stopping_strings temperature top_k top_logprobs top_p"""
 _FORM = """add_generation_prompt chat_template_kwargs continue_final_message response_format
-    structured_outputs"""
-SAMPLING = frozenset(_SAMPLING.split())
-MEANINGFUL = frozenset(f"{_THINKING} {_FORM}".split()) | SAMPLING | frozenset(UNSUPPORTED)
+    structured_outputs guided_json guided_json_object guided_regex guided_choice guided_grammar
+    json_schema regex ebnf grammar"""
+THINKING, SAMPLING = frozenset(_THINKING.split()), frozenset(_SAMPLING.split())
+MEANINGFUL = THINKING | SAMPLING | frozenset(_FORM.split()) | frozenset(UNSUPPORTED)
 """Fields that change the output: a name that is close to one of them is never ignored."""
 
 

@@ -7,7 +7,7 @@ is a RequestError that names the field. ``field_rules`` decides about all other 
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError
 
@@ -17,13 +17,11 @@ from s1engine.options import Prompt
 from s1engine.sampling_params import STRUCTURES, SamplingParams
 from s1engine.server.api.body import JsonObjects, RequestBody, StrictBody, Strings, TokenIds
 from s1engine.server.api.field_rules import INERT, SAMPLING, UNSUPPORTED, FieldRules
-from s1engine.server.api.structured_outputs import (
-    ResponseFormat,
-    StructuredOutputs,
-    structure_fields,
-)
+from s1engine.server.api.spellings import NO_LIMIT, renamed, resolve, sent_fields
+from s1engine.server.api.structured_outputs import StructureFields
 from s1engine.server.api.thinking_fields import EFFORTS, ThinkingFields
 from s1engine.server.api.tools import Tool
+from s1engine.server.request_notes import current_notes
 
 MAX_ID_DIGITS = 10  # of a token id
 MAX_TEXT_CHARS = 2**20  # of a text to tokenize
@@ -40,53 +38,51 @@ class StreamOptions(StrictBody):
     ] = False
 
 
-class GenerationFields(ThinkingFields):
+class GenerationFields(StructureFields, ThinkingFields):
     """Fields of chats, completions and the rows of ``s1engine generate --input``."""
 
-    max_tokens: int | None = None
+    default_max_tokens: ClassVar[int | None] = None
+    """For requests that state neither a limit nor anything about their thinking."""
+
+    max_tokens: Annotated[
+        int | None, Field(description="Most tokens to generate; -1: what the context leaves")
+    ] = None
+    max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+    max_new_tokens: int | None = None
+    n_predict: int | None = None
+    num_predict: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     n: int | None = None
     seed: int | None = None
+    random_seed: int | None = None
     stop: str | Strings | None = None
+    stop_sequences: str | Strings | None = None
+    stopping_strings: str | Strings | None = None
     stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
     priority: Annotated[int, Field(description="Lower runs first")] = 0
     cache_salt: Annotated[
         str | None, Field(description="Requests share cached prefixes only with the same salt")
     ] = None
 
-    def structure(self) -> dict[str, Any]:
-        """Return the fields of SamplingParams with the structure of the answer. Raises
-        RequestError."""
-        return structure_fields(self.response_format, self.structured_outputs)
-
-    @property
-    def structure_field(self) -> str:
-        """The field that the structure of the answer came from."""
-        return "response_format" if self.structured_outputs is None else "structured_outputs"
-
     def renamed_error(self, error: RequestError) -> RequestError:
-        """Return an error of the structure with the field that it came from."""
-        if error.param not in STRUCTURES:
-            return error
-        return RequestError(str(error), param=self.structure_field, code=error.code)
+        """Return an error about our fields with the names that were sent instead."""
+        if error.param in STRUCTURES and (sent := self.structure_field) is not None:
+            text = sent + str(error).removeprefix(error.param)
+            return RequestError(text, param=sent.partition(".")[0], code=error.code)
+        return renamed(error, self.sent_names())
 
     def requested_logprobs(self) -> int | None:
         """Return how many log-probabilities of each token to return, as in SamplingParams."""
         return None
-
-    def requested_max_tokens(self) -> int | None:
-        """Return the limit of generated tokens, from whichever field has it."""
-        return self.max_tokens
 
     def sampling_params(
         self, defaults: Mapping[str, Any], efforts: Mapping[str, int | None] = EFFORTS
@@ -99,24 +95,29 @@ class GenerationFields(ThinkingFields):
             for name in same_name
             if name in type(self).model_fields and (value := getattr(self, name)) is not None
         }
-        if self.stop is not None:
-            fields["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if (stop := resolve(self, "stop")) is not None:
+            fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
+        if (seed := resolve(self, "seed")) is not None:
+            fields["seed"] = seed
         fields["stop_token_ids"] = tuple(self.stop_token_ids or ())
         fields["logit_bias"] = {
             **defaults.get("logit_bias", {}),
             **_token_bias(self.logit_bias or {}),
         }
         fields["logprobs"] = self.requested_logprobs()
-        if (max_tokens := self.requested_max_tokens()) is not None:
-            fields["max_tokens"] = max_tokens
         fields |= self.structure()
         fields["thinking"], _ = self.requested_thinking(efforts)
+        limit: int | None = resolve(self, "max_tokens")
+        if limit is not None:
+            fields["max_tokens"] = None if limit == NO_LIMIT else limit
+        elif self.default_max_tokens is not None and fields["thinking"] is None:
+            fields["max_tokens"] = self.default_max_tokens
         return SamplingParams(**fields)
 
     def options(self, efforts: Mapping[str, int | None] = EFFORTS) -> dict[str, Any]:
         """Return the keyword arguments of ``RequestCompiler.compile`` besides prompt and params."""
         _, enabled = self.requested_thinking(efforts)
-        effort = self.requested_effort()
+        effort = resolve(self, "reasoning_effort")
         return {
             "enable_thinking": enabled,
             "template_kwargs": {} if effort is None else {"reasoning_effort": effort},
@@ -160,6 +161,12 @@ class HttpFields(GenerationFields):
                 code="too_many_sequences",
             )
         return count
+
+    def note_lowered(self, available: int) -> None:
+        """Note that max_tokens is lowered, if it exceeds the tokens that the context leaves."""
+        for name, value in sent_fields(self, "max_tokens")[:1]:
+            if value > available:
+                current_notes().lowered[name] = available
 
     @property
     def stream_usage(self) -> StreamOptions:

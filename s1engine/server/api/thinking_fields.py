@@ -1,11 +1,11 @@
 """The thinking fields of a request: our own, and other engines' and APIs' spellings.
 
-Our names are canonical. A request may use any spelling; two that disagree are an error. Owns the
-map from effort to budget; a budget beside an effort wins. Knows nothing of sampling.
+Our names are canonical; ``spellings`` has the others. Owns the map from effort to budget; a budget
+beside an effort wins. Knows nothing of sampling.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,8 +14,13 @@ from s1engine.errors import RequestError
 from s1engine.sampling_params import UNLIMITED, ThinkingBudget
 from s1engine.server.api.body import RequestBody, StrictBody, TokenIds
 from s1engine.server.api.field_rules import FieldRules
-
-T = TypeVar("T")
+from s1engine.server.api.spellings import (
+    NO_THINKING,
+    check_same,
+    resolve,
+    sent_fields,
+    sent_names,
+)
 
 EFFORTS: Mapping[str, int | None] = {
     "minimal": 512,
@@ -23,9 +28,9 @@ EFFORTS: Mapping[str, int | None] = {
     "medium": 4096,
     "high": 16384,
     "xhigh": None,
+    "max": None,
 }
 """Thinking tokens of each ``reasoning_effort`` by default; None: what the context leaves."""
-NO_THINKING = "none"
 
 
 class ThinkingSwitch(StrictBody):
@@ -33,7 +38,7 @@ class ThinkingSwitch(StrictBody):
 
     rules = FieldRules(place="thinking.")
 
-    type: Literal["enabled", "disabled"]
+    type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = None
 
 
@@ -47,6 +52,25 @@ class ReasoningSwitch(StrictBody):
     effort: str | None = None
     max_tokens: int | None = None
     enabled: bool | None = None
+
+
+class CustomParams(StrictBody):
+    """``custom_params`` of SGLang, without the processor that they are for."""
+
+    rules = FieldRules(place="custom_params.")
+
+    thinking_budget: int | None = None
+
+
+class NvExt(StrictBody):
+    """``nvext`` of NIM and Dynamo."""
+
+    rules = FieldRules(
+        frozenset({"annotations", "agent_hints", "extra_fields", "cache_control"}), place="nvext."
+    )
+
+    max_thinking_tokens: int | None = None
+    min_thinking_tokens: int | None = None
 
 
 class ThinkingFields(RequestBody):
@@ -99,6 +123,12 @@ class ThinkingFields(RequestBody):
     min_tokens_thinking: int | None = None
     thinking_n_ignore: int | None = None
     thinking_n_ignore_str: str | None = None
+    thinking_budget_tokens: int | None = None
+    reasoning_budget_tokens: int | None = None
+    reasoning_max_tokens: int | None = None
+    custom_params: CustomParams | None = None
+    nvext: NvExt | None = None
+    think: bool | None = None
     thinking: ThinkingSwitch | None = None
     reasoning: ReasoningSwitch | None = None
     reasoning_effort: str | None = None
@@ -113,38 +143,33 @@ class ThinkingFields(RequestBody):
         effort = self._effort(efforts)
         fields: dict[str, Any] = {
             "max_tokens": self._maximum(effort, efforts),
-            "min_tokens": resolve_spellings(
-                min_thinking_tokens=self.min_thinking_tokens,
-                min_tokens_thinking=self.min_tokens_thinking,
-            ),
-            "num_waits": resolve_spellings(
-                num_waits=self.num_waits, thinking_n_ignore=self.thinking_n_ignore
-            ),
-            "wait_text": resolve_spellings(
-                wait_text=self.wait_text, thinking_n_ignore_str=self.thinking_n_ignore_str
-            ),
-            "final_text": self.final_text,
-            "answer_reserve": self.answer_reserve,
-            "deadline_ms": self.thinking_deadline_ms,
+            "min_tokens": resolve(self, "min_thinking_tokens"),
+            "num_waits": resolve(self, "num_waits"),
+            "wait_text": resolve(self, "wait_text"),
+            "final_text": resolve(self, "final_text"),
+            "answer_reserve": resolve(self, "answer_reserve"),
+            "deadline_ms": resolve(self, "thinking_deadline_ms"),
             "checkpoints": tuple(self.thinking_checkpoints) if self.thinking_checkpoints else None,
-            "early_exit": self.thinking_early_exit,
-            "loop_repeats": self.thinking_loop_repeats,
+            "early_exit": resolve(self, "thinking_early_exit"),
+            "loop_repeats": resolve(self, "thinking_loop_repeats"),
         }
         fields = {name: value for name, value in fields.items() if value is not None}
         thinks = effort not in (None, NO_THINKING)
         budget = ThinkingBudget(**fields) if fields or thinks else None
         return budget, self._enabled(effort)
 
-    def requested_effort(self) -> str | None:
-        """Return the effort, for the chat template. Raises RequestError if two differ."""
-        return resolve_spellings(
-            reasoning_effort=self.reasoning_effort,
-            reasoning_effort_=self.reasoning.effort if self.reasoning else None,
-        )
+    def sent_names(self) -> dict[str, str]:
+        """Return the names of our fields as they were sent, where they differ."""
+        names = sent_names(self)
+        if effort := sent_fields(self, "reasoning_effort"):
+            for name in ("enable_thinking", "thinking_token_budget"):  # an effort is both
+                if not sent_fields(self, name):
+                    names[name] = effort[0][0]
+        return names
 
     def _effort(self, efforts: Mapping[str, int | None]) -> str | None:
-        effort = self.requested_effort()
-        if effort is not None and effort != NO_THINKING and effort not in efforts:
+        effort: str | None = resolve(self, "reasoning_effort")
+        if effort not in (None, NO_THINKING, *efforts):
             raise RequestError(
                 f"reasoning_effort must be one of {', '.join((NO_THINKING, *efforts))}; "
                 f"got {shown(effort)}",
@@ -154,42 +179,19 @@ class ThinkingFields(RequestBody):
 
     def _maximum(self, effort: str | None, efforts: Mapping[str, int | None]) -> int | None:
         """The given budget, else that of the effort."""
-        from_s1 = self.max_tokens_thinking
-        given = resolve_spellings(
-            thinking_token_budget=self.thinking_token_budget,
-            thinking_budget=self.thinking_budget,
-            max_thinking_tokens=self.max_thinking_tokens,
-            max_tokens_thinking=UNLIMITED if from_s1 == "auto" else from_s1,
-            thinking=self.thinking.budget_tokens if self.thinking else None,
-            reasoning=self.reasoning.max_tokens if self.reasoning else None,
-        )
+        given: int | None = resolve(self, "thinking_token_budget")
         if given is not None or effort in (None, NO_THINKING):
             return given
         budget = efforts[effort]
         return UNLIMITED if budget is None else budget
 
     def _enabled(self, effort: str | None) -> bool | None:
-        return resolve_spellings(
-            enable_thinking=self.enable_thinking,
-            thinking=self.thinking.type == "enabled" if self.thinking else None,
-            reasoning=self.reasoning.enabled if self.reasoning else None,
-            reasoning_effort=False if effort == NO_THINKING else None,
-        )
-
-
-def resolve_spellings(**spellings: T | None) -> T | None:
-    """Return the common value of the given spellings, None if none is given.
-
-    A trailing underscore is not part of a name. Raises RequestError naming two that differ.
-    """
-    given = [(name.rstrip("_"), value) for name, value in spellings.items() if value is not None]
-    for name, value in given[1:]:
-        if value != given[0][1]:
-            raise RequestError(
-                f"{given[0][0]} ({given[0][1]}) and {name} ({value}) differ; give one of them",
-                param=name,
-            )
-    return given[0][1] if given else None
+        enabled: bool | None = resolve(self, "enable_thinking")
+        if effort != NO_THINKING:
+            return enabled
+        for name, value in sent_fields(self, "enable_thinking"):
+            check_same(name, value, sent_fields(self, "reasoning_effort")[0][0], False)
+        return False
 
 
 def parse_efforts(text: str) -> dict[str, int | None]:
