@@ -7,6 +7,7 @@ output. Knows no token ids.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from jinja2.meta import find_undeclared_variables
@@ -20,6 +21,7 @@ from s1engine.template_environment import (
     failing_line,
 )
 from s1engine.template_work import KEY, Work
+from s1engine.tool_prompt import without_tools
 
 REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
 """Names of an earlier turn's thinking, in requests and templates."""
@@ -29,6 +31,7 @@ _INSTEAD_OF_CONTENT = (*REASONING_NAMES, "tool_calls")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 4096
 TURN_OPTIONS = ("add_generation_prompt", "continue_final_message")
+PROBE = "S1ENGINE_SYSTEM_MESSAGE"
 _END_MARK = "S1ENGINE_END_OF_FINAL_MESSAGE "  # its space shows whether the template keeps spaces
 
 Message = dict[str, Any]
@@ -52,7 +55,8 @@ def _message(message: object, where: str) -> Message:
     if role not in ROLES:
         raise RequestError(f"{where}.role must be one of {', '.join(ROLES)}", param=f"{where}.role")
     content = message.get("content")
-    if content is None and role == "assistant" and any(map(message.get, _INSTEAD_OF_CONTENT)):
+    instead = role == "assistant" and any(map(message.get, _INSTEAD_OF_CONTENT))
+    if content is None and (instead or role == "tool"):
         content = ""
     checked: Message = {
         "role": "system" if role == "developer" else role,
@@ -110,7 +114,10 @@ def _tool_call(call: object, where: str) -> Message:
 
 
 def _arguments(arguments: object, where: str) -> dict[str, Any]:
-    """Arguments of a call: an object, or its JSON text as in OpenAI's API."""
+    """Arguments of a call: an object, or its JSON text as in OpenAI's API; nothing is an empty
+    one."""
+    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+        return {}
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -154,6 +161,16 @@ class ChatTemplate:
         """True if the template uses the variable ``tools``."""
         return "tools" in self.variables
 
+    @cached_property
+    def shows_system(self) -> bool:
+        """True if the template shows a system message."""
+        chat = [{"role": "system", "content": PROBE}, {"role": "user", "content": "?"}]
+        variables = {"messages": chat, "tools": None, "documents": None}
+        try:
+            return PROBE in self._render({**variables, "add_generation_prompt": True})
+        except RequestError:
+            return False
+
     def render(
         self,
         messages: object,
@@ -164,11 +181,12 @@ class ChatTemplate:
         continue_final_message: bool = False,
     ) -> str:
         """The chat, by default up to the header of the assistant's next turn; with
-        ``continue_final_message`` up to the end of the last message's text. Raises RequestError
-        naming ``messages``, ``tools``, ``continue_final_message`` or ``chat_template``."""
+        ``continue_final_message`` up to the end of the last message's text. A template that does
+        not know tools gets their description as text, calls and results too. Raises RequestError
+        naming ``messages``, ``continue_final_message`` or ``chat_template``."""
         checked = check_messages(messages)
-        if not self.knows_tools:
-            _refuse_tools(checked, tools)
+        if not self.knows_tools and (tools or any(map(_is_about_tools, checked))):
+            checked = without_tools(checked, tools, bool(tools) and self.shows_system)
         variables = {
             **options,
             "messages": checked,
@@ -239,10 +257,5 @@ def _failure(error: Exception) -> RequestError:
     return RequestError(f"chat_template{where}: {text}", param="chat_template")
 
 
-def _refuse_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> None:
-    """Rejects tools that a template without ``tools`` would silently ignore."""
-    if tools:
-        raise RequestError("this model's chat template does not know tools", param="tools")
-    for message in messages:
-        if message["role"] == "tool" or "tool_calls" in message:
-            raise RequestError("this model's chat template does not know tools", param="messages")
+def _is_about_tools(message: Message) -> bool:
+    return message["role"] == "tool" or "tool_calls" in message

@@ -20,6 +20,7 @@ LEAVES |= {
     "template_environment",
     "template_meters",
     "template_prices",
+    "tool_prompt",
     "template_work",
     "tokenizer_files",
     "reasoning",

@@ -24,13 +24,43 @@ def with_grammar(params: SamplingParams) -> SamplingParams:
     name = params.structure
     if name is None:
         return params
+    grammar = build_grammar(name, getattr(params, name))
+    return replace(params, json_schema=None, regex=None, choice=None, grammar=grammar)
+
+
+def build_grammar(name: str, value: Any) -> str:
+    """The grammar of a structure: ``name`` is its field of SamplingParams. Raises RequestError that
+    names it."""
     try:
-        grammar = _build(name, getattr(params, name))
+        grammar = _build(name, value)
         _check_length(grammar)
     except Exception as error:  # llguidance has no error types
         text = " ".join(str(error).split())[:MAX_REASON_CHARS]
         raise RequestError(f"{name} is not usable: {text}", param=name) from error
-    return replace(params, json_schema=None, regex=None, choice=None, grammar=grammar)
+    return grammar
+
+
+def either(*grammars: str) -> str:
+    """The grammar of texts that follow one of ``grammars``. Raises RequestError."""
+    parts: list[Any] = []
+    for i, grammar in enumerate(grammars):
+        first, *others = _parts(grammar)
+        parts += [{**first, "name": f"either{i}"}, *others]
+    start = f"start: {' | '.join(f'@either{i}' for i in range(len(grammars)))}"
+    return json.dumps({"grammars": [{"name": "start", "lark_grammar": start}, *parts]})
+
+
+def _parts(grammar: str) -> list[Any]:
+    """A grammar, in Lark's syntax or llguidance's JSON, as a list of JSON objects."""
+    if not grammar.lstrip().startswith("{"):
+        return [{"lark_grammar": grammar}]
+    try:
+        parts = json.loads(grammar)["grammars"]
+        if parts and all(isinstance(part, dict) for part in parts):
+            return [*parts]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise RequestError("grammar is neither Lark's syntax nor a list of grammars", param="grammar")
 
 
 def _build(name: str, value: Any) -> str:

@@ -183,13 +183,17 @@ class Handlers:
     async def message(self, body: MessagesRequest, http: Request) -> Response:
         """Answer a conversation in Anthropic's format."""
         chat = body.to_chat()
-        formatter = functools.partial(MessagesFormatter, calls=bool(chat.offered))
+        formatter = functools.partial(
+            MessagesFormatter, calls=bool(chat.offered), once=chat.ends_with_call
+        )
         return await self._generation.generate_response(chat, http, "msg_", formatter)
 
     async def respond(self, body: ResponsesRequest, http: Request) -> Response:
         """Answer in the format of OpenAI's Responses API."""
         chat = body.to_chat()
-        formatter = functools.partial(ResponsesFormatter, body=body, calls=bool(chat.offered))
+        formatter = functools.partial(
+            ResponsesFormatter, body=body, calls=bool(chat.offered), once=chat.ends_with_call
+        )
         return await self._generation.generate_response(chat, http, "resp_", formatter)
 
     async def end_thinking(self, name: str) -> Response:

@@ -125,3 +125,18 @@ def test_the_name_comes_first_and_arguments_as_they_are_written() -> None:
 def test_what_becomes_of_text_that_is_not_quite_a_call(text: str, said: ParsedAnswer) -> None:
     assert parse_tool_calls(text) == said
     assert by_pieces(text, list(range(len(text))))[0] == said
+
+
+@given(calls(), TEXTS.filter(lambda text: "<" not in text), st.lists(st.integers(0)))
+def test_an_answer_that_its_first_call_ends_is_parsed_without_the_closing_tag(
+    call: tuple[str, ToolCall], before: str, cuts: list[int]
+) -> None:
+    text = before + call[0].removesuffix("</tool_call>")
+    assert parse_tool_calls(text, once=True) == parse_tool_calls(text + "</tool_call>")
+    parser, said = ToolCallParser(once=True), ParsedAnswer()
+    edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    for begin, end in itertools.pairwise(edges):
+        said.add(parser.push(text[begin:end]))
+    said.add(parser.push("", last=True))
+    assert said == parse_tool_calls(text, once=True)
+    assert parse_tool_calls(before, once=True) == parse_tool_calls(before)

@@ -3,6 +3,7 @@ which come after the thinking."""
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -27,7 +28,6 @@ from tests.server.tool_script import (
     Scripted,
 )
 from tests.shared_data import shared_file
-from tests.tiny_tokenizer import make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +88,37 @@ def test_prompts_are_those_of_the_models_own_template(model: str) -> None:
     assert "<tools>" in wanted and "Østfold" in wanted and "<tool_response>" in wanted
 
 
-def test_a_template_without_tools_refuses_them() -> None:
-    tokenizer = make_tokenizer()
-    with pytest.raises(RequestError) as error:
-        tokenizer.render_chat(CHAT, tools=TOOLS)
-    assert error.value.param == "tools"
-    with pytest.raises(RequestError) as error:
-        tokenizer.render_chat(HISTORY)
-    assert error.value.param == "messages"
+PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}"
+STERN = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}" + PLAIN.partition("%}")[2]
+)
+DEAF = PLAIN.replace("<{{", "{% if m.role != 'system' %}<{{", 1).replace(
+    "{% endfor %}", "{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("source", [PLAIN, STERN, DEAF])
+def test_a_template_without_tools_shows_them_as_text(source: str) -> None:
+    template = ChatTemplate(source, {})
+    asked = template.render(CHAT, {}, TOOLS)
+    assert all(json.dumps(tool["function"]) in asked for tool in TOOLS)
+    assert template.shows_system == ("<system>" in asked) == (source == PLAIN)
+    told = template.render(HISTORY, {})  # without an offer, calls and results stay
+    call = {"name": "add", "arguments": {"n": 0, "city": "Østfold"}}
+    assert f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>" in told
+    assert '<tool_response>\n{"t": 21}\n</tool_response>\nWhich is warmer?</user>' in told
+    own = [{"role": "system", "content": "Be brief."}, *CHAT]
+    if source == PLAIN:
+        both = template.render(own, {}, TOOLS)
+        assert both.startswith("<system>Be brief.\n\nYou can call") and both.count("<system>") == 1
+
+
+def test_calls_without_arguments_have_empty_ones() -> None:
+    for arguments in (None, "", " ", {}, "{}"):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        (turn,) = check_messages([{"role": "assistant", "tool_calls": [call]}])
+        assert turn["tool_calls"][0]["function"]["arguments"] == {}
 
 
 def test_each_api_shows_the_model_the_same(run: Callable[[Test], None]) -> None:
@@ -252,7 +275,96 @@ def test_calls_of_a_message(run: Callable[[Test], None]) -> None:
     run(test)
 
 
-# --- calls that must come ---
+# --- calls that must come, or may ---
+
+
+def allowed(mode: str, *names: str) -> Any:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"b": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["b"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("structure", "follows"),
+    [
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+            lambda text: 0 <= json.loads(text)["b"] <= 9,
+        ),
+        ({"structured_outputs": {"regex": "[0-9]{2}/x"}}, re.compile("[0-9]{2}/x").fullmatch),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, ["yes", "no"].__contains__),
+    ],
+)
+def test_a_structured_answer_may_call_tools(
+    run: Callable[[Test], None], structure: dict[str, Any], follows: Callable[[str], Any]
+) -> None:
+    async def test(client: openai.AsyncOpenAI, http: httpx.AsyncClient, engine: Scripted) -> None:
+        ask: Any = {"messages": CHAT, "max_tokens": 300, "temperature": 1, "n": 4, "seed": 3}
+        ask |= {"tools": TOOLS, "parallel_tool_calls": False, "thinking_token_budget": 4}
+        (bracket,) = engine.compiler.text.tokenizer.encode("<")
+        for bias in (100, -100):  # the model is made to call, or not to
+            body = {**ask, **structure, "logit_bias": {str(bracket): bias}}
+            got = (await http.post("/v1/chat/completions", json=body)).json()
+            for one in got["choices"]:
+                message = one["message"]
+                if bias < 0:
+                    assert follows(message["content"]) and "tool_calls" not in message
+                    continue
+                (call,) = message["tool_calls"]
+                assert call["function"]["name"] in ("add", "stop_it")
+                assert isinstance(json.loads(call["function"]["arguments"]), dict)
+                assert one["finish_reason"] == "tool_calls" and message["content"] is None
+
+    run(test)
+
+
+def test_allowed_tools_alone_are_offered_and_called(run: Callable[[Test], None]) -> None:
+    async def test(client: openai.AsyncOpenAI, http: httpx.AsyncClient, engine: Scripted) -> None:
+        ask: Any = {"messages": CHAT, "max_tokens": 300, "tools": TOOLS, "enable_thinking": False}
+        must = {**ask, "tool_choice": allowed("required", "stop_it")}
+        got = (await http.post("/v1/chat/completions", json=must)).json()
+        names = [call["function"]["name"] for call in got["choices"][0]["message"]["tool_calls"]]
+        assert set(names) == {"stop_it"}
+        prompt = engine.compiler.text.tokenizer.decode(engine.asked[0].prompt, False)
+        assert "stop_it" in prompt and "Adds." not in prompt
+        engine.said = "No."
+        may = {**ask, "tool_choice": allowed("auto", "stop_it")}
+        got = (await http.post("/v1/chat/completions", json=may)).json()
+        assert got["choices"][0]["message"]["content"] == "No."
+
+    run(test)
+
+
+@pytest.mark.parametrize("call", SAID.partition("\n")[2].split("</tool_call>")[:1])
+def test_an_answer_ends_with_its_only_call(run: Callable[[Test], None], call: str) -> None:
+    async def test(client: openai.AsyncOpenAI, http: httpx.AsyncClient, engine: Scripted) -> None:
+        ask: Any = {"model": "s1-nano", "messages": CHAT, "tools": TOOLS}
+        ask["parallel_tool_calls"] = False
+        for said in (call, '<tool_call>{"arguments": {"n": 7}, "name": "add"}'):
+            engine.said, engine.stop_reason = said, "</tool_call>"  # ended by this stop string
+            whole = (await client.chat.completions.create(**ask)).choices[0]
+            assert engine.asked[-1].params.stop == ("</tool_call>",)
+            assert [c.function.name for c in whole.message.tool_calls or []] == ["add"]
+            assert whole.finish_reason == "tool_calls" and not whole.message.content
+            async with client.chat.completions.stream(**ask) as stream:
+                joined = (await stream.get_final_completion()).choices[0].message.tool_calls or []
+            assert [(c.function.name, json.loads(c.function.arguments)) for c in joined] == [
+                ("add", {"n": 7})
+            ]
+        body = {"messages": CHAT, "max_tokens": 99, "tool_choice": {"type": "auto"}}
+        body["tools"] = [{"name": f["name"], "input_schema": f["parameters"]} for f in FUNCTIONS]
+        body["tool_choice"]["disable_parallel_tool_use"] = True  # type: ignore[index]
+        message = (await http.post("/v1/messages", json=body)).json()
+        assert message["stop_reason"] == "tool_use" and message["stop_sequence"] is None
+
+    run(test)
 
 
 @pytest.mark.parametrize("budget", [{"thinking_token_budget": 6}, {"enable_thinking": False}])
@@ -303,7 +415,9 @@ def test_a_call_that_must_come_comes_after_the_thinking(
         ({"tools": [{"type": "wizard"}]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
         ({"tools": TOOLS * 99}, "tools"),
-        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "tool_choice"),
+        ({"tools": TOOLS, "structured_outputs": {"regex": "("}}, "structured_outputs"),
+        ({"tools": TOOLS, "tool_choice": allowed("auto", "x")}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": allowed("auto")}, "tool_choice"),
         (
             {
                 "tools": [
@@ -314,7 +428,7 @@ def test_a_call_that_must_come_comes_after_the_thinking(
             "tools",
         ),
         ({"messages": [*CHAT, {"role": "assistant", "tool_calls": "x"}]}, "messages"),
-        ({"messages": [*CHAT, {"role": "tool"}]}, "messages"),
+        ({"messages": [*CHAT, {"role": "tool", "content": 3}]}, "messages"),
     ],
 )
 def test_bad_tools_are_named(
@@ -328,7 +442,7 @@ def test_bad_tools_are_named(
     run(test)
 
 
-@pytest.mark.parametrize("arguments", ["{", "[1]", 3, None, "null"])
+@pytest.mark.parametrize("arguments", ["{", "[1]", 3, "null"])
 def test_arguments_that_come_back_broken_are_named(arguments: Any) -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
     with pytest.raises(RequestError) as error:

@@ -68,6 +68,7 @@ class Scripted:
     def __init__(self, engine: AsyncLLMEngine) -> None:
         self._engine = engine
         self.said: str | None = None
+        self.stop_reason: str | None = None
         self.finish_reason = "stop"
         self.asked: list[Request] = []
 
@@ -88,7 +89,7 @@ class Scripted:
                 yield Chunk(0, text=said[at : at + n], finish_reason=last)
         thinking = ThinkingUsage(9, 0, 0, "natural", 99)
         sample = CompletionOutput(
-            0, said, THOUGHT, [], [], self.finish_reason, None, thinking, None
+            0, said, THOUGHT, [], [], self.finish_reason, self.stop_reason, thinking, None
         )
         yield RequestOutput(
             request.request_id, [1], [sample], Usage(1, 1, 0, 9), Timing(0.1, 0.2, 0.3), []

@@ -167,8 +167,8 @@ def _text(param: str, blocks: Sequence[dict[str, Any]]) -> str:
 class MessagesFormatter(BlockResponseFormatter):
     """Formats a message, or its events."""
 
-    def __init__(self, head: ResponseHead, samples: int, calls: bool) -> None:
-        super().__init__(head, samples, calls)
+    def __init__(self, head: ResponseHead, samples: int, calls: bool, once: bool) -> None:
+        super().__init__(head, samples, calls, once)
         self._called = False
         self._open: str | None = None  # kind of the current block
         self._blocks = 0
@@ -244,7 +244,7 @@ class MessagesFormatter(BlockResponseFormatter):
         yield _event("message_stop")
 
     def _reason(self, sample: CompletionOutput) -> Json:
-        if isinstance(sample.stop_reason, str):
+        if isinstance(sample.stop_reason, str) and not self._called:
             return {"stop_reason": "stop_sequence", "stop_sequence": sample.stop_reason}
         called = self._called and sample.finish_reason == "stop"
         reason = "tool_use" if called else STOP_REASONS[sample.finish_reason]

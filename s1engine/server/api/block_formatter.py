@@ -22,15 +22,17 @@ class BlockResponseFormatter(ResponseFormatter):
 
     Args:
         calls: tools may be called; otherwise text that looks like a call stays text.
+        once: the first call ends the answer.
     """
 
-    def __init__(self, head: ResponseHead, samples: int, calls: bool) -> None:
+    def __init__(self, head: ResponseHead, samples: int, calls: bool, once: bool) -> None:
         super().__init__(head, samples)
-        self._parser = ToolCallParser() if calls else None
+        self._parser = ToolCallParser(once) if calls else None
+        self._once = once
 
     def parse_answer(self, text: str) -> ParsedAnswer:
         """Split a complete answer into text and tool calls."""
-        return parse_tool_calls(text) if self._parser else ParsedAnswer(text)
+        return parse_tool_calls(text, self._once) if self._parser else ParsedAnswer(text)
 
     def chunk_events(self, prompt: int, event: Chunk | CheckpointOutput) -> Iterable[bytes]:
         """Format a chunk; checkpoints are reported with the usage instead."""

@@ -1,6 +1,7 @@
 """``POST /v1/chat/completions``: its body, and its responses."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -8,10 +9,11 @@ from pydantic import Field
 
 from s1engine.chat_template import TURN_OPTIONS
 from s1engine.checks import check_int, shown
+from s1engine.engine.structured_output import build_grammar
 from s1engine.errors import RequestError
 from s1engine.options import Prompt
 from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
-from s1engine.sampling_params import MAX_LOGPROBS
+from s1engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from s1engine.server.api.body import JsonObjects
 from s1engine.server.api.field_rules import SAMPLING, THINKING, nearest
 from s1engine.server.api.openai import OpenAIFormatter, lazy_list, shown_reason, token_fields
@@ -27,6 +29,7 @@ from s1engine.server.api.tool_call_parser import (
 )
 from s1engine.server.api.tools import ToolFields
 from s1engine.tokenizer import Tokenizer
+from s1engine.tool_prompt import CLOSE
 
 MAX_TEMPLATE_KWARGS = 32
 SWITCHES = ("enable_thinking", "thinking")  # of templates, which get the request's choice
@@ -59,13 +62,26 @@ class ChatRequest(ToolFields, HttpFields):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def structure(self) -> dict[str, Any]:
-        fields, calls = super().structure(), self.calls_grammar()
-        if fields and self.offered:
-            raise RequestError(
-                "a structured answer cannot call tools; set tool_choice to none",
-                param="tool_choice",
-            )
-        return fields if calls is None else {"grammar": calls}
+        fields = super().structure()
+        if self.must_call:
+            return {"grammar": self.calls_grammar()}
+        if not fields or not self.offered:
+            return fields
+        ((name, value),) = fields.items()
+        return {"grammar": self.calls_grammar(build_grammar(name, value))}
+
+    @property
+    def ends_with_call(self) -> bool:
+        """Does the first call end an answer that is free?"""
+        return self.once and not self.must_call and bool(self.offered)
+
+    def sampling_params(
+        self, defaults: Mapping[str, Any], efforts: Mapping[str, int | None] = EFFORTS
+    ) -> SamplingParams:
+        params = super().sampling_params(defaults, efforts)
+        if not self.ends_with_call or params.structure is not None:
+            return params
+        return replace(params, stop=(*params.stop, CLOSE))
 
     @property
     def structure_field(self) -> str | None:
@@ -93,12 +109,14 @@ class ChatFormatter(OpenAIFormatter):
         super().__init__(head, samples, tokenizer, body)
         self._spelling = lru_cache(MAX_SPELLINGS)(self._spell)
         self._begun: set[int] = set()  # choices whose first chunk was sent
-        self._calls = bool(body.offered)
+        self._calls, self._once = bool(body.offered), body.ends_with_call
         self._parsers: dict[int, ToolCallParser] = {}  # of streamed choices
         self._called: set[int] = set()  # choices that have called a tool
 
     def choice(self, index: int, sample: CompletionOutput) -> Json:
-        answer = parse_tool_calls(sample.text) if self._calls else ParsedAnswer(sample.text)
+        answer = (
+            parse_tool_calls(sample.text, self._once) if self._calls else ParsedAnswer(sample.text)
+        )
         message: Json = {
             "role": "assistant",
             "content": answer.text if answer.text or not answer.calls else None,
@@ -115,7 +133,7 @@ class ChatFormatter(OpenAIFormatter):
             "message": message,
             "logprobs": self._logprobs(sample.logprobs),
             "finish_reason": _reason(sample.finish_reason, bool(answer.calls)),
-            "stop_reason": sample.stop_reason,
+            "stop_reason": None if answer.calls else sample.stop_reason,
             "thinking": thinking_total([sample.thinking]) if sample.thinking else None,
             **(token_fields(sample) if self._token_ids else {}),
         }
@@ -138,7 +156,7 @@ class ChatFormatter(OpenAIFormatter):
 
     def _parse_chunk(self, index: int, chunk: Chunk, delta: Json) -> str:
         """Return the text of a chunk and add its tool calls to the delta."""
-        parser = self._parsers.setdefault(index, ToolCallParser())
+        parser = self._parsers.setdefault(index, ToolCallParser(self._once))
         text, calls = "", []
         for piece in parser.push(chunk.text, last=chunk.finish_reason is not None):
             if isinstance(piece, str):

@@ -159,9 +159,14 @@ class ResponsesFormatter(BlockResponseFormatter):
     """
 
     def __init__(
-        self, head: ResponseHead, samples: int, body: ResponsesRequest, calls: bool
+        self,
+        head: ResponseHead,
+        samples: int,
+        body: ResponsesRequest,
+        calls: bool,
+        once: bool,
     ) -> None:
-        super().__init__(head, samples, calls)
+        super().__init__(head, samples, calls, once)
         self._body = body
         self._sequence_number = 0
         self._items: list[Json] = []

@@ -22,7 +22,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
+from s1engine.tool_prompt import CLOSE, OPEN
+
 STRING = r'"(?:[^"\\\x00-\x1f]|\\.)*'  # without the closing quote
 HEAD = re.compile(rf'\s*\{{\s*"name"\s*:\s*({STRING}")\s*,\s*"arguments"\s*:\s*(?=\{{)')
 HEAD_STEPS = ("{", '"name"', ":", None, ",", '"arguments"', ":")  # None: a string
@@ -76,17 +77,22 @@ class ParsedAnswer:
                 self.calls[piece.index].arguments += piece.text
 
 
-def parse_tool_calls(text: str) -> ParsedAnswer:
+def parse_tool_calls(text: str, once: bool = False) -> ParsedAnswer:
     """Parse a finished answer."""
     answer = ParsedAnswer()
-    answer.add(ToolCallParser().push(text, last=True))
+    answer.add(ToolCallParser(once).push(text, last=True))
     return answer
 
 
 class ToolCallParser:
-    """Parses an answer piece by piece."""
+    """Parses an answer piece by piece.
 
-    def __init__(self) -> None:
+    Args:
+        once: CLOSE is a stop string, so that an answer ends with its first call, without CLOSE.
+    """
+
+    def __init__(self, once: bool = False) -> None:
+        self._once = once
         self._held = ""  # not yet decided
         self._blanks = ""  # before a possible call
         self._read = self._read_text
@@ -99,11 +105,19 @@ class ToolCallParser:
         """Return what ``text`` decides; everything that is left if it is the ``last``."""
         self._held += text
         pieces: list[Piece] = []
+        if last and self._once:
+            self._parse(pieces, last=False)
+            if self._read != self._read_text:
+                self._held += CLOSE
+        self._parse(pieces, last)
+        return pieces
+
+    def _parse(self, pieces: list[Piece], last: bool) -> None:
         while True:
             read = self._read
             self._read(pieces, last)
             if self._read == read:  # a state changes as soon as it is done
-                return pieces
+                return
 
     # --- states: each consumes what it can of the held text and sets the next state ---
 

@@ -1,7 +1,8 @@
 """The tools of a request, and whether the model may, must or must not call them.
 
 ``required`` and a named function are enforced by a grammar of the answer, so thinking stays free;
-``auto`` leaves it to the model. ``tool_call_parser`` parses what the model wrote.
+``auto`` leaves it to the model. With a structured answer, the grammar is calls or that structure.
+``tool_call_parser`` parses what the model wrote.
 """
 
 import json
@@ -12,10 +13,10 @@ from pydantic import Field
 
 from s1engine.checks import shown
 from s1engine.engine.schema_keywords import check_keywords
-from s1engine.engine.structured_output import COMPACT, from_lark
+from s1engine.engine.structured_output import COMPACT, either, from_lark
 from s1engine.errors import RequestError
 from s1engine.server.api.body import JsonObjects, LenientBody, StrictBody
-from s1engine.server.api.tool_call_parser import CLOSE, OPEN
+from s1engine.tool_prompt import CLOSE, OPEN
 
 MAX_TOOLS = 128
 MAX_CALLS = 64  # of one answer that must call a tool
@@ -51,41 +52,74 @@ class NamedTool(LenientBody):
     function: FunctionName
 
 
+class ToolSubset(LenientBody):
+    """Some of the tools."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(fail_fast=True, min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedTools(LenientBody):
+    """``tool_choice`` among some of the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: ToolSubset
+
+
 class ToolFields(StrictBody):
     """The fields of a chat about tools."""
 
     tools: Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
 
     @property
     def offered(self) -> JsonObjects:
-        """Return the tools for the chat template; none if none may be called."""
+        """Return the tools for the chat template: those that may be called. Raises RequestError."""
         if self.tool_choice == "none":
             return []
+        allowed = None
+        if isinstance(self.tool_choice, AllowedTools):
+            allowed = {tool.function.name for tool in self._callable}
         return [
             tool.model_dump(exclude_none=True, exclude={"function": {"strict"}})
             for tool in self.tools or ()
+            if allowed is None or tool.function.name in allowed
         ]
 
     @property
     def must_call(self) -> bool:
         """Must the answer contain a tool call?"""
+        if isinstance(self.tool_choice, AllowedTools):
+            return self.tool_choice.allowed_tools.mode == "required"
         return self.tool_choice not in (None, "none", "auto")
 
-    def calls_grammar(self) -> str | None:
-        """Return the grammar of an answer that must call a tool, else None. Raises RequestError."""
-        if not self.must_call:
-            return None
-        functions = [tool.function for tool in self.tools or ()]
-        once = self.parallel_tool_calls is False
+    @property
+    def once(self) -> bool:
+        """May the answer contain one call only?"""
+        return self.parallel_tool_calls is False or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def _callable(self) -> list[Tool]:
+        """The tools that may be called. Raises RequestError for a name that no tool has."""
+        tools = self.tools or []
         if isinstance(self.tool_choice, NamedTool):
-            name, once = self.tool_choice.function.name, True
-            functions = [function for function in functions if function.name == name]
-            if not functions:
-                raise RequestError(
-                    f"tool_choice: no tool is named {shown(name)}", param="tool_choice"
-                )
+            names = [self.tool_choice.function.name]
+        elif isinstance(self.tool_choice, AllowedTools):
+            names = [tool.function.name for tool in self.tool_choice.allowed_tools.tools]
+        else:
+            return tools
+        known = {tool.function.name: tool for tool in tools}
+        for name in names:
+            if name not in known:
+                message = f"tool_choice: no tool is named {shown(name)}"
+                raise RequestError(message, param="tool_choice")
+        return [known[name] for name in names]
+
+    def calls_grammar(self, answer: str | None = None) -> str:
+        """Return the grammar of an answer that calls tools, or else follows the grammar ``answer``.
+        Raises RequestError."""
+        functions = [tool.function for tool in self._callable]
         if not functions:
             raise RequestError("tool_choice: there are no tools", param="tool_choice")
         try:
@@ -93,7 +127,8 @@ class ToolFields(StrictBody):
                 check_keywords(function.parameters)
         except ValueError as error:
             raise RequestError(f"tools: {function.name}: {error}", param="tools") from error
-        return from_lark(_calls_grammar(functions, 1 if once else MAX_CALLS))
+        calls = from_lark(_calls_grammar(functions, 1 if self.once else MAX_CALLS))
+        return calls if answer is None else either(calls, answer)
 
 
 def _calls_grammar(functions: Sequence[Function], most: int) -> str:
