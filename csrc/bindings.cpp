@@ -24,6 +24,7 @@
 #include "core/scheduler.hpp"
 #include "cpu/collective.hpp"
 #include "cpu/isa.hpp"
+#include "cpu/log_softmax.hpp"
 #include "cpu/ops.hpp"
 #include "cpu/logprob_records.hpp"
 #include "cpu/recorded_step.hpp"
@@ -76,6 +77,8 @@ std::unique_ptr<BoundBatch> bind_buffers(const py::dict& buffers, int32_t max_to
   bind_field(b.sample_tokens, "sample_tokens", b.max_samples);
   bind_field(b.sample_req_indices, "sample_req_indices", b.max_samples);
   bind_field(b.sample_positions, "sample_positions", b.max_samples);
+  bind_field(b.scored_tokens, "scored_tokens", max_tokens);
+  bind_field(b.scored_targets, "scored_targets", max_tokens);
   bind_field(b.sample_banned, "sample_banned", b.max_samples);
   return bound;
 }
@@ -145,6 +148,15 @@ void bind_batch(py::module_& m) {
       .def_property_readonly("num_tokens", [](const BoundBatch& b) { return b.batch.num_tokens; })
       .def_property_readonly("num_rows", [](const BoundBatch& b) { return b.batch.num_rows; })
       .def_property_readonly("num_samples", [](const BoundBatch& b) { return b.batch.num_samples; })
+      .def_property_readonly("num_scored", [](const BoundBatch& b) { return b.batch.num_scored; })
+      .def_property_readonly("scored_spans",
+                             [](const BoundBatch& b) {
+                               std::vector<std::tuple<s1::SeqId, int32_t, int32_t>> spans;
+                               for (const auto& span : b.batch.scored_spans) {
+                                 spans.emplace_back(span.id, span.first, span.count);
+                               }
+                               return spans;
+                             })
       .def_property_readonly("num_banned", [](const BoundBatch& b) { return b.batch.num_banned; })
       .def_property_readonly("max_seqlen_q",
                              [](const BoundBatch& b) { return b.batch.max_seqlen_q; });
@@ -189,7 +201,8 @@ void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t
          bool stream_output, const py::bytes& salt, const s1::BudgetParams* budget,
          int32_t thinking_tokens, int32_t max_thinking,
          const std::vector<std::pair<int32_t, s1::SeqId>>& checkpoints, int32_t loop_repeats,
-         s1::Drafting drafting, bool interactive, bool pin, int32_t min_tokens) {
+         s1::Drafting drafting, bool interactive, bool pin, int32_t min_tokens,
+         int32_t num_to_score) {
   std::vector<s1::Checkpoint> below;
   for (const auto& [maximum, branch] : checkpoints) below.push_back({maximum, branch});
   scheduler.add({.id = id,
@@ -203,6 +216,7 @@ void add(s1::Scheduler& scheduler, s1::SeqId id, const IntArray& prompt, int32_t
                  .stream_output = stream_output,
                  .interactive = interactive,
                  .pin = pin,
+                 .num_to_score = num_to_score,
                  .salt = salt_from(salt),
                  .budget = budget == nullptr ? s1::BudgetParams{} : *budget,
                  .thinking_tokens = budget == nullptr ? -1 : thinking_tokens,
@@ -241,7 +255,8 @@ void bind_scheduler(py::module_& m) {
            py::arg("thinking_tokens") = -1, py::arg("max_thinking") = 0,
            py::arg("checkpoints") = std::vector<std::pair<int32_t, s1::SeqId>>(),
            py::arg("loop_repeats") = 0, py::arg("drafting") = s1::Drafting::kAlways,
-           py::arg("interactive") = false, py::arg("pin") = false, py::arg("min_tokens") = 0)
+           py::arg("interactive") = false, py::arg("pin") = false, py::arg("min_tokens") = 0,
+           py::arg("num_to_score") = 0)
       .def(
           "schedule",
           [](Scheduler& self, BoundBatch& b, double time_to_deadline) {

@@ -124,6 +124,10 @@ class ScheduledBatch:
     @property
     def num_banned(self) -> int: ...
     @property
+    def num_scored(self) -> int: ...
+    @property
+    def scored_spans(self) -> list[tuple[int, int, int]]: ...
+    @property
     def max_seqlen_q(self) -> int: ...
 
 ROW_FIELDS: tuple[str, ...]
@@ -244,6 +248,7 @@ class Scheduler:
         interactive: bool = False,
         pin: bool = False,
         min_tokens: int = 0,
+        num_to_score: int = 0,
     ) -> None: ...
     def cached_blocks(self, tokens: NDArray[np.int32], salt: bytes) -> list[int]: ...
     def can_pin(self, tokens: NDArray[np.int32], salt: bytes) -> bool: ...
@@ -546,5 +551,19 @@ class cpu:
         positions: int,
         filtered: bool,
         logits_sanitized: bool,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def score_rows(
+        logits: int,
+        count: int,
+        stride: int,
+        size: int,
+        tokens: int,
+        width: int,
+        logprobs: int,
+        ranks: int,
+        top: int,
+        top_tokens: int,
         /,
     ) -> None: ...

@@ -6,6 +6,8 @@ Plain data with ``to_json``. Knows nothing of HTTP: the server formats it into i
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from s1engine.prompt_logprobs import PromptLogprobs
+
 FinishReason = Literal["stop", "length", "abort", "deadline"]
 EndReason = Literal[
     "natural",
@@ -157,11 +159,15 @@ class RequestOutput:
     timing: Timing
     checkpoints: list[CheckpointOutput] = field(default_factory=list)
     """By sample, then by budget; checkpoints that a deadline or the client cut off are missing."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """Of each token of the prompt as it was given, without what opens or closes the thinking."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``s1engine generate --json`` prints for this request."""
+        scores = self.prompt_logprobs
         return {
             "prompt_token_ids": self.prompt_token_ids,
+            **({} if scores is None else {"prompt_logprobs": [i and i.to_json() for i in scores]}),
             "outputs": [output.to_json() for output in self.outputs],
             "checkpoints": [checkpoint.to_json() for checkpoint in self.checkpoints],
             "usage": self.usage.to_json(),
@@ -185,3 +191,5 @@ class Chunk:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
     """Set on the last chunk of a sample."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """On the first chunk of a sample, if asked for."""

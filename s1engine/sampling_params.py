@@ -134,7 +134,8 @@ class SamplingParams:
     n: int = 1
     """Independent samples of the same prompt."""
     max_tokens: int | None = None
-    """Maximum of generated tokens, including forced ones. None: what the context leaves."""
+    """Maximum of generated tokens, including forced ones. None: what the context leaves. 0: only
+    the prompt is computed."""
     min_tokens: int = 0
     """Generated tokens, thinking and forced ones included, before an end-of-text or stop id may be
     sampled and stop strings are looked for. Excludes a structured answer, whose grammar decides
@@ -164,6 +165,9 @@ class SamplingParams:
     """The noise depends on (seed, sample index, position) alone. None: the engine draws a seed."""
     logprobs: int | None = None
     """Report the log-probability of each token and of the k likeliest ones (0: no others)."""
+    prompt_logprobs: int | None = None
+    """The same for each token of the prompt but the first, once for all samples. The whole prompt
+    is computed then: it hits no cached prefix."""
     json_schema: Mapping[str, Any] | str | None = None
     """JSON schema, as a mapping or a text, that the answer must satisfy; ``{}`` is any JSON value.
     At most one of json_schema, regex, choice and grammar may be set; thinking stays free."""
@@ -306,7 +310,7 @@ HTTP_NAMES = {
 """Flat names of ThinkingBudget's fields, where they differ."""
 CHECKS: dict[str, Check] = {
     "n": int_in(1, MAX_N),
-    "max_tokens": int_in(1, MAX_TOKENS),
+    "max_tokens": int_in(0, MAX_TOKENS),
     "min_tokens": int_in(0, MAX_TOKENS),
     "temperature": float_in(0.0, 100.0),
     "top_k": int_in(-1, 2**31 - 1),
@@ -321,6 +325,7 @@ CHECKS: dict[str, Check] = {
     "ignore_eos": check_bool,
     "seed": int_in(-(2**63), 2**64 - 1),
     "logprobs": int_in(0, MAX_LOGPROBS),
+    "prompt_logprobs": int_in(0, MAX_LOGPROBS),
     "json_schema": _check_schema,
     "regex": str_of(MAX_GRAMMAR_CHARS),
     "choice": _check_choice,

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What each part of s1engine may import of s1engine, besides itself. "leaves" are single files.
 LEAVES = {"errors", "config", "sampling_params", "outputs", "tokenizer", "chat_template"}
+LEAVES |= {"prompt_logprobs"}
 LEAVES |= {
     "template_environment",
     "template_meters",

@@ -111,8 +111,9 @@ std::vector<BlockId> BlockManager::find_prefix(const Sequence& sequence, int32_t
 bool BlockManager::allocate(Sequence& sequence, int32_t max_tokens, int32_t headroom) {
   check_invariant(sequence.blocks.empty() && sequence.num_computed == 0,
                   "allocate() for a sequence with blocks");
-  std::vector<BlockId> cached =
-      find_prefix(sequence, std::min(sequence.num_tokens() - 1, sequence.num_settled));
+  int32_t limit = std::min(sequence.num_tokens() - 1, sequence.num_settled);
+  if (sequence.num_scored < sequence.num_to_score) limit = std::min(limit, sequence.num_scored);
+  std::vector<BlockId> cached = find_prefix(sequence, limit);
   const int32_t num_computed = static_cast<int32_t>(cached.size()) * block_size_;
   const int32_t expired = sequence.pin ? 0 : window_.num_expired(num_computed);
   const auto held = std::count_if(cached.begin() + expired, cached.end(),

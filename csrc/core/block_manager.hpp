@@ -56,9 +56,9 @@ class BlockManager {
   }
 
   // Gives a sequence without blocks the longest cached prefix of its tokens (at least one token
-  // stays to be computed, and all held ones) and new blocks for up to `max_tokens` tokens after it.
-  // Returns false, and changes nothing, if fewer than `headroom` blocks would be left free once it
-  // holds all that it needs for its tokens.
+  // stays to be computed, all held ones, and those that are to be scored) and new blocks for up to
+  // `max_tokens` tokens after it. Returns false, and changes nothing, if fewer than `headroom`
+  // blocks would be left free once it holds all that it needs for its tokens.
   bool allocate(Sequence& sequence, int32_t max_tokens, int32_t headroom);
 
   // Appends blocks until they hold `num_tokens` tokens. Returns false, and changes nothing, if too

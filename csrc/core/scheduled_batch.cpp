@@ -5,7 +5,8 @@
 namespace s1 {
 
 void ScheduledBatch::write(const StepPlan& plan, int32_t block_size) {
-  num_tokens = num_rows = num_samples = num_banned = 0;
+  num_tokens = num_rows = num_samples = num_banned = num_scored = 0;
+  scored_spans.clear();
   max_seqlen_q = 0;
   table_rows.resize(static_cast<size_t>(max_rows));
   cu_seqlens_q[0] = 0;
@@ -26,6 +27,7 @@ void ScheduledBatch::write_row(const PlannedRow& row, int32_t block_size) {
     positions[token] = position;
     slot_mapping[token] = block * block_size + position % block_size;
   }
+  write_scored(row, num_tokens);
   num_tokens += row_tokens;
   max_seqlen_q = std::max(max_seqlen_q, row_tokens);
   context_lens[num_rows] = sequence.num_computed + row_tokens;
@@ -44,6 +46,19 @@ void ScheduledBatch::write_block_table(int32_t row, const Sequence& sequence) {
             sequence.blocks.begin() + sequence.num_expired_blocks, entries + written.num_expired);
   written.num_blocks = static_cast<int32_t>(sequence.blocks.size());
   written.num_expired = sequence.num_expired_blocks;
+}
+
+// Each scored token predicts the prompt's token after it. `first_token`: of the row, in the step.
+void ScheduledBatch::write_scored(const PlannedRow& row, int32_t first_token) {
+  const Sequence& sequence = *row.sequence;
+  const int32_t begin = std::max(sequence.num_computed, sequence.num_scored);
+  const int32_t end = std::min(sequence.num_computed + row.num_scheduled, sequence.num_to_score);
+  if (begin >= end) return;
+  scored_spans.push_back({sequence.id, begin + 1, end - begin});
+  for (int32_t position = begin; position < end; ++position) {
+    scored_tokens[num_scored] = first_token + position - sequence.num_computed;
+    scored_targets[num_scored++] = sequence.tokens[static_cast<size_t>(position) + 1];
+  }
 }
 
 // The token after a draft token is sampled as if the draft token had been appended.

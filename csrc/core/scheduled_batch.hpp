@@ -14,6 +14,12 @@
 namespace s1 {
 
 struct ScheduledBatch {
+  // Consecutive prompt tokens of a sequence that the step scores.
+  struct ScoredSpan {
+    SeqId id = 0;
+    int32_t first = 0;  // position of the first target
+    int32_t count = 0;
+  };
   // What a row of block_table holds, so that only changed entries are written.
   struct TableRow {
     uint64_t admission = 0;
@@ -36,14 +42,18 @@ struct ScheduledBatch {
   int32_t* sample_tokens = nullptr;       // [S] index into T of the token whose logits are sampled
   int32_t* sample_req_indices = nullptr;  // [S] row of the persistent batch
   int64_t* sample_positions = nullptr;    // [S] position in its sequence of the token to sample
+  int32_t* scored_tokens = nullptr;       // [T] index into T of a token whose logits score another
+  int64_t* scored_targets = nullptr;      // [T] that one: the prompt's next token
   uint8_t* sample_banned = nullptr;       // [S] ban_code() or kBanEnds (budget.hpp)
 
   int32_t num_tokens = 0;
   int32_t num_rows = 0;
   int32_t num_samples = 0;
   int32_t num_banned = 0;
+  int32_t num_scored = 0;
   int32_t max_seqlen_q = 0;
   std::vector<TableRow> table_rows;
+  std::vector<ScoredSpan> scored_spans;  // in the order of scored_tokens
 
   // Overwrites the batch with the rows of `plan`, in their order.
   void write(const StepPlan& plan, int32_t block_size);
@@ -55,6 +65,7 @@ struct ScheduledBatch {
  private:
   void write_row(const PlannedRow& row, int32_t block_size);
   void write_samples(const PlannedRow& row);
+  void write_scored(const PlannedRow& row, int32_t first_token);
 };
 
 }  // namespace s1

@@ -65,7 +65,9 @@ void Scheduler::add(const SequenceSpec& spec) {
     branches = branch_at_start(sequence);
     sequence.append_transition(0, kThink, start_thinking(sequence.budget, sequence.thinking));
   }
-  require(sequence.num_tokens() < spec.max_len, "no room for an answer within max_len");
+  const bool whole = spec.thinking_tokens < 0 && sequence.num_tokens() == spec.max_len;
+  require(whole || sequence.num_tokens() < spec.max_len, "no room for an answer within max_len");
+  require(spec.num_to_score < sequence.prompt_len, "the prompt has too few tokens to score");
   enqueue(std::move(added));
   try {
     add_branches(sequence, std::move(branches));
@@ -216,7 +218,8 @@ void Scheduler::plan_row(Sequence& sequence) {
   plan_.rows.push_back({.sequence = &sequence,
                         .context = sequence.num_computed,
                         .num_scheduled = num_scheduled,
-                        .num_samples = num_scheduled == sequence.num_pending()});
+                        .num_samples = num_scheduled == sequence.num_pending() &&
+                                       sequence.num_tokens() < sequence.max_len});
   plan_.num_tokens += num_scheduled;
 }
 
@@ -392,9 +395,14 @@ void Scheduler::update(std::span<const int64_t> sampled) {
     stats_.num_computed_tokens += row.num_tokens();
     if (sequence.finished()) continue;  // during the step
     sequence.num_computed += row.num_scheduled;
+    const int32_t scored = std::min(sequence.num_computed, sequence.num_to_score);
+    sequence.num_scored = std::max(sequence.num_scored, scored);
     const int32_t req_index = sequence.req_index;
     const int32_t before = sequence.num_settled;
     apply_samples(row, own);
+    if (!sequence.finished() && sequence.num_pending() == 0) {
+      finish_sequence(sequence, FinishReason::kLength);  // a prompt that is only computed
+    }
     FairQueue::charge(sequence);
     report(sequence, req_index, before);
     if (!sequence.finished()) blocks_.cache_full_blocks(sequence);
@@ -510,7 +518,9 @@ int32_t Scheduler::begin_multi_step(ScheduledBatch& batch, DeviceBatch& device_b
   if (plan_.rows.size() != running_.size()) return 0;
   for (const PlannedRow& row : plan_.rows) {
     if (row.num_samples == 0 || row.num_scheduled > max_inline_tokens) return 0;
-    if (row.sequence->bans_ends()) return 0;
+    if (row.sequence->bans_ends() || row.sequence->num_scored < row.sequence->num_to_score) {
+      return 0;
+    }
   }
   num_steps = run_.begin(plan_, batch, device_batch, num_steps);
   if (num_steps > 0) in_step_ = false;

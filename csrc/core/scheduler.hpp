@@ -57,7 +57,8 @@ class Scheduler {
   Scheduler& operator=(const Scheduler&) = delete;
 
   // Throws std::invalid_argument, and adds nothing, if the id is taken, the prompt is empty, or the
-  // sequence could never fit into the cache alone.
+  // sequence could never fit into the cache alone. A prompt of max_len tokens is only computed: no
+  // token is sampled.
   void add(const SequenceSpec& spec);
 
   // Plans a step into `batch`; an empty plan has num_rows == 0. Returns the ids of sequences that

@@ -13,6 +13,7 @@ Sequence::Sequence(const SequenceSpec& spec)
       prompt_len(static_cast<int32_t>(spec.prompt.size())),
       max_len(spec.max_len),
       min_tokens(spec.min_tokens),
+      num_to_score(spec.num_to_score),
       stream_output(spec.stream_output),
       pin(spec.pin),
       interactive(spec.interactive),

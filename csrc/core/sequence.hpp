@@ -48,7 +48,8 @@ struct SequenceSpec {
   std::vector<TokenId> stop_tokens;  // end the answer when sampled
   bool stream_output = false;        // report every step with new tokens, not only the end
   bool interactive = false;          // a reader or a deadline waits for its tokens
-  bool pin = false;  // once max_len is reached, its full blocks are pinned under its id
+  bool pin = false;          // once max_len is reached, its full blocks are pinned under its id
+  int32_t num_to_score = 0;  // leading prompt tokens whose logits are wanted, for the token after
   Salt salt{};
   BudgetParams budget;
   int32_t thinking_tokens = -1;         // already in the prompt; -1: the sequence does not think
@@ -76,6 +77,8 @@ struct Sequence {
   int32_t min_tokens = 0;           // generated before a stop token may be sampled
   int32_t num_settled = 0;          // leading tokens that are not held
   int32_t num_computed = 0;         // tokens whose K and V are in the cache
+  int32_t num_to_score = 0;         // leading tokens whose logits score the token after them
+  int32_t num_scored = 0;           // of these, those that were scored: never again
   int32_t num_charged = 0;          // leading tokens that its client was charged for, or got free
   int32_t num_expired_blocks = 0;   // leading blocks that were freed (sliding_window.hpp)
   int32_t num_hashed_blocks = 0;    // leading blocks that are in the prefix cache

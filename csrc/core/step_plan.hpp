@@ -16,7 +16,8 @@ struct PlannedRow {
   int32_t context;        // tokens computed before the step
   int32_t num_scheduled;  // pending tokens that are computed
   int32_t num_samples;    // after the last pending token and after each computed draft
-                          // token; 0: the last pending token is not scheduled yet
+                          // token; 0: the last pending token is not scheduled yet, or is the
+                          // last one of max_len
   std::span<const DraftToken> draft{};  // proposed; the planner owns them
   int32_t num_drafted = 0;              // leading draft tokens that are computed
   int32_t num_accepted = 0;             // of these, equal to what was sampled

@@ -9,6 +9,7 @@
 #include "isa.hpp"
 #include "sample_row.hpp"
 #include "scratch.hpp"
+#include "thread_pool.hpp"
 
 namespace s1::cpu {
 
@@ -30,6 +31,15 @@ float LogSoftmax::of(int64_t token) const {
   return static_cast<float>(double{logits_[token]} - peak_ - log_sum_);
 }
 
+int32_t LogSoftmax::rank(int64_t token) const {
+  const float own = logits_[token];
+  int32_t before = 0;
+  for (int64_t i = 0; i < size_; ++i) {
+    before += logits_[i] > own || (logits_[i] == own && i < token);
+  }
+  return before + 1;
+}
+
 void LogSoftmax::top(int64_t count, int32_t* tokens, float* logprobs) const {
   if (count == 0) return;
   // `count` batches have a logit as large as the count-th largest of their maxima.
@@ -46,6 +56,19 @@ void LogSoftmax::top(int64_t count, int32_t* tokens, float* logprobs) const {
   sort_most_probable(logits_, candidates, known, count);
   std::copy(candidates, candidates + count, tokens);
   for (int64_t i = 0; i < count; ++i) logprobs[i] = of(tokens[i]);
+}
+
+void score_rows(const ScoredRows& rows) {
+  ThreadPool::instance().parallel_for(rows.count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const LogSoftmax logprobs(rows.logits + i * rows.stride, rows.size);
+      const int64_t token = rows.tokens[i];
+      const bool known = token >= 0 && token < rows.size;
+      rows.logprobs[i] = known ? logprobs.of(token) : -std::numeric_limits<float>::infinity();
+      rows.ranks[i] = known ? logprobs.rank(token) : static_cast<int32_t>(rows.size) + 1;
+      logprobs.top(rows.width, rows.top_tokens + i * rows.width, rows.top + i * rows.width);
+    }
+  });
 }
 
 }  // namespace s1::cpu

@@ -13,6 +13,7 @@ from typing import get_args
 from s1engine import _core
 from s1engine.logprob_records import unpack_logprobs
 from s1engine.outputs import EndReason, FinishReason, RowLogprobs
+from s1engine.prompt_logprobs import PromptLogprobsPart
 
 _HEADER = struct.Struct("<q6i4B")
 _BRANCH_BITS = 7  # 0: the sample itself, i: its branch at checkpoint i - 1
@@ -93,6 +94,7 @@ class EngineCoreOutputs:
     new_branches: list[int]  # checkpoint branches created since the step before
     records: bytes
     logprobs: bytes  # of sampled tokens (logprob_records.py)
+    prompt_logprobs: list[PromptLogprobsPart] = field(default_factory=list)
 
     def decode(self, wanted: Container[int] | None = None) -> Iterator[EngineCoreOutput]:
         """The records, each with its log-probabilities. ``wanted``: ids of sequences; None: all."""

@@ -48,8 +48,10 @@ from s1engine.models.model_path import resolve_model
 from s1engine.options import Prompt, RequestOptions
 from s1engine.outputs import RequestOutput
 from s1engine.profiling import StepTracer, profiler_attached, ranged
+from s1engine.prompt_logprobs import PromptLogprobsPart
 from s1engine.runner.interface import ModelRunnerOutput, NewRequest, Runner, SchedulerOutput
 from s1engine.runner.model_runner import ModelRunner
+from s1engine.runner.prompt_scores import PromptScores
 from s1engine.runner.resolved_config import ResolvedConfig, resolve_config
 from s1engine.runner.thinking_ends import EndTables, ThinkingEnds
 from s1engine.sampling_params import SamplingParams
@@ -115,6 +117,7 @@ class LLMEngine:
         self._owes_events = False  # a call of step() has not returned its events
         self._leaving: LiveRequest | None = None  # an interrupted call has not added or removed it
         self._logprobs: bytes | None = b""  # of the step that is applied; None: in the loop
+        self._prompt_logprobs: list[PromptLogprobsPart] = []  # of that step, too
         self._failures = FailedRequests()
         self._tracer = StepTracer(config.profile) if config.profile else None
         self._plain_phases = self._schedule, self._execute, self._process
@@ -202,6 +205,7 @@ class LLMEngine:
                 request.prompt,
                 max_len=request.max_len,
                 min_tokens=request.params.min_tokens,
+                num_to_score=request.num_to_score if index == 0 else 0,
                 priority=request.priority,
                 client=request.client,
                 order=request.number,
@@ -473,7 +477,7 @@ class LLMEngine:
         if masks.undecided:
             return None
         checks = len(self._pending_grammars) > 0 or len(self._deadlines) > 0  # between all steps
-        self._logprobs = None
+        self._logprobs, self._prompt_logprobs = None, []
         seconds = 0.0 if checks else max_seconds
         left = self._deadlines.time_left(now)
         planned = loop.run(self.scheduler, seconds, left, masks.allowed)
@@ -500,8 +504,27 @@ class LLMEngine:
             masks.allowed,
             self._output_processor.has_grammar,
             masks.undecided,
+            num_prompt_logprobs=self._num_prompt_logprobs(),
         )
         return step, admitted
+
+    def _num_prompt_logprobs(self) -> int:
+        """Alternatives that the scored prompts of the scheduled step want at most."""
+        spans = self.runner.batch.core.scored_spans if self.runner.batch.core.num_scored else ()
+        wanted = (self._sequences[seq_id].live_request.request.params for seq_id, *_ in spans)
+        return max((params.prompt_logprobs or 0 for params in wanted), default=0)
+
+    def _parts_of(self, scores: PromptScores) -> list[PromptLogprobsPart]:
+        """The scores of the step, by sequence."""
+        parts, begin = [], 0
+        for seq_id, first, count in self.runner.batch.core.scored_spans:
+            rows = slice(begin, begin + count)
+            k = self._sequences[seq_id].live_request.request.params.prompt_logprobs
+            arrays = scores.logprobs[rows], scores.ranks[rows]
+            top = scores.top[rows, :k], scores.top_ids[rows, :k]
+            parts.append(PromptLogprobsPart.pack(seq_id, first, *arrays, *top))
+            begin += count
+        return parts
 
     def _execute(self, step: SchedulerOutput | None) -> ModelRunnerOutput | None:
         """Computes ``step``. None if the tokens have been applied, as a multi-step decode does; it
@@ -521,6 +544,8 @@ class LLMEngine:
     ) -> EngineCoreOutputs:
         """Applies the sampled tokens, and returns what the sequences gained."""
         self._logprobs = b"" if output is None else output.logprobs
+        scores = None if output is None else output.prompt_scores
+        self._prompt_logprobs = [] if scores is None else self._parts_of(scores)
         if output is not None:
             if output.failures:
                 self._fail_rows(output.failures)
@@ -565,8 +590,10 @@ class LLMEngine:
         """The outputs of the step."""
         now = time.monotonic()
         branches, self._new_branches = self._new_branches, []
-        outputs = EngineCoreOutputs(began, now, admitted, branches, records, self.step_logprobs)
-        if records:  # a sequence has finished or streams its output
+        outputs = EngineCoreOutputs(
+            began, now, admitted, branches, records, self.step_logprobs, self._prompt_logprobs
+        )
+        if records or outputs.prompt_logprobs:  # a sequence has finished or streams its output
             self._apply_outputs(outputs, self.scheduler.finished, self.scheduler.outputs)
         return outputs
 

@@ -151,6 +151,9 @@ class OutputProcessor:
     def process(self, step: EngineCoreOutputs) -> list[int]:
         """Processes the output of a step. Returns the ids of sequences that a stop string ended."""
         stopped: list[int] = []
+        for part in step.prompt_logprobs:
+            if (builder := self._builders.get(request_number(part.seq_id))) is not None:
+                builder.add_prompt_logprobs(part)
         for output in step.decode(self._processed) if self._processed else ():
             sequence = self._sequences[output.seq_id]
             self.processing = sequence

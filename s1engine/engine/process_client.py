@@ -256,6 +256,9 @@ class ProcessEngineClient:
         for seq_id in step.new_branches:
             if (stream := self._streams.get(request_number(seq_id))) is not None:
                 stream.builder.sequence_output(seq_id)
+        for part in step.prompt_logprobs:
+            if (stream := self._streams.get(request_number(part.seq_id))) is not None:
+                stream.builder.add_prompt_logprobs(part)
         if step.logprobs:
             for output in step.decode():
                 if (stream := self._streams.get(request_number(output.seq_id))) is not None:

@@ -30,6 +30,7 @@ from s1engine.engine.live_request import (
 from s1engine.engine.output_processor import OutputProcessor
 from s1engine.engine.thinking_limits import ThinkingLimits
 from s1engine.outputs import RequestOutput
+from s1engine.prompt_logprobs import PromptLogprobsPart
 from s1engine.runner.interface import Runner
 
 
@@ -50,6 +51,7 @@ class Recoverable(Protocol):
     _leaving: LiveRequest | None
     _live_requests: dict[str, LiveRequest]
     _sequences: dict[int, LiveSequence]
+    _prompt_logprobs: list[PromptLogprobsPart]
     _deadlines: Deadlines
     _limits: ThinkingLimits
     _failures: FailedRequests
@@ -142,7 +144,9 @@ def _process_again(engine: Recoverable) -> None:
             records += scheduler.collect_again(seq_id, req_index, received)
     finished = [seq_id for seq_id, _ in reported if seq_id in scheduler.finished]
     now = time.monotonic()
-    outputs = EngineCoreOutputs(now, now, [], [], records, engine.step_logprobs)
+    outputs = EngineCoreOutputs(
+        now, now, [], [], records, engine.step_logprobs, engine._prompt_logprobs
+    )
     engine._apply_outputs(outputs, finished, reported)
 
 

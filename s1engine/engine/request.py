@@ -59,6 +59,7 @@ class Request:
     stream: bool
     priority: int
     salt: bytes  # 16 bytes
+    num_given: int = 0  # leading prompt tokens that the user gave; the engine added the others
     pin: bool = False  # its full blocks are pinned, its one token is dropped
     client: int = 0  # that shares the engine fairly with others
     arrival: float = field(default_factory=time.monotonic)  # deadlines count from it
@@ -71,6 +72,11 @@ class Request:
         if self.params.stop:
             return True
         return budget is not None and budget.early_exit is not None
+
+    @property
+    def num_to_score(self) -> int:
+        """Leading prompt tokens whose logits are wanted, because each scores the next one."""
+        return 0 if self.params.prompt_logprobs is None else max(self.num_given - 1, 0)
 
     @property
     def thinking_deadline(self) -> float | None:

@@ -83,21 +83,28 @@ class RequestCompiler:
         if messages is not None:
             kwargs = options.get("template_kwargs") or {}
             ids, turn = self._encode_chat(messages, params.thinking, enable_thinking, kwargs, tools)
+            num_given = len(ids)
             tokens_thought = rule.open_in_chat(ids, turn, params.thinking, enable_thinking)
         else:
             ids = self._encode_prompt(text_or_ids(prompt, self.text.config.vocab_size))
+            num_given = len(ids)
             tokens_thought = rule.open_in_text(ids, params.thinking, enable_thinking)
         chat, thinks = messages is not None, tokens_thought is not None
         self._check_ids(params)
         params = self._with_grammar(params, try_grammar)
         available = self.max_model_len - len(ids)
-        if available < 1:
+        wanted = available if params.max_tokens is None else params.max_tokens
+        if available < (0 if params.max_tokens == 0 else 1):
             raise self._too_long("messages" if chat else "prompt", f"{len(ids)} tokens")
-        max_len = len(ids) + min(params.max_tokens or available, available)
+        max_len = len(ids) + min(wanted, available)
         budget = None
-        if tokens_thought is not None:
+        if tokens_thought is not None and max_len > len(ids):
             calls = bool(tools) and params.grammar is None
             budget = self._compile_budget(params, tokens_thought, len(ids), max_len, calls)
+        elif params.thinking is not None and (
+            params.thinking.min_tokens or params.thinking.checkpoints
+        ):
+            raise RequestError("max_tokens is 0, so nothing can be thought", param="max_tokens")
         ends = () if params.ignore_eos else self.text.eos_token_ids
         request = Request(
             request_id=options.get("request_id") or uuid.uuid4().hex,
@@ -111,6 +118,7 @@ class RequestCompiler:
             stream=check_bool("stream", stream),
             priority=options.get("priority", 0),
             salt=cache_salt_bytes(salt),
+            num_given=num_given,
             arrival=arrival,
         )
         if logger.isEnabledFor(logging.DEBUG):

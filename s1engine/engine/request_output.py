@@ -5,6 +5,7 @@ Decides nothing about sequences. Records of one sequence may arrive joined.
 """
 
 import logging
+from dataclasses import replace
 
 from s1engine.engine.core_output import EngineCoreOutput, branch_number, sample_index
 from s1engine.engine.request import Request
@@ -17,6 +18,7 @@ from s1engine.outputs import (
     Timing,
     Usage,
 )
+from s1engine.prompt_logprobs import PromptLogprobs, PromptLogprobsPart
 from s1engine.tokenizer import Tokenizer
 
 StreamEvent = Chunk | CheckpointOutput | RequestOutput
@@ -34,6 +36,9 @@ class RequestOutputBuilder:
         self.request = request
         self._tokenizer = tokenizer
         self._sequences: dict[int, SequenceOutput] = {}  # samples and branches by sequence id
+        self._prompt_parts: dict[int, PromptLogprobsPart] = {}  # by position, in order
+        self._prompt_logprobs: PromptLogprobs | None = None
+        self._begun: set[int] = set()  # sequences that have a chunk
         self._cached_tokens: int | None = None
         self._scheduled_at: float | None = None
         self._first_token_at: float | None = None
@@ -84,7 +89,7 @@ class RequestOutputBuilder:
         events: list[StreamEvent] = []
         is_news = bool(output.token_ids) or sequence.finish_reason is not None
         if self.request.stream and is_news and not branch_number(output.seq_id):
-            events.append(chunk)
+            events.append(self._with_prompt(output.seq_id, chunk))
         if sequence.finish_reason is None:
             return events
         if self.request.stream:
@@ -92,6 +97,26 @@ class RequestOutputBuilder:
         if self._finished:
             events.append(self.build(now))
         return events
+
+    def add_prompt_logprobs(self, part: PromptLogprobsPart) -> None:
+        """Adds log-probabilities of prompt tokens; a part may come again after an interruption."""
+        self._prompt_parts[part.first] = part
+
+    def _with_prompt(self, seq_id: int, chunk: Chunk) -> Chunk:
+        """The chunk; the first one of a sample with the prompt's log-probabilities."""
+        if seq_id in self._begun:
+            return chunk
+        self._begun.add(seq_id)
+        return replace(chunk, prompt_logprobs=self.prompt_logprobs())
+
+    def prompt_logprobs(self) -> PromptLogprobs | None:
+        """Of the whole prompt, or of what was computed of it; None if not asked for."""
+        if self.request.params.prompt_logprobs is None:
+            return None
+        if self._prompt_logprobs is None:
+            given = self.request.prompt[: self.request.num_given].tolist()
+            self._prompt_logprobs = PromptLogprobs(given, self._prompt_parts.values())
+        return self._prompt_logprobs
 
     @property
     def _finished(self) -> bool:
@@ -127,6 +152,7 @@ class RequestOutputBuilder:
             usage=self._usage(outputs),
             timing=self._timing(now),
             checkpoints=checkpoints,
+            prompt_logprobs=self.prompt_logprobs(),
         )
         if logger.isEnabledFor(logging.DEBUG):
             reasons = ", ".join(output.finish_reason for output in result.outputs)

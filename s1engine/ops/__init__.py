@@ -254,6 +254,13 @@ class Ops(Protocol):
         """Log-softmax of raw logits [B, V], without NaN and infinity: (of token_ids [B], top-k
         values [B, k], ids [B, k])."""
 
+    def score_rows(
+        self, logits: Tensor, token_ids: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As ``logprobs``, in float32 and int32, with ranks [B] after the first: 1 and the number
+        of tokens before it, likelier or as likely with a lower id. An id beyond V has
+        -infinity and V + 1. ``token_ids`` [B] int64."""
+
 
 def select_ops(device: str, num_threads: int | None = None) -> Ops:
     """The operations for ``cpu`` or ``cuda``. ``num_threads`` is the CPU's (see ThreadLease)."""

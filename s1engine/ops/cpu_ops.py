@@ -401,6 +401,29 @@ class CpuOps(Unfused):
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         return self._torch.logprobs(logits, token_ids, k)
 
+    def score_rows(
+        self, logits: Tensor, token_ids: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows, size = logits.shape
+        assert logits.dtype is torch.float32 and k <= size
+        check_index(token_ids, torch.int64, rows)
+        logprobs, top = torch.empty(rows), torch.empty(rows, k)
+        ranks = torch.empty(rows, dtype=torch.int32)
+        top_ids = torch.empty(rows, k, dtype=torch.int32)
+        cpu.score_rows(
+            logits.data_ptr(),
+            rows,
+            row_stride(logits),
+            size,
+            token_ids.data_ptr(),
+            k,
+            logprobs.data_ptr(),
+            ranks.data_ptr(),
+            top.data_ptr(),
+            top_ids.data_ptr(),
+        )
+        return logprobs, ranks, top, top_ids
+
     def _check(self, meta: AttentionMetadata) -> None:
         if meta is not self._checked:
             rows = meta.context_lens.shape[0]

@@ -109,6 +109,20 @@ class TorchOps(Unfused):
         ids = sanitized.sort(dim=-1, descending=True, stable=True).indices[:, :k]
         return chosen, logprobs.gather(1, ids), ids
 
+    def score_rows(
+        self, logits: Tensor, token_ids: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        size = logits.shape[1]
+        unknown = token_ids >= size
+        known_ids = token_ids.masked_fill(unknown, 0)
+        chosen, top, ids = self.logprobs(logits, known_ids, k)
+        values = torch_sampling.sanitize_logits(logits.to(torch.float32, copy=True))
+        own = values.gather(1, known_ids.unsqueeze(1))
+        before = torch.arange(size, device=logits.device) < known_ids.unsqueeze(1)
+        ranks = ((values > own) | ((values == own) & before)).sum(dim=1, dtype=torch.int32) + 1
+        chosen = chosen.masked_fill(unknown, -torch.inf)
+        return chosen, ranks.masked_fill(unknown, size + 1), top, ids.to(torch.int32)
+
 
 def _plain(weight: Matrix) -> Tensor:
     if isinstance(weight, QuantizedMatrix):

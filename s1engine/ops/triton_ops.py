@@ -251,6 +251,11 @@ class TritonOps(Unfused):
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         return self._torch.logprobs(logits, token_ids, k)
 
+    def score_rows(
+        self, logits: Tensor, token_ids: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self._torch.score_rows(logits, token_ids, k)
+
     def _split_k_workspace(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Workspace of any skinny_gemm launch; allocated in the first step, which runs eagerly."""
         if self._split_k is None or self._split_k[0].device != device:

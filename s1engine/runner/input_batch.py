@@ -34,7 +34,10 @@ _FIELDS: dict[str, torch.dtype] = {
     "sample_req_indices": torch.int32,
     "sample_positions": torch.int64,
     "sample_banned": torch.uint8,
+    "scored_tokens": torch.int32,
+    "scored_targets": torch.int64,
 }
+_PER_TOKEN = ("input_ids", "positions", "slot_mapping", "scored_tokens", "scored_targets")
 
 
 class StepSizes(NamedTuple):
@@ -44,6 +47,7 @@ class StepSizes(NamedTuple):
     num_rows: int
     num_samples: int  # rows of logits
     max_seqlen_q: int  # tokens of the longest row
+    num_scored: int = 0  # prompt tokens whose log-probabilities are wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,14 @@ class SampleRows:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredRows:
+    """The n prompt tokens that the step scores."""
+
+    tokens: Tensor  # [n] int32, indices into T of the tokens before them
+    targets: Tensor  # [n] int64, their ids
+
+
+@dataclass(frozen=True, slots=True)
 class StepInputs:
     """All that one step reads. On the CPU these are views of the buffers, valid for every later
     step of the same sizes."""
@@ -64,6 +76,7 @@ class StepInputs:
     attention: AttentionMetadata
     sample_tokens: Tensor  # [n] int32, indices into T of the tokens whose logits are sampled
     rows: SampleRows
+    scored: ScoredRows | None = None
 
 
 class InputBatch:
@@ -86,7 +99,7 @@ class InputBatch:
     ) -> None:
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(_FIELDS, (max_rows,))
         shapes |= {"block_table": (max_rows, max_blocks), "cu_seqlens_q": (max_rows + 1,)}
-        shapes |= dict.fromkeys(("input_ids", "positions", "slot_mapping"), (max_tokens,))
+        shapes |= dict.fromkeys(_PER_TOKEN, (max_tokens,))
         samples = (max_samples or max_rows,)
         shapes |= {name: samples for name in _FIELDS if name.startswith("sample_")}
         self.device = device
@@ -121,7 +134,9 @@ class InputBatch:
     def sizes(self) -> StepSizes:
         """Of the scheduled step."""
         core = self.core
-        return StepSizes(core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q)
+        return StepSizes(
+            core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q, core.num_scored
+        )
 
     def inputs(self, sizes: StepSizes | None = None) -> StepInputs:
         """The scheduled step; on a worker, the step of these ``sizes`` that rank 0 scheduled."""
@@ -129,7 +144,7 @@ class InputBatch:
             return self._make_inputs(*sizes)
         core = self.core
         return self._make_inputs(
-            core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q
+            core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q, core.num_scored
         )
 
     def fill_dummy(self, query_lens: Sequence[int], block: int, block_size: int) -> StepSizes:
@@ -149,7 +164,9 @@ class InputBatch:
         self._host["sample_positions"][:num_tokens] = 1
         return StepSizes(num_tokens, num_rows, num_tokens, meta.max_seqlen_q)
 
-    def _new_inputs(self, tokens: int, rows: int, samples: int, max_seqlen_q: int) -> StepInputs:
+    def _new_inputs(
+        self, tokens: int, rows: int, samples: int, max_seqlen_q: int, scored: int
+    ) -> StepInputs:
         return StepInputs(
             input_ids=self._on_device("input_ids", tokens),
             attention=AttentionMetadata(
@@ -166,6 +183,11 @@ class InputBatch:
                 positions=self._on_device("sample_positions", samples),
                 banned=self._banned[:samples],
             ),
+            scored=ScoredRows(
+                self._on_device("scored_tokens", scored), self._on_device("scored_targets", scored)
+            )
+            if scored
+            else None,
         )
 
     def _on_device(self, name: str, size: int) -> Tensor:

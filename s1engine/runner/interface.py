@@ -16,6 +16,7 @@ from s1engine.runner.decode_loop import DecodeLoop
 from s1engine.runner.device_batch import DeviceBatchBuffer
 from s1engine.runner.input_batch import InputBatch
 from s1engine.runner.kv_cache import KVCache
+from s1engine.runner.prompt_scores import PromptScores
 from s1engine.sampling_params import NO_PENALTIES, SamplingParams
 
 
@@ -57,6 +58,8 @@ class SchedulerOutput:
     device_batch: DeviceBatchBuffer | None = None
     """Rows of a multi-step decode, written by ``Scheduler.begin_multi_step``; None: one step."""
     num_steps: int = 1
+    num_prompt_logprobs: int = 0
+    """Likeliest tokens wanted of each prompt token that the step scores."""
 
 
 @dataclass(slots=True)
@@ -68,6 +71,8 @@ class ModelRunnerOutput:
     rows] int32, NO_TOKEN where a row decided nothing."""
     logprobs: bytes = b""
     """Of rows that want them (logprob_records.py)."""
+    prompt_scores: PromptScores | None = None
+    """Of ``ScheduledBatch.scored_spans``."""
     failures: dict[int, Exception] = field(default_factory=dict)
     """By req_index, of rows that could not be sampled as asked: their logits processors failed."""
     recorded_now: bool = False

@@ -35,6 +35,7 @@ from s1engine.runner.kernel_warmup import compile_kernels
 from s1engine.runner.kv_cache import KVCache
 from s1engine.runner.load_model import load_model
 from s1engine.runner.memory import plan_memory, return_free_memory
+from s1engine.runner.prompt_scores import PromptScores, score_prompts
 from s1engine.runner.resolved_config import (
     ResolvedConfig,
     rank_threads,
@@ -212,23 +213,32 @@ class ModelRunner:
 
     def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         inputs = self.batch.inputs()
+        logits, scores = self._compute(inputs, step.num_prompt_logprobs)
         sample = self._ranged_sample if profiler_attached() else self.sampler.sample
         sampled = sample(
-            self._compute(inputs),
+            logits,
             inputs.rows,
             any_banned=self.batch.core.num_banned > 0,
             allowed_tokens=step.allowed_tokens,
         )
         recorded_now = self._cpu_graph is not None and self._cpu_graph.recorded_now
+        recorded_now |= scores is not None  # which takes longer, too
         return ModelRunnerOutput(
-            sampled.token_ids, sampled.logprobs, sampled.failures, recorded_now
+            sampled.token_ids, sampled.logprobs, scores, sampled.failures, recorded_now
         )
 
-    def _compute(self, inputs: StepInputs) -> torch.Tensor:
-        """The logits, from a recorded step if there is one."""
+    def _compute(
+        self, inputs: StepInputs, num_prompt_logprobs: int = 0
+    ) -> tuple[torch.Tensor, PromptScores | None]:
+        """The logits, from a recorded step if there is one, and the scores of prompt tokens."""
+        if inputs.scored is not None:
+            hidden = self._forward(inputs)
+            args = inputs.scored, self._vocab_limit, num_prompt_logprobs
+            scores = score_prompts(self._decoder, hidden, *args)
+            return self._sampled_logits(hidden, inputs), scores
         if self._cpu_graph is None:
-            return self._logits(inputs)
-        return self._cpu_graph.execute(inputs, self._logits)
+            return self._logits(inputs), None
+        return self._cpu_graph.execute(inputs, self._logits), None
 
     @torch.inference_mode()
     def execute_part(self, sizes: StepSizes) -> None:
@@ -237,7 +247,13 @@ class ModelRunner:
 
     def _logits(self, inputs: StepInputs) -> torch.Tensor:
         """float32 [rows that sample, vocab_limit]; on a worker, its part of the vocabulary."""
-        hidden = self._decoder.forward(inputs.input_ids, self.kv_cache.layers, inputs.attention)
+        return self._sampled_logits(self._forward(inputs), inputs)
+
+    def _forward(self, inputs: StepInputs) -> torch.Tensor:
+        """Hidden states [T, H]."""
+        return self._decoder.forward(inputs.input_ids, self.kv_cache.layers, inputs.attention)
+
+    def _sampled_logits(self, hidden: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
         rows = self.ops.gather_rows(hidden, inputs.sample_tokens)
         return self._decoder.logits(rows, self._vocab_limit)
 
@@ -340,7 +356,7 @@ class ModelRunner:
         def step() -> None:
             inputs, group = self.batch.inputs(sizes), self._worker_group
             with contextlib.nullcontext() if group is None else group.execute(sizes):
-                logits = self._compute(inputs)
+                logits, _ = self._compute(inputs)
             self.sampler.sample(logits, inputs.rows, any_banned=False)
 
         return step

@@ -43,7 +43,7 @@ from s1engine.runner.memory import KVCapacity
 from s1engine.runner.resolved_config import ResolvedConfig
 from s1engine.runner.shared_memory import SharedMemory
 
-SIZES = struct.Struct("<4q")  # StepSizes
+SIZES = struct.Struct("<5q")  # StepSizes
 LOST_RANK = 3  # exit status of a rank that has lost another: its end is not the cause
 END_TIMEOUT_S = 5.0  # for a rank to end by itself
 

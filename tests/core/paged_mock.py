@@ -93,6 +93,8 @@ class PagedMock:
             "sample_req_indices": np.full(samples, -1, np.int32),
             "sample_positions": np.full(samples, -1, np.int64),
             "sample_banned": np.full(samples, 0, np.uint8),
+            "scored_tokens": np.full(tokens, -1, np.int32),
+            "scored_targets": np.full(tokens, -1, np.int64),
         }
         self.batch = _core.ScheduledBatch(
             self.buffers,

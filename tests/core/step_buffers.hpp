@@ -13,6 +13,8 @@ struct StepBuffers {
   std::vector<int32_t> sample_tokens, sample_req_indices;
   std::vector<int64_t> slot_mapping, sample_positions;
   std::vector<uint8_t> sample_banned;
+  std::vector<int32_t> scored_tokens;
+  std::vector<int64_t> scored_targets;
   s1::ScheduledBatch batch;
 
   StepBuffers(int32_t tokens, int32_t rows, int32_t blocks, int32_t samples) {
@@ -34,6 +36,8 @@ struct StepBuffers {
     batch.sample_req_indices = allocate(sample_req_indices, samples);
     batch.sample_positions = allocate(sample_positions, samples);
     batch.sample_banned = allocate(sample_banned, samples);
+    batch.scored_tokens = allocate(scored_tokens, tokens);
+    batch.scored_targets = allocate(scored_targets, tokens);
   }
 };
 

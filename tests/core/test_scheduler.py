@@ -295,7 +295,8 @@ def test_decodes_go_on_while_a_long_prompt_is_computed() -> None:
     [
         ({"prompt": []}, "prompt is empty"),
         ({"prompt": [1] * 40, "max_len": 300}, "exceeds the cache"),
-        ({"prompt": [1] * 4, "max_len": 4}, "no room"),
+        ({"prompt": [1] * 4, "max_len": 3}, "no room"),
+        ({"prompt": [1] * 4, "num_to_score": 4}, "to score"),
     ],
 )
 def test_impossible_sequences_are_refused(kwargs: dict[str, Any], message: str) -> None:

@@ -50,6 +50,7 @@ requests = st.lists(
             min_tokens=st.sampled_from([0, 0, 20]),
             n=st.sampled_from([1, 1, 2]),
             logprobs=st.sampled_from([None, 1]),
+            prompt_logprobs=st.sampled_from([None, None, 1]),
             thinking=st.builds(ThinkingBudget, max_tokens=st.integers(0, 60))
             | st.builds(ThinkingBudget, num_waits=st.integers(0, 2))
             | st.just(ThinkingBudget(checkpoints=(8, 24))),
@@ -62,7 +63,8 @@ requests = st.lists(
 
 def facts(output: RequestOutput) -> list[object]:
     samples = [*output.outputs, *(checkpoint.output for checkpoint in output.checkpoints)]
-    return [(sample.token_ids, sample.logprobs) for sample in samples]
+    own: list[object] = [(sample.token_ids, sample.logprobs) for sample in samples]
+    return [*own, output.prompt_logprobs]
 
 
 @settings(max_examples=10)

@@ -90,6 +90,7 @@ def asked(draw: st.DrawFn) -> SamplingParams:
         repetition_penalty=draw(st.sampled_from([1.0, 1.2])),
         seed=draw(st.integers(0, 9)),
         n=draw(st.integers(1, 2)),
+        prompt_logprobs=draw(st.sampled_from([None, 1])),
         max_tokens=draw(st.integers(24, 40)),
         thinking=draw(st.sampled_from([budget, None])),
     )
@@ -107,6 +108,11 @@ def test_outputs_are_those_of_one_rank(
         params, got, llm.chat(chats, params, progress=False), strict=True
     ):
         assert found.outputs == wanted.outputs, one
+        ours, theirs = found.prompt_logprobs or (), wanted.prompt_logprobs or ()
+        assert [s.logprob for s in ours if s] == pytest.approx(
+            [s.logprob for s in theirs if s], abs=1e-4
+        )
+        assert len(ours) == len(theirs)
     pair.engine.scheduler.check_integrity()
     stats = pair.engine.scheduler.stats()
     assert stats.num_free_blocks == runner_of(pair).num_blocks

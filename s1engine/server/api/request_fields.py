@@ -52,6 +52,12 @@ class GenerationFields(StructureFields, ThinkingFields):
     max_new_tokens: int | None = None
     n_predict: int | None = None
     num_predict: int | None = None
+    min_tokens: Annotated[
+        int | None, Field(description="Generated tokens before an end or a stop counts")
+    ] = None
+    prompt_logprobs: Annotated[
+        int | None, Field(description="Log-probabilities of the prompt's tokens, and of the k best")
+    ] = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -84,6 +90,15 @@ class GenerationFields(StructureFields, ThinkingFields):
         """Return how many log-probabilities of each token to return, as in SamplingParams."""
         return None
 
+    def requested_prompt_logprobs(self) -> int | None:
+        """The same for each token of the prompt."""
+        return self.prompt_logprobs
+
+    @property
+    def returns_prompt(self) -> bool:
+        """Does the response say something about the prompt, so that it may generate nothing?"""
+        return self.prompt_logprobs is not None
+
     def sampling_params(
         self, defaults: Mapping[str, Any], efforts: Mapping[str, int | None] = EFFORTS
     ) -> SamplingParams:
@@ -105,13 +120,17 @@ class GenerationFields(StructureFields, ThinkingFields):
             **_token_bias(self.logit_bias or {}),
         }
         fields["logprobs"] = self.requested_logprobs()
+        fields["prompt_logprobs"] = self.requested_prompt_logprobs()
         fields |= self.structure()
         fields["thinking"], _ = self.requested_thinking(efforts)
         limit: int | None = resolve(self, "max_tokens")
         if limit is not None:
             fields["max_tokens"] = None if limit == NO_LIMIT else limit
         elif self.default_max_tokens is not None and fields["thinking"] is None:
-            fields["max_tokens"] = self.default_max_tokens
+            fields["max_tokens"] = max(self.default_max_tokens, self.min_tokens or 0)
+        if fields.get("max_tokens") == 0 and not self.returns_prompt:
+            message = "max_tokens must be at least 1; 0 needs echo or prompt_logprobs"
+            raise RequestError(message, param="max_tokens")
         return SamplingParams(**fields)
 
     def options(self, efforts: Mapping[str, int | None] = EFFORTS) -> dict[str, Any]:
