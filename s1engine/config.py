@@ -14,8 +14,10 @@ from s1engine.checks import (
     check_bool,
     check_fields,
     check_int,
+    check_list,
     check_name,
     check_path,
+    check_str,
     float_in,
     int_in,
     name_in,
@@ -46,6 +48,7 @@ MAX_DRAFTING_SAMPLES = 512  # rows of logits in a step with drafts
 MAX_WAITS = 1024
 MAX_TOKENS = 2**24
 MAX_NAME_CHARS = 1024
+MAX_SERVED_NAMES = 64
 DEFAULT_ANSWER_RESERVE = 100  # s1's "auto" keeps as many tokens free of thinking
 
 
@@ -127,8 +130,8 @@ class EngineConfig:
     """Longest draft: tokens proposed from the request's own earlier text and verified in one step.
     Outputs stay the same; drafts are shorter, or left out, where they would not pay. 0: off.
     Excludes ``run_ahead``."""
-    served_model_name: str | None = None
-    """Name in the API. None: the last part of ``model``."""
+    served_model_name: str | tuple[str, ...] | None = None
+    """Name in the API, or several: responses have the first. None: the last part of ``model``."""
     generation_config: GenerationConfig = "auto"
     """``auto``: requests sample as the model's generation_config.json recommends, except for what
     they set themselves. ``none``: that file only adds ends of a turn."""
@@ -202,9 +205,15 @@ class EngineConfig:
             )
 
     @property
+    def model_names(self) -> tuple[str, ...]:
+        """The names that requests may use."""
+        given = self.served_model_name or Path(self.model).name.removesuffix(".gguf")
+        return (given,) if isinstance(given, str) else given
+
+    @property
     def model_name(self) -> str:
         """The name that the API shows."""
-        return self.served_model_name or Path(self.model).name.removesuffix(".gguf")
+        return self.model_names[0]
 
     @property
     def max_samples(self) -> int:
@@ -214,6 +223,17 @@ class EngineConfig:
         wanted = self.max_num_seqs * (1 + self.num_speculative_tokens)
         bound = max(MAX_DRAFTING_SAMPLES, self.max_num_seqs)
         return min(wanted, self.max_num_batched_tokens, bound)
+
+
+def _check_names(param: str, value: object) -> str | tuple[str, ...]:
+    """Returns one name, or several different ones."""
+    if isinstance(value, str):
+        return check_str(param, value, MAX_NAME_CHARS, min_chars=1)
+    items = check_list(param, value, "names", MAX_SERVED_NAMES)
+    names = dict.fromkeys(check_str(param, name, MAX_NAME_CHARS, min_chars=1) for name in items)
+    if not names:
+        raise RequestError(f"{param} is empty", param=param)
+    return tuple(names)
 
 
 CHECKS: dict[str, Check] = {
@@ -237,7 +257,7 @@ CHECKS: dict[str, Check] = {
     "enforce_eager": check_bool,
     "run_ahead": int_in(1, 64),
     "num_speculative_tokens": int_in(0, MAX_DRAFT),
-    "served_model_name": str_of(MAX_NAME_CHARS, min_chars=1),
+    "served_model_name": _check_names,
     "generation_config": name_in(*GENERATION_CONFIGS),
     "chat_template": check_path,
     "reasoning_format": check_path,

@@ -15,19 +15,21 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 def add_flags(parser: argparse._ActionsContainer, cls: type, skip: tuple[str, ...] = ()) -> None:
     """Adds a flag for each field of dataclass ``cls``, whose types are int, float, str, bool or
-    names (a Literal), or one of them or None. A bool gets ``--name`` and ``--no-name``."""
+    names (a Literal), or one of them or None. A bool gets ``--name`` and ``--no-name``; a type that
+    may be a tuple takes several values."""
     docs = field_docs(cls)
     hints = get_type_hints(cls)
     for field in fields(cls):
         if field.name in skip:
             continue
-        kind = _plain_type(hints[field.name])
+        kind, several = _plain_type(hints[field.name])
         options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
         options["help"] = _help(docs.get(field.name, ""), field.default)
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options |= {"type": kind, "metavar": {int: "N", float: "F", str: "S"}[kind]}
+            options |= {"nargs": "+"} if several else {}
         parser.add_argument(f"--{field.name.replace('_', '-')}", **options)
 
 
@@ -53,12 +55,13 @@ def _help(doc: str, default: object) -> str:
     return f"{doc.replace('``', '')}{shown}".replace("%", "%%")
 
 
-def _plain_type(hint: Any) -> type:
-    """The type of a value on the command line: ``int`` for ``int | None``."""
-    if get_origin(hint) in (Union, types.UnionType):
-        (hint,) = [arg for arg in get_args(hint) if arg is not type(None)]
-    if get_origin(hint) is Literal:
-        return str
-    assert hint in (int, float, str, bool), hint
-    plain: type = hint
-    return plain
+def _plain_type(hint: Any) -> tuple[type, bool]:
+    """The type of a value on the command line, and whether it may have several: ``int`` and False
+    for ``int | None``."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    several = any(get_origin(kind) is tuple for kind in kinds)
+    (plain,) = (k for k in kinds if k is not type(None) and get_origin(k) is not tuple)
+    if get_origin(plain) is Literal:
+        return str, several
+    assert plain in (int, float, str, bool), hint
+    return plain, several

@@ -86,7 +86,7 @@ class EngineOptions(TypedDict, total=False):
     enforce_eager: bool
     run_ahead: int | None
     num_speculative_tokens: int
-    served_model_name: str | None
+    served_model_name: str | tuple[str, ...] | None
     generation_config: GenerationConfig
     chat_template: str | None
     reasoning_format: str

@@ -144,6 +144,10 @@ class Tokenizer:
             return token.encode()
         return _from_byte_level(token) if self.is_byte_level else self.decode([token_id]).encode()
 
+    def token_string(self, token_id: int) -> str:
+        """A token as the vocabulary spells it; an id without a token gives nothing."""
+        return self._backend.id_to_token(token_id) or ""
+
     def is_special(self, token_id: int) -> bool:
         """True if ``token_id`` is left out of text."""
         return token_id in self._special_ids

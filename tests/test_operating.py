@@ -22,6 +22,7 @@ FLAG_UNITS = {"--max-body-mb": 2**20, "--max-buffered-mb": 2**20}
 # Of these modules every limit must be in the table.
 BOUNDED = (
     *("server.http_protocol", "server.serving", "server.middleware", "server.admission"),
+    *("server.request_notes", "server.api.tokenization"),
     *("server.app", "server.api.body", "server.body_route", "server.buffer_budget"),
     *("server.json_pieces", "server.logprob_limit"),
     *("server.api.completions", "server.api.chat_completions", "server.api.request_fields"),

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+from s1engine.cli.engine_options import engine_options
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
-from s1engine.flags import add_flags, given_values
+from s1engine.flags import add_flags
 
 # flag: (type, help); each is a field of the HTTP API with the same name
 FIELDS: dict[str, tuple[type, str]] = {
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from s1engine.cli.request_row import parse_row
     from s1engine.engine.llm import LLM
 
-    options = {k: v for k, v in given_values(args, EngineConfig).items() if v is not None}
+    options = engine_options(args)
     with contextlib.closing(LLM(progress=True, **options)) as llm:
         requests = [parse_row(llm, row, where, raw=args.raw) for where, row in rows]
         if args.input is None and not args.json and args.output is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s1engine.charts.text_table import fact_line
+from s1engine.cli.engine_options import engine_options
 from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given_values
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the facts, by section."""
     from s1engine.runner.resolved_config import resolve_config
 
-    options = {k: v for k, v in given_values(args, EngineConfig).items() if v is not None}
+    options = engine_options(args)
     if args.plan:
         return print_plan(args, EngineConfig(**options))
     if plan_options := given_values(args, PlanOptions):

@@ -17,6 +17,7 @@ from s1engine.cli.api_keys import (
     is_loopback,
     read_keys,
 )
+from s1engine.cli.engine_options import engine_options
 from s1engine.config import EngineConfig, parse_speculative_config
 from s1engine.engine.supervision import Supervision
 from s1engine.errors import RequestError
@@ -177,9 +178,7 @@ def run(args: argparse.Namespace) -> int:
     check_float("max_buffered_mb", args.max_buffered_mb, 0.001, 2**20)
     if args.request_timeout is not None:
         check_float("request_timeout", args.request_timeout, 1e-3, 2**31)
-    options = given_values(args, EngineConfig)
-    if options.get("model") is None:
-        options.pop("model", None)
+    options = engine_options(args)
     if args.speculative_config is not None:
         options["num_speculative_tokens"] = _speculative_tokens(args.speculative_config, options)
     config = EngineConfig(**options)

@@ -63,7 +63,7 @@ class ProcessEngineClient:
         self.config = config
         self._limits = supervision or Supervision(engine_restarts=0)
         path = resolve_model(config.model)
-        located = replace(config, model=str(path), served_model_name=config.model_name)
+        located = replace(config, model=str(path), served_model_name=config.model_names)
         self._start = messages.Start(located, progress)
         self._streams: dict[int, _RequestStream] = {}  # by number of the request
         self._numbers: dict[str, int] = {}  # by id of the request

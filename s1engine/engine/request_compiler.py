@@ -137,10 +137,12 @@ class RequestCompiler:
         enable_thinking: bool | None,
         tools: Sequence[dict[str, Any]] = (),
         template_kwargs: dict[str, Any] | None = None,
+        budget: ThinkingBudget | None = None,
     ) -> list[int]:
         """The prompt of a chat: template applied, thinking opened."""
-        ids, turn = self._encode_chat(messages, None, enable_thinking, template_kwargs or {}, tools)
-        self.text.thinking.open_in_chat(ids, turn, None, enable_thinking)
+        kwargs = template_kwargs or {}
+        ids, turn = self._encode_chat(messages, budget, enable_thinking, kwargs, tools)
+        self.text.thinking.open_in_chat(ids, turn, budget, enable_thinking)
         return ids
 
     def prefix_token_ids(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> list[int]:

@@ -19,7 +19,6 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from s1engine import __version__
-from s1engine.chat_template import TURN_OPTIONS
 from s1engine.checks import shown
 from s1engine.engine.client import EngineClient
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
@@ -27,22 +26,19 @@ from s1engine.server.admission import MAX_QUEUED, Admission, ClientLimits, NotAd
 from s1engine.server.api.anthropic import MessagesFormatter, MessagesRequest
 from s1engine.server.api.chat_completions import ChatFormatter, ChatRequest
 from s1engine.server.api.completions import CompletionFormatter, CompletionRequest
-from s1engine.server.api.request_fields import (
-    DetokenizeRequest,
-    TokenizeRequest,
-    first_error,
-)
+from s1engine.server.api.request_fields import first_error
 from s1engine.server.api.response_formatter import Json, error_object
 from s1engine.server.api.responses import ResponsesFormatter, ResponsesRequest
 from s1engine.server.api.thinking_fields import EFFORTS
+from s1engine.server.api.tokenization import DetokenizeRequest, TokenizeRequest
 from s1engine.server.body_route import BodyRoute
 from s1engine.server.buffer_budget import MAX_BUFFERED_BYTES, BufferBudget
 from s1engine.server.fair_threads import FairThreadPool
 from s1engine.server.generation import (
     Generation,
     RequestTimeoutError,
+    check_model,
     client_of,
-    unknown_model,
 )
 from s1engine.server.json_pieces import JsonResponse
 from s1engine.server.metrics import Metrics
@@ -150,13 +146,13 @@ class Handlers:
         self._engine = engine
         self._admission = admission
         self._compiler = engine.compiler
-        self._name = engine.config.model_name
+        self._names = engine.config.model_names
         self._tokenizer = engine.compiler.text.tokenizer
         self._started = int(time.time())
         # A text of a million characters needs some 200 MB while it is tokenised.
         self._tokenizing = FairThreadPool(MAX_TOKENIZING, "s1engine-tokenize")
         self._metrics = Metrics(
-            self._name, engine.stats, lambda: admission.in_flight, lambda: budget.used
+            self._names[0], engine.stats, lambda: admission.in_flight, lambda: budget.used
         )
         self._generation = Generation(
             engine,
@@ -204,23 +200,19 @@ class Handlers:
 
     # --- the rest ---
 
-    def _check_model(self, model: str | None) -> None:
-        if model is not None and model != self._name:
-            raise unknown_model(model, self._name)
-
     async def models(self) -> Response:
-        """List the one served model."""
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        """List the served model, once for each of its names."""
+        return JSONResponse({"object": "list", "data": [*map(self._model, self._names)]})
 
     async def model(self, name: str) -> Response:
-        """Describe the served model by its name."""
-        self._check_model(name)
-        return JSONResponse(self._model())
+        """Describe the served model by one of its names."""
+        check_model(name, self._names)
+        return JSONResponse(self._model(name))
 
-    def _model(self) -> Json:
+    def _model(self, name: str) -> Json:
         thinking = self._compiler.text.thinking
         return {
-            "id": self._name,
+            "id": name,
             "object": "model",
             "created": self._started,
             "owned_by": "s1engine",
@@ -231,7 +223,7 @@ class Handlers:
 
     async def tokenize(self, body: TokenizeRequest, http: Request) -> Response:
         """Tokenize a text, or a chat as the engine would get it, with the thinking opened."""
-        self._check_model(body.model)
+        check_model(body.model, self._names)
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("give either prompt or messages", param="prompt")
         work = self._tokenizing.run(client_of(http), self._tokenize, body)
@@ -240,26 +232,31 @@ class Handlers:
     def _tokenize(self, body: TokenizeRequest) -> Response:
         ids = self._token_ids(body)
         limit = self._compiler.max_model_len
-        return JsonResponse({"tokens": ids, "count": len(ids), "max_model_len": limit})
+        answer: Json = {"tokens": ids, "count": len(ids), "max_model_len": limit}
+        if body.return_token_strs:
+            answer["token_strs"] = [*map(self._tokenizer.token_string, ids)]
+        return JsonResponse(answer)
 
     def _token_ids(self, body: TokenizeRequest) -> list[int]:
         if body.prompt is not None:
-            encode = self._tokenizer.encode_prompt
-            return (encode if body.add_special_tokens else self._tokenizer.encode)(body.prompt)
-        assert body.messages is not None
-        chat = ChatRequest(
-            messages=body.messages,
-            enable_thinking=body.enable_thinking,
-            **body.model_dump(include={*TURN_OPTIONS, "chat_template_kwargs", "tools"}),
-        )
-        options = chat.options()
-        return self._compiler.chat_token_ids(
-            body.messages, options["enable_thinking"], chat.offered, options["template_kwargs"]
-        )
+            plain = body.add_special_tokens is False
+            return (self._tokenizer.encode if plain else self._tokenizer.encode_prompt)(body.prompt)
+        chat = body.to_chat()
+        try:
+            options, (budget, _) = chat.options(), chat.requested_thinking()
+            return self._compiler.chat_token_ids(
+                chat.messages,
+                options["enable_thinking"],
+                chat.offered,
+                options["template_kwargs"],
+                budget,
+            )
+        except RequestError as error:
+            raise chat.renamed_error(error) from error
 
     async def detokenize(self, body: DetokenizeRequest, http: Request) -> Response:
         """Return the text of token ids, special tokens included."""
-        self._check_model(body.model)
+        check_model(body.model, self._names)
         limit = self._tokenizer.num_tokens
         if any(not 0 <= token < limit for token in body.tokens):
             raise RequestError(f"tokens must be ids below {limit}", param="tokens")

@@ -177,9 +177,7 @@ class Generation:
         self, body: ChatRequest | CompletionRequest, name: str, arrival: float
     ) -> list[Request]:
         """Compile one engine request for each prompt, named ``name`` or, if several, ``name-i``."""
-        model = self._engine.config.model_name
-        if body.model is not None and body.model != model:
-            raise unknown_model(body.model, model)
+        check_model(body.model, self._engine.config.model_names)
         prompts = body.prompts()
         names = [name] if len(prompts) == 1 else [f"{name}-{i}" for i in range(len(prompts))]
         compiler = self._engine.compiler
@@ -323,10 +321,11 @@ def client_of(http: HttpRequest) -> str:
     return client
 
 
-def unknown_model(asked: str, served: str) -> RequestError:
-    """Return the error for a name that is not the served model's."""
-    return RequestError(
-        f"the model {shown(asked)} does not exist; this server has {served!r}",
-        param="model",
-        code="model_not_found",
-    )
+def check_model(asked: str | None, served: Sequence[str]) -> None:
+    """Raises RequestError for a name that is none of the served model's."""
+    if asked is not None and asked not in served:
+        raise RequestError(
+            f"the model {shown(asked)} does not exist; this server has {', '.join(served)}",
+            param="model",
+            code="model_not_found",
+        )

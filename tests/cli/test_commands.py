@@ -136,6 +136,7 @@ def test_a_bad_row_is_named_by_its_line(
         (["generate", "--prompt", "x", "--chat-template", "/no/such/file"], 2, "chat_template"),
         (["serve", "--port", "99999"], 2, "port"),
         (["serve", "--max-num-seqs", "0"], 2, "max_num_seqs"),
+        (["serve", "--served-model-name", "a", "/tmp"], 2, "write it before the flag"),
         (["serve", "--speculative-config", "{}"], 2, "speculative_config"),
         (
             ["serve", "--num-speculative-tokens", "3", "--speculative-config", DRAFTS_OF_FOUR],

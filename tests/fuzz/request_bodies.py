@@ -15,12 +15,9 @@ from s1engine.sampling_params import SamplingParams
 from s1engine.server.api.anthropic import MessagesRequest
 from s1engine.server.api.chat_completions import ChatRequest
 from s1engine.server.api.completions import CompletionRequest
-from s1engine.server.api.request_fields import (
-    DetokenizeRequest,
-    TokenizeRequest,
-    request_error,
-)
+from s1engine.server.api.request_fields import request_error
 from s1engine.server.api.responses import ResponsesRequest
+from s1engine.server.api.tokenization import DetokenizeRequest, TokenizeRequest
 from tests.fuzz.echo_engine import create_compiler
 from tests.fuzz.target import Target
 

@@ -73,7 +73,8 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         "chat-template": template,
         "dtype": "float32",
     }
-    process, url, _ = start_server(*(f"--{name}={value}" for name, value in flags.items()))
+    names = ("--served-model-name", "org/first", "second")
+    process, url, _ = start_server(*(f"--{name}={value}" for name, value in flags.items()), *names)
     with httpx.Client(base_url=url, timeout=60) as http:
         yield http
     process.terminate()
@@ -129,6 +130,17 @@ def test_the_effort_reaches_the_template(limited: httpx.Client) -> None:
     assert answer.json()["error"]["param"] == "chat_template_kwargs"
 
 
+def test_a_model_has_several_names(limited: httpx.Client) -> None:
+    for name in ("org/first", "second", None):
+        assert post(limited, CHAT, body_of(CHAT, 1, model=name))["model"] == "org/first"
+        assert post(limited, "/tokenize", {"prompt": "a", "model": name})["count"] == 1
+    models = limited.get("/v1/models").json()["data"]
+    assert [model["id"] for model in models] == ["org/first", "second"]
+    assert limited.get("/v1/models/org/first").json()["id"] == "org/first"
+    answer = limited.post(CHAT, json=body_of(CHAT, 1, model="s1-nano"))
+    assert answer.status_code == 404 and "org/first, second" in answer.json()["error"]["message"]
+
+
 # --- turns ---
 
 
@@ -166,12 +178,35 @@ def test_what_cannot_be_continued_is_refused(served: Served) -> None:
         assert answer.status_code == 400 and answer.json()["error"]["param"] == param
 
 
-def test_tokenize_adds_special_tokens_unless_told(served: Served) -> None:
+def test_tokenize_has_the_fields_of_vllm(served: Served) -> None:
     both = [
         post(served.http, "/tokenize", {"prompt": "a=1", "add_special_tokens": flag})["tokens"]
         for flag in (True, False)
     ]
     assert both[0] == both[1]  # the bundled tokenizer adds none
+    answer = post(served.http, "/tokenize", {"prompt": "a=1 b", "return_token_strs": True})
+    assert len(answer["token_strs"]) == answer["count"] == len(answer["tokens"])
+    assert "".join(answer["token_strs"]).replace("\u0120", " ") == "a=1 b"
+    assert "token_strs" not in post(served.http, "/tokenize", {"prompt": "a"})
+    refused = served.http.post("/tokenize", json={"messages": HELLO, "add_special_tokens": True})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "add_special_tokens"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"enable_thinking": False},
+        {"thinking": {"type": "disabled"}},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"thinking_token_budget": 9},
+    ],
+)
+def test_tokenize_counts_what_a_chat_computes(served: Served, fields: dict[str, Any]) -> None:
+    count = post(served.http, "/tokenize", {"messages": HELLO, **fields})["count"]
+    used = post(served.http, CHAT, body_of(CHAT, 40, **fields))["usage"]
+    assert used["prompt_tokens"] == count
 
 
 # --- earlier thinking ---

@@ -19,14 +19,10 @@ from s1engine.server.api.body import RequestBody
 from s1engine.server.api.chat_completions import ChatRequest
 from s1engine.server.api.completions import CompletionRequest
 from s1engine.server.api.field_rules import INERT, MEANINGFUL, UNSUPPORTED, same
-from s1engine.server.api.request_fields import (
-    DetokenizeRequest,
-    GenerationFields,
-    HttpFields,
-    TokenizeRequest,
-)
+from s1engine.server.api.request_fields import GenerationFields, HttpFields
 from s1engine.server.api.responses import ResponsesRequest
 from s1engine.server.api.thinking_fields import ThinkingFields
+from s1engine.server.api.tokenization import DetokenizeRequest, TokenizeRequest
 from s1engine.server.request_notes import (
     MAX_LOGGED_NAMES,
     MAX_NAME_CHARS,
@@ -137,7 +133,7 @@ def test_a_misspelt_field_is_never_ignored(
 
 
 def test_a_field_of_another_object_is_refused() -> None:
-    for body, name in ((DetokenizeRequest, "temperature"), (MessagesRequest, "num_wait")):
+    for body, name in ((DetokenizeRequest, "num_waits"), (MessagesRequest, "num_wait")):
         assert refused(body, {name: 1}).param == name
     with notes_of(strict=True):
         TokenizeRequest.model_validate({"prompt": "a", "temperature": 1, "max_tokens": 9})

@@ -15,16 +15,14 @@ from s1engine.checks import MAX_SHOWN_CHARS, shown
 from s1engine.errors import RequestError
 from s1engine.options import Prompt
 from s1engine.sampling_params import STRUCTURES, SamplingParams
-from s1engine.server.api.body import JsonObjects, RequestBody, StrictBody, Strings, TokenIds
-from s1engine.server.api.field_rules import INERT, SAMPLING, UNSUPPORTED, FieldRules
+from s1engine.server.api.body import StrictBody, Strings, TokenIds
+from s1engine.server.api.field_rules import FieldRules
 from s1engine.server.api.spellings import NO_LIMIT, renamed, resolve, sent_fields
 from s1engine.server.api.structured_outputs import StructureFields
 from s1engine.server.api.thinking_fields import EFFORTS, ThinkingFields
-from s1engine.server.api.tools import Tool
 from s1engine.server.request_notes import current_notes
 
 MAX_ID_DIGITS = 10  # of a token id
-MAX_TEXT_CHARS = 2**20  # of a text to tokenize
 
 
 class StreamOptions(StrictBody):
@@ -191,31 +189,6 @@ class HttpFields(GenerationFields):
     def stream_usage(self) -> StreamOptions:
         """What a stream says about the usage."""
         return self.stream_options or StreamOptions()
-
-
-class TokenizeRequest(RequestBody):
-    """Body of ``POST /tokenize``: either a text or a chat. Fields of sampling are inert."""
-
-    rules = FieldRules(INERT | SAMPLING, UNSUPPORTED)
-
-    model: str | None = None
-    prompt: Annotated[str | None, Field(max_length=MAX_TEXT_CHARS)] = None
-    messages: JsonObjects | None = None
-    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
-    enable_thinking: bool | None = None
-    add_special_tokens: Annotated[
-        bool, Field(description="Of a text: add what the tokenizer adds, such as beginning of text")
-    ] = True
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-
-
-class DetokenizeRequest(RequestBody):
-    """Body of ``POST /detokenize``."""
-
-    model: str | None = None
-    tokens: TokenIds
 
 
 def request_error(error: ValidationError) -> RequestError:
