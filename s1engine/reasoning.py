@@ -73,10 +73,10 @@ class ReasoningFormat:
         if tools and self.spec.tools_end:
             return self.tools_end
         final = self.spec.final_text if final_text is None else final_text
-        ids = tuple(self._encode(self.spec.closing_text(final)))
+        ids = self._encode(self.spec.closing_text(final))
         if self._delimiter_len(ids) is not None:
             return ids
-        return tuple(self._encode(self.spec.closing_text("")) + self._encode(final))
+        return self._encode(self.spec.closing_text("")) + self._encode(final)
 
     def delimiter_len(self, forced_end: Sequence[int]) -> int:
         """Number of leading tokens of a forced end that are the delimiter; the rest begins the
@@ -98,7 +98,8 @@ class ReasoningFormat:
     def closed_block(self, is_open: bool) -> list[int]:
         """Ids that close an open block of thinking, or, if it is not open, an empty block."""
         spec = self.spec
-        return self._encode(("" if is_open else spec.start) + spec.newline + spec.closing_text(""))
+        text = ("" if is_open else spec.start) + spec.newline + spec.closing_text("")
+        return list(self._encode(text))
 
     def answer_markers(self, calls: bool) -> AnswerMarkers:
         """What an answer does not show; ``calls``: it may call tools."""
@@ -113,7 +114,7 @@ class ReasoningFormat:
             )
         ids, texts = [], []
         for text in dict.fromkeys((*spec.closers, *spec.hidden)):
-            encoded = tuple(self._encode(text))
+            encoded = self._encode(text)
             own = len(encoded) == 1 or self._tokenizer.is_special(encoded[0])
             ids += [encoded] if own else []
             texts += [] if own else [text]
@@ -127,8 +128,8 @@ class ReasoningFormat:
         """Text of ``ids``, special tokens included."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return self._tokenizer.encode_phrase(text)
 
 
 def encode_format(

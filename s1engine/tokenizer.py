@@ -7,6 +7,7 @@ Knows nothing of thinking.
 
 import codecs
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from s1engine.tokenizer_files import TokenizerFiles
 
 REPLACEMENT = "\ufffd"  # a decoder's sign for an unfinished or broken character
 MAX_TOKENS = 2**24  # ids of a tokenizer; the largest vocabularies have a quarter of a million
+MAX_PHRASES = 256  # recurring texts whose ids are kept
+MAX_PHRASE_CHARS = 256  # of one of them
 MAX_WINDOW = 64  # ids without the end of a character before they count as broken
 
 
@@ -70,6 +73,7 @@ class Tokenizer:
         """Length of the longest token, in characters (bytes if ``is_byte_level``)."""
         self.is_byte_level: bool = isinstance(backend.decoder, tokenizers.decoders.ByteLevel)
         """True if the text of ids is the concatenation of their bytes."""
+        self._phrases = lru_cache(MAX_PHRASES)(lambda text: tuple(self.encode(text)))
         self.newline_ids: list[int] = self._find_newlines(vocabulary)
         """Ids whose text ends in a newline, ascending."""
         self.newlines = np.zeros(self.num_tokens, np.uint8)
@@ -102,6 +106,12 @@ class Tokenizer:
         """Ids of ``text``, without added tokens before or after. Raises RequestError if ``text`` is
         not valid Unicode."""
         return self._encode(text, add_special_tokens=False)
+
+    def encode_phrase(self, text: str) -> tuple[int, ...]:
+        """The same for a text that recurs in requests; short ones are kept."""
+        if len(text) > MAX_PHRASE_CHARS:
+            return tuple(self.encode(text))
+        return self._phrases(text)
 
     def encode_prompt(self, text: str) -> list[int]:
         """Ids of a raw prompt, with the tokens that the tokenizer adds, such as the beginning of

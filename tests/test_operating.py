@@ -44,6 +44,7 @@ NO_LIMITS = {
     "server.buffer_budget": {"RETRY_AFTER_S"},
     "server.middleware": {"VALUE_BYTES"},
     "server.logprob_limit": {"LOGPROB_BYTES"},
+    "server.json_pieces": {"VALUE_BYTES", "ESCAPED_BYTES"},
     "server.streaming": {"LARGE_BYTES"},
     "server.api.completions": {"MAX_SPELLINGS"},
     "server.api.chat_completions": {"MAX_SPELLINGS"},

@@ -286,7 +286,7 @@ class RequestCompiler:
         elif available < min_remaining:
             raise _no_room(params, budget, max_new, min_remaining, end_len)
         return CompiledBudget(
-            wait=self._tokenizer.encode(budget.wait_text),
+            wait=list(self._tokenizer.encode_phrase(budget.wait_text)),
             forced_end=list(forced_end),
             delimiter_len=self._reasoning.delimiter_len(forced_end),
             min_thinking=budget.min_tokens,

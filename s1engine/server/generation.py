@@ -293,8 +293,10 @@ class Generation:
 
 async def _in_time(work: Coroutine[Any, Any, T], arrival: float, seconds: float | None) -> T:
     """Return the result of ``work``. Raises RequestTimeoutError ``seconds`` after ``arrival``."""
+    if seconds is None:
+        return await work
     try:
-        async with asyncio.timeout_at(None if seconds is None else arrival + seconds):
+        async with asyncio.timeout_at(arrival + seconds):
             return await work
     except TimeoutError as error:
         raise RequestTimeoutError(f"the request took longer than {seconds:g} s") from error

@@ -17,6 +17,8 @@ from starlette.types import Receive, Scope, Send
 from s1engine.server.streaming import unless_disconnected
 
 PIECE_BYTES = 64 * 2**10  # of a response, sent at once
+ESCAPED_BYTES = 6  # of a character in JSON, at most
+VALUE_BYTES = 32  # of a number, or around another value, at most
 INLINE_ITEMS = 64  # of a list that is cheap to encode at once
 
 
@@ -32,6 +34,9 @@ def json_pieces(value: Any) -> Iterator[bytes]:
 
     LazyLists may stand in objects, and in lists of objects.
     """
+    if _size_left(value, PIECE_BYTES) >= 0:
+        yield msgspec.json.encode(value)
+        return
     pieces, size = [], 0
     for part in _parts(value):
         pieces.append(part)
@@ -44,6 +49,25 @@ def json_pieces(value: Any) -> Iterator[bytes]:
             pieces, size = [joined[whole:]], size - whole
     if size:
         yield b"".join(pieces)
+
+
+def _size_left(value: Any, size: int) -> int:
+    """What the JSON text of a value leaves of ``size`` bytes at least; below 0: maybe nothing."""
+    if isinstance(value, str):
+        return size - ESCAPED_BYTES * len(value) - VALUE_BYTES
+    if isinstance(value, dict):
+        for name, item in value.items():
+            size = _size_left(item, size - ESCAPED_BYTES * len(name) - VALUE_BYTES)
+            if size < 0:
+                break
+        return size
+    if isinstance(value, list):
+        for item in value:
+            size = _size_left(item, size - VALUE_BYTES)
+            if size < 0:
+                break
+        return size
+    return -1 if isinstance(value, LazyList) else size - VALUE_BYTES
 
 
 def _parts(value: Any) -> Iterator[bytes]:

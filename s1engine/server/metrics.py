@@ -5,6 +5,7 @@ rendered. Knows nothing of HTTP.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -39,14 +40,14 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._registry.register(_Clients(model_name, in_flight))
         self._registry.register(_Engine(model_name, stats))
-        self._labels = {"model_name": model_name}
+        self._model_name = model_name
         held = "Bytes of bodies and log-probabilities held for clients."
         names = ("model_name",)
         gauge = Gauge(f"{PREFIX}:buffered_bytes", held, names, registry=self._registry)
-        gauge.labels(**self._labels).set_function(buffered)
+        gauge.labels(model_name).set_function(buffered)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
         self._generated = self._counter("generation_tokens", "Tokens generated, forced ones too.")
-        self._success = self._counter("request_success", "Finished samples.", "finished_reason")
+        self._success = self._counters("request_success", "Finished samples.", "finished_reason")
         self._ttft = self._histogram("time_to_first_token_seconds", "From arrival.", SECONDS)
         self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival.", SECONDS)
         self._queue = self._histogram("request_queue_time_seconds", "Until scheduled.", SECONDS)
@@ -59,65 +60,74 @@ class Metrics:
         self._prompt = self._histogram("request_prompt_tokens", "Of a request.", TOKENS)
         self._output = self._histogram("request_generation_tokens", "Of a sample.", TOKENS)
         self._n = self._histogram("request_params_n", "Samples asked for.", TOKENS)
-        self._refused = self._counter("requests_refused", "Requests not let in, or failed.", "code")
+        self._refused = self._counters(
+            "requests_refused", "Requests not let in, or failed.", "code"
+        )
         self._thinking = self._histogram("request_thinking_tokens", "Of a sample.", TOKENS)
         self._used = self._histogram(
             "thinking_budget_utilization", "Thinking tokens over the effective budget.", SHARES
         )
-        self._ends = self._counter("thinking_end", "Samples by why thinking ended.", "end_reason")
+        self._ends = self._counters("thinking_end", "Samples by why thinking ended.", "end_reason")
         self._waits = self._counter("thinking_waits", "Ends that a wait text replaced.")
         self._forced = self._counter("forced_tokens", "Tokens injected, not sampled.")
         self._checkpoints = self._counter("checkpoint_answers", "Answers at checkpoints.")
 
     def observe(self, output: RequestOutput) -> None:
         """Count a finished request."""
-        labels, timing = self._labels, output.timing
-        self._prompt_tokens.labels(**labels).inc(output.usage.prompt_tokens)
-        self._generated.labels(**labels).inc(output.usage.completion_tokens)
-        self._ttft.labels(**labels).observe(timing.ttft_s)
-        self._e2e.labels(**labels).observe(timing.total_s)
-        self._queue.labels(**labels).observe(timing.queue_s)
-        self._prefill.labels(**labels).observe(timing.ttft_s - timing.queue_s)
-        self._decode.labels(**labels).observe(timing.total_s - timing.ttft_s)
-        self._inference.labels(**labels).observe(timing.total_s - timing.queue_s)
-        self._prompt.labels(**labels).observe(output.usage.prompt_tokens)
-        self._n.labels(**labels).observe(len(output.outputs))
+        timing = output.timing
+        self._prompt_tokens.inc(output.usage.prompt_tokens)
+        self._generated.inc(output.usage.completion_tokens)
+        self._ttft.observe(timing.ttft_s)
+        self._e2e.observe(timing.total_s)
+        self._queue.observe(timing.queue_s)
+        self._prefill.observe(timing.ttft_s - timing.queue_s)
+        self._decode.observe(timing.total_s - timing.ttft_s)
+        self._inference.observe(timing.total_s - timing.queue_s)
+        self._prompt.observe(output.usage.prompt_tokens)
+        self._n.observe(len(output.outputs))
         longest = max(len(sample.token_ids) for sample in output.outputs)
         if longest > 1:
             per_token = (timing.total_s - timing.ttft_s) / (longest - 1)
-            self._per_token.labels(**labels).observe(per_token)
-        self._checkpoints.labels(**labels).inc(len(output.checkpoints))
+            self._per_token.observe(per_token)
+        self._checkpoints.inc(len(output.checkpoints))
         for sample in output.outputs:
-            self._output.labels(**labels).observe(len(sample.token_ids))
-            self._success.labels(**labels, finished_reason=sample.finish_reason).inc()
+            self._output.observe(len(sample.token_ids))
+            self._success(sample.finish_reason).inc()
             self._observe_thinking(sample)
 
     def count_refused(self, code: str) -> None:
         """Count a request that was not admitted, or that failed in the engine."""
-        self._refused.labels(**self._labels, code=code).inc()
+        self._refused(code).inc()
 
     def _observe_thinking(self, sample: CompletionOutput) -> None:
-        used, labels = sample.thinking, self._labels
+        used = sample.thinking
         if used is None:
             return
-        self._thinking.labels(**labels).observe(used.tokens)
+        self._thinking.observe(used.tokens)
         if used.budget > 0:
-            self._used.labels(**labels).observe(used.tokens / used.budget)
-        self._ends.labels(**labels, end_reason=used.end_reason or "none").inc()
-        self._waits.labels(**labels).inc(used.waits_used)
-        self._forced.labels(**labels).inc(used.forced_tokens)
+            self._used.observe(used.tokens / used.budget)
+        self._ends(used.end_reason or "none").inc()
+        self._waits.inc(used.waits_used)
+        self._forced.inc(used.forced_tokens)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+    def _counter(self, name: str, text: str) -> Counter:
+        return self._counters(name, text)()
+
+    def _counters(self, name: str, text: str, *labels: str) -> Callable[..., Counter]:
+        """Counters by the values of ``labels``. Each is looked up once: ``labels`` is slow."""
         names = ("model_name", *labels)
-        return Counter(f"{PREFIX}:{name}", text, names, registry=self._registry)
+        counter = Counter(f"{PREFIX}:{name}", text, names, registry=self._registry)
+        return cache(partial(counter.labels, self._model_name))
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         full = f"{PREFIX}:{name}"
-        return Histogram(full, text, ("model_name",), registry=self._registry, buckets=buckets)
+        names = ("model_name",)
+        histogram = Histogram(full, text, names, registry=self._registry, buckets=buckets)
+        return histogram.labels(self._model_name)
 
 
 class _Clients(Collector):

@@ -24,12 +24,38 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of ``work``; cancel it and raise ClientDisconnect if the client leaves."""
-    async with _running(work) as task, _running(_disconnected(receive)) as disconnect:
-        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+    """Return the result of ``work``; cancel it and raise ClientDisconnect if the client leaves.
+
+    As asyncio.timeout: it cancels the current task, so that the work needs no task of its own."""
+    task = asyncio.current_task()
+    assert task is not None
+    by_others = task.cancelling()
+    watch: asyncio.Task[None] | None = None
+    left = ended = False
+
+    def on_left(watch: "asyncio.Task[None]") -> None:
+        nonlocal left
+        if watch.cancelled():
+            return
+        watch.exception()  # of a broken connection: retrieved, or asyncio would log it
+        if not ended:
+            left = True
+            task.cancel()
+
+    try:
+        watch = asyncio.ensure_future(_disconnected(receive))
+        watch.add_done_callback(on_left)
+        return await work
+    except BaseException as error:
+        only_left = left and task.uncancel() <= by_others
+        if only_left and isinstance(error, asyncio.CancelledError):
+            raise ClientDisconnect from error
+        raise
+    finally:
+        ended = True
+        if watch is not None:
+            watch.cancel()
+        work.close()  # if it has not begun
 
 
 @contextlib.asynccontextmanager
