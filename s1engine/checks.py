@@ -25,11 +25,11 @@ Check = Callable[[str, object], object]
 def check_fields(
     instance: Any, checks: Mapping[str, Check], spellings: Mapping[str, str] | None = None
 ) -> None:
-    """Replaces the fields of a frozen dataclass by what their checks return. None stays where it is
-    the field's default. ``spellings``: names of fields in messages, where they differ."""
+    """Replaces the fields of a frozen dataclass by what their checks return; a field's own default
+    stays. ``spellings``: names of fields in messages, where they differ."""
     for field in fields(instance):
         value = getattr(instance, field.name)
-        if value is not None or field.default is not None:
+        if value is not field.default:
             param = spellings.get(field.name, field.name) if spellings else field.name
             object.__setattr__(instance, field.name, checks[field.name](param, value))
 

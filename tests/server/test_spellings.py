@@ -153,6 +153,10 @@ def test_completions_default_to_sixteen_tokens(fields: dict[str, Any], limit: in
     assert body.sampling_params({}).max_tokens == limit
 
 
+def test_an_empty_stop_asks_for_nothing() -> None:
+    assert params_of({"stop": ""})[0] == params_of({})[0] == params_of({"stop": []})[0]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "hint"),
     [
@@ -188,6 +192,8 @@ STATED: dict[str, st.SearchStrategy[Any]] = {
     "answer_reserve": st.integers(0, 600),
     "thinking_checkpoints": st.lists(st.integers(0, 40), max_size=2),
     "num_waits": st.integers(0, 2),
+    "min_tokens": st.integers(0, 60),
+    "temperature": st.sampled_from([0, -1]),
     "enable_thinking": st.booleans(),
     "reasoning_effort": st.sampled_from(["none", "low"]),
     "thinking": st.fixed_dictionaries(
@@ -196,14 +202,15 @@ STATED: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=30, suppress_health_check=list(HealthCheck), deadline=None)
 @given(st.fixed_dictionaries({}, optional=STATED))
 def test_no_error_blames_a_field_that_was_not_sent(served: Served, fields: dict[str, Any]) -> None:
-    sent = {"messages": HELLO, **fields}
-    answer = served.http.post(CHAT, json={"deadline_ms": 0, **sent})
-    assert answer.status_code in (200, 400)
-    if answer.status_code == 400:
-        assert answer.json()["error"]["param"] in sent, answer.text
+    for path, prompt in ((CHAT, {"messages": HELLO}), (COMPLETION, {"prompt": "a=1"})):
+        sent = {**prompt, **fields}
+        answer = served.http.post(path, json={"deadline_ms": 0, **sent})
+        assert answer.status_code in (200, 400)
+        if answer.status_code == 400:
+            assert answer.json()["error"]["param"] in sent, answer.text
 
 
 def test_max_tokens_beyond_the_context_is_lowered_visibly(served: Served) -> None:

@@ -34,7 +34,7 @@ TokenIds = Annotated[list[int], Field(fail_fast=True)]
 class StrictBody(BaseModel):
     """A JSON object with declared fields; its rules say what becomes of others."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
     rules: ClassVar[FieldRules] = FieldRules()
     declared: ClassVar[frozenset[str]] = frozenset()
 

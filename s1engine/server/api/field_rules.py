@@ -10,6 +10,7 @@ null is never an error. Owns the tables of names; knows no schema.
 """
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,7 +32,12 @@ _ROUTES_AND_REPORTS = """service_tier include inference_geo models provider rout
     timings_per_token return_progress return_cached_tokens_details return_meta_info
     guided_decoding_backend data_parallel_rank routed_dp_rank moderation access_programs
     stream_interval api_type api_server"""
-INERT = frozenset(f"{_WHO_ASKS} {_CACHES} {_ROUTES_AND_REPORTS}".split())
+# Settings of samplers and filters whose own switch is in UNSUPPORTED.
+_OF_SWITCHES = """mirostat_tau mirostat_eta dynatemp_low dynatemp_high dynatemp_exponent
+    smoothing_curve dry_base dry_allowed_length dry_sequence_breakers dry_penalty_last_n
+    xtc_threshold rep_pen_range rep_pen_slope repeat_last_n max_tokens_second truncation_length
+    speculative_ngram legacy_api"""
+INERT = frozenset(f"{_WHO_ASKS} {_CACHES} {_ROUTES_AND_REPORTS} {_OF_SWITCHES}".split())
 
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     # OpenAI
@@ -103,7 +109,9 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     # llama.cpp, text-generation-webui, KoboldCpp, Ollama, transformers
     "add_bos_token": (True,),
     "ban_eos_token": (False,),
+    "banned_strings": (),
     "banned_tokens": (),
+    "custom_token_bans": (),
     "do_sample": (True,),
     "dry_multiplier": (0,),
     "dynatemp_range": (0,),
@@ -132,9 +140,11 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "reasoning_format": ("auto", "deepseek"),
     "rep_pen": (1.0,),
     "repeat_penalty": (1.0,),
+    "repetition_penalty_range": (0, -1),
     "samplers": (),
     "sampler_order": (),
     "sampler_priority": (),
+    "skew": (0,),
     "smoothing_factor": (0,),
     "t_max_predict_ms": (-1, 0),
     "temperature_last": (False, True),
@@ -196,7 +206,9 @@ class FieldRules:
         allowed = self.unsupported[name]
         if value in ("", [], {}) or any(same(value, neutral) for neutral in allowed):
             return
-        only = f" with another value than {' or '.join(map(shown, allowed))}" if allowed else ""
+        only = (
+            f" with another value than {' or '.join(map(json.dumps, allowed))}" if allowed else ""
+        )
         raise self._error(f"{self.place}{name} is not supported{only}", name)
 
     def _note_unknown(self, name: str, declared: frozenset[str]) -> None:

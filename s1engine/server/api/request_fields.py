@@ -23,6 +23,7 @@ from s1engine.server.api.thinking_fields import EFFORTS, ThinkingFields
 from s1engine.server.request_notes import current_notes
 
 MAX_ID_DIGITS = 10  # of a token id
+SAME_NAMES = frozenset(SamplingParams.__slots__) - {*STRUCTURES, "thinking", "stop"}
 
 
 class StreamOptions(StrictBody):
@@ -102,13 +103,9 @@ class GenerationFields(StructureFields, ThinkingFields):
     ) -> SamplingParams:
         """Return the parameters; ``defaults`` replace missing fields. Raises RequestError."""
         fields: dict[str, Any] = dict(defaults)
-        same_name = SamplingParams.__slots__
-        fields |= {
-            name: value
-            for name in same_name
-            if name in type(self).model_fields and (value := getattr(self, name)) is not None
-        }
-        if (stop := resolve(self, "stop")) is not None:
+        # Both have these names, and nulls are not set.
+        fields |= {name: getattr(self, name) for name in self.model_fields_set & SAME_NAMES}
+        if (stop := resolve(self, "stop")) not in (None, ""):
             fields["stop"] = (stop,) if isinstance(stop, str) else tuple(stop)
         if (seed := resolve(self, "seed")) is not None:
             fields["seed"] = seed

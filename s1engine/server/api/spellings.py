@@ -61,6 +61,7 @@ SPELLINGS: Mapping[str, tuple[Path, ...]] = {
     for name, text in _THINKING.items()
 }
 """The places of each field, our own first."""
+ROOTS = {name: frozenset(path[0] for path in paths) for name, paths in SPELLINGS.items()}
 
 _MEANINGS: Mapping[str, Mapping[Any, Any]] = {
     "thinking_token_budget": {"auto": UNLIMITED, NO_LIMIT: UNLIMITED},
@@ -71,6 +72,8 @@ _MEANINGS: Mapping[str, Mapping[Any, Any]] = {
 def sent_fields(body: BaseModel, name: str) -> list[tuple[str, Any]]:
     """Return the spellings of a field that a body has, with their values."""
     given = body.model_fields_set
+    if given.isdisjoint(ROOTS[name]):
+        return []
     found = []
     for path in SPELLINGS[name]:
         if path[0] in given and (value := _value(body, path)) is not None:
