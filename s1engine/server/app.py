@@ -5,6 +5,7 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from s1engine.checks import shown
 from s1engine.engine.client import EngineClient
 from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
 from s1engine.server.admission import MAX_QUEUED, Admission, ClientLimits, NotAdmitted
-from s1engine.server.api.anthropic import MessagesFormatter, MessagesRequest
+from s1engine.server.anthropic_errors import AnthropicErrors, asks_for_anthropic, rewrite
+from s1engine.server.api.anthropic import CountTokensRequest, MessagesRequest
+from s1engine.server.api.anthropic_formatter import MessagesFormatter
 from s1engine.server.api.chat_completions import ChatFormatter, ChatRequest
 from s1engine.server.api.completions import CompletionFormatter, CompletionRequest
 from s1engine.server.api.request_fields import first_error
@@ -110,6 +113,7 @@ def create_app(
     app.add_api_route("/v1/chat/completions", handlers.chat, methods=["POST"])
     app.add_api_route("/v1/completions", handlers.complete, methods=["POST"])
     app.add_api_route("/v1/messages", handlers.message, methods=["POST"])
+    app.add_api_route("/v1/messages/count_tokens", handlers.count_tokens, methods=["POST"])
     app.add_api_route("/v1/responses", handlers.respond, methods=["POST"])
     app.add_api_route("/v1/models", handlers.models, methods=["GET"])
     app.add_api_route("/v1/models/{name:path}", handlers.model, methods=["GET"])
@@ -126,6 +130,7 @@ def create_app(
     app.add_middleware(BodyLimit, budget=budget, max_bytes=max_body_bytes)
     if api_keys:
         app.add_middleware(ApiKey, keys=api_keys)
+    app.add_middleware(AnthropicErrors)
     app.add_middleware(RequestId)
     return app
 
@@ -146,6 +151,7 @@ class Handlers:
         self._engine = engine
         self._admission = admission
         self._compiler = engine.compiler
+        self._efforts = efforts
         self._names = engine.config.model_names
         self._tokenizer = engine.compiler.text.tokenizer
         self._started = int(time.time())
@@ -180,9 +186,21 @@ class Handlers:
         """Answer a conversation in Anthropic's format."""
         chat = body.to_chat()
         formatter = functools.partial(
-            MessagesFormatter, calls=bool(chat.offered), once=chat.ends_with_call
+            MessagesFormatter,
+            calls=bool(chat.offered),
+            once=chat.ends_with_call,
+            shows_thinking=body.shows_thinking,
         )
         return await self._generation.generate_response(chat, http, "msg_", formatter)
+
+    async def count_tokens(self, body: CountTokensRequest, http: Request) -> Response:
+        """Count the tokens of the prompt that a message would have."""
+        check_model(body.model, self._names)
+        work = self._tokenizing.run(client_of(http), self._count_tokens, body)
+        return await unless_disconnected(http.receive, work)
+
+    def _count_tokens(self, body: CountTokensRequest) -> Response:
+        return JSONResponse({"input_tokens": len(self._chat_token_ids(body.to_chat()))})
 
     async def respond(self, body: ResponsesRequest, http: Request) -> Response:
         """Answer in the format of OpenAI's Responses API."""
@@ -200,17 +218,22 @@ class Handlers:
 
     # --- the rest ---
 
-    async def models(self) -> Response:
+    async def models(self, http: Request) -> Response:
         """List the served model, once for each of its names."""
-        return JSONResponse({"object": "list", "data": [*map(self._model, self._names)]})
+        models = [self._model(name, http) for name in self._names]
+        ends = {"first_id": self._names[0], "last_id": self._names[-1], "has_more": False}
+        return JSONResponse({"object": "list", "data": models, **ends})
 
-    async def model(self, name: str) -> Response:
+    async def model(self, name: str, http: Request) -> Response:
         """Describe the served model by one of its names."""
         check_model(name, self._names)
-        return JSONResponse(self._model(name))
+        return JSONResponse(self._model(name, http))
 
-    def _model(self, name: str) -> Json:
+    def _model(self, name: str, http: Request) -> Json:
         thinking = self._compiler.text.thinking
+        if asks_for_anthropic(http.scope):
+            created = datetime.fromtimestamp(self._started, UTC).isoformat()
+            return {"type": "model", "id": name, "display_name": name, "created_at": created}
         return {
             "id": name,
             "object": "model",
@@ -241,9 +264,13 @@ class Handlers:
         if body.prompt is not None:
             plain = body.add_special_tokens is False
             return (self._tokenizer.encode if plain else self._tokenizer.encode_prompt)(body.prompt)
-        chat = body.to_chat()
+        return self._chat_token_ids(body.to_chat())
+
+    def _chat_token_ids(self, chat: ChatRequest) -> list[int]:
+        """The prompt that the engine would get. Raises RequestError."""
         try:
-            options, (budget, _) = chat.options(), chat.requested_thinking()
+            options = chat.options(self._efforts)
+            budget, _ = chat.requested_thinking(self._efforts)
             return self._compiler.chat_token_ids(
                 chat.messages,
                 options["enable_thinking"],
@@ -323,8 +350,12 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def left(_: Request, error: Any) -> Response:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
-    async def broken(_: Request, error: Any) -> Response:
-        return _error(500, "internal error", "server_error")
+    async def broken(http: Request, error: Any) -> Response:
+        answer = _error(500, "internal error", "server_error")
+        if not asks_for_anthropic(http.scope):
+            return answer
+        name = http.scope.get("state", {}).get("request_id", "")  # outside of the middleware
+        return Response(rewrite(bytes(answer.body), 500, name), 500, media_type="application/json")
 
     app.add_exception_handler(RequestError, refused)
     app.add_exception_handler(RequestValidationError, malformed)

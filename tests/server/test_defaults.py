@@ -231,7 +231,7 @@ def test_blocks_of_thinking_become_reasoning() -> None:
     assert (turn["reasoning_content"], turn["content"]) == ("Hm so.", "I call.")
     assert turn["tool_calls"][0]["function"]["name"] == "f"
     blocks[0]["thinking"] = 5
-    with pytest.raises(RequestError, match="thinking block"):
+    with pytest.raises(RequestError, match="thinking must be text"):
         MessagesRequest.model_validate(body).to_chat()
 
 

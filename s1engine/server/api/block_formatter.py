@@ -12,6 +12,7 @@ from s1engine.server.api.tool_call_parser import (
     CallArguments,
     CallBegin,
     ParsedAnswer,
+    ToolCall,
     ToolCallParser,
     parse_tool_calls,
 )
@@ -33,6 +34,24 @@ class BlockResponseFormatter(ResponseFormatter):
     def parse_answer(self, text: str) -> ParsedAnswer:
         """Split a complete answer into text and tool calls."""
         return parse_tool_calls(text, self._once) if self._parser else ParsedAnswer(text)
+
+    def answer_blocks(self, text: str) -> list[str | ToolCall]:
+        """Split a complete answer into texts and tool calls, in their order."""
+        if self._parser is None:
+            return [text] if text else []
+        blocks: list[str | ToolCall] = []
+        for piece in ToolCallParser(self._once).push(text, last=True):
+            last = blocks[-1] if blocks else None
+            if isinstance(piece, CallBegin):
+                blocks.append(ToolCall(piece.name))
+            elif isinstance(piece, CallArguments):
+                assert isinstance(last, ToolCall)
+                last.arguments += piece.text
+            elif isinstance(last, str):
+                blocks[-1] = last + piece
+            else:
+                blocks.append(piece)
+        return blocks
 
     def chunk_events(self, prompt: int, event: Chunk | CheckpointOutput) -> Iterable[bytes]:
         """Format a chunk; checkpoints are reported with the usage instead."""

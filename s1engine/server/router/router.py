@@ -23,6 +23,7 @@ from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from s1engine.server.admission import Admission, ClientLimits, NotAdmitted
+from s1engine.server.anthropic_errors import AnthropicErrors
 from s1engine.server.api.response_formatter import DONE, error_object, sse
 from s1engine.server.buffer_budget import MAX_BUFFERED_BYTES, BufferBudget
 from s1engine.server.metrics import PREFIX
@@ -93,7 +94,7 @@ def create_router(
             Route("/v1/requests/{name}/end_thinking", router.end_thinking, methods=["POST"]),
             Mount("/", router.forward),
         ],
-        middleware=[Middleware(RequestId), *keys, limit],
+        middleware=[Middleware(RequestId), Middleware(AnthropicErrors), *keys, limit],
     )
 
 
