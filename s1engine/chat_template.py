@@ -31,7 +31,7 @@ _INSTEAD_OF_CONTENT = (*REASONING_NAMES, "tool_calls")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 4096
 TURN_OPTIONS = ("add_generation_prompt", "continue_final_message")
-PROBE = "S1ENGINE_SYSTEM_MESSAGE"
+PROBE = "is a system message shown"
 _END_MARK = "S1ENGINE_END_OF_FINAL_MESSAGE "  # its space shows whether the template keeps spaces
 
 Message = dict[str, Any]

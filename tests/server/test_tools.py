@@ -15,6 +15,7 @@ from s1engine.chat_template import ChatTemplate, check_messages
 from s1engine.config import EngineConfig
 from s1engine.engine.async_engine import AsyncLLMEngine
 from s1engine.errors import RequestError
+from s1engine.server.api.tools import closed
 from s1engine.server.app import create_app
 from tests.server.tool_script import (
     CALLS,
@@ -448,3 +449,19 @@ def test_arguments_that_come_back_broken_are_named(arguments: Any) -> None:
     with pytest.raises(RequestError) as error:
         check_messages([*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]}])
     assert error.value.param == "messages[1].tool_calls[0].function.arguments"
+
+
+def test_objects_of_arguments_are_closed_unless_they_say_so() -> None:
+    leaf: dict[str, Any] = {"type": "object", "properties": {"a": {"const": {"properties": {}}}}}
+    shut = {**leaf, "additionalProperties": False}
+    free = {**leaf, "additionalProperties": True}
+    for keyword in ("anyOf", "oneOf", "prefixItems"):
+        assert closed({keyword: [leaf, free, True]}) == {keyword: [shut, free, True]}
+    for keyword in ("properties", "$defs"):
+        assert closed({keyword: {"items": leaf}, "additionalProperties": leaf}) == {
+            keyword: {"items": shut},
+            "additionalProperties": shut,
+        }
+    assert closed({"items": leaf}) == {"items": shut}
+    for alone in ({"type": "object"}, {}, {"properties": {}}, {"allOf": [leaf]}, {"enum": [leaf]}):
+        assert closed(alone) == alone

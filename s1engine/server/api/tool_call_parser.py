@@ -12,7 +12,7 @@ the text is cut into pieces:
                                        braces after them are dropped
     any other JSON with both           a call, returned when it is closed
     anything else, or never closed     plain text, tags included
-    blanks beside a call               dropped
+    blanks beside a call               dropped, and the beginning of a closing tag that is cut
 
 Knows neither HTTP nor which tools exist.
 """
@@ -200,8 +200,10 @@ class ToolCallParser:
         self._held = self._held[tail.end() :]
         if self._held.startswith(CLOSE):
             self._held = self._held[len(CLOSE) :]
-        elif not last and CLOSE.startswith(self._held):
-            return
+        elif CLOSE.startswith(self._held):
+            if not last:
+                return
+            self._held = ""  # cut by max_tokens
         self._after_call = True
         self._read = self._read_text
 

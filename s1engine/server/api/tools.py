@@ -20,6 +20,9 @@ from s1engine.tool_prompt import CLOSE, OPEN
 
 MAX_TOOLS = 128
 MAX_CALLS = 64  # of one answer that must call a tool
+BY_NAME = frozenset({"properties", "$defs", "definitions"})  # keywords that hold schemas by name
+SCHEMAS = frozenset({"items", "prefixItems", "anyOf", "oneOf", "additionalProperties"})
+OPENERS = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties"})
 SPACED = COMPACT | {"item_separator": ", ", "key_separator": ": "}  # as models are trained
 
 
@@ -137,8 +140,35 @@ def _calls_grammar(functions: Sequence[Function], most: int) -> str:
     more = f' ("\\n" call){{0,{most - 1}}}' if most > 1 else ""
     rules = [f"start: call{more}", f"call: {choices}"]
     for i, function in enumerate(functions):
-        schema = {"type": "object", **(function.parameters or {}), "x-guidance": SPACED}
+        schema = {"type": "object", **closed(function.parameters or {}), "x-guidance": SPACED}
         begin = json.dumps(f'{OPEN}\n{{"name": "{function.name}", "arguments": ')
         rules.append(f"call{i}: {begin} arguments{i} {json.dumps('}' + chr(10) + CLOSE)}")
         rules.append(f"arguments{i}: %json {json.dumps(schema)}")
     return "\n".join(rules)
+
+
+def closed(schema: Any) -> Any:
+    """Return a schema whose objects have no properties beside those that it lists, unless it says
+    so: clients leave that out, and a weak model would add properties without end."""
+    if "allOf" in json.dumps(schema):
+        return schema  # parts of one object must leave room for each other
+    return _closed(schema)
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [*map(_closed, schema)]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {
+        name: {key: _closed(part) for key, part in value.items()}
+        if name in BY_NAME and isinstance(value, dict)
+        else _closed(value)
+        if name in SCHEMAS
+        else value
+        for name, value in schema.items()
+    }
+    lists = isinstance(schema.get("properties"), dict) and bool(schema["properties"])
+    return (
+        {"additionalProperties": False, **inner} if lists and not OPENERS & set(schema) else inner
+    )
