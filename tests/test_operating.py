@@ -18,13 +18,13 @@ PAGE = (ROOT / "docs" / "OPERATING.md").read_text()
 LIMITS_HEAD = "| limit | value | flag | constant |"
 UNITS = {"": 1, "ms": 1e-3, "s": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 VALUE = re.compile(r"([\d,.]+) ?(\w*)")
-FLAG_UNITS = {"--max-body-mb": 2**20, "--max-buffered-mb": 2**20}
+FLAG_UNITS = dict.fromkeys(("--max-body-mb", "--max-buffered-mb", "--response-store-mb"), 2**20)
 # Of these modules every limit must be in the table.
 BOUNDED = (
     *("server.http_protocol", "server.serving", "server.middleware", "server.admission"),
     *("server.request_notes", "server.api.tokenization"),
     *("server.app", "server.api.body", "server.body_route", "server.buffer_budget"),
-    *("server.json_pieces", "server.logprob_limit"),
+    *("server.json_pieces", "server.logprob_limit", "server.response_store"),
     *("server.api.completions", "server.api.chat_completions", "server.api.request_fields"),
     *("server.api.tools", "server.streaming", "server.generation", "sampling_params"),
     *("engine.grammar_limits", "engine.grammar_validator", "engine.grammar_trial"),
@@ -44,6 +44,7 @@ NO_LIMITS = {
     "server.buffer_budget": {"RETRY_AFTER_S"},
     "server.middleware": {"VALUE_BYTES"},
     "server.logprob_limit": {"LOGPROB_BYTES"},
+    "server.response_store": {"RESPONSE_BYTES"},
     "server.json_pieces": {"VALUE_BYTES", "ESCAPED_BYTES"},
     "server.streaming": {"LARGE_BYTES"},
     "server.api.completions": {"MAX_SPELLINGS"},

@@ -82,6 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "together; beyond, a request is refused with 503 (default: 1024)",
     )
     parser.add_argument(
+        "--response-store-mb",
+        type=float,
+        default=64,
+        metavar="MIB",
+        help="finished responses of /v1/responses that clients may refer to by id; 0: none "
+        "(default: 64; with replicas 0)",
+    )
+    parser.add_argument(
         "--reasoning-effort-budgets",
         metavar="NAME=N,...",
         help="thinking tokens of each reasoning_effort, 'none' for no limit; default: "
@@ -176,6 +184,7 @@ def run(args: argparse.Namespace) -> int:
     check_float("shutdown_timeout", args.shutdown_timeout, 0, 2**31)
     check_float("max_body_mb", args.max_body_mb, 0.001, 1024)
     check_float("max_buffered_mb", args.max_buffered_mb, 0.001, 2**20)
+    check_float("response_store_mb", args.response_store_mb, 0, 2**20)
     if args.request_timeout is not None:
         check_float("request_timeout", args.request_timeout, 1e-3, 2**31)
     options = engine_options(args)
@@ -257,6 +266,7 @@ def _create_single(
         timeout=args.request_timeout,
         tracing=tracing,
         strict_fields=args.strict_fields,
+        max_stored_bytes=_num_bytes(args.response_store_mb),
     )
     return app, engine, admission
 

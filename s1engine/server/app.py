@@ -31,7 +31,6 @@ from s1engine.server.api.chat_completions import ChatFormatter, ChatRequest
 from s1engine.server.api.completions import CompletionFormatter, CompletionRequest
 from s1engine.server.api.request_fields import first_error
 from s1engine.server.api.response_formatter import Json, error_object
-from s1engine.server.api.responses import ResponsesFormatter, ResponsesRequest
 from s1engine.server.api.thinking_fields import EFFORTS
 from s1engine.server.api.tokenization import DetokenizeRequest, TokenizeRequest
 from s1engine.server.body_route import BodyRoute
@@ -53,6 +52,8 @@ from s1engine.server.middleware import (
     RequestId,
 )
 from s1engine.server.request_notes import NotesHeaders
+from s1engine.server.response_routes import ResponseRoutes
+from s1engine.server.response_store import MAX_STORED_BYTES, ResponseStore
 from s1engine.server.streaming import unless_disconnected
 from s1engine.server.tracing import Tracing
 
@@ -77,6 +78,7 @@ def create_app(
     timeout: float | None = None,
     tracing: Tracing | None = None,
     strict_fields: bool = False,
+    max_stored_bytes: int = MAX_STORED_BYTES,
 ) -> FastAPI:
     """Return the ASGI application, which starts and shuts down ``engine``.
 
@@ -92,6 +94,7 @@ def create_app(
         tracing: records requests; None: no traces.
         strict_fields: a field that is not known is an error; else it is ignored, and named in the
             response's headers and in the log.
+        max_stored_bytes: of responses that clients may refer to; 0: none is stored.
     """
     traces = tracing or Tracing()
     if admission is None:
@@ -114,7 +117,9 @@ def create_app(
     app.add_api_route("/v1/completions", handlers.complete, methods=["POST"])
     app.add_api_route("/v1/messages", handlers.message, methods=["POST"])
     app.add_api_route("/v1/messages/count_tokens", handlers.count_tokens, methods=["POST"])
-    app.add_api_route("/v1/responses", handlers.respond, methods=["POST"])
+    _add_response_routes(
+        app, ResponseRoutes(handlers.generation, ResponseStore(max_stored_bytes), max_body_bytes)
+    )
     app.add_api_route("/v1/models", handlers.models, methods=["GET"])
     app.add_api_route("/v1/models/{name:path}", handlers.model, methods=["GET"])
     app.add_api_route("/v1/requests/{name}/end_thinking", handlers.end_thinking, methods=["POST"])
@@ -133,6 +138,15 @@ def create_app(
     app.add_middleware(AnthropicErrors)
     app.add_middleware(RequestId)
     return app
+
+
+def _add_response_routes(app: FastAPI, routes: ResponseRoutes) -> None:
+    one = "/v1/responses/{name}"
+    app.add_api_route("/v1/responses", routes.respond, methods=["POST"])
+    app.add_api_route(one, routes.retrieve, methods=["GET"])
+    app.add_api_route(one, routes.delete, methods=["DELETE"])
+    app.add_api_route(f"{one}/input_items", routes.input_items, methods=["GET"])
+    app.add_api_route(f"{one}/cancel", routes.cancel, methods=["POST"])
 
 
 class Handlers:
@@ -160,7 +174,7 @@ class Handlers:
         self._metrics = Metrics(
             self._names[0], engine.stats, lambda: admission.in_flight, lambda: budget.used
         )
-        self._generation = Generation(
+        self.generation = Generation(
             engine,
             admission,
             self._metrics,
@@ -175,12 +189,12 @@ class Handlers:
     async def chat(self, body: ChatRequest, http: Request) -> Response:
         """Answer a conversation."""
         formatter = functools.partial(ChatFormatter, tokenizer=self._tokenizer, body=body)
-        return await self._generation.generate_response(body, http, "chatcmpl-", formatter)
+        return await self.generation.generate_response(body, http, "chatcmpl-", formatter)
 
     async def complete(self, body: CompletionRequest, http: Request) -> Response:
         """Continue one or several prompts."""
         formatter = functools.partial(CompletionFormatter, tokenizer=self._tokenizer, body=body)
-        return await self._generation.generate_response(body, http, "cmpl-", formatter)
+        return await self.generation.generate_response(body, http, "cmpl-", formatter)
 
     async def message(self, body: MessagesRequest, http: Request) -> Response:
         """Answer a conversation in Anthropic's format."""
@@ -191,7 +205,7 @@ class Handlers:
             once=chat.ends_with_call,
             shows_thinking=body.shows_thinking,
         )
-        return await self._generation.generate_response(chat, http, "msg_", formatter)
+        return await self.generation.generate_response(chat, http, "msg_", formatter)
 
     async def count_tokens(self, body: CountTokensRequest, http: Request) -> Response:
         """Count the tokens of the prompt that a message would have."""
@@ -201,14 +215,6 @@ class Handlers:
 
     def _count_tokens(self, body: CountTokensRequest) -> Response:
         return JSONResponse({"input_tokens": len(self._chat_token_ids(body.to_chat()))})
-
-    async def respond(self, body: ResponsesRequest, http: Request) -> Response:
-        """Answer in the format of OpenAI's Responses API."""
-        chat = body.to_chat()
-        formatter = functools.partial(
-            ResponsesFormatter, body=body, calls=bool(chat.offered), once=chat.ends_with_call
-        )
-        return await self._generation.generate_response(chat, http, "resp_", formatter)
 
     async def end_thinking(self, name: str) -> Response:
         """Make a live request, named by the id in its response, stop thinking and answer now."""

@@ -115,7 +115,7 @@ def test_a_response_is_cut_and_says_so(served: Served) -> None:
         (MESSAGES, {"thinkingBudget": 1}, "thinkingBudget"),
         (RESPONSES, {"previous_response_id": "x"}, "previous_response_id"),
         (RESPONSES, {"input": [{"type": "image"}]}, "input"),
-        (RESPONSES, {"text": {"format": {"type": "wizard"}}}, "response_format"),
+        (RESPONSES, {"text": {"format": {"type": "wizard"}}}, "text.format"),
         (RESPONSES, {"timeout": 0}, "timeout"),
     ],
 )

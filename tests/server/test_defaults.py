@@ -253,11 +253,11 @@ def test_reasoning_items_join_what_follows_them() -> None:
     turns = assistants(ResponsesRequest.model_validate({"input": items}).to_chat())
     assert [turn.get("reasoning_content") for turn in turns] == ["one", "two", None]
     assert turns[0]["tool_calls"] == [CALL | {"function": {"name": "f", "arguments": "{}"}}]
-    for bad in (5, [5], [{"text": 5}], "text"):
+    for bad in (5, [5], [{"text": 5}]):
         items[1]["content"] = bad
         with pytest.raises(RequestError) as error:
             ResponsesRequest.model_validate({"input": items}).to_chat()
-        assert error.value.param == "input"
+        assert str(error.value.param).startswith("input[1].content")
 
 
 def test_a_response_sent_back_keeps_its_thinking(served: Served) -> None:

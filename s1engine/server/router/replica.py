@@ -118,6 +118,7 @@ class Replica:
             max_buffered_bytes=options.max_buffered_bytes,
             private_prefixes=options.private_prefixes,
             strict_fields=options.strict_fields,
+            max_stored_bytes=0,  # another replica may get what refers to it
             tracing=None if endpoint is None else tracing_to(endpoint),
         )
         self._gate = ReplicaGate(app, token, lambda: self._engine.failure is not None)
