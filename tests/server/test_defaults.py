@@ -73,7 +73,7 @@ def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         "chat-template": template,
         "dtype": "float32",
     }
-    names = ("--served-model-name", "org/first", "second")
+    names = ("--strict-fields", "--served-model-name", "org/first", "second")
     process, url, _ = start_server(*(f"--{name}={value}" for name, value in flags.items()), *names)
     with httpx.Client(base_url=url, timeout=60) as http:
         yield http
@@ -128,6 +128,14 @@ def test_the_effort_reaches_the_template(limited: httpx.Client) -> None:
     answer = limited.post(CHAT, json=body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "chat_template_kwargs"
+
+
+def test_strict_fields_refuse_unknown_ones(limited: httpx.Client) -> None:
+    post(limited, CHAT, body_of(CHAT, 1, user="u", best_of=1, tools=None, wholly_new=None))
+    for path in (*BODIES, "/tokenize"):
+        body = {"prompt": "a"} if path == "/tokenize" else body_of(path, 1)
+        answer = limited.post(path, json={**body, "wholly_new": 1})
+        assert answer.status_code == 400 and "wholly_new" in answer.text
 
 
 def test_a_model_has_several_names(limited: httpx.Client) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from s1engine.cli.request_row import Row
 from s1engine.errors import RequestError
 from s1engine.server.api.anthropic import MessagesRequest
 from s1engine.server.api.body import RequestBody
@@ -216,6 +217,12 @@ def test_the_log_names_a_field_once(caplog: pytest.LogCaptureFixture) -> None:
         ]
         asyncio.run(ask(MAX_LOGGED_NAMES + 5))
     assert len(caplog.records) == MAX_LOGGED_NAMES
+
+
+def test_rows_of_a_file_are_strict() -> None:
+    Row.model_validate({"prompt": "a", "user": "u", "best_of": 1, "seed": None})
+    with pytest.raises(ValidationError, match="unknown field 'wholly_new'"):
+        Row.model_validate({"prompt": "a", "wholly_new": 1})
 
 
 @given(st.lists(st.text(min_size=1, max_size=99), min_size=1, max_size=5))
