@@ -56,6 +56,12 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
     """The k likeliest tokens and their log-probabilities, best first."""
     forced: bool
+    thinking: bool = False
+    """It belongs to the thinking or its delimiters, not to the answer."""
+    shown: bytes = b""
+    """What it adds to the text or the reasoning, in UTF-8: nothing for a special token, a
+    delimiter, an end and newlines directly after a delimiter. Tokens of a stop string, and of a
+    marker that is spelt out in an answer, keep their bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,8 @@ class CompletionOutput:
     """The stop string or id that ended the answer; None for the model's own end."""
     thinking: ThinkingUsage | None
     logprobs: list[TokenLogprob] | None
+    self_opened_tokens: int = 0
+    """Thinking tokens of a sample that was not to think: the model opened the thinking itself."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``s1engine generate --json`` prints for this sample."""

@@ -82,6 +82,11 @@ class PromptLogprobs(Sequence[PromptLogprob | None]):
         known = len(self._columns[0]) if columns else 0
         self._token_ids = token_ids[: known + 1]
 
+    @property
+    def token_ids(self) -> Sequence[int]:
+        """The tokens."""
+        return self._token_ids
+
     def __len__(self) -> int:
         return len(self._token_ids)
 

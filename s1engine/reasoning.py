@@ -35,6 +35,11 @@ class AnswerMarkers:
     texts: tuple[str, ...]
     """Markers that are spelt out."""
     channels: Channels | None = None
+    opener: str = ""
+    """The marker among ``texts`` after which the model thinks, until the next one; only at the
+    beginning of an answer, which may mention it later."""
+    opener_ids: tuple[int, ...] = ()
+    """The same among ``ids``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +106,9 @@ class ReasoningFormat:
         text = ("" if is_open else spec.start) + spec.newline + spec.closing_text("")
         return list(self._encode(text))
 
-    def answer_markers(self, calls: bool) -> AnswerMarkers:
-        """What an answer does not show; ``calls``: it may call tools."""
+    def answer_markers(self, calls: bool, opens: bool = False) -> AnswerMarkers:
+        """What an answer does not show. ``calls``: it may call tools; ``opens``: the model may open
+        thinking in it, because the prompt does not think."""
         spec, single = self.spec, self._tokenizer.single_token_id
         if spec.channels is not None:
             syntax = spec.channels
@@ -113,12 +119,15 @@ class ReasoningFormat:
                 (), (), Channels(syntax, starts, end, (*starts, end, *ends), calls)
             )
         ids, texts = [], []
-        for text in dict.fromkeys((*spec.closers, *spec.hidden)):
+        openers = (spec.open_marker,) if opens else ()
+        for text in dict.fromkeys((*spec.closers, *spec.hidden, *openers)):
             encoded = self._encode(text)
             own = len(encoded) == 1 or self._tokenizer.is_special(encoded[0])
             ids += [encoded] if own else []
             texts += [] if own else [text]
-        return AnswerMarkers(tuple(ids), tuple(texts))
+        opener = spec.open_marker if spec.open_marker in texts else ""
+        opener_ids = tuple(self._encode(spec.open_marker)) if opens and not opener else ()
+        return AnswerMarkers(tuple(ids), tuple(texts), None, opener, opener_ids)
 
     def num_tokens(self, text: str) -> int:
         """Length of ``text`` in tokens."""

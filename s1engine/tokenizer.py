@@ -6,6 +6,7 @@ Knows nothing of thinking.
 """
 
 import codecs
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -152,7 +153,16 @@ class Tokenizer:
             return b""
         if token_id in self._special_ids:
             return token.encode()
-        return _from_byte_level(token) if self.is_byte_level else self.decode([token_id]).encode()
+        if self.is_byte_level:
+            return _from_byte_level(token)
+        return self.fallback_byte(token_id) or self.decode([token_id]).encode()
+
+    def fallback_byte(self, token_id: int) -> bytes:
+        """The byte that an id of a byte-fallback vocabulary stands for; empty for other ids."""
+        token = self._backend.id_to_token(token_id)
+        match = None if self.is_byte_level or token is None else _FALLBACK.fullmatch(token)
+        is_byte = match is not None and self.decode([token_id]) != token
+        return bytes.fromhex(match[1]) if match is not None and is_byte else b""
 
     def token_string(self, token_id: int) -> str:
         """A token as the vocabulary spells it; an id without a token gives nothing."""
@@ -232,6 +242,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
+_FALLBACK = re.compile("<0x([0-9A-F]{2})>")
 
 
 def _from_byte_level(token: str) -> bytes:

@@ -1,9 +1,9 @@
 """The text of an answer, without the markers of the model's reasoning format.
 
 After the thinking has ended, a model may repeat an end marker, most of all where a small budget cut
-it off. Markers are not shown: those of tokens of their own are known by their ids, those that are
-spelt out by their text. What may become a marker is held back. Token ids and log-probabilities keep
-them. Knows nothing of stop strings, which apply to the text that is shown.
+it off, or think again. Markers are not shown: those of tokens of their own are known by their ids,
+those that are spelt out by their text. What may become a marker is held back. Token ids and
+log-probabilities keep them. Knows nothing of stop strings, which apply to the text that is shown.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,19 @@ class MarkerFilter(Generic[Items]):
     def push(self, items: Items, last: bool = False) -> Items:
         """Returns what is certain to be no part of a marker; all that is left if it is the
         ``last``."""
+        kept = items[:0]
+        for piece, _ in self.split(items, last):
+            kept += piece
+        return kept
+
+    def split(self, items: Items, last: bool = False) -> list[tuple[Items, Items | None]]:
+        """The same, in one piece or more, each with the marker after it; None after the last."""
         if self._held is not None:
             items, self._held = self._held + items, None
         elif self._firsts.isdisjoint(items):
-            return items
-        kept, begin, at = items[:0], 0, 0  # items[begin:at] are to be kept as well
+            return [(items, None)]
+        pieces: list[tuple[Items, Items | None]] = []
+        begin = at = 0  # items[begin:at] are to be kept as well
         while at < len(items):
             if items[at] not in self._firsts:
                 at += 1
@@ -42,11 +50,12 @@ class MarkerFilter(Generic[Items]):
                 break
             size = next((len(m) for m in self._markers if items[at : at + len(m)] == m), 0)
             if size:
-                kept += items[begin:at]
+                pieces.append((items[begin:at], items[at : at + size]))
                 begin = at = at + size
             else:
                 at += 1
-        return kept + items[begin:at]
+        pieces.append((items[begin:at], None))
+        return pieces
 
     def _may_grow(self, rest: Items) -> bool:
         """Is all of ``rest`` the beginning of a marker that is longer?"""
@@ -54,10 +63,16 @@ class MarkerFilter(Generic[Items]):
 
 
 class AnswerText:
-    """Text of growing answer tokens.
+    """Text of growing answer tokens. What the model writes between a start and an end of thinking
+    is thinking, even if it was asked not to think.
 
     Args:
         markers: those to be removed; None: none, the text is that of all tokens.
+
+    Attributes:
+        thinking: the answer is within such a block.
+        num_thinking: tokens of such blocks so far.
+        completed: the last id that was pushed completes a marker of ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, markers: AnswerMarkers | None) -> None:
@@ -66,26 +81,58 @@ class AnswerText:
         self._texts = MarkerFilter(markers.texts) if markers and markers.texts else None
         channels = markers.channels if markers else None
         self._channels = None if channels is None else _ChannelText(tokenizer, channels)
+        self.completed = False  # the last ids ended in a marker
+        self._openers = (markers.opener, markers.opener_ids) if markers else ()
+        self.thinking = False
+        self._has_text = False  # more than blanks, outside of thinking
+        self.num_thinking = 0
 
     def push(self, ids: Sequence[int]) -> tuple[str, str]:
         """The text that ``ids`` complete: of the answer, and of thinking within it."""
         if self._channels is not None:
             return self._channels.push(ids)
-        if self._ids is not None:
-            ids = self._ids.push(tuple(ids))
-        return self.push_text(self.decoder.push(ids)), ""
+        self.completed = False
+        if self._ids is None:
+            self.num_thinking += len(ids) if self.thinking else 0
+            return self.push_text(self.decoder.push(ids))
+        return self._push_ids(tuple(ids))
 
-    def push_text(self, text: str) -> str:
+    def _push_ids(self, ids: tuple[int, ...], last: bool = False) -> tuple[str, str]:
+        assert self._ids is not None
+        answer = reasoning = ""
+        for kept, marker in self._ids.split(ids, last):
+            self.num_thinking += len(kept) if self.thinking else 0
+            text = self.decoder.push(kept)
+            if marker is not None or last:
+                text += self.decoder.flush()
+            more = self.push_text(text, last=marker is not None or last)
+            answer, reasoning = answer + more[0], reasoning + more[1]
+            if marker is not None:
+                self.thinking, self.completed = marker in self._openers, True
+            elif kept:
+                self.completed = False
+        return answer, reasoning
+
+    def push_text(self, text: str, last: bool = False) -> tuple[str, str]:
         """The same for text of the answer."""
-        return text if self._texts is None else self._texts.push(text)
+        parts = ["", ""]
+        pieces = [(text, None)] if self._texts is None else self._texts.split(text, last)
+        for kept, marker in pieces:
+            parts[self.thinking] += kept
+            self._has_text |= bool(parts[0].strip())
+            if marker in self._openers and self._has_text:
+                parts[self.thinking] += marker or ""
+            elif marker is not None:
+                self.thinking = marker in self._openers
+        return parts[0], parts[1]
 
     def flush(self, complete: bool) -> tuple[str, str]:
         """The rest; ``complete``: the model ended its answer itself."""
         if self._channels is not None:
             return self._channels.flush(complete)
-        ids = () if self._ids is None else self._ids.push((), last=True)
-        text = self.decoder.push(ids) + self.decoder.flush()
-        return (text if self._texts is None else self._texts.push(text, last=True)), ""
+        if self._ids is not None:
+            return self._push_ids((), last=True)
+        return self.push_text(self.decoder.flush(), last=True)
 
 
 class _ChannelText:

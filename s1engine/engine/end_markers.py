@@ -25,7 +25,8 @@ def make_token_bytes(tokenizer: Tokenizer) -> Callable[[int], bytes]:
     def token_bytes(token_id: int) -> bytes:
         if tokenizer.is_special(token_id):
             return tokenizer.token_bytes(token_id)
-        return tokenizer.decode([*anchor, token_id])[before:].encode()
+        byte = tokenizer.fallback_byte(token_id)
+        return byte or tokenizer.decode([*anchor, token_id])[before:].encode()
 
     return token_bytes
 

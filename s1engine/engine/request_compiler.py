@@ -250,7 +250,7 @@ class RequestCompiler:
         fmt, rule = self._reasoning, self.text.thinking
         if fmt is None or params.grammar is not None or not (thinks or (chat and rule.by_default)):
             return None
-        return fmt.answer_markers(tools and thinks)
+        return fmt.answer_markers(tools and thinks, opens=not thinks)
 
     def _compile_budget(
         self,

@@ -203,7 +203,9 @@ class RequestOutputBuilder:
             prompt_tokens=len(self.request.prompt),
             completion_tokens=sum(len(output.token_ids) for output in samples),
             cached_tokens=self._cached_tokens or 0,
-            reasoning_tokens=sum(o.thinking.tokens for o in samples if o.thinking),
+            reasoning_tokens=sum(
+                o.thinking.tokens if o.thinking else o.self_opened_tokens for o in samples
+            ),
             checkpoint_tokens=sum(
                 len(o.token_ids) - o.thinking.tokens for o in branches if o.thinking
             ),

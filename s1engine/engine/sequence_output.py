@@ -10,7 +10,15 @@ from s1engine import _core
 from s1engine.engine.answer_text import AnswerText
 from s1engine.engine.core_output import EngineCoreOutput, HeldLogprobs
 from s1engine.engine.end_markers import MarkerSplitter, WrittenMarker
-from s1engine.outputs import Chunk, CompletionOutput, FinishReason, ThinkingUsage, TokenLogprob
+from s1engine.engine.token_text import TokenText
+from s1engine.outputs import (
+    Chunk,
+    CompletionOutput,
+    FinishReason,
+    RowLogprobs,
+    ThinkingUsage,
+    TokenLogprob,
+)
 from s1engine.reasoning import AnswerMarkers
 from s1engine.sampling_params import SamplingParams
 from s1engine.tokenizer import IncrementalDetokenizer, Tokenizer
@@ -78,6 +86,8 @@ class SequenceOutput:
         self._token_ids: list[int] = []
         self._forced: list[int] = []
         self._logprobs: list[TokenLogprob] | None = [] if logprobs else None
+        self._places: dict[int, tuple[bool, bool]] = {}  # of answer tokens: thinking, marker
+        self._text_bytes = TokenText(tokenizer) if logprobs else None
         self._last: EngineCoreOutput | None = None
 
     def append(self, output: EngineCoreOutput) -> Chunk:
@@ -125,12 +135,15 @@ class SequenceOutput:
         # A grammar describes the answer from the next token on.
         if marker is not None and self._params.grammar is None:
             text = marker[0].text_after(self._answer.decoder)
-            self._append_text(self._answer.push_text(text), may_match=self._may_stop(marker[1]))
+            self._append_parts(*self._answer.push_text(text), may_match=self._may_stop(marker[1]))
             if self._stop_strings.match is not None:
                 return self._text[before:], marker[1] + 1
-        for group in [[i] for i in answer] if self._params.stop else [answer]:
+        one_by_one = self._params.stop or self._logprobs is not None
+        for group in [[i] for i in answer] if one_by_one else [answer]:
             may_match = not group or self._may_stop(group[-1])
             self._append_parts(*self._answer.push([ids[i] for i in group]), may_match=may_match)
+            if self._logprobs is not None:
+                self._places[group[-1]] = self._answer.thinking, self._answer.completed
             if self._stop_strings.match is not None:
                 return self._text[before:], group[-1] + 1
         if output.finish_reason:
@@ -146,12 +159,12 @@ class SequenceOutput:
         self, text: str, reasoning: str, *, last: bool = False, may_match: bool
     ) -> None:
         """``reasoning``: thinking that the model wrote after its first thinking had ended."""
-        self._reasoning += reasoning
+        self._reasoning += reasoning if self._reasoning else reasoning.lstrip("\n")
         self._append_text(text, last=last, may_match=may_match)
 
     def _append_text(self, text: str, *, last: bool = False, may_match: bool) -> None:
         """Newlines directly after a delimiter belong to the format, not to the text."""
-        if self._thinks and not self._answer_began:
+        if (self._thinks or self._reasoning) and not self._answer_began:
             text = text.lstrip("\n")
         self._answer_began = self._answer_began or bool(text)
         self._text += self._stop_strings.push(text, last=last, may_match=may_match)
@@ -161,16 +174,30 @@ class SequenceOutput:
     ) -> list[TokenLogprob] | None:
         if self._logprobs is None:
             return None
+        assert self._text_bytes is not None
         sampled = iter(self._held_logprobs.settle(output))
         added = []
-        for token, was_forced in zip(ids, forced, strict=True):
-            if was_forced:
-                added.append(TokenLogprob(token, 0.0, (), True))
-            else:
-                row = next(sampled)
-                added.append(TokenLogprob(token, row.logprob, row.top, False))
+        for i, (token, was_forced) in enumerate(zip(ids, forced, strict=True)):
+            row = RowLogprobs(0.0, ()) if was_forced else next(sampled)
+            thinking, shown = self._place(i, token, output.marks[i] & _core.MARK_REGION)
+            added.append(
+                TokenLogprob(token, row.logprob, row.top, bool(was_forced), thinking, shown)
+            )
+        self._places.clear()
         self._logprobs += added
         return added
+
+    def _place(self, index: int, token: int, region: int) -> tuple[bool, bytes]:
+        """Does a token of the present record belong to the thinking, and what does it show?"""
+        assert self._text_bytes is not None
+        if region == _core.MARK_DELIMITER:
+            return True, b""
+        if region == _core.MARK_THINK:
+            return True, self._text_bytes.push(token, thinking=True, strips=True)
+        thinking, marker = self._places.get(index, (False, True))  # missing: an end
+        strips = self._thinks or self._text_bytes.has_thinking
+        shown = b"" if marker else self._text_bytes.push(token, thinking, strips or thinking)
+        return thinking, shown
 
     def build(self) -> CompletionOutput:
         """The finished sequence."""
@@ -185,6 +212,7 @@ class SequenceOutput:
             stop_reason=self._stop_reason(),
             thinking=self._thinking_usage(),
             logprobs=self._logprobs,
+            self_opened_tokens=0 if self._thinks else self._answer.num_thinking,
         )
 
     def _stop_reason(self) -> str | int | None:
@@ -203,5 +231,6 @@ class SequenceOutput:
             forced_tokens=sum(self._forced),
             waits_used=self._last.waits_used,
             end_reason=self._last.end_reason,
-            budget=self._last.max_thinking,
+            # What ends the thinking early lowers the maximum below what was thought already.
+            budget=max(self._last.max_thinking, self._last.thinking_tokens),
         )

@@ -18,16 +18,24 @@ def reserve_logprobs(requests: Sequence[Request], lease: BufferLease) -> None:
     Raises RequestError if they are more than MAX_LOGPROBS_OF_REQUEST, NotAdmitted if other requests
     need the memory.
     """
-    count = sum(
-        request.params.n * (request.max_len - len(request.prompt)) * (1 + request.params.logprobs)
-        for request in requests
-        if request.params.logprobs is not None
-    )
+    count = sum(map(_count, requests))
     if count > MAX_LOGPROBS_OF_REQUEST:
         raise RequestError(
-            f"logprobs: prompts x n x max_tokens x (1 + alternatives) is {count}; at most "
-            f"{MAX_LOGPROBS_OF_REQUEST} log-probabilities fit in an answer: lower max_tokens, n or "
-            "the number of alternatives",
-            param="logprobs",
+            f"logprobs: prompts x (n x max_tokens + tokens of a prompt) x (1 + alternatives) is "
+            f"{count}; at most {MAX_LOGPROBS_OF_REQUEST} log-probabilities fit in an answer: lower "
+            "max_tokens, n or the number of alternatives, or send fewer prompts",
+            param="prompt_logprobs"
+            if all(r.params.logprobs is None for r in requests)
+            else "logprobs",
         )
     lease.reserve(count * LOGPROB_BYTES)
+
+
+def _count(request: Request) -> int:
+    """Log-probabilities of one prompt and of its samples."""
+    params, count = request.params, 0
+    if params.logprobs is not None:
+        count += params.n * (request.max_len - len(request.prompt)) * (1 + params.logprobs)
+    if params.prompt_logprobs is not None:  # an echo has them in each choice
+        count += params.n * request.num_given * (1 + params.prompt_logprobs)
+    return count

@@ -150,8 +150,12 @@ def test_a_large_answer_delays_no_one(target: Target, chat: bool, stream: bool) 
     assert answer.status_code == 200 and len(answer.content) > 4 * PIECE_BYTES
     if not stream:
         choices = answer.json()["choices"]
-        rows = [choice["logprobs"]["content" if chat else "tokens"] for choice in choices]
-        assert [len(row) for row in rows] == [LOGPROBS["max_tokens"]] * LOGPROBS["n"]
+        for choice in choices:
+            own = choice["logprobs"]
+            thinking = own.get("reasoning", [] if chat else {"tokens": []})
+            rows = [own["content"], thinking] if chat else [own["tokens"], thinking["tokens"]]
+            assert sum(map(len, rows)) == LOGPROBS["max_tokens"]
+        assert len(choices) == LOGPROBS["n"]
 
 
 def test_a_large_body_gets_the_answer_of_a_small_one(target: Target) -> None:

@@ -63,9 +63,13 @@ def test_thinking_can_be_switched_off(served: Served) -> None:
     got = served.client.chat.completions.create(
         model="s1-nano", messages=CHAT, max_tokens=5, extra_body={"enable_thinking": False}
     )
-    assert got.choices[0].message.reasoning is None  # type: ignore[attr-defined]
+    message = got.choices[0].message
     assert got.usage is not None and got.usage.completion_tokens_details is not None
-    assert got.usage.completion_tokens_details.reasoning_tokens == 0
+    assert got.usage.thinking["budget"] is None  # type: ignore[attr-defined]
+    # s1-nano opens its thinking itself: then it is reasoning, and counted.
+    assert "think" not in (message.content or "")
+    count = got.usage.completion_tokens_details.reasoning_tokens
+    assert (count == 0) == (message.reasoning is None)  # type: ignore[attr-defined]
 
 
 def test_samples_seeds_and_stops(served: Served) -> None:
@@ -90,12 +94,13 @@ def test_logprobs_carry_the_mask_of_forced_tokens(served: Served) -> None:
     )
     choice = got.choices[0]
     assert choice.logprobs is not None and choice.logprobs.content is not None
-    forced = [int(entry.forced) for entry in choice.logprobs.content]  # type: ignore[attr-defined]
-    assert forced == choice.forced  # type: ignore[attr-defined]
-    for entry in choice.logprobs.content:
-        if not entry.forced:  # type: ignore[attr-defined]
-            assert entry.token == entry.top_logprobs[0].token  # greedy
-            assert bytes(entry.bytes or []).decode() == entry.token
+    thinking = choice.logprobs.reasoning  # type: ignore[attr-defined]
+    entries = [*thinking, *(entry.to_dict() for entry in choice.logprobs.content)]
+    assert [int(entry["forced"]) for entry in entries] == choice.forced  # type: ignore[attr-defined]
+    for entry in entries:
+        if not entry["forced"]:
+            assert entry["token"] == entry["top_logprobs"][0]["token"]  # greedy
+            assert bytes(entry["bytes"]).decode() in ("", entry["token"])
 
 
 def test_completions_of_several_prompts(served: Served, llm: LLM) -> None:

@@ -1,8 +1,7 @@
 """``POST /v1/chat/completions``: its body, and its responses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -12,11 +11,13 @@ from s1engine.checks import check_int, shown
 from s1engine.engine.structured_output import build_grammar
 from s1engine.errors import RequestError
 from s1engine.options import Prompt
-from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
+from s1engine.outputs import Chunk, CompletionOutput, RequestOutput
+from s1engine.prompt_logprobs import PromptLogprobs
 from s1engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from s1engine.server.api.body import JsonObjects
 from s1engine.server.api.field_rules import SAMPLING, THINKING, nearest
-from s1engine.server.api.openai import OpenAIFormatter, lazy_list, shown_reason, token_fields
+from s1engine.server.api.logprobs import ChatLogprobs
+from s1engine.server.api.openai import OpenAIFormatter, shown_reason, token_fields
 from s1engine.server.api.request_fields import HttpFields
 from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, thinking_total
 from s1engine.server.api.spellings import KWARGS, check_same
@@ -33,7 +34,6 @@ from s1engine.tool_prompt import CLOSE
 
 MAX_TEMPLATE_KWARGS = 32
 SWITCHES = ("enable_thinking", "thinking")  # of templates, which get the request's choice
-MAX_SPELLINGS = 4096  # tokens whose text a response keeps
 
 
 class ChatRequest(ToolFields, HttpFields):
@@ -107,13 +107,15 @@ class ChatFormatter(OpenAIFormatter):
         self, head: ResponseHead, samples: int, tokenizer: Tokenizer, body: ChatRequest
     ) -> None:
         super().__init__(head, samples, tokenizer, body)
-        self._spelling = lru_cache(MAX_SPELLINGS)(self._spell)
+        self._logprobs = ChatLogprobs(tokenizer)
         self._begun: set[int] = set()  # choices whose first chunk was sent
         self._calls, self._once = bool(body.offered), body.ends_with_call
         self._parsers: dict[int, ToolCallParser] = {}  # of streamed choices
         self._called: set[int] = set()  # choices that have called a tool
 
-    def choice(self, index: int, sample: CompletionOutput) -> Json:
+    def choice(
+        self, index: int, sample: CompletionOutput, prompt: PromptLogprobs | None = None
+    ) -> Json:
         answer = (
             parse_tool_calls(sample.text, self._once) if self._calls else ParsedAnswer(sample.text)
         )
@@ -131,12 +133,15 @@ class ChatFormatter(OpenAIFormatter):
         return {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(sample.logprobs),
+            "logprobs": self._logprobs.format(sample.logprobs),
             "finish_reason": _reason(sample.finish_reason, bool(answer.calls)),
             "stop_reason": None if answer.calls else sample.stop_reason,
             "thinking": thinking_total([sample.thinking]) if sample.thinking else None,
             **(token_fields(sample) if self._token_ids else {}),
         }
+
+    def format_response(self, outputs: Sequence[RequestOutput]) -> Json:
+        return super().format_response(outputs) | self.prompt_fields(outputs[0].prompt_logprobs)
 
     def delta(self, index: int, chunk: Chunk) -> Json:
         delta: Json = {} if index in self._begun else {"role": "assistant"}
@@ -149,8 +154,9 @@ class ChatFormatter(OpenAIFormatter):
         return {
             "index": index,
             "delta": delta,
-            "logprobs": self._logprobs(chunk.logprobs),
+            "logprobs": self._logprobs.format(chunk.logprobs),
             "finish_reason": _reason(chunk.finish_reason, index in self._called),
+            **self.prompt_fields(chunk.prompt_logprobs),
             **(token_fields(chunk) if self._token_ids else {}),
         }
 
@@ -176,24 +182,6 @@ class ChatFormatter(OpenAIFormatter):
     def _call(self, choice: int, index: int, name: str, arguments: str) -> Json:
         function = {"name": name, "arguments": arguments}
         return {"id": call_id(self.head, choice, index), "type": "function", "function": function}
-
-    def _logprobs(self, entries: list[TokenLogprob] | None) -> Json | None:
-        if entries is None:
-            return None
-        return {"content": lazy_list(self._entry, entries)}
-
-    def _entry(self, entry: TokenLogprob) -> Json:
-        top = [self._token(token, logprob) for token, logprob in entry.top]
-        own = self._token(entry.token_id, entry.logprob)
-        return {**own, "top_logprobs": top, "forced": entry.forced}
-
-    def _token(self, token: int, logprob: float) -> Json:
-        text, data = self._spelling(token)
-        return {"token": text, "bytes": data, "logprob": logprob}
-
-    def _spell(self, token: int) -> tuple[str, list[int]]:
-        data = self._tokenizer.token_bytes(token)
-        return data.decode(errors="replace"), list(data)
 
 
 def _reason(finish_reason: str | None, called: bool) -> str | None:

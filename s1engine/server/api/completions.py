@@ -1,21 +1,21 @@
 """``POST /v1/completions``: its body, and its responses."""
 
-from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from s1engine.errors import RequestError
 from s1engine.options import Prompt
 from s1engine.outputs import Chunk, CompletionOutput, TokenLogprob
-from s1engine.server.api.openai import OpenAIFormatter, lazy_list, shown_reason, token_fields
+from s1engine.prompt_logprobs import PromptLogprobs
+from s1engine.server.api.logprobs import CompletionLogprobs
+from s1engine.server.api.openai import OpenAIFormatter, shown_reason, token_fields
 from s1engine.server.api.request_fields import HttpFields
 from s1engine.server.api.response_formatter import Json, ResponseHead, thinking_total
 from s1engine.tokenizer import Tokenizer
 
 MAX_PROMPTS = 256
 DEFAULT_MAX_TOKENS = 16  # of OpenAI and vLLM
-MAX_SPELLINGS = 4096  # tokens whose text a response keeps
 
 
 PromptTypes = str | list[str] | list[int] | list[list[int]]
@@ -44,6 +44,9 @@ class CompletionRequest(HttpFields):
 
     prompt: Annotated[Any, PlainValidator(check_prompt, json_schema_input_type=PromptTypes)]
     logprobs: int | None = None
+    echo: Annotated[bool, Field(description="Begin the text, and logprobs, with the prompt")] = (
+        False
+    )
 
     def prompts(self) -> list[Prompt]:
         """Return one or several prompts, each a text or token ids."""
@@ -53,6 +56,14 @@ class CompletionRequest(HttpFields):
     def requested_logprobs(self) -> int | None:
         return self.logprobs
 
+    def requested_prompt_logprobs(self) -> int | None:
+        counts = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        return max((count for count in counts if count is not None), default=None)
+
+    @property
+    def returns_prompt(self) -> bool:
+        return self.echo or super().returns_prompt
+
 
 class CompletionFormatter(OpenAIFormatter):
     """Formats the response to one completion request."""
@@ -60,53 +71,52 @@ class CompletionFormatter(OpenAIFormatter):
     kind = chunk_kind = "text_completion"
 
     def __init__(
-        self, head: ResponseHead, samples: int, tokenizer: Tokenizer, body: HttpFields
+        self, head: ResponseHead, samples: int, tokenizer: Tokenizer, body: CompletionRequest
     ) -> None:
         super().__init__(head, samples, tokenizer, body)
-        self._text = lru_cache(MAX_SPELLINGS)(self._spell)
-        self._offsets: dict[int, int] = {}  # characters of each choice's tokens so far
+        self._logprobs = CompletionLogprobs(tokenizer)
+        self._body = body
+        self._begun: set[int] = set()  # choices whose first chunk was sent
 
-    def choice(self, index: int, sample: CompletionOutput) -> Json:
+    def choice(self, index: int, sample: CompletionOutput, prompt: PromptLogprobs | None) -> Json:
         return {
             "index": index,
-            "text": sample.text,
+            "text": self._prompt_text(index) + sample.text,
             "reasoning": sample.reasoning,
-            "logprobs": self._logprobs(index, sample.logprobs),
+            "logprobs": self._format_logprobs(index, sample.logprobs, prompt),
             "finish_reason": shown_reason(sample.finish_reason),
             "stop_reason": sample.stop_reason,
             "thinking": thinking_total([sample.thinking]) if sample.thinking else None,
+            **self.prompt_fields(prompt),
             **(token_fields(sample) if self._token_ids else {}),
         }
 
     def delta(self, index: int, chunk: Chunk) -> Json:
+        is_first = index not in self._begun
+        self._begun.add(index)
         return {
             "index": index,
-            "text": chunk.text,
+            "text": (self._prompt_text(index) if is_first else "") + chunk.text,
             **({"reasoning": chunk.reasoning} if chunk.reasoning else {}),
-            "logprobs": self._logprobs(index, chunk.logprobs),
+            "logprobs": self._format_logprobs(index, chunk.logprobs, chunk.prompt_logprobs),
             "finish_reason": shown_reason(chunk.finish_reason),
+            **self.prompt_fields(chunk.prompt_logprobs),
             **(token_fields(chunk) if self._token_ids else {}),
         }
 
-    def _logprobs(self, index: int, entries: list[TokenLogprob] | None) -> Json | None:
-        if entries is None:
-            return None
-        return {
-            "tokens": lazy_list(lambda entry: self._text(entry.token_id), entries),
-            "token_logprobs": lazy_list(lambda entry: entry.logprob, entries),
-            "top_logprobs": lazy_list(self._alternatives, entries),
-            "text_offset": lazy_list(lambda entry: self._next_offset(index, entry), entries),
-            "forced": lazy_list(lambda entry: int(entry.forced), entries),
-        }
+    def _prompt_text(self, index: int) -> str:
+        """Return the beginning of a choice's text."""
+        if not self._body.echo:
+            return ""
+        prompt = self._body.prompts()[index // self._samples]
+        if isinstance(prompt, str):
+            return prompt
+        return self._tokenizer.decode(cast("list[int]", prompt), skip_special_tokens=False)
 
-    def _alternatives(self, entry: TokenLogprob) -> Json:
-        return {self._text(token): logprob for token, logprob in entry.top}
-
-    def _next_offset(self, index: int, entry: TokenLogprob) -> int:
-        """Return the characters before the next token of a choice."""
-        offset = self._offsets.get(index, 0)
-        self._offsets[index] = offset + len(self._text(entry.token_id))
-        return offset
-
-    def _spell(self, token: int) -> str:
-        return self._tokenizer.token_bytes(token).decode(errors="replace")
+    def _format_logprobs(
+        self, index: int, entries: list[TokenLogprob] | None, prompt: PromptLogprobs | None
+    ) -> Json | None:
+        if not self._body.echo or prompt is None:
+            return self._logprobs.format(index, entries)
+        text, k = self._prompt_text(index), self._body.logprobs or 0
+        return self._logprobs.format(index, entries, prompt, text, k)

@@ -5,16 +5,16 @@ OpenAI's schema are in ``usage.thinking`` and ``choices[].thinking``.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from s1engine.outputs import (
     CheckpointOutput,
     Chunk,
     CompletionOutput,
     RequestOutput,
-    TokenLogprob,
 )
+from s1engine.prompt_logprobs import PromptLogprobs
+from s1engine.server.api.logprobs import prompt_logprobs
 from s1engine.server.api.request_fields import HttpFields
 from s1engine.server.api.response_formatter import (
     DONE,
@@ -25,7 +25,7 @@ from s1engine.server.api.response_formatter import (
     thinking_total,
     usage,
 )
-from s1engine.server.json_pieces import INLINE_ITEMS, LazyList, event_pieces
+from s1engine.server.json_pieces import INLINE_ITEMS, event_pieces
 from s1engine.tokenizer import Tokenizer
 
 
@@ -46,11 +46,12 @@ class OpenAIFormatter(ResponseFormatter):
         self._tokenizer = tokenizer
         self._token_ids = body.return_token_ids
         self._stream_usage = body.stream_usage
+        self._prompt_logprobs = body.prompt_logprobs
         self._completion_tokens = 0  # streamed so far
 
     def format_response(self, outputs: Sequence[RequestOutput]) -> Json:
         choices = [
-            self.choice(i * self._samples + sample.index, sample)
+            self.choice(i * self._samples + sample.index, sample, output.prompt_logprobs)
             for i, output in enumerate(outputs)
             for sample in output.outputs
         ]
@@ -71,7 +72,7 @@ class OpenAIFormatter(ResponseFormatter):
                 new["usage"] = self._usage_so_far(event)
         else:
             new = {"choices": [], "checkpoint": self.checkpoint(first, event)}
-        if isinstance(event, Chunk) and len(event.token_ids) > INLINE_ITEMS:
+        if isinstance(event, Chunk) and _is_long(event):
             yield from event_pieces(self._object(self.chunk_kind) | new)
         else:
             yield sse(self._object(self.chunk_kind) | new)
@@ -94,9 +95,16 @@ class OpenAIFormatter(ResponseFormatter):
         head = self.head
         return {"id": head.id, "object": kind, "created": head.created, "model": head.model}
 
+    def prompt_fields(self, scores: PromptLogprobs | None) -> Json:
+        """Return the field of ``prompt_logprobs``, if it was sent."""
+        if scores is None or self._prompt_logprobs is None:
+            return {}
+        own = prompt_logprobs(scores, self._prompt_logprobs, self._tokenizer)
+        return {"prompt_logprobs": own}
+
     @abstractmethod
-    def choice(self, index: int, sample: CompletionOutput) -> Json:
-        """Format a finished sample."""
+    def choice(self, index: int, sample: CompletionOutput, prompt: PromptLogprobs | None) -> Json:
+        """Format a finished sample of a prompt."""
 
     @abstractmethod
     def delta(self, index: int, chunk: Chunk) -> Json:
@@ -117,10 +125,9 @@ class OpenAIFormatter(ResponseFormatter):
         }
 
 
-def lazy_list(make: Callable[[TokenLogprob], Any], entries: Sequence[TokenLogprob]) -> Any:
-    """Return a JSON list of what ``make`` returns; a long one is made while it is sent."""
-    items = map(make, entries)
-    return LazyList(items) if len(entries) > INLINE_ITEMS else [*items]
+def _is_long(chunk: Chunk) -> bool:
+    """Does the chunk hold lists that are made while they are sent?"""
+    return len(chunk.token_ids) + len(chunk.prompt_logprobs or ()) > INLINE_ITEMS
 
 
 def shown_reason(finish_reason: str | None) -> str | None:
