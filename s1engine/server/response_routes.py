@@ -43,7 +43,7 @@ class ResponseRoutes:
     async def respond(self, body: ResponsesRequest, http: Request) -> Response:
         """Answer in the format of OpenAI's Responses API."""
         client = client_of(http)
-        earlier = await self._resolve(client, body, http)
+        earlier = await self.resolve(client, body, http)
         tools = ResponseTools(body.tools or ())
         chat = body.to_chat(tools, earlier)
         keeps = body.store is not False and self._store.max_bytes > 0
@@ -60,7 +60,7 @@ class ResponseRoutes:
     def _keep(self, client: str, body: ResponsesRequest, response: Json) -> None:
         self._store.add(client, response["id"], StoredResponse.of(response, body.items))
 
-    async def _resolve(self, client: str, body: ResponsesRequest, http: Request) -> JsonObjects:
+    async def resolve(self, client: str, body: ResponsesRequest, http: Request) -> JsonObjects:
         """Replace the references of the input by their items and return the items before it.
 
         Raises RequestError and NotAdmitted.

@@ -1,8 +1,10 @@
 """The Responses API: a stream is the whole response, clients' own types accept both, and references
 to stored responses are what they refer to."""
 
+import asyncio
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -13,12 +15,15 @@ from openai.types.responses import Response, ResponseStreamEvent
 from s1engine.errors import RequestError
 from s1engine.outputs import Chunk, CompletionOutput, RequestOutput, Timing, Usage
 from s1engine.sampling_params import SamplingParams
+from s1engine.server.admission import NotAdmitted
 from s1engine.server.api.free_text import FreeTextParser
 from s1engine.server.api.response_formatter import ResponseHead
 from s1engine.server.api.response_tools import ResponseTools
 from s1engine.server.api.responses import ENCRYPTED, ResponsesChat, ResponsesRequest
 from s1engine.server.api.responses_formatter import ResponsesFormatter
+from s1engine.server.buffer_budget import BufferBudget, BufferLease
 from s1engine.server.request_notes import NOTES, RequestNotes
+from s1engine.server.response_routes import ResponseRoutes
 from s1engine.server.response_store import ResponseStore, StoredResponse
 from tests.server.conftest import Served
 
@@ -26,6 +31,8 @@ PATH = "/v1/responses"
 PATCH = {"type": "custom", "name": "apply_patch", "description": "Edits files."}
 ADD = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": False}
 GROUP = {"type": "namespace", "name": "files", "description": "", "tools": [ADD]}
+FIRST: dict[str, Any] = {"input": "a=3 b=a+4 b?", "temperature": 0, "max_output_tokens": 200}
+NEXT: dict[str, Any] = {"role": "user", "content": "a=1 b=a+1 b?"}
 GRAMMAR = {"type": "grammar", "syntax": "lark", "definition": 'start: "x"'}
 EVENTS: dict[str, Any] = {
     get_args(kind.model_fields["type"].annotation)[0]: kind
@@ -55,7 +62,7 @@ arguments = st.one_of(
 )
 calls = st.builds(
     lambda name, text: f'<tool_call>\n{{"name": "{name}", "arguments": {text}}}\n</tool_call>',
-    st.sampled_from(["add", "apply_patch", "unknown"]),
+    st.sampled_from(["add", "apply_patch", "files__add", "unknown"]),
     arguments,
 )
 answers = st.lists(st.one_of(free_texts, calls), max_size=4).map("".join)
@@ -67,7 +74,7 @@ def cut(text: str, places: list[int]) -> list[str]:
 
 
 def formatter(include: list[str]) -> ResponsesFormatter:
-    tools: list[Any] = [ADD, PATCH]
+    tools: list[Any] = [ADD, PATCH, GROUP]
     body = ResponsesRequest(input="a", tools=tools, include=include)
     head = ResponseHead("resp_1", 1, "m")
     return ResponsesFormatter(head, 1, body, ResponseTools(tools), calls=True, once=False)
@@ -130,9 +137,22 @@ def test_a_stream_adds_up_to_the_whole_response(
     assert {**last, "completed_at": 0} == {**whole, "completed_at": 0}
     assert whole["output"][-1]["type"] != "reasoning"
     assert whole["output"][-1]["status"] == whole["status"]
+    for item in whole["output"]:
+        if item["type"] == "custom_tool_call":
+            assert item["name"] == "apply_patch"
+        elif "namespace" in item:
+            assert (item["namespace"], item["name"]) == ("files", "add")
     for event in events:
         EVENTS[event["type"]].model_validate(event)
     Response.model_validate(whole)
+
+
+def test_an_error_fails_the_response() -> None:
+    lines = [*formatter([]).error_events("too slow", "request_timeout")]
+    error, failed = (json.loads(line.split(b"data: ")[1]) for line in lines)
+    assert EVENTS["error"].model_validate(error).code == "request_timeout"
+    response = EVENTS["response.failed"].model_validate(failed).response
+    assert (response.status, response.error.message) == ("failed", "too slow")
 
 
 @given(st.text(), st.lists(st.integers(0, 99), max_size=6), st.booleans())
@@ -290,10 +310,31 @@ def test_a_conversation_is_bounded_and_whole() -> None:
     assert nothing.get("0", "r") is None
 
 
-# --- over HTTP ---
+def test_what_a_request_refers_to_counts_like_its_body() -> None:
+    store = ResponseStore(100_000)
+    text = {"role": "assistant", "content": "x" * 900}
+    response: dict[str, Any] = {"id": "resp_1", "output": [text], "previous_response_id": None}
+    store.add("0", "resp_1", StoredResponse.of(response, [NEXT]))
+    lease = BufferLease(BufferBudget(4_000))
+    http: Any = SimpleNamespace(scope={"state": {"lease": lease}})
+    routes = ResponseRoutes(None, store, 2_000)  # type: ignore[arg-type]
 
-FIRST: dict[str, Any] = {"input": "a=3 b=a+4 b?", "temperature": 0, "max_output_tokens": 200}
-NEXT: dict[str, Any] = {"role": "user", "content": "a=1 b=a+1 b?"}
+    def resolve(count: int) -> list[Any]:
+        reference = {"type": "item_reference", "id": "msg_resp_1_0"}
+        items: list[Any] = [dict(reference) for _ in range(count)]
+        body = ResponsesRequest(input=items)
+        asyncio.run(routes.resolve("0", body, http))
+        return body.items
+
+    assert resolve(1) == [text]
+    with pytest.raises(RequestError) as error:
+        resolve(3)
+    assert error.value.param == "input"
+    with pytest.raises(NotAdmitted):
+        resolve(2)
+
+
+# --- over HTTP ---
 
 
 def ask(served: Served, **fields: Any) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from s1engine.server.api.response_items import ChatTurns
 from s1engine.server.api.response_tools import ResponseTools, validated
 
 MESSAGE = re.compile(r"\bmessages\[(\d+)\]")
+SAME_AS_CHAT = frozenset(GenerationFields.model_fields) | {
+    *("model", "stream", "timeout", "parallel_tool_calls")
+}
 ENCRYPTED = "reasoning.encrypted_content"  # in ``include``
 
 
@@ -105,7 +108,7 @@ class ResponsesRequest(GenerationFields):
         turns.add_all(self.items)
         if not turns.messages:
             raise RequestError("input has no message", param="input")
-        same = {*GenerationFields.model_fields, "model", "stream", "timeout", "parallel_tool_calls"}
+        same = self.model_fields_set & SAME_AS_CHAT
         fields = self.model_dump(include=same, exclude_none=True, by_alias=True)
         fields |= {"messages": turns.messages, "tools": tools.to_chat()}
         fields["tool_choice"] = tools.choice(self.tool_choice)
