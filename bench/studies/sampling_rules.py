@@ -1,8 +1,9 @@
 """Time of a decode step under each sampling rule over that of plain greedy decoding.
 
-Random weights in the shape of SmolLM2-135M, whose 49,152 tokens are many beside its layers. The
-rules take turns on one engine, a streamed request each, so that all see the same machine load; a
-ratio compares runs of one round.
+Random weights in the shape of SmolLM2-135M, whose 49,152 tokens are many beside its layers, or
+``--model``. The rules take turns on one engine, a streamed request each, so that all see the same
+machine load; a ratio compares runs of one round, by wall time and by processor time of all threads,
+which other load hardly changes.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from s1engine.options import Prompt
 from s1engine.sampling_params import SamplingParams
 
 PROMPT = 256  # tokens
-FIRST_ID = 300  # of the prompt: words, not bytes
+FIRST_ID = 300  # of the prompt: words, not bytes, if there are so many
+SPARE_IDS = 64  # at the end of a vocabulary: special tokens
 GRAMMAR = "start: /[ -~]*/"
 
 
@@ -65,20 +67,25 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-def step_seconds(engine: LLMEngine, batch: int, tokens: int, rule: dict[str, Any]) -> float:
-    """Median of the decode steps of ``batch`` streams under one rule."""
+def step_seconds(
+    engine: LLMEngine, batch: int, tokens: int, rule: dict[str, Any]
+) -> tuple[float, float]:
+    """Medians of the decode steps of ``batch`` streams under one rule: wall and processor time."""
     params = SamplingParams(
         max_tokens=tokens, ignore_eos=True, seed=1, **({"temperature": 0.0} | rule)
     )
     for row in range(batch):
-        prompt: Prompt = [FIRST_ID + 13 * row + at for at in range(PROMPT)]
+        size = engine.model_config.vocab_size - SPARE_IDS
+        prompt: Prompt = [(FIRST_ID + 13 * row + at) % size for at in range(PROMPT)]
         engine.add_request(engine.make_request(prompt, params, stream=True))
-    times = []
+    walls, used = [], []
     while engine.has_unfinished:
-        began = time.perf_counter()
+        began, before = time.perf_counter(), time.process_time()
         engine.step()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[-(tokens - 2) :])  # without the prompt's steps
+        walls.append(time.perf_counter() - began)
+        used.append(time.process_time() - before)
+    last = slice(-(tokens - 2), None)  # without the prompt's steps
+    return statistics.median(walls[last]), statistics.median(used[last])
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -86,23 +93,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rules = {name: RULES[name] for name in RULES if args.rules is None or name in args.rules}
     rules = {"plain": {}} | rules
     with tempfile.TemporaryDirectory() as folder:
-        path = random_checkpoint(smollm2_shape(), "135M", Path(folder))
+        path = args.model or random_checkpoint(smollm2_shape(), "135M", Path(folder))
         engine = LLMEngine(
             EngineConfig(model=str(path), device="cpu", dtype=args.dtype,
                          max_num_seqs=max(args.batch, 1), reasoning_format="none")
         )  # fmt: skip
-        seconds: dict[str, list[float]] = {name: [] for name in rules}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in rules}
         for turn in range(args.rounds + 1):
             for name, rule in rules.items():
                 taken = step_seconds(engine, args.batch, args.tokens, rule)
                 if turn:  # the first warms up
                     seconds[name].append(taken)
-    result: dict[str, Any] = {"tokens": args.tokens, "batch": args.batch, "dtype": args.dtype}
+    result: dict[str, Any] = {
+        "model": args.model or "135M",
+        "tokens": args.tokens,
+        "batch": args.batch,
+        "dtype": args.dtype,
+    }
     for name, times in seconds.items():
-        ratios = [own / plain for own, plain in zip(times, seconds["plain"], strict=True)]
+        pairs = list(zip(times, seconds["plain"], strict=True))
         result[name] = {
-            "step_ms": round(1e3 * statistics.median(times), 3),
-            "ratio": round(statistics.median(ratios), 3),
+            "step_ms": round(1e3 * statistics.median(wall for wall, _ in times), 3),
+            "ratio": round(statistics.median(own[0] / plain[0] for own, plain in pairs), 3),
+            "cpu_ratio": round(statistics.median(own[1] / plain[1] for own, plain in pairs), 3),
         }
         print(f"{name}: {result[name]}", file=sys.stderr)
     return result
@@ -112,6 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the study."""
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--model", help="default: random weights in the shape of SmolLM2-135M")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rules", nargs="*", choices=list(RULES), help="default: all")
     parser.add_argument("--tokens", type=int, default=64, help="of each request")
