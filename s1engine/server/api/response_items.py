@@ -41,7 +41,7 @@ class ChatTurns:
 
     def add(self, item: JsonObject, place: str) -> None:
         """Add one item. Raises RequestError."""
-        kind = item.get("type", "message")
+        kind = item.get("type") or "message"  # null is no error
         if kind == "reasoning":
             self._reasoning += _reasoning_text(item, place)
             return
