@@ -29,5 +29,7 @@ report({
   streamed: text(final),
   tool: { name: call.name, arguments: JSON.stringify(call.input) },
   counted: count.input_tokens,
-  input_tokens: [whole.usage.input_tokens, final.usage.input_tokens],
+  input_tokens: [whole, final].map(
+    (message) => message.usage.input_tokens + message.usage.cache_read_input_tokens,
+  ),
 });

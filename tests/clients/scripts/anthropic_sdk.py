@@ -49,5 +49,8 @@ report(
     tool={"name": call.name, "arguments": json.dumps(call.input)},
     runner_text=text_of(last),
     counted=count.input_tokens,
-    input_tokens=[whole.usage.input_tokens, final.usage.input_tokens],
+    input_tokens=[
+        message.usage.input_tokens + message.usage.cache_read_input_tokens
+        for message in (whole, final)
+    ],
 )

@@ -7,10 +7,11 @@ import instructor
 from anthropic import Anthropic
 from common import KEY, MESSAGES, MODEL, URL, report
 from openai import OpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 class Size(BaseModel):
+    model_config = ConfigDict(extra="forbid")  # else any more keys may follow
     value: Literal[1, 2, 3]
     unit: Literal["cm", "m"]
 
