@@ -32,6 +32,10 @@ class EngineDeadError(RuntimeError):
     """A step of the engine failed, so this engine can serve no further request."""
 
 
+class ShuttingDownError(EngineDeadError):
+    """The server ends before the request has."""
+
+
 class RequestFailedError(RuntimeError):
     """The engine failed with this one request; other requests are not affected."""
 

@@ -1,5 +1,7 @@
-"""A bar on stderr, where the caller asks for one. Its library is imported only then."""
+"""A bar on stderr, where the caller asks for one and a person may see it. Its library is imported
+only then."""
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, cast
 
@@ -20,8 +22,8 @@ class _NoBar:
 
 
 def progress_bar(progress: bool, **options: Any) -> AbstractContextManager[ProgressBar]:
-    """A bar with tqdm's ``options``; without ``progress``, one that shows nothing."""
-    if not progress:
+    """A bar with tqdm's ``options``; without ``progress`` or a terminal, one that shows nothing."""
+    if not progress or not sys.stderr.isatty():
         return nullcontext(_NoBar())
     from tqdm import tqdm
 

@@ -18,6 +18,7 @@ from s1engine.cli.api_keys import (
     read_keys,
 )
 from s1engine.cli.engine_options import engine_options
+from s1engine.cli.other_flags import add_other_flags
 from s1engine.config import EngineConfig, parse_speculative_config
 from s1engine.engine.supervision import Supervision
 from s1engine.errors import RequestError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     Service = tuple[Any, MonitoredBackend, Admission]  # application, engine or pool
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
+BACKLOG = 2048  # connections that wait to be accepted
 CLOSE_S = 1  # for connections to close, after --shutdown-timeout for requests
 
 
@@ -129,6 +131,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "close to a known one, and name it in the header x-s1engine-ignored and in the log)",
     )
     parser.add_argument(
+        "--allowed-origins",
+        nargs="+",
+        default=[],
+        metavar="ORIGIN",
+        help="web pages that may ask from a browser, such as https://chat.example.com; '*': all "
+        "(default: only the playground)",
+    )
+    parser.add_argument(
         "--shutdown-timeout",
         type=float,
         default=10,
@@ -151,6 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_replica_flags(parser.add_argument_group("replicas, on Ray Serve"))
     parser.add_argument("--uvicorn-log-level", choices=LOG_LEVELS, default="info")
     add_flags(parser.add_argument_group("engine"), EngineConfig, skip=("model",))
+    add_other_flags(parser)
 
 
 def _add_replica_flags(group: Any) -> None:
@@ -208,28 +219,38 @@ def run(args: argparse.Namespace) -> int:
             f"${API_KEY_VARIABLE}, or pass --allow-no-api-key",
             param="host",
         )
-    check_address(args.host, args.port)
+    listeners = listen(args.host, args.port)
     signal.signal(signal.SIGTERM, _end_while_loading)
     if replicas is None:
         service = _create_single(args, config, supervision, limits, efforts, keys)
     else:
         supervision = replace(supervision, engine_restarts=0)  # Ray replaces dead replicas
         service = _create_router(args, config, supervision, limits, efforts, keys, replicas)
-    return _run_server(args, *service)
+    return _run_server(args, listeners, *service)
 
 
-def check_address(host: str, port: int) -> None:
-    """Raises OSError if the server cannot listen there: at once, not when the model is loaded."""
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Return listening sockets of all addresses of a host, on one port. Raises OSError.
+
+    The port is taken before the model loads. Until the server runs, connections wait.
+    """
+    listeners: list[socket.socket] = []
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in found:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                probe.bind(address)
+            listener = socket.socket(family, kind, protocol)
+            listeners.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            same_port = listeners[0].getsockname()[1] or address[1]
+            listener.bind((address[0], same_port, *address[2:]))
+            listener.listen(BACKLOG)
     except OSError as error:
+        for listener in listeners:
+            listener.close()
         raise OSError(error.errno, f"cannot listen on {host} port {port}: {error}") from error
+    return listeners
 
 
 def _end_while_loading(*_: object) -> NoReturn:
@@ -266,6 +287,7 @@ def _create_single(
         timeout=args.request_timeout,
         tracing=tracing,
         strict_fields=args.strict_fields,
+        allowed_origins=args.allowed_origins,
         max_stored_bytes=_num_bytes(args.response_store_mb),
     )
     return app, engine, admission
@@ -312,11 +334,15 @@ def _create_router(
         resolve_config(config)
     pool = RayReplicaPool(replicas, options)
     admission = Admission(LIMITS)
-    return (
-        create_router(pool, admission, keys, options.max_body_bytes, options.max_buffered_bytes),
+    router = create_router(
         pool,
         admission,
+        keys,
+        options.max_body_bytes,
+        options.max_buffered_bytes,
+        args.allowed_origins,
     )
+    return router, pool, admission
 
 
 def _num_bytes(mib: float) -> int:
@@ -328,7 +354,11 @@ def _private_prefixes(args: argparse.Namespace, keys: Sequence[str]) -> bool:
 
 
 def _run_server(
-    args: argparse.Namespace, app: Any, backend: "MonitoredBackend", admission: "Admission"
+    args: argparse.Namespace,
+    listeners: Sequence[socket.socket],
+    app: Any,
+    backend: "MonitoredBackend",
+    admission: "Admission",
 ) -> int:
     import uvicorn
 
@@ -340,7 +370,8 @@ def _run_server(
         uvicorn.Config(
             app,
             host=args.host,
-            port=args.port,
+            port=listeners[0].getsockname()[1],
+            backlog=BACKLOG,
             http=BoundedProtocol,
             log_level=args.uvicorn_log_level,
             proxy_headers=False,  # any client could write X-Forwarded-For into the access log
@@ -351,8 +382,8 @@ def _run_server(
         admission,
         args.shutdown_timeout,
     )
-    with contextlib.suppress(SystemExit):  # of uvicorn, which has logged why it cannot listen
-        server.run()
+    with contextlib.suppress(SystemExit):  # of uvicorn, which has logged why it cannot start
+        server.run(sockets=[*listeners])
     if not server.started:
         return FAILED
     return DONE if backend.failure is None else ENGINE_DIED

@@ -30,7 +30,13 @@ from s1engine.engine.request import Request, id_is_taken
 from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.engine.request_output import RequestOutputBuilder, StreamEvent
 from s1engine.engine.supervision import EngineWatchdog, RestartBudget, Supervision, Suspects
-from s1engine.errors import EngineDeadError, ModelError, RequestError, RequestFailedError
+from s1engine.errors import (
+    EngineDeadError,
+    ModelError,
+    RequestError,
+    RequestFailedError,
+    ShuttingDownError,
+)
 from s1engine.models.model_path import resolve_model
 from s1engine.outputs import RequestOutput, RowLogprobs
 
@@ -128,6 +134,12 @@ class ProcessEngineClient:
     def stats(self) -> EngineStats:
         """At most a second old."""
         return self._stats
+
+    def end_requests(self) -> None:
+        """Ends all streams with ShuttingDownError; the engine goes on."""
+        error = ShuttingDownError("the server shuts down")
+        for stream in self._streams.values():
+            stream.fail(error)
 
     async def shutdown(self) -> None:
         """Ends the process after its present step; open streams end with EngineDeadError."""
@@ -340,7 +352,7 @@ class _RequestStream:
     async def next_events(self) -> list[StreamEvent]:
         """Waits for records, and returns the events of all that arrived since the last call."""
         while not (records := self._collector.collect(self.builder.request.number)):
-            if isinstance(self._failure, RequestFailedError):
+            if isinstance(self._failure, RequestFailedError | ShuttingDownError):
                 raise self._failure
             if self._failure is not None:
                 raise EngineDeadError("the engine has stopped") from self._failure

@@ -4,44 +4,36 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
-from pydantic import ValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from s1engine import __version__
 from s1engine.checks import shown
 from s1engine.engine.client import EngineClient
-from s1engine.errors import EngineDeadError, RequestError, RequestFailedError
-from s1engine.server.admission import MAX_QUEUED, Admission, ClientLimits, NotAdmitted
-from s1engine.server.anthropic_errors import AnthropicErrors, asks_for_anthropic, rewrite
+from s1engine.errors import RequestError
+from s1engine.server.admission import MAX_QUEUED, Admission, ClientLimits
+from s1engine.server.anthropic_errors import AnthropicErrors, asks_for_anthropic
 from s1engine.server.api.anthropic import CountTokensRequest, MessagesRequest
 from s1engine.server.api.anthropic_formatter import MessagesFormatter
 from s1engine.server.api.chat_completions import ChatFormatter, ChatRequest
 from s1engine.server.api.completions import CompletionFormatter, CompletionRequest
-from s1engine.server.api.request_fields import first_error
-from s1engine.server.api.response_formatter import Json, error_object
+from s1engine.server.api.response_formatter import Json
 from s1engine.server.api.thinking_fields import EFFORTS
 from s1engine.server.api.tokenization import DetokenizeRequest, TokenizeRequest
 from s1engine.server.body_route import BodyRoute
 from s1engine.server.buffer_budget import MAX_BUFFERED_BYTES, BufferBudget
+from s1engine.server.docs_page import docs_page
+from s1engine.server.error_handlers import add_error_handlers, error_response
 from s1engine.server.fair_threads import FairThreadPool
-from s1engine.server.generation import (
-    Generation,
-    RequestTimeoutError,
-    check_model,
-    client_of,
-)
+from s1engine.server.generation import Generation, check_model, client_of
 from s1engine.server.json_pieces import JsonResponse
 from s1engine.server.metrics import Metrics
 from s1engine.server.middleware import (
@@ -50,6 +42,7 @@ from s1engine.server.middleware import (
     ApiKey,
     BodyLimit,
     RequestId,
+    cors_options,
 )
 from s1engine.server.request_notes import NotesHeaders
 from s1engine.server.response_routes import ResponseRoutes
@@ -58,9 +51,7 @@ from s1engine.server.streaming import unless_disconnected
 from s1engine.server.tracing import Tracing
 
 MAX_TOKENIZING = 2  # requests of /tokenize and /detokenize at once
-STATUS = {"model_not_found": 404, "priority_not_allowed": 403}  # of a RequestError; others: 400
-RESTART_RETRY_AFTER_S = 5  # until another engine may run
-CLIENT_CLOSED_REQUEST = 499  # for the log: no client reads it
+Handler = Callable[..., Awaitable[Response]]
 PLAYGROUND = Path(__file__).parent / "playground"
 # The page loads nothing from elsewhere, and a model's text can run nothing.
 PAGE_POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
@@ -78,6 +69,7 @@ def create_app(
     timeout: float | None = None,
     tracing: Tracing | None = None,
     strict_fields: bool = False,
+    allowed_origins: Sequence[str] = (),
     max_stored_bytes: int = MAX_STORED_BYTES,
 ) -> FastAPI:
     """Return the ASGI application, which starts and shuts down ``engine``.
@@ -94,6 +86,7 @@ def create_app(
         tracing: records requests; None: no traces.
         strict_fields: a field that is not known is an error; else it is ignored, and named in the
             response's headers and in the log.
+        allowed_origins: of web pages that may ask from a browser; ``*``: all.
         max_stored_bytes: of responses that clients may refer to; 0: none is stored.
     """
     traces = tracing or Tracing()
@@ -110,7 +103,9 @@ def create_app(
         await asyncio.to_thread(traces.shutdown)
 
     budget = BufferBudget(max_buffered_bytes)
-    app = FastAPI(title="s1engine", version=__version__, lifespan=lifespan)
+    app = FastAPI(
+        title="s1engine", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     app.router.route_class = BodyRoute
     handlers = Handlers(engine, admission, efforts, timeout, traces, private_prefixes, budget)
     app.add_api_route("/v1/chat/completions", handlers.chat, methods=["POST"])
@@ -120,24 +115,36 @@ def create_app(
     _add_response_routes(
         app, ResponseRoutes(handlers.generation, ResponseStore(max_stored_bytes), max_body_bytes)
     )
-    app.add_api_route("/v1/models", handlers.models, methods=["GET"])
-    app.add_api_route("/v1/models/{name:path}", handlers.model, methods=["GET"])
+    _add_get(app, "/v1/models", handlers.models)
+    _add_get(app, "/v1/models/{name:path}", handlers.model)
     app.add_api_route("/v1/requests/{name}/end_thinking", handlers.end_thinking, methods=["POST"])
     app.add_api_route("/tokenize", handlers.tokenize, methods=["POST"])
     app.add_api_route("/detokenize", handlers.detokenize, methods=["POST"])
-    app.add_api_route("/health", handlers.health, methods=["GET"])
-    app.add_api_route("/", handlers.playground, methods=["GET"], include_in_schema=False)
+    _add_get(app, "/health", handlers.health)
+    _add_get(app, "/", handlers.playground, documented=False)
     app.mount(PAGE_FILES, StaticFiles(directory=PLAYGROUND))
-    app.add_api_route("/version", handlers.version, methods=["GET"])
-    app.add_api_route("/metrics", handlers.metrics, methods=["GET"])
-    _add_error_handlers(app)
+    _add_get(app, "/version", handlers.version)
+    _add_get(app, "/metrics", handlers.metrics)
+    _add_get(app, "/docs", functools.partial(_docs, app), documented=False)
+    add_error_handlers(app)
     app.add_middleware(NotesHeaders, strict=strict_fields)
     app.add_middleware(BodyLimit, budget=budget, max_bytes=max_body_bytes)
     if api_keys:
         app.add_middleware(ApiKey, keys=api_keys)
     app.add_middleware(AnthropicErrors)
     app.add_middleware(RequestId)
+    if allowed_origins:
+        app.add_middleware(CORSMiddleware, **cors_options(allowed_origins))
     return app
+
+
+def _add_get(app: FastAPI, path: str, handler: Handler, documented: bool = True) -> None:
+    app.add_api_route(path, handler, methods=["GET"], include_in_schema=documented)
+    app.add_api_route(path, handler, methods=["HEAD"], include_in_schema=False)
+
+
+async def _docs(app: FastAPI) -> Response:
+    return HTMLResponse(docs_page(app.openapi()))
 
 
 def _add_response_routes(app: FastAPI, routes: ResponseRoutes) -> None:
@@ -219,7 +226,9 @@ class Handlers:
     async def end_thinking(self, name: str) -> Response:
         """Make a live request, named by the id in its response, stop thinking and answer now."""
         if not self._engine.end_thinking(name):
-            return _error(404, f"there is no live request {shown(name)}", "not_found_error", "name")
+            return error_response(
+                404, f"there is no live request {shown(name)}", "not_found_error", "name"
+            )
         return JSONResponse({"id": name, "object": "request", "ending": True})
 
     # --- the rest ---
@@ -314,62 +323,3 @@ class Handlers:
     async def version(self) -> Response:
         """Return the engine's version."""
         return JSONResponse({"version": __version__})
-
-
-def _error(
-    status: int, message: str, kind: str, param: str | None = None, code: str | None = None
-) -> JSONResponse:
-    return JSONResponse(error_object(message, kind, param, code), status_code=status)
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    """Return every error as OpenAI's error object."""
-    kind = "invalid_request_error"
-
-    async def refused(_: Request, error: Any) -> Response:
-        status = STATUS.get(error.code, 400)
-        return _error(status, str(error), kind, error.param, error.code)
-
-    async def malformed(_: Request, error: Any) -> Response:
-        first = first_error(error.errors())
-        return _error(400, str(first), kind, first.param, first.code)
-
-    async def by_status(_: Request, error: Any) -> Response:
-        return _error(error.status_code, str(error.detail), kind)
-
-    async def later(_: Request, error: Any) -> Response:
-        answer = _error(error.status, str(error), "overloaded_error", code=error.code)
-        answer.headers["retry-after"] = str(error.retry_after)
-        return answer
-
-    async def late(_: Request, error: Any) -> Response:
-        return _error(504, str(error), "server_error", code="request_timeout")
-
-    async def dead(_: Request, error: Any) -> Response:
-        answer = _error(503, str(error), "server_error", code="engine_dead")
-        answer.headers["retry-after"] = str(RESTART_RETRY_AFTER_S)
-        return answer
-
-    async def failed(_: Request, error: Any) -> Response:
-        return _error(500, str(error), "server_error", code="request_failed")
-
-    async def left(_: Request, error: Any) -> Response:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-
-    async def broken(http: Request, error: Any) -> Response:
-        answer = _error(500, "internal error", "server_error")
-        if not asks_for_anthropic(http.scope):
-            return answer
-        name = http.scope.get("state", {}).get("request_id", "")  # outside of the middleware
-        return Response(rewrite(bytes(answer.body), 500, name), 500, media_type="application/json")
-
-    app.add_exception_handler(RequestError, refused)
-    app.add_exception_handler(RequestValidationError, malformed)
-    app.add_exception_handler(ValidationError, malformed)
-    app.add_exception_handler(HTTPException, by_status)
-    app.add_exception_handler(NotAdmitted, later)
-    app.add_exception_handler(RequestTimeoutError, late)
-    app.add_exception_handler(EngineDeadError, dead)
-    app.add_exception_handler(RequestFailedError, failed)
-    app.add_exception_handler(ClientDisconnect, left)
-    app.add_exception_handler(Exception, broken)

@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_type_hints
 
 import msgspec
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
+from s1engine.checks import shown
 from s1engine.errors import RequestError
 
+JSON_TYPE = "application/json"
 LARGE_BODY_BYTES = 64 * 2**10
 
 _parser = ThreadPoolExecutor(1, "s1engine-json")
@@ -36,8 +38,8 @@ class ParsedRequest(Request):
 class BodyRoute(APIRoute):
     """A route of FastAPI whose handler takes ``body``, a model, and maybe ``http``, the request.
 
-    A body of JSON goes to model and handler directly, because FastAPI's own way is long. For all
-    others FastAPI says what is wrong. A large body is parsed by a thread.
+    A body goes to model and handler directly, because FastAPI's own way is long. If it is not JSON,
+    FastAPI says what is wrong. A large body is parsed by a thread.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -50,10 +52,9 @@ class BodyRoute(APIRoute):
 
         async def handle_body(request: Request) -> Response:
             body = await request.body()
+            check_content_type(request.headers.get("content-type", ""))
             if len(body) > LARGE_BODY_BYTES:
                 request = ParsedRequest(request, body, await parse(body))
-            if not request.headers.get("content-type", "").startswith("application/json"):
-                return await handle(request)
             try:
                 value = await request.json()
             except (ValueError, RecursionError):
@@ -63,6 +64,14 @@ class BodyRoute(APIRoute):
             return response
 
         return handle_body
+
+
+def check_content_type(given: str) -> None:
+    """Raises HTTPException 415 unless a body is said to be JSON."""
+    kind = given.partition(";")[0].strip().lower()
+    if kind != JSON_TYPE and not (kind.startswith("application/") and kind.endswith("+json")):
+        what = f"is {shown(given)}" if given else "is missing"
+        raise HTTPException(415, f"the header Content-Type {what}; it must be {JSON_TYPE}")
 
 
 async def parse(body: bytes) -> Any:

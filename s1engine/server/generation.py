@@ -25,7 +25,13 @@ from s1engine.engine.client import EngineClient
 from s1engine.engine.grammar_limits import MAX_TRIALS
 from s1engine.engine.grammar_validator import UntriedGrammarError
 from s1engine.engine.request import Request
-from s1engine.errors import EngineDeadError, RequestError, RequestFailedError, TryAgainError
+from s1engine.errors import (
+    EngineDeadError,
+    RequestError,
+    RequestFailedError,
+    ShuttingDownError,
+    TryAgainError,
+)
 from s1engine.outputs import RequestOutput
 from s1engine.server.admission import RETRY_AFTER_S, Admission, NotAdmitted, Ticket
 from s1engine.server.api.chat_completions import ChatRequest
@@ -254,6 +260,7 @@ class Generation:
         except BaseException as error:  # a disconnect is one too
             if isinstance(error, RequestFailedError):
                 self._metrics.count_refused("request_failed")
+            self._metrics.count_aborted(_reason(error))
             trace.fail(error)
             raise
 
@@ -282,13 +289,25 @@ class Generation:
                             yield line
             last = formatter.end_events(finished)
         except EngineDeadError as error:
-            last = formatter.error_events(str(error), "engine_dead")
+            ends = isinstance(error, ShuttingDownError)
+            last = formatter.error_events(str(error), "shutdown" if ends else "engine_dead")
         except RequestFailedError as error:
             last = formatter.error_events(str(error), "request_failed")
         except RequestTimeoutError as error:
             last = formatter.error_events(str(error), "request_timeout")
         for line in last:
             yield line
+
+
+def _reason(error: BaseException) -> str:
+    """Why a running request has no output, for the metrics."""
+    if isinstance(error, RequestTimeoutError):
+        return "timeout"
+    if isinstance(error, ShuttingDownError):
+        return "shutdown"
+    if isinstance(error, EngineDeadError | RequestFailedError):
+        return "engine"
+    return "disconnect"  # the request was cancelled
 
 
 async def _in_time(work: Coroutine[Any, Any, T], arrival: float, seconds: float | None) -> T:

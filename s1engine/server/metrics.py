@@ -63,6 +63,7 @@ class Metrics:
         self._refused = self._counters(
             "requests_refused", "Requests not let in, or failed.", "code"
         )
+        self._aborted = self._counters("requests_aborted", "Requests cut while they ran.", "reason")
         self._thinking = self._histogram("request_thinking_tokens", "Of a sample.", TOKENS)
         self._used = self._histogram(
             "thinking_budget_utilization", "Thinking tokens over the effective budget.", SHARES
@@ -98,6 +99,11 @@ class Metrics:
     def count_refused(self, code: str) -> None:
         """Count a request that was not admitted, or that failed in the engine."""
         self._refused(code).inc()
+
+    def count_aborted(self, reason: str) -> None:
+        """Count a request that ended before its output: ``disconnect``, ``timeout``, ``shutdown``
+        or ``engine``."""
+        self._aborted(reason).inc()
 
     def _observe_thinking(self, sample: CompletionOutput) -> None:
         used = sample.thinking

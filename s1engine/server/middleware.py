@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,7 +20,8 @@ MAX_BODY_BYTES = 4 * 2**20
 MAX_BRACKETS = 2**17  # opening ones: each may be a list or an object to allocate
 MAX_QUOTES = 2**17  # not escaped: each string, a key too, has at least one
 VALUE_BYTES = 64  # of a parsed value beside its text: a list, an object, a number and its place
-OPEN_PATHS = ("/health", "/")  # the page holds no secrets and asks for the key itself
+OPEN_PATHS = ("/health", "/", "/docs")  # pages hold no secrets; the playground asks for the key
+EXPOSED = ("x-request-id", "request-id", "retry-after", "x-s1engine-ignored", "x-s1engine-lowered")
 PAGE_FILES = "/playground/"  # beginning of the paths of its files
 
 
@@ -46,8 +48,9 @@ class ApiKey:
 
     def _client(self, headers: dict[bytes, bytes]) -> str | None:
         """Return the number of the request's key; the time does not depend on the key."""
-        given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        given = given or headers.get(b"x-api-key", b"")
+        scheme, _, token = headers.get(b"authorization", b"").strip().partition(b" ")
+        given = token.strip() if scheme.lower() == b"bearer" else b""
+        given = given or headers.get(b"x-api-key", b"").strip()
         client = None
         for number, key in enumerate(self._keys):
             if hmac.compare_digest(given, key):
@@ -58,6 +61,17 @@ class ApiKey:
 def is_open(path: str) -> bool:
     """Does a path need no API key?"""
     return path in OPEN_PATHS or path.startswith(PAGE_FILES)
+
+
+def cors_options(origins: Sequence[str]) -> dict[str, Any]:
+    """Return the options of Starlette's middleware for pages of these origins. No cookies: clients
+    send their key in a header."""
+    return {
+        "allow_origins": [*origins],
+        "allow_methods": ["GET", "POST", "DELETE"],
+        "allow_headers": ["*"],
+        "expose_headers": [*EXPOSED],
+    }
 
 
 class RequestId:

@@ -1,7 +1,8 @@
 """The server process: how it drains and shuts down.
 
 After SIGTERM or SIGINT the server rejects new requests and gives running ones
-``--shutdown-timeout`` seconds; a second signal ends it at once. A dead engine ends the server after
+``--shutdown-timeout`` seconds; then their streams end with an error. A second signal ends it at
+once. A dead engine ends the server after
 a few seconds, during which /health reports it.
 """
 
@@ -29,6 +30,9 @@ class MonitoredBackend(Protocol):
     def failure(self) -> BaseException | None:
         """What ended it, unless it was shut down."""
 
+    def end_requests(self) -> None:
+        """End what runs after the time to drain, with an error that clients see."""
+
 
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains before it exits.
@@ -55,6 +59,8 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._backend.on_failure = lambda: self._end_by(self._linger())
         await super().startup(sockets)
+        if sockets is not None:
+            self._log_started_message(sockets)
         self._manager.notify("READY=1")
 
     async def on_tick(self, counter: int) -> bool:
@@ -77,6 +83,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain(self) -> None:
         await self._admission.drain(self._shutdown_timeout)
+        self._backend.end_requests()
         self.should_exit = True
 
     async def _linger(self) -> None:

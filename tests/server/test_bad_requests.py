@@ -79,7 +79,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETION, {"prompt": [["x"]]}, "prompt"),
     (COMPLETION, {"prompt": ["x"] * 1000}, "prompt"),
     (COMPLETION, {"logprobs": 30}, "logprobs"),
-    (COMPLETION, {"echo": True}, "echo"),
+    (COMPLETION, {"echo": 1}, "echo"),
     (COMPLETION, {"suffix": "x"}, "suffix"),
     (COMPLETION, {"best_of": 4}, "best_of"),
     ("/tokenize", {"prompt": None}, "prompt"),

@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from s1engine import cli
-from s1engine.cli.serve import check_address
+from s1engine.cli.serve import listen
 from tests.server.conftest import Served, launch_server, start_server
 
 CHAT = "/v1/chat/completions"
@@ -164,7 +164,10 @@ def test_a_port_in_use_is_reported_before_the_model_is_loaded(
         assert cli.main(["serve", "no/such/model", "--host", host, "--port", str(port)]) == 1
     message = capsys.readouterr().err
     assert f"cannot listen on {host} port {port}" in message and "in use" in message
-    check_address(host, port)  # free at once
+    free = listen(host, port)  # at once
+    assert {listener.getsockname()[1] for listener in free} == {port}
+    for listener in free:
+        listener.close()
 
 
 def test_sigterm_while_loading_leaves_no_process_behind() -> None:
@@ -178,6 +181,35 @@ def test_sigterm_while_loading_leaves_no_process_behind() -> None:
         while True:
             os.killpg(process.pid, 0)
             time.sleep(0.05)
+
+
+def test_sigterm_ends_what_runs_too_long_with_an_error() -> None:
+    process, url, log = start_server("--dtype", "float32", "--shutdown-timeout", "0.1")
+    with httpx.Client(base_url=url, timeout=60) as client:
+        stream = Stream(client, LONG)
+        process.send_signal(signal.SIGTERM)
+        assert stream.join()[-1]["error"]["code"] == "shutdown"
+        assert process.wait(60) == 0
+    assert "Traceback" not in "".join(log)
+
+
+def test_a_connection_made_while_the_model_loads_waits() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = launch_server(subprocess.DEVNULL, None, "--port", str(port))
+    try:
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                early = socket.create_connection(("127.0.0.1", port))
+                break
+            assert process.poll() is None
+            time.sleep(0.005)
+        early.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert early.recv(100).startswith(b"HTTP/1.1 200")
+        early.close()
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
 
 
 def test_sigterm_finishes_the_open_request_and_rejects_new_ones() -> None:

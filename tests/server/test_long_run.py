@@ -12,6 +12,8 @@ import pytest
 from s1engine.config import EngineConfig
 from s1engine.engine.async_engine import AsyncLLMEngine
 from s1engine.runner import input_batch
+from s1engine.server import error_handlers, request_notes
+from s1engine.server.api.field_rules import nearest
 from s1engine.server.app import create_app
 
 ROUNDS = 30
@@ -39,6 +41,7 @@ def bodies(i: int) -> list[tuple[str, dict[str, Any]]]:
 
 def objects() -> Counter[str]:
     urllib.parse.clear_cache()
+    nearest.cache_clear()  # bounded
     gc.collect()
     return Counter(type(obj).__qualname__ for obj in gc.get_objects())
 
@@ -46,6 +49,8 @@ def objects() -> Counter[str]:
 def test_requests_leave_no_objects_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the recorded steps and the views, which are kept by size of a step, up to a bound."""
     monkeypatch.setattr(input_batch, "CACHED_VIEWS", 0)
+    for module in (error_handlers, request_notes):
+        monkeypatch.setattr(module.logger, "disabled", True)  # pytest keeps its lines
 
     async def main() -> None:
         config = EngineConfig(dtype="float32", max_num_seqs=8, enforce_eager=True)

@@ -211,6 +211,18 @@ def test_the_events_joined_are_the_whole_message(
     assert joined(events) == formatter().format_response([finished])
 
 
+@given(st.integers(0, 3), st.sampled_from(["", "So: "]), st.integers(1, 30))
+def test_a_call_that_is_cut_takes_no_other_call_along(calls: int, before: str, size: int) -> None:
+    call = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+    cut = '<tool_call>\n{"name": "f", "arguments": {"a": "a text that is long"}}'[: size + 35]
+    message = MessagesFormatter(ResponseHead("msg_1", 0, "m", 2), 1, True, False, True)
+    content = message.format_response([output(before + call * calls + cut, None)])["content"]
+    kept = [block["input"] for block in content if block["type"] == "tool_use"]
+    assert kept == [{"a": 1}] * calls
+    assert content[-1]["type"] == "text" and content[-1]["text"].endswith(cut)
+    assert not before or content[0]["text"].startswith(before if not calls else before.rstrip())
+
+
 def joined(events: list[dict[str, Any]]) -> dict[str, Any]:
     """The message that a client makes of the events."""
     message: dict[str, Any] = {}

@@ -28,7 +28,8 @@ pytest.importorskip("ray.serve", reason="replicas need Ray: pip install 's1engin
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 VOLATILE = {"id", "created", "created_at", "completed_at"}
-VOLATILE |= {"cached_tokens", "cache_read_input_tokens"}
+VOLATILE |= {"cached_tokens", "cache_read_input_tokens", "input_tokens"}
+VOLATILE |= {"store"}  # replicas store no response
 SETTLE_S = 120
 LONG = 1500  # thinking tokens
 

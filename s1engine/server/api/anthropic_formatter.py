@@ -1,7 +1,7 @@
 """Responses of Anthropic's API: a message of blocks, or its events.
 
 Thinking is a block before the text, tool calls are blocks after it. Without a stream, a call whose
-arguments are not a JSON object stays text.
+arguments are not a JSON object is text; the calls beside it stay calls.
 """
 
 import json
@@ -12,6 +12,7 @@ from s1engine.outputs import CompletionOutput, RequestOutput
 from s1engine.server.api.block_formatter import BlockResponseFormatter
 from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_usage
 from s1engine.server.api.tool_call_parser import CallBegin, ToolCall
+from s1engine.tool_prompt import OPEN
 
 STOP_REASONS = {
     "stop": "end_turn",
@@ -47,18 +48,20 @@ class MessagesFormatter(BlockResponseFormatter):
             content.append({"type": "thinking", "thinking": text, "signature": SIGNATURE})
         blocks = self.answer_blocks(sample.text)
         calls = [block for block in blocks if isinstance(block, ToolCall)]
-        inputs = [_object(call.arguments) for call in calls]
-        if None in inputs:
-            blocks, calls = [sample.text], []
+        if calls and all(_object(call.arguments) is None for call in calls):
+            blocks = [sample.text]
         num_calls = 0
         for block in blocks:
             if isinstance(block, str):
-                content.append({"type": "text", "text": block})
+                _add_text(content, block)
+                continue
+            arguments = _object(block.arguments)
+            if arguments is None:
+                _add_text(content, _as_text(block))
             else:
-                tool_use = self._tool_use(num_calls, block.name)
-                content.append(tool_use | {"input": inputs[num_calls]})
-                num_calls += 1
-        self._called = bool(calls)
+                content.append(self._tool_use(num_calls, block.name) | {"input": arguments})
+                self._called = True
+            num_calls += 1
         return self._message(content, self._reason(sample)) | {"usage": _usage(output)}
 
     def _tool_use(self, index: int, name: str) -> Json:
@@ -135,6 +138,19 @@ class MessagesFormatter(BlockResponseFormatter):
 
 def _event(kind: str, **fields: Any) -> bytes:
     return sse({"type": kind, **fields}, kind)
+
+
+def _add_text(content: list[Json], text: str) -> None:
+    """Append a block of text, or extend the last one."""
+    if content and content[-1]["type"] == "text":
+        content[-1]["text"] += text
+    else:
+        content.append({"type": "text", "text": text})
+
+
+def _as_text(call: ToolCall) -> str:
+    """Write a call whose arguments are no object as the model began it."""
+    return f'{OPEN}\n{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}'
 
 
 def _object(text: str) -> Json | None:

@@ -114,6 +114,9 @@ class RayReplicaPool:
             raise EngineDeadError("the replicas cannot be reached") from error
         self._watcher = asyncio.ensure_future(self._watch())
 
+    def end_requests(self) -> None:
+        """Does nothing: replicas end their requests when they are stopped."""
+
     async def shutdown(self) -> None:
         """End the replicas, and Ray if it was started for them."""
         self._watcher.cancel()

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
@@ -27,7 +28,13 @@ from s1engine.server.anthropic_errors import AnthropicErrors
 from s1engine.server.api.response_formatter import DONE, error_object, sse
 from s1engine.server.buffer_budget import MAX_BUFFERED_BYTES, BufferBudget
 from s1engine.server.metrics import PREFIX
-from s1engine.server.middleware import MAX_BODY_BYTES, ApiKey, BodyLimit, RequestId
+from s1engine.server.middleware import (
+    MAX_BODY_BYTES,
+    ApiKey,
+    BodyLimit,
+    RequestId,
+    cors_options,
+)
 from s1engine.server.router.affinity import PrefixHashes, prefix_hashes
 from s1engine.server.router.proxy import ForwardedRequest, ReplicaLostError, forwarded_request
 from s1engine.server.streaming import unless_disconnected
@@ -73,6 +80,7 @@ def create_router(
     api_keys: Sequence[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
     max_buffered_bytes: int = MAX_BUFFERED_BYTES,
+    allowed_origins: Sequence[str] = (),
 ) -> Starlette:
     """Return the ASGI application in front of a pool, which it starts and shuts down."""
 
@@ -86,6 +94,8 @@ def create_router(
     budget = BufferBudget(max_buffered_bytes)
     limit = Middleware(BodyLimit, budget=budget, max_bytes=max_body_bytes)
     keys = [Middleware(ApiKey, keys=api_keys)] if api_keys else []
+    origins = [Middleware(CORSMiddleware, **cors_options(allowed_origins))]
+    first = [*(origins if allowed_origins else ()), Middleware(RequestId)]
     return Starlette(
         lifespan=lifespan,
         routes=[
@@ -94,7 +104,7 @@ def create_router(
             Route("/v1/requests/{name}/end_thinking", router.end_thinking, methods=["POST"]),
             Mount("/", router.forward),
         ],
-        middleware=[Middleware(RequestId), Middleware(AnthropicErrors), *keys, limit],
+        middleware=[*first, Middleware(AnthropicErrors), *keys, limit],
     )
 
 
