@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+NO_THREADS = "thread_unsupported_request"  # by which Anthropic's clients go on without threads
 PREFIX = "/v1/messages"
 MODELS = "/v1/models"  # of both APIs: a header tells them apart
 VERSION, REQUEST_ID, LENGTH = b"anthropic-version", b"request-id", b"content-length"
@@ -80,4 +81,6 @@ def rewrite(body: bytes, status: int, request_id: str) -> bytes:
         return body
     kind = KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
     own = {"type": kind, "message": message, **more}
+    if more["code"] == NO_THREADS:
+        own["details"] = {"error_code": NO_THREADS, "unsupported": [more["param"]]}
     return json.dumps({"type": "error", "error": own, "request_id": request_id}).encode()

@@ -208,8 +208,7 @@ class Handlers:
         chat = body.to_chat()
         formatter = functools.partial(
             MessagesFormatter,
-            calls=bool(chat.offered),
-            once=chat.ends_with_call,
+            parser=chat.create_parser(),
             shows_thinking=body.shows_thinking,
         )
         return await self.generation.generate_response(chat, http, "msg_", formatter)

@@ -51,8 +51,7 @@ class ResponseRoutes:
             ResponsesFormatter,
             body=body,
             tools=tools,
-            calls=bool(chat.offered),
-            once=chat.ends_with_call,
+            parser=chat.create_parser(),
             store=functools.partial(self._keep, client, body) if keeps else None,
         )
         return await self._generation.generate_response(chat, http, "resp_", formatter)

@@ -18,7 +18,7 @@ from s1engine.server.api.tool_call_parser import (
     OPEN,
     ParsedAnswer,
     ToolCallParser,
-    parse_tool_calls,
+    parse_answer,
 )
 from s1engine.tokenizer import IncrementalDetokenizer, Tokenizer
 from tests.fuzz.target import Target
@@ -85,7 +85,7 @@ def run(data: bytes) -> None:
     first = min((text.find(stop) for stop in STOPS if stop in text), default=len(text))
     assert _find_stop([text]) == text[:first]
     if OPEN not in text:
-        assert parse_tool_calls(text) == ParsedAnswer(text)
+        assert parse_answer(ToolCallParser(), text) == ParsedAnswer(text)
     ids = tuple(_tokenizer().encode(text))
     _check(_decode, ids, size)
     _check(_read_channels, ids, size)

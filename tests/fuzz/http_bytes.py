@@ -17,7 +17,8 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from s1engine.server.app import CLIENT_CLOSED_REQUEST, create_app
+from s1engine.server.app import create_app
+from s1engine.server.error_handlers import CLIENT_CLOSED_REQUEST
 from s1engine.server.http_protocol import BoundedProtocol
 from tests.fuzz.echo_engine import EchoEngine
 from tests.fuzz.target import Target

@@ -18,6 +18,7 @@ from s1engine.server.anthropic_errors import KINDS, rewrite
 from s1engine.server.api.anthropic_blocks import to_messages
 from s1engine.server.api.anthropic_formatter import MessagesFormatter
 from s1engine.server.api.response_formatter import ResponseHead, error_object
+from s1engine.server.api.tool_call_parser import ToolCallParser
 from s1engine.server.app import create_app
 from tests.server.conftest import KEY
 from tests.server.test_tools import SCHEMA
@@ -196,7 +197,7 @@ def test_the_events_joined_are_the_whole_message(
     finished = output(text, reasoning)
 
     def formatter() -> MessagesFormatter:
-        return MessagesFormatter(ResponseHead("msg_1", 0, "m", 2), 1, True, False, shows)
+        return MessagesFormatter(ResponseHead("msg_1", 0, "m", 2), 1, ToolCallParser(), shows)
 
     stream = formatter()
     raw = [*stream.begin_events()]
@@ -215,7 +216,7 @@ def test_the_events_joined_are_the_whole_message(
 def test_a_call_that_is_cut_takes_no_other_call_along(calls: int, before: str, size: int) -> None:
     call = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
     cut = '<tool_call>\n{"name": "f", "arguments": {"a": "a text that is long"}}'[: size + 35]
-    message = MessagesFormatter(ResponseHead("msg_1", 0, "m", 2), 1, True, False, True)
+    message = MessagesFormatter(ResponseHead("msg_1", 0, "m", 2), 1, ToolCallParser(), True)
     content = message.format_response([output(before + call * calls + cut, None)])["content"]
     kept = [block["input"] for block in content if block["type"] == "tool_use"]
     assert kept == [{"a": 1}] * calls
@@ -278,6 +279,21 @@ def test_errors_have_anthropics_shape(run: Callable[[Test], None]) -> None:
                 assert body["type"] == "error" and body["error"]["type"] == KINDS[status]
                 assert words in body["error"]["message"]
                 assert body["request_id"] == answer.headers["request-id"]
+
+    run(test)
+
+
+def test_clients_are_told_to_go_on_without_threads(run: Callable[[Test], None]) -> None:
+    async def test(http: httpx.AsyncClient, engine: Scripted) -> None:
+        for thread in ({"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}):
+            body = {"messages": CHAT, "max_tokens": 9, "thread": thread}
+            answer = await http.post(MESSAGES, json=body)
+            assert answer.status_code == 400
+            details = answer.json()["error"]["details"]
+            assert details == {
+                "error_code": "thread_unsupported_request",
+                "unsupported": ["thread"],
+            }
 
     run(test)
 

@@ -21,6 +21,7 @@ from s1engine.server.api.response_formatter import ResponseHead
 from s1engine.server.api.response_tools import ResponseTools
 from s1engine.server.api.responses import ENCRYPTED, ResponsesChat, ResponsesRequest
 from s1engine.server.api.responses_formatter import ResponsesFormatter
+from s1engine.server.api.tool_call_parser import ToolCallParser
 from s1engine.server.buffer_budget import BufferBudget, BufferLease
 from s1engine.server.request_notes import NOTES, RequestNotes
 from s1engine.server.response_routes import ResponseRoutes
@@ -77,7 +78,7 @@ def formatter(include: list[str]) -> ResponsesFormatter:
     tools: list[Any] = [ADD, PATCH, GROUP]
     body = ResponsesRequest(input="a", tools=tools, include=include)
     head = ResponseHead("resp_1", 1, "m")
-    return ResponsesFormatter(head, 1, body, ResponseTools(tools), calls=True, once=False)
+    return ResponsesFormatter(head, 1, body, ResponseTools(tools), parser=ToolCallParser())
 
 
 def rebuilt(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from s1engine.server.api.tool_call_parser import (
     Piece,
     ToolCall,
     ToolCallParser,
-    parse_tool_calls,
+    parse_answer,
 )
 
 JSON: Any = st.recursive(
@@ -59,7 +59,7 @@ def test_calls_are_parsed_however_the_text_is_cut(
     wanted = [call for _, call in parts if call is not None]
     said, pieces = by_pieces(text, cuts)
     assert said.calls == wanted
-    assert said == parse_tool_calls(text)
+    assert said == parse_answer(ToolCallParser(), text)
     plain = "".join(written for written, call in parts if call is None)
     assert "".join(said.text.split()) == "".join(plain.split())
     if not wanted:
@@ -70,13 +70,13 @@ def test_calls_are_parsed_however_the_text_is_cut(
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join), st.lists(st.integers(0)))
 def test_nonsense_parses_the_same_however_it_is_cut(text: str, cuts: list[int]) -> None:
-    assert by_pieces(text, cuts)[0] == parse_tool_calls(text)
+    assert by_pieces(text, cuts)[0] == parse_answer(ToolCallParser(), text)
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join))
 def test_text_without_an_opening_tag_is_left_alone(text: str) -> None:
     if "<tool_call>" not in text:
-        assert parse_tool_calls(text) == ParsedAnswer(text)
+        assert parse_answer(ToolCallParser(), text) == ParsedAnswer(text)
 
 
 def test_the_name_comes_first_and_arguments_as_they_are_written() -> None:
@@ -123,7 +123,7 @@ def test_the_name_comes_first_and_arguments_as_they_are_written() -> None:
     ],
 )
 def test_what_becomes_of_text_that_is_not_quite_a_call(text: str, said: ParsedAnswer) -> None:
-    assert parse_tool_calls(text) == said
+    assert parse_answer(ToolCallParser(), text) == said
     assert by_pieces(text, list(range(len(text))))[0] == said
 
 
@@ -132,11 +132,57 @@ def test_an_answer_that_its_first_call_ends_is_parsed_without_the_closing_tag(
     call: tuple[str, ToolCall], before: str, cuts: list[int]
 ) -> None:
     text = before + call[0].removesuffix("</tool_call>")
-    assert parse_tool_calls(text, once=True) == parse_tool_calls(text + "</tool_call>")
+    assert parse_answer(ToolCallParser(once=True), text) == parse_answer(
+        ToolCallParser(), text + "</tool_call>"
+    )
     parser, said = ToolCallParser(once=True), ParsedAnswer()
     edges = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
     for begin, end in itertools.pairwise(edges):
         said.add(parser.push(text[begin:end]))
     said.add(parser.push("", last=True))
-    assert said == parse_tool_calls(text, once=True)
-    assert parse_tool_calls(before, once=True) == parse_tool_calls(before)
+    assert said == parse_answer(ToolCallParser(once=True), text)
+    assert parse_answer(ToolCallParser(once=True), before) == parse_answer(ToolCallParser(), before)
+
+
+XML_TYPES: dict[str, Any] = {
+    "text": {"type": "string"},
+    "count": {"type": "integer"},
+    "flags": {"type": ["array", "null"]},
+    "either": {"anyOf": [{"type": "object"}, {"type": "boolean"}]},
+    "free": {},
+}
+XML_VALUES: dict[str, Any] = {
+    "text": st.text('ab<>/{}"\n1', max_size=8).filter(lambda text: "</" not in text),
+    "count": st.integers(),
+    "flags": st.none() | st.lists(st.booleans(), max_size=3),
+    "either": st.booleans() | OBJECTS.filter(lambda value: "</" not in json.dumps(value)),
+    "free": st.text("ab 1", max_size=5),
+}
+
+
+@given(
+    st.fixed_dictionaries({}, optional=XML_VALUES), TEXTS.filter(lambda t: "<" not in t), st.data()
+)
+def test_calls_in_xml_have_arguments_of_the_tools_types(
+    arguments: dict[str, Any], before: str, data: st.DataObject
+) -> None:
+    written = {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in arguments.items()
+    }
+    parts = [f"<parameter={name}>\n{value}\n</parameter>" for name, value in written.items()]
+    text = "\n".join(
+        [f"{before}<tool_call>", "<function=f>", *parts, "</function>", "</tool_call>"]
+    )
+    answer = parse_answer(ToolCallParser(tools={"f": XML_TYPES}), text)
+    (call,) = answer.calls
+    assert (call.name, json.loads(call.arguments)) == ("f", arguments)
+    assert answer.text == before.rstrip()
+    parser, said = ToolCallParser(tools={"f": XML_TYPES}), ParsedAnswer()
+    cut = data.draw(st.integers(0, len(text)))
+    for piece in (text[:cut], text[cut:]):
+        said.add(parser.push(piece))
+    said.add(parser.push("", last=True))
+    assert said == answer
+    broken = text.replace("</function>", "", 1)
+    assert parse_answer(ToolCallParser(), broken) == ParsedAnswer(broken)

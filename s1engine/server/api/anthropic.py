@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from s1engine.errors import RequestError
+from s1engine.server.anthropic_errors import NO_THREADS
 from s1engine.server.api.anthropic_blocks import text_of, to_messages
 from s1engine.server.api.body import JsonObjects, LenientBody, StrictBody, Strings
 from s1engine.server.api.chat_completions import ChatRequest
@@ -118,6 +119,7 @@ class MessagesRequest(ThinkingFields):
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
     thinking: DisplayedThinking | None = None
+    thread: dict[str, Any] | None = None
     seed: int | None = None
     timeout: Annotated[float | None, Field(gt=0)] = None
 
@@ -128,6 +130,12 @@ class MessagesRequest(ThinkingFields):
 
     def to_chat(self) -> ChatRequest:
         """Convert to a chat. Raises RequestError."""
+        if self.thread is not None:
+            raise RequestError(
+                "thread is not supported: no message is stored; send the whole conversation",
+                param="thread",
+                code=NO_THREADS,
+            )
         same = {*ThinkingFields.model_fields, "model", "max_tokens", "stream", "temperature"}
         same |= {"top_p", "top_k", "seed", "timeout", "stop_sequences"}
         fields = self.model_dump(include=same, exclude={"thinking": {"display"}}, exclude_none=True)

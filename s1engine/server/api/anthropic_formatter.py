@@ -11,7 +11,7 @@ from typing import Any
 from s1engine.outputs import CompletionOutput, RequestOutput
 from s1engine.server.api.block_formatter import BlockResponseFormatter
 from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_usage
-from s1engine.server.api.tool_call_parser import CallBegin, ToolCall
+from s1engine.server.api.tool_call_parser import CallBegin, ToolCall, ToolCallParser
 from s1engine.tool_prompt import OPEN
 
 STOP_REASONS = {
@@ -31,9 +31,13 @@ class MessagesFormatter(BlockResponseFormatter):
     """
 
     def __init__(
-        self, head: ResponseHead, samples: int, calls: bool, once: bool, shows_thinking: bool
+        self,
+        head: ResponseHead,
+        samples: int,
+        parser: ToolCallParser | None,
+        shows_thinking: bool,
     ) -> None:
-        super().__init__(head, samples, calls, once)
+        super().__init__(head, samples, parser)
         self._shows_thinking = shows_thinking
         self._called = False
         self._open: str | None = None  # kind of the current block

@@ -11,10 +11,8 @@ from s1engine.server.api.response_formatter import ResponseFormatter, ResponseHe
 from s1engine.server.api.tool_call_parser import (
     CallArguments,
     CallBegin,
-    ParsedAnswer,
     ToolCall,
     ToolCallParser,
-    parse_tool_calls,
 )
 
 
@@ -22,25 +20,19 @@ class BlockResponseFormatter(ResponseFormatter):
     """Formats one sample of one prompt.
 
     Args:
-        calls: tools may be called; otherwise text that looks like a call stays text.
-        once: the first call ends the answer.
+        parser: of the answer; None: text that looks like a call stays text.
     """
 
-    def __init__(self, head: ResponseHead, samples: int, calls: bool, once: bool) -> None:
+    def __init__(self, head: ResponseHead, samples: int, parser: ToolCallParser | None) -> None:
         super().__init__(head, samples)
-        self._parser = ToolCallParser(once) if calls else None
-        self._once = once
-
-    def parse_answer(self, text: str) -> ParsedAnswer:
-        """Split a complete answer into text and tool calls."""
-        return parse_tool_calls(text, self._once) if self._parser else ParsedAnswer(text)
+        self._parser = parser
 
     def answer_blocks(self, text: str) -> list[str | ToolCall]:
         """Split a complete answer into texts and tool calls, in their order."""
         if self._parser is None:
             return [text] if text else []
         blocks: list[str | ToolCall] = []
-        for piece in ToolCallParser(self._once).push(text, last=True):
+        for piece in self._parser.push(text, last=True):
             last = blocks[-1] if blocks else None
             if isinstance(piece, CallBegin):
                 blocks.append(ToolCall(piece.name))

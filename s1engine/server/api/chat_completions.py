@@ -24,9 +24,8 @@ from s1engine.server.api.spellings import KWARGS, check_same
 from s1engine.server.api.thinking_fields import EFFORTS
 from s1engine.server.api.tool_call_parser import (
     CallBegin,
-    ParsedAnswer,
     ToolCallParser,
-    parse_tool_calls,
+    parse_answer,
 )
 from s1engine.server.api.tools import ToolFields
 from s1engine.tokenizer import Tokenizer
@@ -75,6 +74,10 @@ class ChatRequest(ToolFields, HttpFields):
         """Does the first call end an answer that is free?"""
         return self.once and not self.must_call and bool(self.offered)
 
+    def create_parser(self) -> ToolCallParser | None:
+        """Return a parser of one answer; None if it cannot call tools, and all of it is text."""
+        return ToolCallParser(self.ends_with_call, self.parameters) if self.offered else None
+
     def sampling_params(
         self, defaults: Mapping[str, Any], efforts: Mapping[str, int | None] = EFFORTS
     ) -> SamplingParams:
@@ -109,16 +112,14 @@ class ChatFormatter(OpenAIFormatter):
         super().__init__(head, samples, tokenizer, body)
         self._logprobs = ChatLogprobs(tokenizer)
         self._begun: set[int] = set()  # choices whose first chunk was sent
-        self._calls, self._once = bool(body.offered), body.ends_with_call
-        self._parsers: dict[int, ToolCallParser] = {}  # of streamed choices
+        self._create_parser = body.create_parser
+        self._parsers: dict[int, ToolCallParser | None] = {}  # of streamed choices
         self._called: set[int] = set()  # choices that have called a tool
 
     def choice(
         self, index: int, sample: CompletionOutput, prompt: PromptLogprobs | None = None
     ) -> Json:
-        answer = (
-            parse_tool_calls(sample.text, self._once) if self._calls else ParsedAnswer(sample.text)
-        )
+        answer = parse_answer(self._create_parser(), sample.text)
         message: Json = {
             "role": "assistant",
             "content": answer.text if answer.text or not answer.calls else None,
@@ -148,7 +149,7 @@ class ChatFormatter(OpenAIFormatter):
         self._begun.add(index)
         if chunk.reasoning:
             delta |= {"reasoning": chunk.reasoning, "reasoning_content": chunk.reasoning}
-        text = self._parse_chunk(index, chunk, delta) if self._calls else chunk.text
+        text = self._parse_chunk(index, chunk, delta)
         if text or "role" in delta:
             delta["content"] = text
         return {
@@ -162,7 +163,11 @@ class ChatFormatter(OpenAIFormatter):
 
     def _parse_chunk(self, index: int, chunk: Chunk, delta: Json) -> str:
         """Return the text of a chunk and add its tool calls to the delta."""
-        parser = self._parsers.setdefault(index, ToolCallParser(self._once))
+        if index not in self._parsers:
+            self._parsers[index] = self._create_parser()
+        parser = self._parsers[index]
+        if parser is None:
+            return chunk.text
         text, calls = "", []
         for piece in parser.push(chunk.text, last=chunk.finish_reason is not None):
             if isinstance(piece, str):

@@ -10,7 +10,7 @@ from s1engine.server.api.output_items import OutputItems
 from s1engine.server.api.response_formatter import Json, ResponseHead, sse, thinking_usage
 from s1engine.server.api.response_tools import ResponseTools
 from s1engine.server.api.responses import ENCRYPTED, ResponsesRequest
-from s1engine.server.api.tool_call_parser import CallBegin
+from s1engine.server.api.tool_call_parser import CallBegin, ToolCallParser
 
 CUT = ("length", "deadline")  # finish reasons of an incomplete response
 
@@ -21,8 +21,7 @@ class ResponsesFormatter(BlockResponseFormatter):
     Args:
         body: the request; the response repeats some of its fields.
         tools: of the body.
-        calls: tools may be called.
-        once: the first call ends the answer.
+        parser: of the answer; None: it cannot call tools.
         store: keeps a finished response; None: nothing is stored.
     """
 
@@ -32,11 +31,10 @@ class ResponsesFormatter(BlockResponseFormatter):
         samples: int,
         body: ResponsesRequest,
         tools: ResponseTools,
-        calls: bool,
-        once: bool,
+        parser: ToolCallParser | None,
         store: Callable[[Json], None] | None = None,
     ) -> None:
-        super().__init__(head, samples, calls, once)
+        super().__init__(head, samples, parser)
         self._body = body
         self._store = store
         self._output = OutputItems(head, tools, encrypted=ENCRYPTED in (body.include or ()))

@@ -1,4 +1,4 @@
-"""Incremental parser of tool calls in an answer's text, in the format of Qwen and Hermes.
+"""Incremental parser of tool calls in an answer's text, in the formats of Qwen and Hermes.
 
     <tool_call>
     {"name": "f", "arguments": {...}}
@@ -11,6 +11,7 @@ the text is cut into pieces:
                                        as they come, even if they are not JSON; blanks and closing
                                        braces after them are dropped
     any other JSON with both           a call, returned when it is closed
+    a call in the XML of xml_calls     a call, returned when it is closed
     anything else, or never closed     plain text, tags included
     blanks beside a call               dropped, and the beginning of a closing tag that is cut
 
@@ -19,9 +20,11 @@ Knows neither HTTP nor which tools exist.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
+from s1engine.server.api.xml_calls import Properties, parse_xml_call
 from s1engine.tool_prompt import CLOSE, OPEN
 
 STRING = r'"(?:[^"\\\x00-\x1f]|\\.)*'  # without the closing quote
@@ -77,10 +80,12 @@ class ParsedAnswer:
                 self.calls[piece.index].arguments += piece.text
 
 
-def parse_tool_calls(text: str, once: bool = False) -> ParsedAnswer:
-    """Parse a finished answer."""
+def parse_answer(parser: "ToolCallParser | None", text: str) -> ParsedAnswer:
+    """Parse a finished answer; without a parser all of it is text."""
+    if parser is None:
+        return ParsedAnswer(text)
     answer = ParsedAnswer()
-    answer.add(ToolCallParser(once).push(text, last=True))
+    answer.add(parser.push(text, last=True))
     return answer
 
 
@@ -89,10 +94,14 @@ class ToolCallParser:
 
     Args:
         once: CLOSE is a stop string, so that an answer ends with its first call, without CLOSE.
+        tools: the schemas of each tool's parameters.
     """
 
-    def __init__(self, once: bool = False) -> None:
+    def __init__(
+        self, once: bool = False, tools: Mapping[str, Properties] = MappingProxyType({})
+    ) -> None:
         self._once = once
+        self._tools = tools
         self._held = ""  # not yet decided
         self._blanks = ""  # before a possible call
         self._read = self._read_text
@@ -215,7 +224,7 @@ class ToolCallParser:
                 self._add_text(pieces, self._blanks + self._held)
                 self._held = ""
             return
-        call = _any_call(self._held[len(OPEN) : at])
+        call = _any_call(self._held[len(OPEN) : at], self._tools)
         if call is not None:
             self._begin_call(pieces, call.name)
             pieces.append(CallArguments(self._num_calls - 1, call.arguments))
@@ -257,8 +266,11 @@ def _name(quoted: str) -> str | None:
         return None
 
 
-def _any_call(body: str) -> ToolCall | None:
-    """Parse a complete call: JSON with a name, and arguments that are an object or its text."""
+def _any_call(body: str, tools: Mapping[str, Properties]) -> ToolCall | None:
+    """Parse a complete call: JSON with a name, and arguments that are an object or its text; or
+    XML."""
+    if (xml := parse_xml_call(body, tools)) is not None:
+        return ToolCall(*xml) if len(xml[0]) <= MAX_NAME_CHARS else None
     try:
         call = json.loads(body)
         name, arguments = call["name"], call["arguments"]

@@ -103,6 +103,13 @@ class ToolFields(StrictBody):
         return self.parallel_tool_calls is False or isinstance(self.tool_choice, NamedTool)
 
     @property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """The schemas of each tool's parameters."""
+        functions = [tool.function for tool in self.tools or ()]
+        found = {f.name: (f.parameters or {}).get("properties") for f in functions}
+        return {name: own for name, own in found.items() if isinstance(own, dict)}
+
+    @property
     def _callable(self) -> list[Tool]:
         """The tools that may be called. Raises RequestError for a name that no tool has."""
         tools = self.tools or []
