@@ -7,6 +7,7 @@ and a step that hangs are told apart.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -37,6 +38,7 @@ def serve(client: ClientConnection) -> None:
     engine = _load(client, start.config, start.progress)
     if engine is None:
         return
+    gc.freeze()  # a full collection would visit all modules and the model, in the midst of steps
     client.send(messages.Ready(engine.max_model_len, engine.config.device, engine.stats()))
     logger.debug("engine ready on %s", engine.config.device)
     try:

@@ -8,6 +8,7 @@ a few seconds, during which /health reports it.
 
 import asyncio
 import contextlib
+import gc
 import resource
 from collections.abc import Callable, Coroutine
 from types import FrameType
@@ -59,6 +60,7 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         self._backend.on_failure = lambda: self._end_by(self._linger())
         await super().startup(sockets)
+        gc.freeze()  # a full collection would visit all modules, every few hundred requests
         if sockets is not None:
             self._log_started_message(sockets)
         self._manager.notify("READY=1")

@@ -3,6 +3,7 @@ follows while the limits allow, and a request that was live at two deaths is not
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -175,6 +176,34 @@ def test_heartbeats_go_on_while_a_step_hangs_and_count_it(
     pulse.close()
     thread.join(60)
     assert not thread.is_alive()
+
+
+def test_the_collector_leaves_a_loaded_engine_alone(
+    pulse: Pulse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was loaded is out of its reach as soon as the client hears of it."""
+    engine = SimpleNamespace(max_model_len=1, config=SimpleNamespace(device="cpu"))
+    engine.stats = HangingEngine().stats
+    loaded: list[Any] = []
+
+    def load(*_: Any) -> Any:
+        loaded.append([])
+        return engine
+
+    def reach(*_: Any) -> None:
+        reachable.append(any(found is loaded[0] for found in gc.get_objects()))
+
+    reachable: list[bool] = []
+    monkeypatch.setattr(engine_process, "Heart", lambda *_, **__: None)
+    monkeypatch.setattr(engine_process, "_load", load)
+    monkeypatch.setattr(engine_process, "_step_until_closed", reach)
+    monkeypatch.setattr(engine, "close", lambda: None, raising=False)
+    pulse.send(messages.Start(EngineConfig(), False))
+    try:
+        engine_process.serve(pulse.client)
+    finally:
+        gc.unfreeze()
+    assert reachable == [False]
 
 
 def test_an_orphan_ends_itself(pulse: Pulse, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,9 @@
 """How a server process ends: in order after SIGTERM, with an error if its engine is killed."""
 
+import asyncio
 import contextlib
 import fcntl
+import gc
 import http.client
 import json
 import os
@@ -14,13 +16,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from s1engine import cli
 from s1engine.cli.serve import listen
+from s1engine.server.admission import Admission, ClientLimits
+from s1engine.server.serving import DrainingServer
 from tests.server.conftest import Served, launch_server, start_server
 
 CHAT = "/v1/chat/completions"
@@ -256,3 +262,24 @@ def test_a_dead_engine_is_replaced_and_a_killed_server_leaves_no_process_behind(
 
 def is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+def test_the_collector_leaves_a_started_server_alone() -> None:
+    """A full collection would visit every object of every module, in the midst of requests."""
+    loaded: list[Any] = []
+    reachable: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        """Answers nothing."""
+
+    class Ending(DrainingServer):
+        async def main_loop(self) -> None:
+            reachable.append(any(found is loaded for found in gc.get_objects()))
+
+    backend: Any = SimpleNamespace(failure=None)
+    config = uvicorn.Config(app, port=0, lifespan="off", log_config=None)
+    try:
+        asyncio.run(Ending(config, backend, Admission(ClientLimits(max_in_flight=1)), 0).serve())
+    finally:
+        gc.unfreeze()
+    assert reachable == [False]

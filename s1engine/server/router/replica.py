@@ -6,6 +6,7 @@ through Ray. Knows nothing of Ray but the name and the address that it has there
 
 import asyncio
 import contextlib
+import gc
 import ssl
 import threading
 from collections.abc import AsyncGenerator
@@ -130,6 +131,7 @@ class Replica:
             if not self._thread.is_alive():
                 raise EngineDeadError("the replica's HTTP server could not start")
             await asyncio.sleep(POLL_S)
+        gc.freeze()  # as DrainingServer
         port = int(self._server.servers[0].sockets[0].getsockname()[1])
         self._address = ReplicaAddress(name, host, port)
 
