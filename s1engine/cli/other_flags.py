@@ -62,8 +62,8 @@ PARSERS = {
     "gpt_oss": "gpt-oss",
 }
 """Reasoning formats by the names of vLLM's and SGLang's parsers."""
-CALL_PARSERS = ("hermes", "qwen", "qwen25", "qwen3", "auto")
-"""Names of the one format of tool calls."""
+CALL_PARSERS = ("hermes", "qwen", "qwen25", "qwen3", "qwen3_coder", "qwen3_xml", "auto")
+"""Names of the formats of tool calls that are read."""
 
 logger = logging.getLogger(__name__)
 

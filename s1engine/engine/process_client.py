@@ -163,18 +163,21 @@ class ProcessEngineClient:
         if self._cause is not None:
             return
         self._cause = EngineDeadError(message)
+        pause = None if self._closing else self._restart_budget.next_pause()
+        if pause is None and not self._closing:
+            self._failure = self._cause  # before any response says that the engine is dead
         for stream in self._streams.values():
             stream.fail(self._cause)
         if self._closing:
             return
         logger.error("%s", message)
         self._suspects.accuse(stream.builder.request for stream in self._streams.values())
-        self._tasks[1:] = [asyncio.ensure_future(self._restart())]
+        self._tasks[1:] = [asyncio.ensure_future(self._restart(pause))]
 
-    async def _restart(self) -> None:
-        """Replaces the engine by a new one, as often as the budget allows."""
+    async def _restart(self, pause: float | None) -> None:
+        """Replaces the engine by a new one, as often as the budget allows: first after ``pause``
+        seconds, never if it is None."""
         while self._cause is not None:
-            pause = self._restart_budget.next_pause()
             if pause is None:
                 self._failure = self._cause
                 self.on_failure()
@@ -189,6 +192,7 @@ class ProcessEngineClient:
                 ready = await asyncio.to_thread(self._child.wait_until_ready)
             except (EngineDeadError, ModelError, RequestError) as error:
                 logger.error("%s", error)
+                pause = self._restart_budget.next_pause()
                 continue
             self._num_restarts += 1
             self._stats = replace(ready.stats, num_restarts=self._num_restarts)

@@ -41,10 +41,10 @@ from s1engine.server.middleware import (
     PAGE_FILES,
     ApiKey,
     BodyLimit,
+    NotesHeaders,
     RequestId,
     cors_options,
 )
-from s1engine.server.request_notes import NotesHeaders
 from s1engine.server.response_routes import ResponseRoutes
 from s1engine.server.response_store import MAX_STORED_BYTES, ResponseStore
 from s1engine.server.streaming import unless_disconnected

@@ -3,6 +3,7 @@ together. Nothing is buffered."""
 
 import hmac
 import json
+import logging
 import re
 import uuid
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from s1engine.server.admission import NotAdmitted
 from s1engine.server.api.response_formatter import error_object
 from s1engine.server.buffer_budget import BufferBudget, BufferLease
+from s1engine.server.request_notes import MAX_LOGGED_NAMES, NOTES, RequestNotes, header_safe
 
 REQUEST_ID = b"x-request-id"
 REQUEST_ID_FORM = re.compile(rb"[!-~]{1,128}")
@@ -23,6 +25,8 @@ VALUE_BYTES = 64  # of a parsed value beside its text: a list, an object, a numb
 OPEN_PATHS = ("/health", "/", "/docs")  # pages hold no secrets; the playground asks for the key
 EXPOSED = ("x-request-id", "request-id", "retry-after", "x-s1engine-ignored", "x-s1engine-lowered")
 PAGE_FILES = "/playground/"  # beginning of the paths of its files
+
+logger = logging.getLogger(__name__)
 
 
 class ApiKey:
@@ -95,6 +99,46 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+class NotesHeaders:
+    """Opens the notes of each request, adds them to its response's headers, and logs each name of
+    a field once.
+
+    Args:
+        strict: unknown fields are errors.
+    """
+
+    def __init__(self, app: ASGIApp, strict: bool = False) -> None:
+        self._app = app
+        self._strict = strict
+        self._logged: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        notes = RequestNotes(strict=self._strict)
+
+        async def send_with_notes(message: Message) -> None:
+            if message["type"] == "http.response.start" and (headers := notes.headers()):
+                message["headers"] = [*message.get("headers", ()), *headers]
+                self._log(notes, scope["path"])
+            await send(message)
+
+        token = NOTES.set(notes)
+        try:
+            await self._app(scope, receive, send_with_notes)
+        finally:
+            NOTES.reset(token)
+
+    def _log(self, notes: RequestNotes, path: str) -> None:
+        lines = [f"ignored unknown field {header_safe(name)}" for name in notes.ignored]
+        lines += [f"lowered {name} to what the context leaves" for name in notes.lowered]
+        for line in lines:
+            if line not in self._logged and len(self._logged) < MAX_LOGGED_NAMES:
+                self._logged.add(line)
+                logger.warning("%s, first in a request to %s", line, path)
 
 
 class BodyLimit:

@@ -5,12 +5,9 @@ Knows no schema. Validators of nested objects reach the notes of their request t
 variable.
 """
 
-import logging
 import re
 from collections.abc import Iterable
 from contextvars import ContextVar
-
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 IGNORED = b"x-s1engine-ignored"
 LOWERED = b"x-s1engine-lowered"
@@ -18,8 +15,6 @@ MAX_UNKNOWN_FIELDS = 24  # of one request; more are an error
 MAX_NAME_CHARS = 64  # of an unknown field, in the header and the log
 MAX_LOGGED_NAMES = 1024  # fields that the log names; later ones it leaves out
 NOT_IN_HEADERS = re.compile(r"[^A-Za-z0-9_.\[\]-]")
-
-logger = logging.getLogger(__name__)
 
 
 class RequestNotes:
@@ -58,43 +53,3 @@ NOTES: ContextVar[RequestNotes] = ContextVar("NOTES")
 def current_notes() -> RequestNotes:
     """Return the notes of the current request; strict ones outside of any."""
     return NOTES.get(None) or RequestNotes()
-
-
-class NotesHeaders:
-    """Opens the notes of each request, adds them to its response's headers, and logs each name of
-    a field once.
-
-    Args:
-        strict: unknown fields are errors.
-    """
-
-    def __init__(self, app: ASGIApp, strict: bool = False) -> None:
-        self._app = app
-        self._strict = strict
-        self._logged: set[str] = set()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        notes = RequestNotes(strict=self._strict)
-
-        async def send_with_notes(message: Message) -> None:
-            if message["type"] == "http.response.start" and (headers := notes.headers()):
-                message["headers"] = [*message.get("headers", ()), *headers]
-                self._log(notes, scope["path"])
-            await send(message)
-
-        token = NOTES.set(notes)
-        try:
-            await self._app(scope, receive, send_with_notes)
-        finally:
-            NOTES.reset(token)
-
-    def _log(self, notes: RequestNotes, path: str) -> None:
-        lines = [f"ignored unknown field {header_safe(name)}" for name in notes.ignored]
-        lines += [f"lowered {name} to what the context leaves" for name in notes.lowered]
-        for line in lines:
-            if line not in self._logged and len(self._logged) < MAX_LOGGED_NAMES:
-                self._logged.add(line)
-                logger.warning("%s, first in a request to %s", line, path)

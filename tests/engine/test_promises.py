@@ -184,7 +184,7 @@ def check_abort(engine: LLMEngine) -> None:
 @pytest.mark.parametrize(
     ("params", "param"),
     [
-        (SamplingParams(max_tokens=5, thinking=ThinkingBudget()), "max_tokens"),
+        (SamplingParams(max_tokens=5, thinking=ThinkingBudget(min_tokens=1)), "max_tokens"),
         (SamplingParams(max_tokens=60, thinking=ThinkingBudget(answer_reserve=60)), "max_tokens"),
         (
             SamplingParams(max_tokens=60, thinking=ThinkingBudget(min_tokens=50)),

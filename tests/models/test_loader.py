@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,10 +130,16 @@ def test_weights_outlive_their_file(tmp_path: Path) -> None:
     assert all(map(torch.equal, tensors_of(decoder), before))
 
 
-def test_progress_is_a_bar_on_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_a_bar_on_a_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make_model(tmp_path, "llama")
     capfd.readouterr()
     config = ModelConfig.from_dir(path)
+    load_decoder(path, config, torch.float32, "cpu", TorchOps(), progress=True)
+    assert capfd.readouterr() == ("", "")  # a file
+    terminal = SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("s1engine.progress.sys", terminal)
     load_decoder(path, config, torch.float32, "cpu", TorchOps(), progress=True)
     out, err = capfd.readouterr()
     assert out == ""

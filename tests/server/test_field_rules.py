@@ -24,12 +24,12 @@ from s1engine.server.api.request_fields import GenerationFields, HttpFields
 from s1engine.server.api.responses import ResponsesRequest
 from s1engine.server.api.thinking_fields import ThinkingFields
 from s1engine.server.api.tokenization import DetokenizeRequest, TokenizeRequest
+from s1engine.server.middleware import NotesHeaders
 from s1engine.server.request_notes import (
     MAX_LOGGED_NAMES,
     MAX_NAME_CHARS,
     MAX_UNKNOWN_FIELDS,
     NOTES,
-    NotesHeaders,
     RequestNotes,
 )
 from tests.server.conftest import Served
@@ -210,7 +210,7 @@ def test_the_log_names_a_field_once(caplog: pytest.LogCaptureFixture) -> None:
             await middleware({"type": "http", "path": "/x", "names": names}, receive, send)
 
     middleware = NotesHeaders(app)
-    with caplog.at_level(logging.WARNING, "s1engine.server.request_notes"):
+    with caplog.at_level(logging.WARNING, "s1engine.server.middleware"):
         asyncio.run(ask(2))
         assert [record.args for record in caplog.records] == [
             (f"ignored unknown field new{i}", "/x") for i in range(2)

@@ -12,7 +12,7 @@ import pytest
 from s1engine.config import EngineConfig
 from s1engine.engine.async_engine import AsyncLLMEngine
 from s1engine.runner import input_batch
-from s1engine.server import error_handlers, request_notes
+from s1engine.server import error_handlers, middleware
 from s1engine.server.api.field_rules import nearest
 from s1engine.server.app import create_app
 
@@ -49,7 +49,7 @@ def objects() -> Counter[str]:
 def test_requests_leave_no_objects_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the recorded steps and the views, which are kept by size of a step, up to a bound."""
     monkeypatch.setattr(input_batch, "CACHED_VIEWS", 0)
-    for module in (error_handlers, request_notes):
+    for module in (error_handlers, middleware):
         monkeypatch.setattr(module.logger, "disabled", True)  # pytest keeps its lines
 
     async def main() -> None:

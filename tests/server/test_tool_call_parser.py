@@ -184,5 +184,11 @@ def test_calls_in_xml_have_arguments_of_the_tools_types(
         said.add(parser.push(piece))
     said.add(parser.push("", last=True))
     assert said == answer
+    for odd in ("NaN", "Infinity", "1e999", "[-Infinity]"):
+        numbers = (
+            f"<tool_call><function=f><parameter=count>{odd}</parameter></function></tool_call>"
+        )
+        (call,) = parse_answer(ToolCallParser(tools={"f": XML_TYPES}), numbers).calls
+        assert json.loads(call.arguments) == {"count": odd}
     broken = text.replace("</function>", "", 1)
     assert parse_answer(ToolCallParser(), broken) == ParsedAnswer(broken)

@@ -104,6 +104,7 @@ class ToolCallParser:
         self._tools = tools
         self._held = ""  # not yet decided
         self._blanks = ""  # before a possible call
+        self._searched = 0  # characters of the held text in which no call ends
         self._read = self._read_text
         self._num_calls = 0
         self._after_call = False  # only blanks since the last call
@@ -218,12 +219,14 @@ class ToolCallParser:
 
     def _read_body(self, pieces: list[Piece], last: bool) -> None:
         """Hold anything but the usual head until it is closed."""
-        at = self._held.find(CLOSE)
+        at = self._held.find(CLOSE, self._searched)
         if at < 0:
+            self._searched = max(len(self._held) - len(CLOSE), 0)
             if last:
                 self._add_text(pieces, self._blanks + self._held)
                 self._held = ""
             return
+        self._searched = 0
         call = _any_call(self._held[len(OPEN) : at], self._tools)
         if call is not None:
             self._begin_call(pieces, call.name)

@@ -55,6 +55,8 @@ def _typed(text: str, schema: Any) -> Any:
     if "string" in kinds or kinds == [None]:
         return None if text == "null" and "null" in kinds else text
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False)  # NaN and infinity are no JSON
+        return value
     except (ValueError, RecursionError):
         return {"True": True, "False": False, "None": None}.get(text.strip(), text)
