@@ -24,6 +24,7 @@ from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import SamplingParams
 
 TRIGGERS = (2,)
+GREEDY = SamplingParams(temperature=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +34,7 @@ class Job:
     prompt: list[int]
     max_new: int
     thinks: bool = False
-    temperature: float = 0.0
+    params: SamplingParams = GREEDY
     seed: int = 0
 
 
@@ -101,7 +102,8 @@ class BareEngine:
             return multi_step.advance()
         core = self.runner.batch.core
         begin = time.monotonic()
-        step = SchedulerOutput([self._admit(job_id) for job_id in self.scheduler.schedule(core)])
+        new = [self._admit(job_id) for job_id in self.scheduler.schedule(core)]
+        step = SchedulerOutput(new, self.scheduler.appended)
         if core.num_rows == 0:
             return 0
         if multi_step is not None and multi_step.begin(step):
@@ -119,7 +121,7 @@ class BareEngine:
         job = self._jobs[job_id]
         return NewRequest(
             self.scheduler.req_index(job_id),
-            SamplingParams(temperature=job.temperature),
+            job.params,
             job.seed,
             self.scheduler.tokens(job_id),
             len(job.prompt),
@@ -133,6 +135,18 @@ class BareEngine:
         while self._multi_step is not None and self._multi_step.in_flight:
             self.step()
         return steps
+
+    def wait_for_first_token(self, job_id: int) -> None:
+        """Step until the job has an output token. Prompts are computed in the order of ``add``."""
+        while not self.output_tokens(job_id):
+            self.step()
+
+    def end_jobs(self) -> None:
+        """End all jobs; no step is in flight afterwards."""
+        for job_id in self._jobs:
+            self.scheduler.finish(job_id, _core.FinishReason.ABORT)
+        while self._multi_step is not None and self._multi_step.in_flight:
+            self.step()
 
     def output_tokens(self, job_id: int) -> list[int]:
         """All tokens of a job after its prompt."""

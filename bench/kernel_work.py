@@ -20,6 +20,8 @@ from s1engine.ops import AttentionMetadata, Matrix, Ops, SamplingMetadata
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.runner.resolved_config import BLOCK_SIZES
 
+SHORT_PART = 32  # a ragged batch has one long row, and others of this part of it
+
 
 @dataclass(frozen=True, slots=True)
 class BenchSetup:
@@ -165,24 +167,53 @@ def _attention(at: BenchSetup, ops: Ops, rows: int, context: int, *, new: int) -
     )
 
 
-def _sample(at: BenchSetup, ops: Ops, rows: int, context: int) -> KernelWork:
+def _decode_ragged(at: BenchSetup, ops: Ops, rows: int, context: int) -> KernelWork:
+    """Decode attention of one row over ``context`` and of the others over a part of it. The
+    baseline is ours too: the same number of tokens in equal rows."""
+    others = -(-context // SHORT_PART)
+    lens = [context, *[others] * (rows - 1)]
+    equal = [sum(lens) // rows + (i < sum(lens) % rows) for i in range(rows)]
+    m = at.model
+    k, v, table = _cache(at, rows, context, BLOCK_SIZES[at.device])
+    q = at.normal(rows, m.num_heads, m.head_dim)
+
+    def call(lens: list[int]) -> Launch:
+        meta = AttentionMetadata(
+            positions=at.ints(lens) - 1,
+            slot_mapping=at.ints(lens, torch.int64) - 1,
+            cu_seqlens_q=at.ints(range(rows + 1)),
+            context_lens=at.ints(lens),
+            block_table=table,
+            max_seqlen_q=1,
+        )
+        return lambda: ops.paged_attention(q, k, v, m.head_dim**-0.5, meta)
+
+    kv = 2 * m.num_kv_heads * m.head_dim * sum(lens)
+    flops = 4.0 * m.num_heads * m.head_dim * sum(lens)
+    return KernelWork(call(lens), call(equal), kv * q.itemsize + 2 * q.nbytes, flops)
+
+
+def _sample(at: BenchSetup, ops: Ops, rows: int, context: int, *, filtered: bool) -> KernelWork:
+    """``filtered``: temperature 0.6, top-k 20 and top-p 0.95."""
     logits = torch.randn(rows, at.model.vocab_size, device=at.device)
     ones = torch.ones(rows, device=at.device)
     meta = SamplingMetadata(
-        temperature=ones,
-        top_k=at.ints([0] * rows),
-        top_p=ones,
+        temperature=ones * (0.6 if filtered else 1),
+        top_k=at.ints([20 * filtered] * rows),
+        top_p=ones * (0.95 if filtered else 1),
         min_p=0 * ones,
         seeds=at.ints(range(rows), torch.int64),
         positions=at.ints(range(rows), torch.int64),
         all_greedy=False,
-        filtered=False,
+        filtered=filtered,
     )
-    return KernelWork(
-        lambda: ops.sample(logits, meta),
-        lambda: torch.multinomial(logits.softmax(-1), 1),
-        logits.nbytes,
-    )
+
+    def baseline() -> Tensor:
+        values, ids = logits.topk(20) if filtered else (logits, None)
+        drawn = torch.multinomial(values.softmax(-1), 1)
+        return drawn if ids is None else ids.gather(1, drawn)
+
+    return KernelWork(lambda: ops.sample(logits, meta), baseline, logits.nbytes)
 
 
 KERNELS: dict[str, WorkFactory] = {
@@ -194,6 +225,8 @@ KERNELS: dict[str, WorkFactory] = {
     "norm_gate_up": _norm_gate_up,
     "decode": partial(_attention, new=1),
     "extend": partial(_attention, new=2048),
-    "sample": _sample,
+    "decode_ragged": _decode_ragged,
+    "sample": partial(_sample, filtered=False),
+    "sample_filtered": partial(_sample, filtered=True),
 }  # fmt: skip
-CONTEXT_MATTERS = ("decode", "extend")
+CONTEXT_MATTERS = ("decode", "decode_ragged", "extend")

@@ -31,13 +31,16 @@ from s1engine.config import QUANTIZATIONS, EngineConfig
 from s1engine.errors import RequestError
 from s1engine.models.decoder import Decoder
 from s1engine.models.model_config import ModelConfig
-from s1engine.ops import Ops, select_ops
+from s1engine.ops import select_ops
 from s1engine.ops.compile_ahead import compiled_ahead
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.runner.resolved_config import BLOCK_SIZES, resolve_device, resolve_dtype
 
 EQUAL_STEPS = 32  # greedy tokens compared between graphs, single steps and torch
 PROMPT = 512
+CHUNK = 512  # tokens of a prompt in each mixed step
+SAMPLINGS = ["greedy", "recommended", "penalties", "logprobs"]
+MAX_LONG_CHUNK = 2048  # a third of a long prompt
 
 
 @dataclass(slots=True)
@@ -146,85 +149,95 @@ def _fits(model: ModelConfig, run: Qualification) -> bool:
 
 
 def _config(run: Qualification, **options: Any) -> EngineConfig:
-    most = max(run.batches)
+    most = max(run.batches) + 1  # mixed steps have a row more
     names: dict[str, Any] = {
         "device": run.device,
         "dtype": str(run.dtype).removeprefix("torch."),
         "quantization": run.quantization,
+        "max_num_seqs": most,
+        "max_num_batched_tokens": max(2048, most),
+        "max_model_len": max(PROMPT + run.steps + 256, CHUNK),
+        "enable_prefix_caching": False,
+        "max_step_ms": 0,
     }
-    return EngineConfig(
-        max_num_seqs=most,
-        max_num_batched_tokens=max(2048, most),
-        max_model_len=PROMPT + run.steps + 256,
-        enable_prefix_caching=False,
-        **names,
-        **options,
-    )
+    return EngineConfig(**{**names, **options})
 
 
 def _run_engine(run: Qualification, model: ModelConfig) -> dict[str, Any]:
     config = _config(run)
     decoder = make_decoder(model, config)
-    results: dict[str, Any] = {"equal": _compare(run, model, decoder), "rows": []}
-    if not results["equal"]["graph_is_eager"]:
-        run.failures.append(f"engine: graphs and single steps differ: {results['equal']}")
+    results: dict[str, Any] = {"equal": _compare(run, model, decoder), "rows": [], "mixed": []}
+    for name in ("graph_is_eager", "three_chunks_are_one"):
+        if not results["equal"][name]:
+            run.failures.append(f"engine: {name} is false: {results['equal']}")
+    engine = BareEngine(config, model, decoder)
+    read = run.results["ceilings"]["read_bytes_per_s"]
     for batch in run.batches:
-        if not run.in_time():
-            break
-        sizes = {"batch": batch, "prompt": PROMPT, "steps": run.steps}
-        plain = latency.decode(config, model, decoder, thinks=False, **sizes)
-        row = latency.decode(config, model, decoder, thinks=True, **sizes)
-        nbytes = step_bytes(
-            model,
-            decoder.dtype.itemsize,
-            batch,
-            PROMPT + run.steps // 2,
-            run.quantization,
-        )
-        read = run.results["ceilings"]["read_bytes_per_s"]
-        row["share_of_read"] = nbytes / read / row["step_s"]
-        row["budgets_on_off"] = row["tokens_per_s"] / plain["tokens_per_s"]
-        results["rows"].append({"batch": batch, **row})
+        context = PROMPT + run.steps // 2
+        itemsize = decoder.dtype.itemsize
+        nbytes = step_bytes(model, itemsize, batch, context, run.quantization)
+        if run.in_time():
+            for row in latency.decode_all(engine, batch, PROMPT, run.steps, SAMPLINGS):
+                row["share_of_read"] = nbytes / read / row["step_s"]
+                results["rows"].append(row)
+    del engine
+    for batch in run.batches:
+        if run.in_time():
+            options = {"max_num_seqs": batch + 1, "max_num_batched_tokens": batch + CHUNK}
+            mixed = BareEngine(_config(run, **options), model, decoder)
+            results["mixed"].append(latency.decode_mixed(mixed, batch, PROMPT, run.steps, CHUNK))
+            del mixed
     return results
 
 
 def _compare(run: Qualification, model: ModelConfig, decoder: Decoder) -> dict[str, Any]:
-    """Greedy tokens of a few sequences by graphs, by single steps and on torch. None has a budget:
-    graphs feed a forced phrase one token a step and the others at once, which differs in
-    rounding."""
+    """Greedy tokens of a few sequences by graphs, by single steps and on torch, and those after a
+    long prompt in three chunks and in one. No sequence has a budget: graphs feed a forced phrase
+    one token a step and the others at once, which differs in rounding."""
+    generator = torch.Generator().manual_seed(1)
 
-    def tokens(ops: Ops | None, **options: Any) -> list[list[int]]:
-        config = _config(run, **options)
-        if ops is None:
-            own = decoder
-        elif isinstance(decoder.weights.lm_head, torch.Tensor):
-            own = Decoder(model, decoder.weights, ops)
-        else:  # packed for the device
-            own = make_decoder(model, config, ops)
-        engine = BareEngine(config, model, own)
-        generator = torch.Generator().manual_seed(1)
-        job_ids = [
-            engine.add(
-                Job(
-                    prompt=torch.randint(10, 300, (20 + 30 * i,), generator=generator).tolist(),
-                    max_new=EQUAL_STEPS,
-                )
-            )
-            for i in range(4)
-        ]
-        engine.run_jobs()
-        return [engine.output_tokens(job_id) for job_id in job_ids]
+    def prompt(length: int) -> list[int]:
+        return torch.randint(10, 300, (length,), generator=generator).tolist()
 
-    graphs = tokens(None, run_ahead=8)
-    single = tokens(None, enforce_eager=True, run_ahead=1)
-    plain = tokens(TorchOps(), enforce_eager=True, run_ahead=1)
-    return {
+    short = [prompt(20 + 30 * i) for i in range(4)]
+    third = min(MAX_LONG_CHUNK, model.max_position_embeddings // 4)
+    long = [prompt(3 * third)]
+    graphs = _tokens(run, model, decoder, short, run_ahead=8)
+    single = _tokens(run, model, decoder, short, enforce_eager=True, run_ahead=1)
+    room = 3 * third + EQUAL_STEPS
+    seqs = {"max_num_seqs": 1, "max_model_len": room}
+    chunked, whole = (
+        _tokens(run, model, decoder, long, max_num_batched_tokens=tokens, **seqs)
+        for tokens in (third, room)
+    )
+    result: dict[str, Any] = {
         "graph_is_eager": graphs == single,
-        "first_difference_to_torch": [
-            next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-            for a, b in zip(single, plain, strict=True)
-        ],
+        "three_chunks_are_one": chunked == whole,
     }
+    if not run.in_time():
+        return result
+    own = TorchOps()
+    if isinstance(decoder.weights.lm_head, torch.Tensor):
+        oracle = Decoder(model, decoder.weights, own)
+    else:  # packed for the device
+        oracle = make_decoder(model, _config(run), own)
+    plain = _tokens(run, model, oracle, short, enforce_eager=True, run_ahead=1)
+    result["first_difference_to_torch"] = [
+        next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+        for a, b in zip(single, plain, strict=True)
+    ]
+    return result
+
+
+def _tokens(
+    run: Qualification, model: ModelConfig, decoder: Decoder, prompts: list[list[int]],
+    **options: Any,
+) -> list[list[int]]:  # fmt: skip
+    """The first EQUAL_STEPS greedy tokens after each prompt."""
+    engine = BareEngine(_config(run, **options), model, decoder)
+    job_ids = [engine.add(Job(prompt=prompt, max_new=EQUAL_STEPS)) for prompt in prompts]
+    engine.run_jobs()
+    return [engine.output_tokens(job_id) for job_id in job_ids]
 
 
 def run_transformers(run: Qualification) -> dict[str, Any]:

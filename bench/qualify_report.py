@@ -26,7 +26,8 @@ def _sections(results: dict[str, Any], failures: list[str]) -> Iterator[str]:
         yield "## Kernels\n\n" + markdown_table(results["kernels"]) + "\n"
     for name, one in results.get("engine", {}).items():
         yield f"## Engine, {name}\n\n{one.get('skipped') or one['equal']}\n"
-        yield markdown_table([_rounded(row) for row in one.get("rows", [])]) + "\n"
+        for rows in (one.get("rows", []), one.get("mixed", [])):
+            yield markdown_table([_rounded(row) for row in rows]) + "\n"
     if "transformers" in results:
         yield f"## transformers\n\n{json.dumps(results['transformers'])}\n"
 

@@ -11,12 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from s1engine.bench import command, compare, numerics, qualify
+from s1engine.bench import command, compare, latency, numerics, qualify
+from s1engine.bench.bare_engine import BareEngine, make_decoder
 from s1engine.bench.kernel_work import KERNELS, BenchSetup
 from s1engine.bench.shapes import shape, step_bytes
 from s1engine.bench.studies import __main__ as studies
+from s1engine.config import EngineConfig
 from s1engine.errors import RequestError
 from s1engine.ops.cpu_ops import CpuOps
+from s1engine.runner.interface import ModelRunnerOutput, SchedulerOutput
+from s1engine.sampling_params import SamplingParams
 
 SETUP = BenchSetup(shape("nano"), torch.float32, "cpu")
 
@@ -93,6 +97,34 @@ def test_ours_and_the_baseline_compute_the_same(name: str) -> None:
     assert ours.numel() == baseline.numel() and work.nbytes > 0
 
 
+@pytest.mark.parametrize("params", list(latency.SAMPLINGS.values()))
+def test_every_mixed_step_has_a_chunk_and_all_rows(params: SamplingParams) -> None:
+    """And the prefill ends with the last row's first token, not with as many tokens as rows."""
+    batch, prompt, chunk = 3, 24, 7
+    config = EngineConfig(
+        device="cpu", dtype="float32", max_num_seqs=4, max_num_batched_tokens=batch + chunk,
+        max_step_ms=0, kv_cache_memory_gb=0.05,
+    )  # fmt: skip
+    engine = BareEngine(config, SETUP.model, make_decoder(SETUP.model, config))
+    sizes: list[tuple[int, int]] = []
+    execute = engine.runner.execute
+
+    def watched(step: SchedulerOutput) -> ModelRunnerOutput:
+        sizes.append(engine.runner.batch.sizes[:2])
+        return execute(step)
+
+    engine.runner.execute = watched  # type: ignore[method-assign]
+    counts = {"batch": batch, "prompt": prompt, "steps": 5, "thinks": False, "params": params}
+    latency.decode(engine, **counts, chunk=chunk)  # type: ignore[arg-type]
+    mixed = sizes[-latency.WARM_UP_STEPS - 5 :]
+    assert set(mixed) == {(batch + chunk, batch + 1)}
+    assert sum(tokens for tokens, _ in sizes[: -len(mixed)]) > batch * prompt
+    assert not engine.scheduler.has_unfinished()
+    sizes.clear()
+    latency.decode(engine, **counts)  # type: ignore[arg-type]
+    assert set(sizes[-5:]) == {(batch, batch)}
+
+
 def test_a_step_reads_weights_and_cache() -> None:
     model = shape("7B")
     weights = step_bytes(model, 2, 0, 0)
@@ -109,7 +141,8 @@ def test_the_qualification_runs_anywhere(
     )
     assert found["failures"] == []
     assert status == 0
-    assert found["engine"]["nano"]["equal"]["graph_is_eager"] is True
+    equal = found["engine"]["nano"]["equal"]
+    assert equal["graph_is_eager"] is True and equal["three_chunks_are_one"] is True
     assert all(row["ok"] for row in found["numerics"].values())
     saved = json.loads((tmp_path / "qualify.json").read_text())
     assert set(saved) >= set(qualify.PHASES)

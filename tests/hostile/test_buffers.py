@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import select
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -94,22 +95,34 @@ def begin_body(target: Target, part: bytes, length: int) -> socket.socket:
     return connection
 
 
+def buffered(target: Target) -> float:
+    lines = target.http.get("/metrics").text.splitlines()
+    line = next(line for line in lines if line.startswith("s1engine:buffered_bytes{"))
+    return float(line.split()[-1])
+
+
 @pytest.fixture
 def filled(target: Target) -> Iterator[None]:
-    """Bodies that never end have filled the budget."""
+    """Bodies that never end hold the budget: the first that does not fit is refused. They come one
+    after another, since bodies that grow together refuse each other and leave room."""
     part = BEGIN + b"a" * (3 * 2**20)
-    held = [begin_body(target, part, 4 * 2**20) for _ in range(32)]
+    held: list[socket.socket] = []
     try:
+        while not held or not refused_or_held(target, held[-1], len(held) * len(part)):
+            held.append(begin_body(target, part, 4 * 2**20))
+            assert len(held) < 64, "the budget does not fill"
         yield
     finally:
         for connection in held:
             connection.close()
 
 
-def buffered(target: Target) -> float:
-    lines = target.http.get("/metrics").text.splitlines()
-    line = next(line for line in lines if line.startswith("s1engine:buffered_bytes{"))
-    return float(line.split()[-1])
+def refused_or_held(target: Target, connection: socket.socket, size: int) -> bool:
+    """Waits for the answer to an unfinished body (True), or until ``size`` bytes are held."""
+    while buffered(target) < size:
+        if select.select([connection], [], [], 0)[0]:
+            return True
+    return False
 
 
 def test_unfinished_bodies_are_bounded_together(target: Target, filled: None) -> None:

@@ -17,10 +17,12 @@ from s1engine.runner import cpu_graph, step_profile
 from s1engine.runner.cpu_graph import CpuGraphRunner
 from s1engine.runner.input_batch import StepInputs
 from s1engine.runner.model_runner import ModelRunner
+from s1engine.sampling_params import SamplingParams
 
 CONFIG = EngineConfig(device="cpu", dtype="float32", max_num_seqs=6, max_num_batched_tokens=32)
 MODEL = shape("nano")
 DECODER = make_decoder(MODEL, CONFIG)
+PLAIN = SamplingParams(temperature=1.0)
 LENGTHS = [(5, 9), (17, 4), (1, 12), (30, 7), (8, 8)]  # prompt, new tokens
 
 
@@ -36,7 +38,7 @@ def tokens(
     names = []
     for prompt, new in LENGTHS:
         ids = torch.randint(10, 300, (prompt,), generator=generator).tolist()
-        names.append(engine.add(Job(prompt=ids, max_new=new, temperature=1.0, seed=prompt)))
+        names.append(engine.add(Job(prompt=ids, max_new=new, params=PLAIN, seed=prompt)))
         engine.step()  # so that batches of every size decode, the smallest first
     engine.run_jobs()
     return [engine.output_tokens(name) for name in names]
