@@ -100,7 +100,7 @@ class BareEngine:
         multi_step = self._multi_step
         if multi_step is not None and multi_step.in_flight:
             return multi_step.advance()
-        core = self.runner.batch.core
+        core = self.runner.next_batch()
         begin = time.monotonic()
         new = [self._admit(job_id) for job_id in self.scheduler.schedule(core)]
         step = SchedulerOutput(new, self.scheduler.appended)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from s1engine import _core
 from s1engine.config import EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.ops import SamplingMetadata
@@ -64,6 +65,10 @@ class HostRunner:
         self.max_steps = 1
         self.decode_loop: DecodeLoop | None = None
         self._logits = torch.zeros(num_seqs, 8)
+
+    def next_batch(self) -> _core.ScheduledBatch:
+        """Nothing is copied."""
+        return self.batch.core
 
     def profile_step_costs(self) -> list[tuple[int, float]]:
         """None: drafts are not measured here."""

@@ -491,7 +491,8 @@ class LLMEngine:
         nothing to compute. ``admitted``: these sequences, if the step is planned already."""
         batch = self.runner.batch
         if admitted is None:
-            admitted = self.scheduler.schedule(batch.core, self._deadlines.time_left(now))
+            batch_core = self.runner.next_batch()
+            admitted = self.scheduler.schedule(batch_core, self._deadlines.time_left(now))
         new_requests = self._admit(admitted, now) if admitted else []
         if batch.core.num_rows == 0:
             return None, admitted

@@ -1,14 +1,15 @@
 """The arrays of one step, shared with the scheduler without copying.
 
-The runner owns the buffers. Host tensors are allocated once: the C++ scheduler writes a step into
-them through ``core``, and ``inputs`` returns views of the part it has written. On a GPU the host
-side is pinned and copied asynchronously. If worker processes share the model, the buffers lie in
-shared memory, so the scheduler of rank 0 writes for all ranks.
+The runner owns the buffers. All arrays lie in one allocation: the C++ scheduler writes a step into
+it through ``core``, and ``inputs`` returns views of the part it has written. On a GPU the host side
+is pinned, and one asynchronous copy a step brings it to the same places of one allocation on the
+device, so views of a size stay valid and a graph may read them. If worker processes share the
+model, the host side lies in shared memory, so the scheduler of rank 0 writes for all ranks.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from s1engine import _core
 from s1engine.ops import AttentionMetadata
 from s1engine.runner.dummy_batch import dummy_attention_metadata
+from s1engine.runner.staging_buffer import StagingBuffer
 
 ALIGNMENT = 64  # bytes
 CACHED_VIEWS = 1024  # sizes of steps
@@ -29,13 +31,13 @@ _FIELDS: dict[str, torch.dtype] = {
     "slot_mapping": torch.int64,
     "cu_seqlens_q": torch.int32,
     "context_lens": torch.int32,
-    "block_table": torch.int32,
     "sample_tokens": torch.int32,
     "sample_req_indices": torch.int32,
     "sample_positions": torch.int64,
     "sample_banned": torch.uint8,
     "scored_tokens": torch.int32,
     "scored_targets": torch.int64,
+    "block_table": torch.int32,  # last and largest: only the rows of a step are copied
 }
 _PER_TOKEN = ("input_ids", "positions", "slot_mapping", "scored_tokens", "scored_targets")
 
@@ -69,8 +71,8 @@ class ScoredRows:
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """All that one step reads. On the CPU these are views of the buffers, valid for every later
-    step of the same sizes."""
+    """All that one step reads: views of the buffers, valid for every later step of the same
+    sizes."""
 
     input_ids: Tensor  # [T] int32
     attention: AttentionMetadata
@@ -102,15 +104,15 @@ class InputBatch:
         shapes |= dict.fromkeys(_PER_TOKEN, (max_tokens,))
         samples = (max_samples or max_rows,)
         shapes |= {name: samples for name in _FIELDS if name.startswith("sample_")}
-        self.device = device
         self.max_tokens = max_tokens
         if allocate is None:
-            self._host = {
-                name: torch.zeros(shapes[name], dtype=dtype, pin_memory=device != "cpu")
-                for name, dtype in _FIELDS.items()
-            }
-        else:
-            self._host = _split(allocate, shapes)
+            allocate = partial(torch.zeros, dtype=torch.uint8, pin_memory=device != "cpu")
+        places = _places(shapes)
+        self._staging = StagingBuffer(allocate(places["block_table"].stop), device)
+        self._host = _views(self._staging.host, places, shapes)
+        self._device = _views(self._staging.device, places, shapes)
+        self._table_begin = places["block_table"].start
+        self._table_row_bytes = self._host["block_table"].stride(0) * torch.int32.itemsize
         views = {name: tensor.numpy() for name, tensor in self._host.items()}
         self.block_table = self._host["block_table"]  # on the host, [max_rows, max_blocks] int32
         self._req_indices = views["sample_req_indices"]
@@ -122,8 +124,7 @@ class InputBatch:
             max_blocks=max_blocks,
             max_samples=samples[0],
         )
-        # A GPU needs new copies in every step; in main memory the views of a size stay valid.
-        self._make_inputs = lru_cache(CACHED_VIEWS if device == "cpu" else 0)(self._new_inputs)
+        self._make_inputs = lru_cache(CACHED_VIEWS)(self._new_inputs)
 
     @property
     def req_indices(self) -> np.ndarray:
@@ -138,14 +139,16 @@ class InputBatch:
             core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q, core.num_scored
         )
 
+    def wait_until_read(self) -> None:
+        """Returns when the device has copied the last step, so that the next may be written."""
+        self._staging.wait()
+
     def inputs(self, sizes: StepSizes | None = None) -> StepInputs:
-        """The scheduled step; on a worker, the step of these ``sizes`` that rank 0 scheduled."""
-        if sizes is not None:
-            return self._make_inputs(*sizes)
-        core = self.core
-        return self._make_inputs(
-            core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q, core.num_scored
-        )
+        """The scheduled step; on a worker, the step of these ``sizes`` that rank 0 scheduled. On a
+        GPU it is being copied: before the next step is written, call ``wait_until_read``."""
+        sizes = sizes or self.sizes
+        self._staging.upload(self._table_begin + sizes.num_rows * self._table_row_bytes)
+        return self._make_inputs(*sizes)
 
     def fill_dummy(self, query_lens: Sequence[int], block: int, block_size: int) -> StepSizes:
         """Writes a dummy step over ``block`` that samples at every token. Returns its sizes. The
@@ -167,42 +170,45 @@ class InputBatch:
     def _new_inputs(
         self, tokens: int, rows: int, samples: int, max_seqlen_q: int, scored: int
     ) -> StepInputs:
+        on_device = self._device
         return StepInputs(
-            input_ids=self._on_device("input_ids", tokens),
+            input_ids=on_device["input_ids"][:tokens],
             attention=AttentionMetadata(
-                positions=self._on_device("positions", tokens),
-                slot_mapping=self._on_device("slot_mapping", tokens),
-                cu_seqlens_q=self._on_device("cu_seqlens_q", rows + 1),
-                context_lens=self._on_device("context_lens", rows),
-                block_table=self._on_device("block_table", rows),
+                positions=on_device["positions"][:tokens],
+                slot_mapping=on_device["slot_mapping"][:tokens],
+                cu_seqlens_q=on_device["cu_seqlens_q"][: rows + 1],
+                context_lens=on_device["context_lens"][:rows],
+                block_table=on_device["block_table"][:rows],
                 max_seqlen_q=max_seqlen_q,
             ),
-            sample_tokens=self._on_device("sample_tokens", samples),
+            sample_tokens=on_device["sample_tokens"][:samples],
             rows=SampleRows(
                 req_indices=self._req_indices[:samples],
-                positions=self._on_device("sample_positions", samples),
+                positions=on_device["sample_positions"][:samples],
                 banned=self._banned[:samples],
             ),
             scored=ScoredRows(
-                self._on_device("scored_tokens", scored), self._on_device("scored_targets", scored)
+                on_device["scored_tokens"][:scored], on_device["scored_targets"][:scored]
             )
             if scored
             else None,
         )
 
-    def _on_device(self, name: str, size: int) -> Tensor:
-        tensor = self._host[name][:size]
-        return tensor if self.device == "cpu" else tensor.to(self.device, non_blocking=True)
+
+def _places(shapes: dict[str, tuple[int, ...]]) -> dict[str, slice]:
+    """The bytes of each field in one allocation, each aligned to ALIGNMENT."""
+    places, begin = {}, 0
+    for name, dtype in _FIELDS.items():
+        begin = -(-begin // ALIGNMENT) * ALIGNMENT
+        places[name] = slice(begin, begin + prod(shapes[name]) * dtype.itemsize)
+        begin = places[name].stop
+    return places
 
 
-def _split(
-    allocate: Callable[[int], Tensor], shapes: dict[str, tuple[int, ...]]
+def _views(
+    memory: Tensor, places: dict[str, slice], shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
-    """The fields one after another in one allocation, each aligned to ALIGNMENT."""
-    sizes = {name: prod(shapes[name]) * dtype.itemsize for name, dtype in _FIELDS.items()}
-    strides = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes.values()]
-    parts = torch.split(allocate(sum(strides)), strides)
+    """The fields in ``memory`` [n] uint8."""
     return {
-        name: part[: sizes[name]].view(_FIELDS[name]).view(shapes[name])
-        for name, part in zip(_FIELDS, parts, strict=True)
+        name: memory[places[name]].view(dtype).view(shapes[name]) for name, dtype in _FIELDS.items()
     }

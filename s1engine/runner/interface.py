@@ -99,6 +99,10 @@ class Runner(Protocol):
     max_steps: int  # of one launch of a multi-step decode; 1: the host decides every step
     decode_loop: DecodeLoop | None  # on the CPU: takes decode steps by one native call
 
+    def next_batch(self) -> _core.ScheduledBatch:
+        """``batch.core``, for the scheduler to write the next step: waits until the device of every
+        rank has copied the last one. It may still be computing it."""
+
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """Computes the step in ``batch`` and samples its rows."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from s1engine import _core
 from s1engine.models.checkpoint import open_weights
 from s1engine.models.collective import SharedCollective
 from s1engine.models.decoder import Decoder
@@ -202,6 +203,13 @@ class ModelRunner:
 
     # --- single steps ---
 
+    def next_batch(self) -> _core.ScheduledBatch:
+        """See Runner."""
+        self.batch.wait_until_read()
+        if self._worker_group is not None and self.device != "cpu":
+            self._worker_group.wait_until_read()
+        return self.batch.core
+
     @torch.inference_mode()
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """See Runner."""
@@ -242,8 +250,10 @@ class ModelRunner:
 
     @torch.inference_mode()
     def execute_part(self, sizes: StepSizes) -> None:
-        """On a worker: its part of a step that rank 0 executes."""
+        """On a worker: its part of a step that rank 0 executes. Returns when the step may be
+        overwritten, maybe before it is computed."""
         self._compute(self.batch.inputs(sizes))
+        self.batch.wait_until_read()
 
     def _logits(self, inputs: StepInputs) -> torch.Tensor:
         """float32 [rows that sample, vocab_limit]; on a worker, its part of the vocabulary."""
@@ -349,6 +359,7 @@ class ModelRunner:
 
     def _dummy_run(self, tokens: int) -> Callable[[], None]:
         """A step that samples at every token, as steps with drafts do, over the null block."""
+        self.next_batch()
         query_lens = even_query_lens(tokens, max_rows=len(self.batch.block_table))
         sizes = self.batch.fill_dummy(query_lens, self.num_blocks, self.kv_cache.block_size)
 

@@ -30,7 +30,7 @@ from s1engine.runner.model_runner import ModelRunner
 from s1engine.runner.resolved_config import ResolvedConfig
 from s1engine.runner.shared_memory import SharedMemory
 from s1engine.runner.thinking_ends import ThinkingEnds
-from s1engine.runner.worker_group import LOST_RANK, SIZES, connect
+from s1engine.runner.worker_group import LOST_RANK, SIZES, StepsRead, connect
 
 GRACE_S = 1.0  # for an orderly end after rank 0 has ended
 
@@ -68,6 +68,7 @@ def compute_steps(connection: socket.socket, shard: Shard, memory: SharedMemory)
     torch.set_num_threads(start["threads"])
     _send(connection, started=True)
     collective = connect(shard, config.device, memory, start["store"])
+    steps_read = StepsRead(memory.allocate(StepsRead.memory_bytes(shard.size)))
     model = ModelConfig.from_dir(start["path"])
     runner = ModelRunner(
         config,
@@ -81,6 +82,7 @@ def compute_steps(connection: socket.socket, shard: Shard, memory: SharedMemory)
     )
     while True:
         runner.execute_part(StepSizes(*SIZES.unpack(_receive(connection, SIZES.size))))
+        steps_read.count(shard.rank)
 
 
 def _send(connection: socket.socket, **answer: Any) -> None:

@@ -9,7 +9,8 @@ in shared memory. ``worker.Worker`` is the other end.
                                           <-     digest of the weights, KV blocks that fit
     blocks that all ranks have            ->
                                           <-     ready
-    sizes of a step (SIZES), many times   ->     computes its part
+    sizes of a step (SIZES), many times   ->     computes its part; counts the steps that it has
+                                                 read, in shared memory
     end of the stream                     ->     ends
 
 If a rank dies, all end: a watching thread kills the others, so that no rank waits in an all-reduce
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -46,6 +48,7 @@ from s1engine.runner.shared_memory import SharedMemory
 SIZES = struct.Struct("<5q")  # StepSizes
 LOST_RANK = 3  # exit status of a rank that has lost another: its end is not the cause
 END_TIMEOUT_S = 5.0  # for a rank to end by itself
+POLL_S = 2e-5  # between looks at what the workers have read
 
 
 class Workers(Protocol):
@@ -61,6 +64,30 @@ class Workers(Protocol):
 
     def wait_until_ready(self) -> None:
         """Returns on rank 0 when all ranks can compute steps."""
+
+
+class StepsRead:
+    """How many steps each rank has read, in memory that all share.
+
+    Args:
+        memory: [8 size] uint8, zeroed.
+    """
+
+    def __init__(self, memory: Tensor) -> None:
+        self._counts = memory.view(torch.int64).numpy()
+
+    @staticmethod
+    def memory_bytes(size: int) -> int:
+        """For ``size`` ranks."""
+        return 8 * size
+
+    def count(self, rank: int) -> None:
+        """The rank has read a step more."""
+        self._counts[rank] += 1
+
+    def reached(self, steps: int) -> bool:
+        """Has every rank but 0 read so many?"""
+        return bool((self._counts[1:] >= steps).all())
 
 
 class WorkerGroup:
@@ -90,6 +117,8 @@ class WorkerGroup:
             self._processes.send(json.dumps(start).encode() + b"\n")
             self._receive_all()  # all have started, so connecting waits for no dead rank
             self.collective = connect(Shard(0, self.size), config.device, self._memory, store)
+            self._steps_read = StepsRead(self._memory.allocate(StepsRead.memory_bytes(self.size)))
+            self._num_steps = 0  # announced
             self._processes.collective = self.collective
         except BaseException:
             self.close()
@@ -134,6 +163,7 @@ class WorkerGroup:
         this rank's. If the body fails, the ranks are out of step, so all of them end."""
         self.check_health()
         try:
+            self._num_steps += 1
             self._processes.send(SIZES.pack(*sizes))
             yield
         except BaseException as error:
@@ -147,6 +177,13 @@ class WorkerGroup:
             if lost:
                 raise self._processes.cause from error
             raise
+
+    def wait_until_read(self) -> None:
+        """Returns when the devices of all workers have copied the last step, so that the next may
+        be written. Raises EngineDeadError if a rank has died."""
+        while not self._steps_read.reached(self._num_steps):
+            self.check_health()
+            time.sleep(POLL_S)
 
     def check_health(self) -> None:
         """Raises EngineDeadError if a rank has died."""
