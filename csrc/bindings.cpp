@@ -235,11 +235,11 @@ void bind_scheduler(py::module_& m) {
                        int32_t max_num_batched_tokens, bool enable_prefix_caching, int32_t max_len,
                        int32_t max_window, double min_reserve, int32_t max_draft,
                        int32_t max_samples, std::vector<std::pair<int32_t, double>> step_costs,
-                       double max_step_time) {
-             return std::make_unique<Scheduler>(
-                 s1::SchedulerConfig{num_blocks, block_size, max_num_seqs, max_num_batched_tokens,
-                                     enable_prefix_caching, max_len, max_window, min_reserve,
-                                     max_draft, max_samples, std::move(step_costs), max_step_time});
+                       double max_step_time, double max_run_time) {
+             return std::make_unique<Scheduler>(s1::SchedulerConfig{
+                 num_blocks, block_size, max_num_seqs, max_num_batched_tokens,
+                 enable_prefix_caching, max_len, max_window, min_reserve, max_draft, max_samples,
+                 std::move(step_costs), max_step_time, max_run_time});
            }),
            py::kw_only(), py::arg("num_blocks"), py::arg("block_size"), py::arg("max_num_seqs"),
            py::arg("max_num_batched_tokens"), py::arg("enable_prefix_caching") = true,
@@ -247,7 +247,7 @@ void bind_scheduler(py::module_& m) {
            py::arg("min_reserve") = s1::SchedulerConfig{}.min_reserve, py::arg("max_draft") = 0,
            py::arg("max_samples") = 0,
            py::arg("step_costs") = std::vector<std::pair<int32_t, double>>(),
-           py::arg("max_step_time") = 0.0)
+           py::arg("max_step_time") = 0.0, py::arg("max_run_time") = 0.0)
       .def("add", &add, py::arg("id"), py::arg("prompt"), py::kw_only(), py::arg("max_len"),
            py::arg("priority") = 0, py::arg("client") = 0, py::arg("order") = 0,
            py::arg("stop_tokens") = std::vector<s1::TokenId>(), py::arg("stream_output") = false,
@@ -281,13 +281,14 @@ void bind_scheduler(py::module_& m) {
            [](Scheduler& self, BoundBatch& b, int32_t num_steps) {
              return self.extend_multi_step(b.batch, num_steps);
            })
-      .def("apply_multi_step",
-           [](Scheduler& self, const IntArray& sampled) {
-             if (sampled.ndim() != 2)
-               throw py::value_error("sampled: shape [steps, rows] expected");
-             self.apply_multi_step({sampled.data(), static_cast<size_t>(sampled.size())},
-                                   static_cast<int32_t>(sampled.shape(0)));
-           })
+      .def(
+          "apply_multi_step",
+          [](Scheduler& self, const IntArray& sampled, double seconds) {
+            if (sampled.ndim() != 2) throw py::value_error("sampled: shape [steps, rows] expected");
+            self.apply_multi_step({sampled.data(), static_cast<size_t>(sampled.size())},
+                                  static_cast<int32_t>(sampled.shape(0)), seconds);
+          },
+          py::arg("sampled"), py::arg("seconds") = 0.0)
       .def("cancel_step", &Scheduler::cancel_step)
       .def_property_readonly("num_steps_in_flight", &Scheduler::num_steps_in_flight)
       .def_property_readonly(

@@ -123,9 +123,10 @@ class EngineConfig:
     enforce_eager: bool = False
     """Capture no CUDA graphs and record no CPU steps: every step runs call by call."""
     run_ahead: int | None = None
-    """Multi-step decode: steps that the device decodes by itself, budgets included, before the host
-    reads their tokens. None: 8 on CUDA; 1 (single steps) on the CPU, with ``enforce_eager``, with
-    drafts, and with ``tensor_parallel_size`` above 1, which allows no more."""
+    """Multi-step decode: most steps that the device decodes by itself, budgets included, before the
+    host reads their tokens; fewer if they take long, so that readers and new requests wait little.
+    None: 8 on CUDA; 1 (single steps) on the CPU, with ``enforce_eager``, with drafts, and with
+    ``tensor_parallel_size`` above 1, which allows no more."""
     num_speculative_tokens: int = 0
     """Longest draft: tokens proposed from the request's own earlier text and verified in one step.
     Outputs stay the same; drafts are shorter, or left out, where they would not pay. 0: off.

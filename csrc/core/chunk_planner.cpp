@@ -107,7 +107,7 @@ void ChunkPlanner::record_step_time(const StepPlan& plan, double time) {
     expected += chunk_time(row.context, row.num_scheduled);
   }
   if (tokens == 0) {
-    decode_[half_bits(plan.num_rows())].record(time);
+    record_decode_time(plan.num_rows(), time);
     return;
   }
   const double extra = std::max(time - base_time(plan), kMinShare * time);

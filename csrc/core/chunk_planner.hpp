@@ -45,6 +45,9 @@ class ChunkPlanner {
   // Learns from the time of the finished step of `plan`.
   void record_step_time(const StepPlan& plan, double time);
 
+  // Learns the time of one decode step of `rows` rows.
+  void record_decode_time(int32_t rows, double time) { decode_[half_bits(rows)].record(time); }
+
   // Estimated time of a step that decodes `rows` rows; 0 if no step was measured.
   double decode_time(int32_t rows) const;
 

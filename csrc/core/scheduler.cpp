@@ -32,7 +32,8 @@ Scheduler::Scheduler(const SchedulerConfig& config)
       chunks_(config.max_step_time),
       drafts_(config.max_draft, config.max_num_seqs, config.max_num_batched_tokens,
               config.step_costs),
-      run_(blocks_) {
+      run_(blocks_),
+      run_length_(config.max_run_time) {
   require(config.min_reserve >= 0 && config.min_reserve <= 1, "min_reserve must be in [0, 1]");
   require(config.max_num_seqs > 0, "max_num_seqs must be positive");
   require(config.max_num_batched_tokens >= config.max_num_seqs,
@@ -40,6 +41,7 @@ Scheduler::Scheduler(const SchedulerConfig& config)
   require(config.max_draft >= 0, "max_draft must not be negative");
   require(config.max_window >= 0, "max_window must not be negative");
   require(config.max_step_time >= 0, "max_step_time must not be negative");
+  require(config.max_run_time >= 0, "max_run_time must not be negative");
   config_.max_samples = std::max(config.max_samples, config.max_num_seqs);
   for (int32_t row = config.max_num_seqs; row-- > 0;) free_rows_.push_back(row);
   running_.reserve(free_rows_.size());
@@ -522,7 +524,7 @@ int32_t Scheduler::begin_multi_step(ScheduledBatch& batch, DeviceBatch& device_b
       return 0;
     }
   }
-  num_steps = run_.begin(plan_, batch, device_batch, num_steps);
+  num_steps = run_.begin(plan_, batch, device_batch, launch_length(plan_.rows.size(), num_steps));
   if (num_steps > 0) in_step_ = false;
   return num_steps;
 }
@@ -533,12 +535,20 @@ bool Scheduler::may_admit() const {
   return !free_rows_.empty() || can_displace_any(waiting_.front());
 }
 
-int32_t Scheduler::extend_multi_step(ScheduledBatch& batch, int32_t num_steps) {
-  if (num_steps_in_flight() == 0 || may_admit() || !run_.worth_extending()) return 0;
-  return run_.extend(batch, num_steps);
+// Steps of the next launch over so many rows of the device batch, at most `limit`.
+int32_t Scheduler::launch_length(size_t num_rows, int32_t limit) const {
+  const bool awaited =
+      !waiting_.empty() || std::any_of(running_.begin(), running_.end(),
+                                       [](const Sequence* s) { return s->interactive; });
+  return run_length_.num_steps(chunks_.decode_time(static_cast<int32_t>(num_rows)), awaited, limit);
 }
 
-void Scheduler::apply_multi_step(std::span<const TokenId> sampled, int32_t num_steps) {
+int32_t Scheduler::extend_multi_step(ScheduledBatch& batch, int32_t num_steps) {
+  if (num_steps_in_flight() == 0 || may_admit() || !run_.worth_extending()) return 0;
+  return run_.extend(batch, launch_length(run_.rows().size(), num_steps));
+}
+
+void Scheduler::apply_multi_step(std::span<const TokenId> sampled, int32_t num_steps, double time) {
   events_.clear();
   struct Before {
     Sequence* sequence;
@@ -566,6 +576,9 @@ void Scheduler::apply_multi_step(std::span<const TokenId> sampled, int32_t num_s
   }
   report_all();
   stats_.num_steps += num_steps;
+  if (time > 0.0) {
+    chunks_.record_decode_time(static_cast<int32_t>(run_.rows().size()), time / num_steps);
+  }
 }
 
 void Scheduler::cancel_step() {

@@ -42,6 +42,7 @@
 #include "fair_queue.hpp"
 #include "growth_reserve.hpp"
 #include "multi_step_run.hpp"
+#include "run_length.hpp"
 #include "scheduled_batch.hpp"
 #include "scheduler_config.hpp"
 #include "scheduler_stats.hpp"
@@ -79,11 +80,13 @@ class Scheduler {
     drafts_.record_step_time(plan_, time);
     chunks_.record_step_time(plan_, time);
   }
-  // Estimated time of a step that decodes the running sequences; 0 if nothing was recorded.
+  // Estimated time of a step that decodes the running sequences, on the device if it decides the
+  // steps; 0 if nothing was recorded.
   double decode_time() const { return chunks_.decode_time(static_cast<int32_t>(running_.size())); }
 
   // Instead of update(): lets the device take up to `num_steps` decode steps of the planned
-  // sequences, and writes what it needs to `device_batch`. Returns how many steps it may take. 0:
+  // sequences, fewer if these would take long (run_length.hpp), and writes what it needs to
+  // `device_batch`. Returns how many steps it may take. 0:
   // update() must follow as usual, because a sequence has more than `max_inline_tokens` tokens to
   // compute or must not end yet (min_tokens), or blocks or phrases do not suffice.
   int32_t begin_multi_step(ScheduledBatch& batch, DeviceBatch& device_batch, int32_t num_steps,
@@ -94,9 +97,10 @@ class Scheduler {
   int32_t extend_multi_step(ScheduledBatch& batch, int32_t num_steps);
 
   // Applies the tokens of the next `num_steps` steps in flight, as that many calls of update()
-  // would. `sampled`: [num_steps, rows], kNoToken where the device sampled nothing. Throws
-  // std::logic_error if host and device disagree.
-  void apply_multi_step(std::span<const TokenId> sampled, int32_t num_steps);
+  // would. `sampled`: [num_steps, rows], kNoToken where the device sampled nothing. `time`: that
+  // the device took, in the unit of max_run_time; 0: unknown. Throws std::logic_error if host and
+  // device disagree.
+  void apply_multi_step(std::span<const TokenId> sampled, int32_t num_steps, double time = 0.0);
 
   // Steps that the device may take or has taken and that are not applied yet.
   int32_t num_steps_in_flight() const { return run_.num_steps_in_flight(); }
@@ -163,6 +167,7 @@ class Scheduler {
   bool grow_or_preempt(Sequence& sequence, int32_t num_tokens);
   void preempt(Sequence& victim);
   bool may_admit() const;
+  int32_t launch_length(size_t num_rows, int32_t limit) const;
 
   void apply_samples(PlannedRow& row, std::span<const int64_t> sampled);
   bool apply_token(Sequence& sequence, TokenId sampled);
@@ -176,6 +181,7 @@ class Scheduler {
   ChunkPlanner chunks_;
   DraftPlanner drafts_;
   MultiStepRun run_;
+  RunLength run_length_;
   std::unordered_map<SeqId, std::unique_ptr<Sequence>> sequences_;
   FairQueue waiting_;
   std::vector<Sequence*> running_;

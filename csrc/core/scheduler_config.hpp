@@ -22,6 +22,7 @@ struct SchedulerConfig {
   int32_t max_samples = 0;    // of a step; 0: max_num_seqs
   std::vector<std::pair<int32_t, double>> step_costs;  // (tokens, time), see StepCost
   double max_step_time = 0.0;  // of ChunkPlanner; 0: chunks are as large as the step allows
+  double max_run_time = 0.0;   // of RunLength; 0: runs are as long as the device batch allows
 };
 
 }  // namespace s1

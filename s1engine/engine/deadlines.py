@@ -17,8 +17,6 @@ from s1engine.engine.request_compiler import answer_reserve
 from s1engine.engine.thinking_limits import ThinkingLimits
 from s1engine.sampling_params import ThinkingBudget
 
-AVERAGE_RATE = 0.1  # share of a new step in the average
-
 
 class Kind(IntEnum):
     """What a deadline ends."""
@@ -53,8 +51,6 @@ class Deadlines:
         self._by_request: dict[str, list[Entry]] = {}
         self._max_step = max_step
         self._last_step = 0.0  # s, at most max_step
-        self._multi_step = 0.0  # average seconds of one step of a multi-step decode
-        self._num_steps = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -99,15 +95,8 @@ class Deadlines:
 
     def record_step(self, seconds: float) -> None:
         """Records the duration of the last step, or of several steps of a multi-step decode."""
-        if not self._entries:
-            return
-        self._last_step = min(seconds, self._max_step)
-        before, self._num_steps = self._num_steps, self._scheduler.stats().num_steps
-        if self._scheduler.num_steps_in_flight and self._num_steps > before > 0:
-            each = seconds / (self._num_steps - before)
-            self._multi_step += (AVERAGE_RATE if self._multi_step else 1) * (
-                each - self._multi_step
-            )
+        if self._entries:
+            self._last_step = min(seconds, self._max_step)
 
     def enforce(self, now: float) -> list[LiveRequest]:
         """Ends the thinking of requests whose time for it is over before the next step would end.
@@ -143,8 +132,7 @@ class Deadlines:
         budget = request.params.thinking or ThinkingBudget()
         tokens = answer_reserve(budget, request.max_len - len(request.prompt))
         tokens += len(request.budget.forced_end)
-        step = self._scheduler.decode_time or self._multi_step
-        thinking_left = request.deadline - tokens * step - now
+        thinking_left = request.deadline - tokens * self._scheduler.decode_time - now
         if thinking_left <= self._last_step:
             self._limits.end_thinking(request.request_id, _core.EndReason.DEADLINE)
         else:

@@ -52,7 +52,7 @@ from s1engine.prompt_logprobs import PromptLogprobsPart
 from s1engine.runner.interface import ModelRunnerOutput, NewRequest, Runner, SchedulerOutput
 from s1engine.runner.model_runner import ModelRunner
 from s1engine.runner.prompt_scores import PromptScores
-from s1engine.runner.resolved_config import ResolvedConfig, resolve_config
+from s1engine.runner.resolved_config import MAX_RUN_S, ResolvedConfig, resolve_config
 from s1engine.runner.thinking_ends import EndTables, ThinkingEnds
 from s1engine.sampling_params import SamplingParams
 
@@ -652,4 +652,5 @@ def make_scheduler(config: ResolvedConfig, runner: Runner) -> _core.Scheduler:
         max_samples=config.max_samples,
         step_costs=runner.profile_step_costs() if config.num_speculative_tokens else [],
         max_step_time=config.max_step_ms / 1000,
+        max_run_time=MAX_RUN_S,
     )

@@ -56,7 +56,7 @@ class MultiStepDecoder:
         if num_steps:
             runner.extend_multi_step(num_steps)
         output = runner.collect()
-        scheduler.apply_multi_step(output.token_ids)
+        scheduler.apply_multi_step(output.token_ids, output.device_seconds)
         return len(output.token_ids)
 
 

@@ -17,7 +17,12 @@ from s1engine.models.weight_bytes import weight_bytes
 from s1engine.ops.kv_quant import check_covered
 from s1engine.plan.hardware import GPUS, WEIGHTS, Gpu
 from s1engine.runner.memory import GIB, plan_memory
-from s1engine.runner.resolved_config import ResolvedConfig, resolve_cache_dtype, resolve_for
+from s1engine.runner.resolved_config import (
+    MAX_RUN_S,
+    ResolvedConfig,
+    resolve_cache_dtype,
+    resolve_for,
+)
 
 MAX_RANKS = 8  # GPUs of one machine
 
@@ -116,6 +121,7 @@ class Placement:
     max_num_batched_tokens: int
     enable_prefix_caching: bool
     run_ahead: int
+    max_run_s: float  # of a multi-step decode while a request waits
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -161,6 +167,7 @@ def placement_of(config: ResolvedConfig, model: ModelConfig, foot: Footprint) ->
         max_num_batched_tokens=config.max_num_batched_tokens,
         enable_prefix_caching=config.enable_prefix_caching,
         run_ahead=config.run_ahead,
+        max_run_s=MAX_RUN_S,
     )
 
 

@@ -81,7 +81,8 @@ class SimulatedReplica:
     _live: dict[int, RequestScript] = field(default_factory=dict)  # by number, also sequence id
     _waiting: list[RequestMetrics] = field(default_factory=list)  # until the next step boundary
     _step_end: float | None = None  # end of the current step
-    _decode_steps: int = 0  # consecutive decode steps
+    _decode_steps: int = 0  # of the present multi-step decode
+    _run_began: float = 0.0  # time of its first step
     _quiet_steps: int = 0  # coming steps with an unchanged schedule that sample nothing but OTHER
     _last_step: StepShape = field(default_factory=lambda: StepShape(0, 0))
     _sampled: np.ndarray = field(init=False)
@@ -153,8 +154,11 @@ class SimulatedReplica:
     # --- a step begins ---
 
     def _begin_step(self, now: float) -> None:
-        boundary = self._decode_steps % self.placement.run_ahead == 0  # of a multi-step decode
-        if boundary or not self._scheduler.has_unfinished():
+        place = self.placement
+        in_run = 0 < self._decode_steps < place.run_ahead  # of a multi-step decode
+        if not in_run or now - self._run_began >= place.max_run_s:
+            self._run_began, self._decode_steps = now, 0
+        if self._decode_steps == 0 or not self._scheduler.has_unfinished():
             for metrics in self._waiting:
                 self._add(metrics)
             self._waiting.clear()

@@ -9,6 +9,7 @@ Without CUDA the steps of a launch run one by one, from the same buffers: slower
 Knows no sequence: what a row means is the scheduler's business.
 """
 
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -41,12 +42,14 @@ def buckets(max_num_seqs: int) -> list[int]:
 
 @dataclass(slots=True)
 class _Launch:
-    """Steps whose ids the host has not read."""
+    """Steps whose ids the host has not read. ``begin`` and ``end`` are events on the device;
+    without CUDA the steps are computed already, in ``seconds``."""
 
     tokens: Tensor  # [steps, rows] int32 on the host, pinned
     num_seqs: int  # rows that the scheduler knows of
     begin: torch.cuda.Event | None
     end: torch.cuda.Event | None
+    seconds: float
 
 
 class CudaGraphRunner:
@@ -60,7 +63,7 @@ class CudaGraphRunner:
         fmt: what all rows share.
 
     Attributes:
-        device_seconds: what the collected launches took on the device; 0 without CUDA.
+        device_seconds: what the collected launches took.
         num_launches: so far.
     """
 
@@ -106,7 +109,7 @@ class CudaGraphRunner:
         assert 0 < steps <= self.max_steps
         buffer, num_seqs = self._current
         state, on_device = buffer.state, self._table is not self._host_table
-        begin = _record_event() if on_device else None
+        begin, host_begin = _record_event() if on_device else None, time.perf_counter()
         if on_device:  # only entries for later steps were added since the last copy
             self._table[:num_seqs].copy_(self._host_table[:num_seqs], non_blocking=True)
         state.step_counter.zero_()
@@ -118,7 +121,8 @@ class CudaGraphRunner:
         tokens = tokens.view(steps, buffer.rows)
         tokens.copy_(state.output_tokens[:steps], non_blocking=True)
         end = _record_event() if on_device else None
-        self._launches.append(_Launch(tokens, num_seqs, begin, end))
+        seconds = time.perf_counter() - host_begin
+        self._launches.append(_Launch(tokens, num_seqs, begin, end, seconds))
         self.num_launches += 1
 
     @property
@@ -126,13 +130,16 @@ class CudaGraphRunner:
         """Are there launches to collect?"""
         return bool(self._launches)
 
-    def collect(self) -> np.ndarray:
-        """Waits for the oldest launch. Returns its ids [steps, sequences] int32."""
+    def collect(self) -> tuple[np.ndarray, float]:
+        """Waits for the oldest launch. Returns its ids [steps, sequences] int32, and the seconds
+        that it took on the device."""
         launch = self._launches.popleft()
+        seconds = launch.seconds
         if launch.begin is not None and launch.end is not None:
             launch.end.synchronize()
-            self.device_seconds += launch.begin.elapsed_time(launch.end) / 1e3
-        return np.ascontiguousarray(launch.tokens.numpy()[:, : launch.num_seqs])
+            seconds = launch.begin.elapsed_time(launch.end) / 1e3
+        self.device_seconds += seconds
+        return np.ascontiguousarray(launch.tokens.numpy()[:, : launch.num_seqs]), seconds
 
     def abandon(self) -> None:
         """Waits for all launches, and drops their tokens."""

@@ -77,6 +77,8 @@ class ModelRunnerOutput:
     """By req_index, of rows that could not be sampled as asked: their logits processors failed."""
     recorded_now: bool = False
     """The step was recorded or compiled as well, so it took longer than others of its size."""
+    device_seconds: float = 0.0
+    """Time of a multi-step decode on the device."""
 
     def drop(self, undecided: set[int], req_indices: np.ndarray) -> None:
         """Drops the samples of these rows of a single step; ``req_indices`` [n] are those of

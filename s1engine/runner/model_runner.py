@@ -290,7 +290,8 @@ class ModelRunner:
     def collect(self) -> ModelRunnerOutput:
         """See Runner."""
         assert self.multi_step is not None
-        return ModelRunnerOutput(self.multi_step.collect())
+        token_ids, seconds = self.multi_step.collect()
+        return ModelRunnerOutput(token_ids, device_seconds=seconds)
 
     @torch.inference_mode()
     def decode_step(self, rows: DeviceBatchTensors, filtered: bool) -> None:

@@ -15,6 +15,7 @@ from s1engine.ops.kv_quant import EIGHT_BIT_DTYPES
 
 BLOCK_SIZES = {"cpu": 16, "cuda": 64}  # tokens; a GPU's attention reads a block as one tile
 RUN_AHEAD = {"cpu": 1, "cuda": 8}  # steps
+MAX_RUN_S = 0.008  # of decode steps in flight while a reader, a deadline or a request waits
 MAX_STEP_MS = {"cpu": 40.0, "cuda": 0.0}  # a GPU computes max_num_batched_tokens in less
 
 ResolvedDevice = Literal["cpu", "cuda"]

@@ -26,6 +26,7 @@ class DeviceMock(PagedMock):
     Args:
         max_inline_tokens: longest phrase that is fed one token a step.
         spare_rows: rows beyond the sequences, as in a bucket that is not full.
+        step_time: seconds of a step, reported up to 30 times too long.
         newlines: ids whose text ends in a newline.
     """
 
@@ -37,12 +38,14 @@ class DeviceMock(PagedMock):
         spare_rows: int,
         newlines: frozenset[int],
         seed: int,
+        step_time: float = 0.0,
         **engine: Any,
     ) -> None:
         super().__init__(**engine)
         self.steps, self.max_inline_tokens, self.spare_rows = steps, max_inline_tokens, spare_rows
         self.null_slot = self.null_block * self.block_size
         self.random = random.Random(seed)
+        self.step_time = step_time
         flags = np.zeros(VOCAB, np.uint8)
         flags[list(newlines)] = 1
         self.newlines = torch.from_numpy(flags)
@@ -60,9 +63,13 @@ class DeviceMock(PagedMock):
                 self.in_flight.append(self._take_steps(steps, model))
             elif steps:
                 self.in_flight[-1] = torch.cat([self.in_flight[-1], self._take_steps(steps, model)])
-            self.scheduler.apply_multi_step(self.in_flight.popleft()[:, : self.rows].numpy())
+            self._apply_oldest(self.random.uniform(1, 30))
         elif self.batch.num_rows:
             self.scheduler.update(self.forward(model))
+
+    def _apply_oldest(self, delay: float = 1.0) -> None:
+        tokens = self.in_flight.popleft()[:, : self.rows].numpy()
+        self.scheduler.apply_multi_step(tokens, len(tokens) * self.step_time * delay)
 
     def _begin(self, model: Model) -> bool:
         self.scheduler.schedule(self.batch)

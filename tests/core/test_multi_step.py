@@ -12,6 +12,7 @@ from s1engine import _core
 from tests.core import reference
 from tests.core.device_mock import DeviceMock
 from tests.core.paged_mock import EOS, PagedMock, hashed_model
+from tests.core.reference import Model
 from tests.core.scenarios import (
     ENDS,
     FORMATS,
@@ -35,6 +36,8 @@ multi_steps = st.fixed_dictionaries(
         "max_inline_tokens": st.sampled_from([1, 2, 30]),
         "spare_rows": st.integers(0, 2),
         "seed": st.integers(0, 99),
+        "step_time": st.sampled_from([0.0, 1e-4, 1e-3, 1e-2]),
+        "max_run_time": st.sampled_from([0.0, 8e-3]),
     }
 )
 
@@ -125,6 +128,57 @@ def test_a_loop_ends_the_thinking_at_the_same_token() -> None:
         outs.append(mock.scheduler.collect_output_dict(0))
     assert outs[0] == outs[1]
     assert outs[0]["end_reason"].name == "LOOP" and outs[0]["thinking_tokens"] == 12
+
+
+class PacedDevice(DeviceMock):
+    """Launches all that it may, two deep, as the runner does."""
+
+    def step(self, model: Model) -> None:
+        if not self.in_flight and not self._begin(model):
+            self.scheduler.update(self.forward(model))
+            return
+        steps = self.scheduler.extend_multi_step(self.batch, self.steps)
+        if steps:
+            self.in_flight.append(self._take_steps(steps, model))
+        self.most_in_flight = self.scheduler.num_steps_in_flight
+        self._apply_oldest()
+
+
+@settings(max_examples=20)
+@given(
+    step_time=st.floats(2e-4, 2e-2),
+    max_steps=st.sampled_from([8, 200]),
+    awaited=st.booleans(),
+    arrival=st.integers(4, 9),
+)
+def test_the_steps_in_flight_are_bounded_in_time(
+    step_time: float, max_steps: int, awaited: bool, arrival: int
+) -> None:
+    """And so is the wait of a request that comes at any moment."""
+    bound = 8e-3
+    mock = PacedDevice(
+        ends=ENDS, newlines=NEWLINES, steps=max_steps, max_inline_tokens=1, spare_rows=0, seed=0,
+        step_time=step_time, max_run_time=bound, num_blocks=400, block_size=16, max_num_seqs=4,
+        max_num_batched_tokens=64,
+    )  # fmt: skip
+    model = hashed_model(3, favourites=(9,))
+
+    def add(seq_id: int) -> None:
+        prompt = np.array([5, 6 + seq_id], np.int32)
+        mock.scheduler.add(seq_id, prompt, max_len=2000, interactive=awaited)
+
+    add(0)
+    for _ in range(arrival):
+        mock.step(model)
+    own = bound if awaited else 4 * bound
+    least, most = (min(max(int(own / 2 / step_time * x), 1), max_steps) for x in (0.9999, 1.0001))
+    assert 2 * least <= mock.most_in_flight <= 2 * most  # two launches
+    steps = mock.scheduler.stats().num_steps
+    add(1)
+    while mock.scheduler.req_index(1) < 0:
+        mock.step(model)
+    waited = mock.scheduler.stats().num_steps - steps - 1  # without the step that admits it
+    assert waited * step_time <= max(own, 2 * step_time) * 1.0001
 
 
 def test_a_device_that_disagrees_is_detected() -> None:

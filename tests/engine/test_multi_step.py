@@ -182,6 +182,31 @@ def check_overrides(engine: LLMEngine, alone: RequestOutput) -> None:
     assert stats.num_free_blocks == engine.runner.num_blocks
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_launches_are_short_while_a_reader_waits(
+    multi: LLM, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device that needs 1 ms for a step: at most 8 ms of steps in flight, else 32 ms."""
+    collect, lengths = CudaGraphRunner.collect, []
+
+    def collect_slowly(self: CudaGraphRunner) -> tuple[np.ndarray, float]:
+        tokens, _ = collect(self)
+        lengths.append(len(tokens))
+        return tokens, 1e-3 * len(tokens)
+
+    monkeypatch.setattr(CudaGraphRunner, "collect", collect_slowly)
+    multi.call(lambda engine: decode_alone(engine, stream))
+    most = min(4 if stream else 16, multi.engine.runner.max_steps)
+    assert max(lengths[len(lengths) // 2 :]) == most
+
+
+def decode_alone(engine: LLMEngine, stream: bool) -> None:
+    params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
+    engine.add_request(engine.make_request([5, 6, 7], params, stream=stream))
+    while engine.has_unfinished:
+        engine.step()
+
+
 @given(st.integers(1, 3000))
 def test_buckets_cover_every_batch_up_to_the_kernels_limit(max_num_seqs: int) -> None:
     sizes = buckets(max_num_seqs)

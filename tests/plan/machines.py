@@ -23,6 +23,7 @@ def placed(**bounds: Any) -> Placement:
         "max_num_batched_tokens": 16,
         "enable_prefix_caching": False,
         "run_ahead": 1,
+        "max_run_s": 1e9,
     }
     return Placement(**(usual | bounds))
 
