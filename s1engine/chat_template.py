@@ -28,6 +28,7 @@ REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
 MEANT_KEYS = (*REASONING_NAMES, "tool_calls", "function_call", "tools", "audio")
 """Keys of a message that are never ignored; others that are not supported are inert."""
 _INSTEAD_OF_CONTENT = (*REASONING_NAMES, "tool_calls")
+INVALID = "invalid_json"  # the argument that stands for arguments which are no JSON object
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 4096
 TURN_OPTIONS = ("add_generation_prompt", "continue_final_message")
@@ -115,14 +116,16 @@ def _tool_call(call: object, where: str) -> Message:
 
 def _arguments(arguments: object, where: str) -> dict[str, Any]:
     """Arguments of a call: an object, or its JSON text as in OpenAI's API; nothing is an empty
-    one."""
+    one. Text that is no object is what a model wrote wrongly: it is shown as INVALID, since an
+    agent that sends its history back cannot change it."""
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         return {}
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"{where} is not JSON: {error}", param=where) from error
+            value = json.loads(arguments)
+        except (ValueError, RecursionError):
+            value = None
+        return value if isinstance(value, dict) else {INVALID: arguments}
     if not isinstance(arguments, dict):
         raise RequestError(f"{where} must be an object", param=where)
     return arguments

@@ -40,6 +40,10 @@ MODEL_IMPLS = get_args(ModelImpl)
 KV_CACHE_DTYPES = get_args(KVCacheDType)
 GENERATION_CONFIGS = get_args(GenerationConfig)
 Preset = Literal["latency", "throughput"]
+TOOL_CALL_PARSERS = (
+    "auto", "hermes", "qwen3_coder", "llama3_json", "pythonic", "mistral", "openai",
+    "qwen", "qwen25", "qwen3", "qwen3_xml", "llama3", "llama4_json", "llama4_pythonic", "gpt-oss",
+)  # fmt: skip
 REASONING_FORMATS = (
     "auto", "none", "s1", "think-tag", "mistral", "seed-oss", "openthinker", "gemma4", "gpt-oss",
 )  # fmt: skip
@@ -146,6 +150,10 @@ class EngineConfig:
     """Opens the thinking of a model whose format has no name; needs ``reasoning_end``."""
     reasoning_end: str | None = None
     """Ends the thinking of such a model; blanks around it surround a forced end."""
+    tool_call_parser: str = "auto"
+    """How the model writes tool calls: ``hermes``, ``qwen3_coder``, ``llama3_json``, ``pythonic``,
+    ``mistral`` or ``openai`` (gpt-oss), or another engine's name of one. ``auto``: what the chat
+    template teaches, in case of doubt ``hermes``."""
     default_thinking_token_budget: int | None = None
     """Thinking budget of requests that think and have none of their own. None: what max_tokens and
     the context leave."""
@@ -262,6 +270,7 @@ CHECKS: dict[str, Check] = {
     "generation_config": name_in(*GENERATION_CONFIGS),
     "chat_template": check_path,
     "reasoning_format": check_path,
+    "tool_call_parser": name_in(*TOOL_CALL_PARSERS),
     "reasoning_start": str_of(MAX_NAME_CHARS, min_chars=1),
     "reasoning_end": str_of(MAX_NAME_CHARS, min_chars=1),
     "default_thinking_token_budget": int_in(0, MAX_TOKENS),

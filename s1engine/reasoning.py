@@ -28,11 +28,11 @@ class Channels:
 
 @dataclass(frozen=True, slots=True)
 class AnswerMarkers:
-    """What is not shown in an answer. Plain data that can cross processes."""
+    """What is not shown in an answer, and what is. Plain data that can cross processes."""
 
-    ids: tuple[tuple[int, ...], ...]
+    ids: tuple[tuple[int, ...], ...] = ()
     """Markers that begin with a token of their own."""
-    texts: tuple[str, ...]
+    texts: tuple[str, ...] = ()
     """Markers that are spelt out."""
     channels: Channels | None = None
     opener: str = ""
@@ -40,6 +40,8 @@ class AnswerMarkers:
     beginning of an answer, which may mention it later."""
     opener_ids: tuple[int, ...] = ()
     """The same among ``ids``."""
+    shown: tuple[int, ...] = ()
+    """Special tokens that are shown, because they belong to tool calls."""
 
 
 @dataclass(frozen=True, slots=True)

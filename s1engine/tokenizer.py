@@ -7,7 +7,7 @@ Knows nothing of thinking.
 
 import codecs
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -210,6 +210,12 @@ class Tokenizer:
         template = self._templates.get("default")
         return "" if template is None else template.source
 
+    @property
+    def tools_template(self) -> str:
+        """Jinja text of the chat template for requests with tools; empty if it knows none."""
+        template = self._templates.get("tool_use") or self._templates.get("default")
+        return template.source if template is not None and template.knows_tools else ""
+
 
 class _VisibleBytes(dict[int, bytes]):
     """Filled on first use of an id: most of a large vocabulary is never seen."""
@@ -259,19 +265,27 @@ class _Decoder(Protocol):
 
 
 class IncrementalDetokenizer:
-    """Text of a growing sequence of ids, without special tokens.
+    """Text of a growing sequence of ids, without special tokens except those of ``shown``.
 
     The pieces join to the decoding of the whole, and none ends inside a character. (Byte-fallback
     vocabularies decode broken bytes differently once more follow; text already returned stays.)
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, shown: Iterable[int] = ()) -> None:
         decoder = _ByteDecoder if tokenizer.is_byte_level else _WindowDecoder
         self._decoder: _Decoder = decoder(tokenizer)
+        self._shown = {token_id: tokenizer.token_string(token_id) for token_id in shown}
 
     def push(self, ids: Sequence[int]) -> str:
         """The text that ``ids`` complete: maybe empty, never half a character."""
-        return self._decoder.push(ids)
+        if not self._shown or self._shown.keys().isdisjoint(ids):
+            return self._decoder.push(ids)
+        text, begin = "", 0
+        for at, token_id in enumerate(ids):
+            if token_id in self._shown:
+                text += self._decoder.push(ids[begin:at]) + self._decoder.flush()
+                text, begin = text + self._shown[token_id], at + 1
+        return text + self._decoder.push(ids[begin:])
 
     def flush(self) -> str:
         """The rest: U+FFFD for an unfinished character, else empty."""

@@ -21,6 +21,7 @@ LEAVES |= {
     "template_environment",
     "template_meters",
     "template_prices",
+    "tool_formats",
     "tool_prompt",
     "template_work",
     "tokenizer_files",

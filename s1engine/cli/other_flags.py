@@ -62,9 +62,6 @@ PARSERS = {
     "gpt_oss": "gpt-oss",
 }
 """Reasoning formats by the names of vLLM's and SGLang's parsers."""
-CALL_PARSERS = ("hermes", "qwen", "qwen25", "qwen3", "qwen3_coder", "qwen3_xml", "auto")
-"""Names of the formats of tool calls that are read."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -78,7 +75,6 @@ def add_other_flags(parser: argparse.ArgumentParser) -> None:
         refuse = _refusing(f"s1engine has {ours}")
         parser.add_argument(flag, action=refuse, nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--reasoning-parser", action=_ReasoningParser, help=argparse.SUPPRESS)
-    parser.add_argument("--tool-call-parser", action=_CallParser, help=argparse.SUPPRESS)
 
 
 class _Noted(argparse.Action):
@@ -96,16 +92,6 @@ class _ReasoningParser(_Noted):
             parser.error(f"argument {option}: {values!r} is not known; known: {known}")
         namespace.reasoning_format = PARSERS[values]
         logger.warning("%s %s is --reasoning-format %s here", option, values, PARSERS[values])
-
-
-class _CallParser(_Noted):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
-        if values not in CALL_PARSERS:
-            parser.error(
-                f"argument {option}: {values!r} is not supported: calls are read in the format of "
-                f"Hermes and Qwen ({', '.join(CALL_PARSERS)})"
-            )
-        logger.warning("%s %s has no effect: calls are read in this format anyway", option, values)
 
 
 def _refusing(hint: str) -> type[argparse.Action]:

@@ -76,7 +76,7 @@ class AnswerText:
     """
 
     def __init__(self, tokenizer: Tokenizer, markers: AnswerMarkers | None) -> None:
-        self.decoder = IncrementalDetokenizer(tokenizer)
+        self.decoder = IncrementalDetokenizer(tokenizer, markers.shown if markers else ())
         self._ids = MarkerFilter(markers.ids) if markers and markers.ids else None
         self._texts = MarkerFilter(markers.texts) if markers and markers.texts else None
         channels = markers.channels if markers else None

@@ -18,6 +18,7 @@ from s1engine.models.implementation import read_facts
 from s1engine.models.interface import ModelFacts
 from s1engine.reasoning import ReasoningFormat
 from s1engine.tokenizer import Tokenizer
+from s1engine.tool_formats import HERMES, ToolFormat, find_tool_format
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class ModelText:
     thinking: ThinkingRule
     eos_token_ids: tuple[int, ...]  # end a turn: those of both configs and of the tokenizer
     vocab_limit: int  # ids below it may be sampled; a prompt may use every row of the embedding
+    tool_format: ToolFormat = HERMES
 
     @classmethod
     def load(cls, config: EngineConfig, path: Path) -> "ModelText":
@@ -46,7 +48,10 @@ class ModelText:
         name = thinking.format.name if thinking.format else "none"
         chats = "think" if thinking.by_default else "do not think"
         logger.info("reasoning format %s, chats %s: %s", name, chats, thinking.reason)
-        return cls(model, tokenizer, thinking, ends, min(tokenizer.num_tokens, model.vocab_size))
+        tools = find_tool_format(config.tool_call_parser, tokenizer)
+        logger.info("tool calls in the format %s", tools.name)
+        limit = min(tokenizer.num_tokens, model.vocab_size)
+        return cls(model, tokenizer, thinking, ends, limit, tools)
 
     @property
     def format(self) -> ReasoningFormat | None:

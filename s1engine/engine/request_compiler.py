@@ -10,6 +10,7 @@ import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -246,11 +247,12 @@ class RequestCompiler:
         self, params: SamplingParams, chat: bool, thinks: bool, tools: bool
     ) -> AnswerMarkers | None:
         """What the answers do not show: markers of the format, where the model thinks or would. A
-        grammar decides alone what an answer holds."""
+        grammar decides alone what an answer holds. ``tools``: they show the markers of calls."""
         fmt, rule = self._reasoning, self.text.thinking
+        shown = tuple(self.text.tool_format.ids.values()) if tools else ()
         if fmt is None or params.grammar is not None or not (thinks or (chat and rule.by_default)):
-            return None
-        return fmt.answer_markers(tools and thinks, opens=not thinks)
+            return AnswerMarkers(shown=shown) if shown else None
+        return replace(fmt.answer_markers(tools and thinks, opens=not thinks), shown=shown)
 
     def _compile_budget(
         self,

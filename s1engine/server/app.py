@@ -195,6 +195,7 @@ class Handlers:
 
     async def chat(self, body: ChatRequest, http: Request) -> Response:
         """Answer a conversation."""
+        body.use_tool_format(self.generation.tool_format)
         formatter = functools.partial(ChatFormatter, tokenizer=self._tokenizer, body=body)
         return await self.generation.generate_response(body, http, "chatcmpl-", formatter)
 
@@ -206,6 +207,7 @@ class Handlers:
     async def message(self, body: MessagesRequest, http: Request) -> Response:
         """Answer a conversation in Anthropic's format."""
         chat = body.to_chat()
+        chat.use_tool_format(self.generation.tool_format)
         formatter = functools.partial(
             MessagesFormatter,
             parser=chat.create_parser(),

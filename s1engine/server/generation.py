@@ -92,6 +92,7 @@ class Generation:
         self._tracing = tracing
         self._private_prefixes = private_prefixes
         self._defaults = engine.compiler.default_sampling()
+        self.tool_format = engine.compiler.text.tool_format
         self._pool = FairThreadPool(MAX_COMPILING, "s1engine-compile")
         # A trial of a grammar may take two seconds, so it has threads of its own.
         self._trial_pool = FairThreadPool(

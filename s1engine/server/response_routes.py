@@ -46,6 +46,7 @@ class ResponseRoutes:
         earlier = await self.resolve(client, body, http)
         tools = ResponseTools(body.tools or ())
         chat = body.to_chat(tools, earlier)
+        chat.use_tool_format(self._generation.tool_format)
         keeps = body.store is not False and self._store.max_bytes > 0
         formatter = functools.partial(
             ResponsesFormatter,

@@ -13,14 +13,9 @@ from s1engine.engine.answer_text import AnswerText, MarkerFilter
 from s1engine.engine.sequence_output import StopStringFinder
 from s1engine.reasoning import AnswerMarkers, encode_format
 from s1engine.reasoning_specs import FORMAT_SPECS
-from s1engine.server.api.tool_call_parser import (
-    CLOSE,
-    OPEN,
-    ParsedAnswer,
-    ToolCallParser,
-    parse_answer,
-)
+from s1engine.server.api.tool_call_parser import ParsedAnswer, ToolCallParser, parse_answer
 from s1engine.tokenizer import IncrementalDetokenizer, Tokenizer
+from s1engine.tool_prompt import CLOSE, OPEN
 from tests.fuzz.target import Target
 from tests.tiny_tokenizer import CHATML, make_tokenizer
 

@@ -5,6 +5,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,8 +16,9 @@ from s1engine.chat_template import ChatTemplate, check_messages
 from s1engine.config import EngineConfig
 from s1engine.engine.async_engine import AsyncLLMEngine
 from s1engine.errors import RequestError
-from s1engine.server.api.tools import closed
+from s1engine.server.api.calls_grammar import closed
 from s1engine.server.app import create_app
+from s1engine.tool_formats import FORMATS
 from tests.server.tool_script import (
     CALLS,
     CHAT,
@@ -333,6 +335,13 @@ def test_allowed_tools_alone_are_offered_and_called(run: Callable[[Test], None])
         got = (await http.post("/v1/chat/completions", json=must)).json()
         names = [call["function"]["name"] for call in got["choices"][0]["message"]["tool_calls"]]
         assert set(names) == {"stop_it"}
+        flat = [{"type": "function", "name": "stop_it"}]
+        for choice in (flat[0], {"type": "allowed_tools", "mode": "required", "tools": flat}):
+            same = (
+                await http.post("/v1/chat/completions", json={**ask, "tool_choice": choice})
+            ).json()
+            (call, *_) = same["choices"][0]["message"]["tool_calls"]
+            assert call["function"]["name"] == "stop_it"
         prompt = engine.compiler.text.tokenizer.decode(engine.asked[0].prompt, False)
         assert "stop_it" in prompt and "Adds." not in prompt
         engine.said = "No."
@@ -364,6 +373,39 @@ def test_an_answer_ends_with_its_only_call(run: Callable[[Test], None], call: st
         body["tool_choice"]["disable_parallel_tool_use"] = True  # type: ignore[index]
         message = (await http.post("/v1/messages", json=body)).json()
         assert message["stop_reason"] == "tool_use" and message["stop_sequence"] is None
+
+    run(test)
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_calls_are_forced_and_read_in_the_models_format(
+    run: Callable[[Test], None], name: str
+) -> None:
+    async def test(client: openai.AsyncOpenAI, http: httpx.AsyncClient, engine: Scripted) -> None:
+        text = engine.compiler.text
+        engine.compiler.text = replace(text, tool_format=FORMATS[name].of(text.tokenizer))
+        try:
+            transport: Any = httpx.ASGITransport(create_app(engine))  # type: ignore[arg-type]
+            async with httpx.AsyncClient(transport=transport, base_url="http://x") as other:
+                strict = [
+                    {"type": "function", "function": {**f, "strict": True}} for f in FUNCTIONS
+                ]
+                ask: Any = {"messages": CHAT, "max_tokens": 300, "tools": TOOLS, "seed": 5}
+                ask |= {"parallel_tool_calls": False, "enable_thinking": False, "temperature": 1}
+                forced = {**ask, "tool_choice": "any"}
+                for body in (forced, {**ask, "tools": strict, "tool_choice": "any"}):
+                    got = (await other.post("/v1/chat/completions", json=body)).json()
+                    (call,) = got["choices"][0]["message"]["tool_calls"]
+                    assert call["function"]["name"] in ("add", "stop_it")
+                    assert isinstance(json.loads(call["function"]["arguments"]), dict)
+                    assert got["choices"][0]["message"]["content"] is None
+                free = await other.post("/v1/chat/completions", json={**ask, "tools": strict})
+                ignored = free.headers.get("x-s1engine-ignored", "")
+                assert ("tools.strict" in ignored) == (name == "openai")
+                grammar = engine.asked[-1].params.grammar
+                assert free.status_code == 200 and (grammar is None) == (name == "openai")
+        finally:
+            engine.compiler.text = text
 
     run(test)
 
@@ -443,11 +485,17 @@ def test_bad_tools_are_named(
     run(test)
 
 
-@pytest.mark.parametrize("arguments", ["{", "[1]", 3, "null"])
-def test_arguments_that_come_back_broken_are_named(arguments: Any) -> None:
+@pytest.mark.parametrize("arguments", ["{", "[1]", 3, "null", ["a"]])
+def test_arguments_that_come_back_broken_stick_no_agent(arguments: Any) -> None:
+    """It cannot change what the model wrote; what it made itself is refused by name."""
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    chat = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    if isinstance(arguments, str):
+        (seen,) = check_messages(chat)[-1]["tool_calls"]
+        assert seen["function"]["arguments"] == {"invalid_json": arguments}
+        return
     with pytest.raises(RequestError) as error:
-        check_messages([*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]}])
+        check_messages(chat)
     assert error.value.param == "messages[1].tool_calls[0].function.arguments"
 
 

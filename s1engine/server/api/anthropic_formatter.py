@@ -10,8 +10,9 @@ from typing import Any
 
 from s1engine.outputs import CompletionOutput, RequestOutput
 from s1engine.server.api.block_formatter import BlockResponseFormatter
+from s1engine.server.api.call_syntax import ToolCall
 from s1engine.server.api.response_formatter import Json, ResponseHead, call_id, sse, thinking_usage
-from s1engine.server.api.tool_call_parser import CallBegin, ToolCall, ToolCallParser
+from s1engine.server.api.tool_call_parser import CallBegin, ToolCallParser
 from s1engine.tool_prompt import OPEN
 
 STOP_REASONS = {

@@ -7,13 +7,9 @@ from abc import abstractmethod
 from collections.abc import Iterable
 
 from s1engine.outputs import CheckpointOutput, Chunk
+from s1engine.server.api.call_syntax import ToolCall
 from s1engine.server.api.response_formatter import ResponseFormatter, ResponseHead
-from s1engine.server.api.tool_call_parser import (
-    CallArguments,
-    CallBegin,
-    ToolCall,
-    ToolCallParser,
-)
+from s1engine.server.api.tool_call_parser import CallArguments, CallBegin, ToolCallParser
 
 
 class BlockResponseFormatter(ResponseFormatter):

@@ -15,6 +15,7 @@ from s1engine.outputs import Chunk, CompletionOutput, RequestOutput
 from s1engine.prompt_logprobs import PromptLogprobs
 from s1engine.sampling_params import MAX_LOGPROBS, SamplingParams
 from s1engine.server.api.body import JsonObjects
+from s1engine.server.api.call_syntax import SYNTAXES
 from s1engine.server.api.field_rules import SAMPLING, THINKING, nearest
 from s1engine.server.api.logprobs import ChatLogprobs
 from s1engine.server.api.openai import OpenAIFormatter, shown_reason, token_fields
@@ -28,8 +29,9 @@ from s1engine.server.api.tool_call_parser import (
     parse_answer,
 )
 from s1engine.server.api.tools import ToolFields
+from s1engine.server.request_notes import current_notes
 from s1engine.tokenizer import Tokenizer
-from s1engine.tool_prompt import CLOSE
+from s1engine.tool_formats import ToolFormat
 
 MAX_TEMPLATE_KWARGS = 32
 SWITCHES = ("enable_thinking", "thinking")  # of templates, which get the request's choice
@@ -64,31 +66,46 @@ class ChatRequest(ToolFields, HttpFields):
         fields = super().structure()
         if self.must_call:
             return {"grammar": self.calls_grammar()}
-        if not fields or not self.offered:
+        if not self.offered:
             return fields
+        if not fields:
+            return self._strict_structure() if self.is_strict else {}
         ((name, value),) = fields.items()
         return {"grammar": self.calls_grammar(build_grammar(name, value))}
 
-    @property
-    def ends_with_call(self) -> bool:
-        """Does the first call end an answer that is free?"""
-        return self.once and not self.must_call and bool(self.offered)
+    def use_tool_format(self, fmt: ToolFormat) -> None:
+        """See ToolFields. Free calls of gpt-oss are no text of the answer, so they cannot be held
+        to their schemas: the response says so."""
+        super().use_tool_format(fmt)
+        free = not self.must_call and self.structure_field == "tools"
+        if free and fmt.name == "openai":
+            current_notes().ignored["tools.strict"] = None
+
+    def _strict_structure(self) -> dict[str, Any]:
+        """Text with calls that keep to their schemas."""
+        if self._tool_format.name == "openai":
+            return {}
+        return {"grammar": self.calls_grammar(free=True)}
 
     def create_parser(self) -> ToolCallParser | None:
         """Return a parser of one answer; None if it cannot call tools, and all of it is text."""
-        return ToolCallParser(self.ends_with_call, self.parameters) if self.offered else None
+        if not self.offered:
+            return None
+        return ToolCallParser(self.once, self.parameters, self._tool_format.name)
 
     def sampling_params(
         self, defaults: Mapping[str, Any], efforts: Mapping[str, int | None] = EFFORTS
     ) -> SamplingParams:
         params = super().sampling_params(defaults, efforts)
-        if not self.ends_with_call or params.structure is not None:
+        closer = SYNTAXES[self._tool_format.name].closer
+        if not (self.once and self.offered and closer) or params.structure is not None:
             return params
-        return replace(params, stop=(*params.stop, CLOSE))
+        return replace(params, stop=(*params.stop, closer))
 
     @property
     def structure_field(self) -> str | None:
-        return "tools" if self.must_call else super().structure_field
+        own = super().structure_field
+        return "tools" if self.must_call or (own is None and self.is_strict) else own
 
     def options(self, efforts: Mapping[str, int | None] = EFFORTS) -> dict[str, Any]:
         options = super().options(efforts)

@@ -1,29 +1,26 @@
 """The tools of a request, and whether the model may, must or must not call them.
 
 ``required`` and a named function are enforced by a grammar of the answer, so thinking stays free;
-``auto`` leaves it to the model. With a structured answer, the grammar is calls or that structure.
-``tool_call_parser`` parses what the model wrote.
+``auto`` leaves it to the model, except that calls of strict functions keep to their schemas. With a
+structured answer, the grammar is calls or that structure. ``tool_call_parser`` parses what the
+model wrote.
 """
 
-import json
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr, field_validator
 
 from s1engine.checks import shown
 from s1engine.engine.schema_keywords import check_keywords
-from s1engine.engine.structured_output import COMPACT, either, from_lark
+from s1engine.engine.structured_output import either, from_lark
 from s1engine.errors import RequestError
 from s1engine.server.api.body import JsonObjects, LenientBody, StrictBody
-from s1engine.tool_prompt import CLOSE, OPEN
+from s1engine.server.api.calls_grammar import calls_grammar
+from s1engine.tool_formats import HERMES, ToolFormat
 
 MAX_TOOLS = 128
 MAX_CALLS = 64  # of one answer that must call a tool
-BY_NAME = frozenset({"properties", "$defs", "definitions"})  # keywords that hold schemas by name
-SCHEMAS = frozenset({"items", "prefixItems", "anyOf", "oneOf", "additionalProperties"})
-OPENERS = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties"})
-SPACED = COMPACT | {"item_separator": ", ", "key_separator": ": "}  # as models are trained
+MAX_REFERENCES = 8  # that lead from a parameter's schema to its own
 
 
 class Function(LenientBody):
@@ -76,6 +73,25 @@ class ToolFields(StrictBody):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
 
+    @field_validator("tool_choice", mode="before")
+    @classmethod
+    def _nest_choice(cls, choice: Any) -> Any:
+        """Rewrite the other spellings: ``any``, and the flat shapes of the Responses API."""
+        if choice == "any":
+            return "required"
+        if not isinstance(choice, dict):
+            return choice
+        if choice.get("type") == "function" and "function" not in choice and "name" in choice:
+            return {"type": "function", "function": {"name": choice["name"]}}
+        if choice.get("type") == "allowed_tools" and "allowed_tools" not in choice:
+            tools = choice.get("tools")
+            if isinstance(tools, list):
+                tools = [cls._nest_choice(tool) for tool in tools]
+            return {"type": "allowed_tools", "allowed_tools": {**choice, "tools": tools}}
+        return choice
+
+    _tool_format: ToolFormat = PrivateAttr(default=HERMES)
+
     @property
     def offered(self) -> JsonObjects:
         """Return the tools for the chat template: those that may be called. Raises RequestError."""
@@ -105,9 +121,7 @@ class ToolFields(StrictBody):
     @property
     def parameters(self) -> dict[str, dict[str, Any]]:
         """The schemas of each tool's parameters."""
-        functions = [tool.function for tool in self.tools or ()]
-        found = {f.name: (f.parameters or {}).get("properties") for f in functions}
-        return {name: own for name, own in found.items() if isinstance(own, dict)}
+        return {tool.function.name: properties_of(tool.function) for tool in self.tools or ()}
 
     @property
     def _callable(self) -> list[Tool]:
@@ -126,56 +140,47 @@ class ToolFields(StrictBody):
                 raise RequestError(message, param="tool_choice")
         return [known[name] for name in names]
 
-    def calls_grammar(self, answer: str | None = None) -> str:
-        """Return the grammar of an answer that calls tools, or else follows the grammar ``answer``.
-        Raises RequestError."""
+    @property
+    def is_strict(self) -> bool:
+        """Must calls keep to their schemas even where the model need not call?"""
+        return any(tool.function.strict for tool in self.tools or ()) and bool(self.offered)
+
+    def use_tool_format(self, fmt: ToolFormat) -> None:
+        """Calls are written in this format."""
+        self._tool_format = fmt
+
+    def calls_grammar(self, answer: str | None = None, *, free: bool = False) -> str:
+        """Return the grammar of an answer that calls tools, or else follows the grammar ``answer``;
+        ``free``: of any text with such calls. Raises RequestError."""
         functions = [tool.function for tool in self._callable]
         if not functions:
             raise RequestError("tool_choice: there are no tools", param="tool_choice")
         try:
             for function in functions:
                 check_keywords(function.parameters)
+            most = 1 if self.once else MAX_CALLS
+            calls = from_lark(calls_grammar(self._tool_format, functions, most, free=free))
         except ValueError as error:
             raise RequestError(f"tools: {function.name}: {error}", param="tools") from error
-        calls = from_lark(_calls_grammar(functions, 1 if self.once else MAX_CALLS))
         return calls if answer is None else either(calls, answer)
 
 
-def _calls_grammar(functions: Sequence[Function], most: int) -> str:
-    """Return a grammar of up to ``most`` calls in the format of Qwen's template."""
-    choices = " | ".join(f"call{i}" for i in range(len(functions)))
-    more = f' ("\\n" call){{0,{most - 1}}}' if most > 1 else ""
-    rules = [f"start: call{more}", f"call: {choices}"]
-    for i, function in enumerate(functions):
-        schema = {"type": "object", **closed(function.parameters or {}), "x-guidance": SPACED}
-        begin = json.dumps(f'{OPEN}\n{{"name": "{function.name}", "arguments": ')
-        rules.append(f"call{i}: {begin} arguments{i} {json.dumps('}' + chr(10) + CLOSE)}")
-        rules.append(f"arguments{i}: %json {json.dumps(schema)}")
-    return "\n".join(rules)
+def properties_of(function: Function) -> dict[str, Any]:
+    """Return the schema of each parameter. References to definitions of the function are followed
+    where they are all that a schema says."""
+    whole = function.parameters or {}
+    properties = whole.get("properties")
+    if not isinstance(properties, dict):
+        return {}
+    return {name: _followed(schema, whole) for name, schema in properties.items()}
 
 
-def closed(schema: Any) -> Any:
-    """Return a schema whose objects have no properties beside those that it lists, unless it says
-    so: clients leave that out, and a weak model would add properties without end."""
-    if "allOf" in json.dumps(schema):
-        return schema  # parts of one object must leave room for each other
-    return _closed(schema)
-
-
-def _closed(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [*map(_closed, schema)]
-    if not isinstance(schema, dict):
-        return schema
-    inner = {
-        name: {key: _closed(part) for key, part in value.items()}
-        if name in BY_NAME and isinstance(value, dict)
-        else _closed(value)
-        if name in SCHEMAS
-        else value
-        for name, value in schema.items()
-    }
-    lists = isinstance(schema.get("properties"), dict) and bool(schema["properties"])
-    return (
-        {"additionalProperties": False, **inner} if lists and not OPENERS & set(schema) else inner
-    )
+def _followed(schema: Any, whole: dict[str, Any]) -> Any:
+    for _ in range(MAX_REFERENCES):
+        if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
+            break
+        found: Any = whole
+        for key in schema["$ref"].removeprefix("#").split("/")[1:]:
+            found = found.get(key) if isinstance(found, dict) else None
+        schema = found
+    return schema
