@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from s1engine.bench.kernel_work import BenchSetup
-from s1engine.models.rope import cos_sin_table
+from s1engine.models.rope_table import cos_sin_table
 from s1engine.ops import AttentionMetadata, Matrix, Ops
 from s1engine.ops.quantization import FP8, quantize
 from s1engine.ops.torch_ops import TorchOps

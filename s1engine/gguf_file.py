@@ -13,14 +13,15 @@ from functools import cache, lru_cache
 from math import gcd, prod
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from s1engine.errors import ModelError
 from s1engine.model_files import check_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIX = ".gguf"
 VERSIONS = (2, 3)
@@ -45,7 +46,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _SCALARS[12] = "d"
 _STRING, _ARRAY = 8, 9
 _LENGTH = struct.Struct("<Q")  # of a string, before its bytes
-_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # as torch names them
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +169,15 @@ class GgufFile:
         except UnicodeDecodeError:
             raise self.error(key, "is not UTF-8") from None
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str) -> "Tensor":
         """Tensor ``name`` on the CPU: F32, F16 and BF16 as stored, quantized types as float32. It
         has a mapping of the file of its own, so its pages are freed with it."""
+        import torch  # loads where tensors are read, not where the header is
+
         info = self.tensors[name]
         raw = self._map(name, info.nbytes)
         if info.type_name in _FLOATS:
-            tensor = torch.from_numpy(raw).view(_FLOATS[info.type_name])
+            tensor = torch.from_numpy(raw).view(getattr(torch, _FLOATS[info.type_name]))
             return tensor.view(info.shape)
         from gguf import GGMLQuantizationType, quants
 

@@ -25,7 +25,7 @@ from s1engine.plan.options import PlanOptions
 if TYPE_CHECKING:
     import torch
 
-    from s1engine.models.interface import ModelFacts
+    from s1engine.models.model_facts import ModelFacts
     from s1engine.runner.resolved_config import ResolvedConfig
 
 WEIGHT_FORMATS = ("fp8", "int8", "int4")

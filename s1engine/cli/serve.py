@@ -20,6 +20,7 @@ from s1engine.cli.api_keys import (
 from s1engine.cli.engine_options import engine_options
 from s1engine.cli.other_flags import add_other_flags
 from s1engine.config import EngineConfig, parse_speculative_config
+from s1engine.engine.spawning import SpawnedProcess, spawn_engine
 from s1engine.engine.supervision import Supervision
 from s1engine.errors import RequestError
 from s1engine.flags import add_flags, given_values
@@ -205,6 +206,26 @@ def run(args: argparse.Namespace) -> int:
     supervision = Supervision(**given_values(args, Supervision))
     replicas = _replica_options(args)
 
+    signal.signal(signal.SIGTERM, _end_while_loading)
+    # The engine's process imports torch while this one imports the server.
+    spawned = spawn_engine() if replicas is None else None
+    try:
+        listeners, service = _prepare(args, config, supervision, replicas, spawned)
+    except BaseException:
+        if spawned is not None:
+            spawned.discard()
+        raise
+    return _run_server(args, listeners, *service)
+
+
+def _prepare(
+    args: argparse.Namespace,
+    config: EngineConfig,
+    supervision: Supervision,
+    replicas: "ReplicaPoolOptions | None",
+    spawned: SpawnedProcess | None,
+) -> "tuple[list[socket.socket], Service]":
+    """Checks the other flags, takes the port and loads the model."""
     from s1engine.server.api.thinking_fields import EFFORTS, parse_efforts
 
     text = args.reasoning_effort_budgets
@@ -220,13 +241,10 @@ def run(args: argparse.Namespace) -> int:
             param="host",
         )
     listeners = listen(args.host, args.port)
-    signal.signal(signal.SIGTERM, _end_while_loading)
     if replicas is None:
-        service = _create_single(args, config, supervision, limits, efforts, keys)
-    else:
-        supervision = replace(supervision, engine_restarts=0)  # Ray replaces dead replicas
-        service = _create_router(args, config, supervision, limits, efforts, keys, replicas)
-    return _run_server(args, listeners, *service)
+        return listeners, _create_single(args, config, supervision, limits, efforts, keys, spawned)
+    supervision = replace(supervision, engine_restarts=0)  # Ray replaces dead replicas
+    return listeners, _create_router(args, config, supervision, limits, efforts, keys, replicas)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
@@ -265,6 +283,7 @@ def _create_single(
     limits: "ClientLimits",
     efforts: Mapping[str, int | None],
     keys: Sequence[str],
+    spawned: SpawnedProcess | None,
 ) -> "Service":
     """One engine behind one application."""
     from s1engine.engine.process_client import ProcessEngineClient
@@ -274,7 +293,7 @@ def _create_single(
 
     endpoint = args.otlp_traces_endpoint
     tracing = Tracing() if endpoint is None else tracing_to(endpoint)
-    engine = ProcessEngineClient(config, progress=True, supervision=supervision)
+    engine = ProcessEngineClient(config, progress=True, supervision=supervision, spawned=spawned)
     admission = Admission(limits)
     app = create_app(
         engine,

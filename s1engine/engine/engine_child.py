@@ -6,14 +6,13 @@ import logging
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import cast
 
 from s1engine.engine import messages
+from s1engine.engine.spawning import SpawnedProcess, spawn_engine
 from s1engine.errors import EngineDeadError, ModelError, RequestError
 
-PROCESS = "s1engine.engine.engine_process"
 READ_BYTES = 2**18
 END_S = 5.0  # for the process to end by itself
 REAP_S = 1.0  # for a process that has closed its connection to end, before its end is reported
@@ -29,14 +28,15 @@ logger = logging.getLogger(__name__)
 
 
 class EngineChild:
-    """A process that loads a model. ``socket`` leads to it; ``frames`` reads what comes from it."""
+    """A process that loads a model. ``socket`` leads to it; ``frames`` reads what comes from it.
 
-    def __init__(self, start: messages.Start) -> None:
-        self.socket, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", PROCESS, str(theirs.fileno())], pass_fds=[theirs.fileno()]
-            )
+    Args:
+        spawned: the process; None: a new one.
+    """
+
+    def __init__(self, start: messages.Start, spawned: SpawnedProcess | None = None) -> None:
+        spawned = spawned or spawn_engine()
+        self._process, self.socket = spawned.process, spawned.socket
         logger.debug("engine process %d started", self.pid)
         self.frames = messages.FrameReader()
         self.socket.sendall(messages.encode_frame(start))

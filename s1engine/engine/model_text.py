@@ -15,7 +15,7 @@ from s1engine.engine.thinking_rule import ThinkingRule
 from s1engine.errors import ModelError
 from s1engine.models.generation_config import read_generation_config, refuse_unsupported
 from s1engine.models.implementation import read_facts
-from s1engine.models.interface import ModelFacts
+from s1engine.models.model_facts import ModelFacts
 from s1engine.reasoning import ReasoningFormat
 from s1engine.tokenizer import Tokenizer
 from s1engine.tool_formats import HERMES, ToolFormat, find_tool_format

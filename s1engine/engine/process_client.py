@@ -29,6 +29,7 @@ from s1engine.engine.model_text import ModelText
 from s1engine.engine.request import Request, id_is_taken
 from s1engine.engine.request_compiler import RequestCompiler
 from s1engine.engine.request_output import RequestOutputBuilder, StreamEvent
+from s1engine.engine.spawning import SpawnedProcess
 from s1engine.engine.supervision import EngineWatchdog, RestartBudget, Supervision, Suspects
 from s1engine.errors import (
     EngineDeadError,
@@ -57,6 +58,9 @@ class ProcessEngineClient:
     If that process ends by itself, is frozen or hangs, all streams end with EngineDeadError. Then
     another one is started while ``supervision`` allows (None: never); no request is sent again,
     because it may be the cause. Else ``on_failure`` is called.
+
+    Args:
+        spawned: the first process; None: the constructor starts it.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class ProcessEngineClient:
         *,
         progress: bool = False,
         supervision: Supervision | None = None,
+        spawned: SpawnedProcess | None = None,
     ) -> None:
         self.config = config
         self._limits = supervision or Supervision(engine_restarts=0)
@@ -82,7 +87,7 @@ class ProcessEngineClient:
         self._tasks: list[asyncio.Task[None]] = []
         self._num_restarts = 0
         self.on_failure: Callable[[], None] = lambda: None
-        self._child = EngineChild(self._start)
+        self._child = EngineChild(self._start, spawned)
         try:
             text = ModelText.load(config, path)
             ready = self._child.wait_until_ready()

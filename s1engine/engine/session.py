@@ -28,7 +28,7 @@ from s1engine.outputs import RequestOutput
 from s1engine.runner.kv_blocks import LayerKV, read_blocks, write_blocks
 
 _pin_ids = itertools.count(-1, -1)  # of pins that belong to no request
-_NOT_COMPUTED = ("generation_defaults", "eos_token_ids", "torch_dtype", "path")  # of ModelFacts
+_NOT_COMPUTED = ("generation_defaults", "eos_token_ids", "dtype_name", "path")  # of ModelFacts
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from s1engine.models.collective import Collective
 from s1engine.models.model_config import ModelConfig
-from s1engine.models.rope import cos_sin_table
+from s1engine.models.rope_table import cos_sin_table
 from s1engine.ops import AttentionMetadata, DeviceBatchTensors, Matrix, Ops
 
 

@@ -5,11 +5,13 @@ change the computation. Reads no weights.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from s1engine.checks import shown
 from s1engine.models.config_reader import ConfigReader
-from s1engine.ops import Activation
+
+if TYPE_CHECKING:
+    from s1engine.ops import Activation
 
 Norms = Literal["before", "after", "both"]
 """Where the RMS norms of attention and MLP are: of their input, of their output, or of both."""
@@ -154,7 +156,7 @@ _REASONS = {
     "Gemma4ForConditionalGeneration": "has layers of different head sizes",
 }
 
-_ACTIVATIONS: dict[str, Activation] = {
+_ACTIVATIONS: "dict[str, Activation]" = {
     "silu": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
@@ -224,7 +226,7 @@ def refuse_unknown(config: ConfigReader) -> None:
             raise config.error(key, f"({shown(value)}) is not known for this architecture")
 
 
-def parse_activation(config: ConfigReader, family: Family) -> Activation:
+def parse_activation(config: ConfigReader, family: Family) -> "Activation":
     """The MLP's activation."""
     name = config.get(family.activation) or "silu"
     if not isinstance(name, str) or name not in _ACTIVATIONS:

@@ -6,13 +6,16 @@ rounded is ignored. Opens no files.
 """
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from s1engine.checks import shown
 from s1engine.models.config_reader import ConfigReader
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+FP8 = "fp8"  # the format's name, as in ops.quantization
 _METHODS = ("fp8", "compressed-tensors")
 _PER_STRATEGY = {"channel": "row", "tensor": "matrix"}
 
@@ -49,12 +52,12 @@ class Fp8Layout:
             return ((1,), ())
         return ((-(-rows // self.block[0]), -(-columns // self.block[1])),)
 
-    def row_scales(self, scales: Tensor, rows: int) -> Tensor:
+    def row_scales(self, scales: "Tensor", rows: int) -> "Tensor":
         """[N, 1] float32, for layouts with at most one scale a row."""
         assert self.per != "block"
         return scales.float().reshape(-1, 1).expand(rows, 1)
 
-    def dequantize(self, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    def dequantize(self, values: "Tensor", scales: "Tensor", dtype: "torch.dtype") -> "Tensor":
         """e4m3 values [N, K] times their scales, in ``dtype``."""
         if self.per == "block":
             height, width = self.block

@@ -7,12 +7,13 @@ field of the architecture that nothing here knows may change the results, so it 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from s1engine.gguf_file import GgufFile, MetadataArray, open_gguf
 from s1engine.models.config_reader import ConfigReader
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",  # Mistral's files say llama too
@@ -160,7 +161,7 @@ def _rope_scaling(
     return rope
 
 
-def _rope_factors(file: GgufFile) -> torch.Tensor | None:
+def _rope_factors(file: GgufFile) -> "Tensor | None":
     if ROPE_FACTORS not in file.tensors:
         return None
     info = file.tensors[ROPE_FACTORS]
@@ -170,8 +171,10 @@ def _rope_factors(file: GgufFile) -> torch.Tensor | None:
     return file.read(ROPE_FACTORS)
 
 
-def _llama3(file: GgufFile, factors: torch.Tensor, theta: float) -> dict[str, Any]:
+def _llama3(file: GgufFile, factors: "Tensor", theta: float) -> dict[str, Any]:
     """Llama 3's scaling, whose factors between neighbours of the two limits the tensor holds."""
+    import torch
+
     pairs = len(factors)
     plain = theta ** -(torch.arange(pairs, dtype=torch.float64) / pairs)
     turns = plain * (_LLAMA3["original_max_position_embeddings"] / (2 * math.pi))

@@ -7,8 +7,7 @@ runs no code of the model directory: ``auto_map`` is ignored, other architecture
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from s1engine import gguf_file
 from s1engine.checks import shown
@@ -22,32 +21,29 @@ from s1engine.models.families import (
     parse_activation,
     refuse_unknown,
 )
-from s1engine.models.fp8_layout import Fp8Layout, parse_fp8
+from s1engine.models.fp8_layout import FP8, Fp8Layout, parse_fp8
 from s1engine.models.generation_config import (
     end_token_ids,
     read_generation_config,
     sampling_defaults,
 )
 from s1engine.models.gguf_config import read_gguf_config
-from s1engine.models.interface import ModelFacts
 from s1engine.models.layer_patterns import (
     parse_layers_without_rope,
     parse_query_growth,
     parse_ropes,
     parse_windows,
 )
+from s1engine.models.model_facts import ModelFacts
 from s1engine.models.rope import Rope, extended_positions
-from s1engine.ops import Activation
-from s1engine.ops.quantization import FP8
+
+if TYPE_CHECKING:
+    from s1engine.ops import Activation
 
 MAX_POSITIONS = 2**24
 EMBED, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +73,7 @@ class ModelConfig(ModelFacts):
     """(beta, length): a query at position p is multiplied by 1 + beta ln(1 + floor(p / length))."""
     attention_sinks: bool = False
     """A logit for each head that joins the softmax and has no value."""
-    activation: Activation = "silu"
+    activation: "Activation" = "silu"
     """Of the MLP's gate."""
     embed_scale: float = 1.0
     """Factor of the embeddings, in the model's dtype."""
@@ -140,7 +136,7 @@ class ModelConfig(ModelFacts):
             in_wrapper=in_wrapper,
             max_position_embeddings=longest,
             eos_token_ids=end_token_ids(config, generation),
-            torch_dtype=stored_dtype(config),
+            dtype_name=stored_dtype(config),
             generation_defaults=sampling_defaults(generation, config.integer("vocab_size")),
             layer_windows=parse_windows(config, family, num_layers, longest, without_rope),
             fp8=parse_fp8(config),
@@ -250,14 +246,14 @@ def _heads(config: ConfigReader) -> tuple[int, int, int]:
     return num_heads, num_kv_heads, head_dim
 
 
-def stored_dtype(config: ConfigReader) -> torch.dtype:
+def stored_dtype(config: ConfigReader) -> str:
     """The checkpoint's dtype; float32 if config.json does not say."""
     name = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     if name not in _DTYPES:
         raise config.error(
             "torch_dtype", f"{shown(name)} is not supported; use {', '.join(_DTYPES)}"
         )
-    return _DTYPES[name]
+    return name
 
 
 def _read(file: Path) -> tuple[ConfigReader, ConfigReader]:

@@ -7,12 +7,14 @@ ranks communicate (collective.py).
 """
 
 from dataclasses import dataclass, replace
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from s1engine.errors import RequestError
-from s1engine.models.interface import ModelFacts
 from s1engine.models.model_config import ModelConfig
+from s1engine.models.model_facts import ModelFacts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARAM = "tensor_parallel_size"
 
@@ -39,7 +41,7 @@ class Shard:
             vocab_size=-(-model.vocab_size // self.size),
         )
 
-    def cut(self, name: str, whole: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def cut(self, name: str, whole: "Tensor", shape: tuple[int, ...]) -> "Tensor":
         """A view of this rank's part of tensor ``name``. It has ``shape`` less rows that count as
         zeros: the padding of the vocabulary, and on all ranks but 0 a bias that is added after an
         all-reduce."""

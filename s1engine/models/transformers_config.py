@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from s1engine.checks import shown
 from s1engine.models import model_config
 from s1engine.models.config_reader import ConfigReader
@@ -22,7 +20,7 @@ from s1engine.models.generation_config import (
     read_generation_config,
     sampling_defaults,
 )
-from s1engine.models.interface import ModelFacts
+from s1engine.models.model_facts import ModelFacts
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 MAX_REASON_CHARS = 1024
@@ -73,7 +71,7 @@ class TransformersConfig(ModelFacts):
                 high=model_config.MAX_POSITIONS,
             ),
             eos_token_ids=end_token_ids(text, generation),
-            torch_dtype=model_config.stored_dtype(raw),
+            dtype_name=model_config.stored_dtype(raw),
             generation_defaults=sampling_defaults(generation, text.integer("vocab_size")),
             layer_windows=(0,) * num_layers,
             path=path,
@@ -183,6 +181,8 @@ def _rope_types(parameters: dict[str, Any]) -> Iterator[Any]:
 
 
 def _count_parameters(model_class: Any, config: Any) -> int:
+    import torch
+
     with torch.device("meta"):
         module = model_class(config)
     return sum(parameter.numel() for parameter in module.parameters())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from s1engine.errors import ModelError, RequestError
-from s1engine.models.interface import ModelFacts
+from s1engine.models.model_facts import ModelFacts
 from s1engine.models.paged_interface import STEP, TRACED, AttentionCall, AttentionTrace, register
 from s1engine.models.transformers_config import TransformersConfig, unchanged_environment
 from s1engine.models.transformers_decoder import TransformersDecoder

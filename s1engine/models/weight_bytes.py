@@ -5,8 +5,8 @@ from math import prod
 
 import torch
 
-from s1engine.models.interface import ModelFacts
 from s1engine.models.model_config import EMBED, LM_HEAD, ModelConfig
+from s1engine.models.model_facts import ModelFacts
 from s1engine.models.transformers_config import TransformersConfig
 from s1engine.ops.quantization import HEAD_FORMATS, bytes_per_weight
 

@@ -10,7 +10,7 @@ import mmap
 import torch
 from torch import Tensor
 
-from s1engine.models.interface import ModelFacts
+from s1engine.models.model_facts import ModelFacts
 from s1engine.ops.kv_quant import stored_dim
 
 ALIGNMENT = 64  # bytes, of each tensor

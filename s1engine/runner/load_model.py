@@ -11,9 +11,10 @@ import torch
 
 from s1engine.errors import ModelError, RequestError
 from s1engine.models.collective import Collective
-from s1engine.models.interface import CausalLM, ModelFacts
+from s1engine.models.interface import CausalLM
 from s1engine.models.loader import load_decoder
 from s1engine.models.model_config import ModelConfig
+from s1engine.models.model_facts import ModelFacts
 from s1engine.models.shard import UNSHARDED
 from s1engine.models.transformers_config import TransformersConfig
 from s1engine.models.weight_bytes import weight_bytes

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from s1engine.errors import RequestError
-from s1engine.models.interface import ModelFacts
+from s1engine.models.model_facts import ModelFacts
 from s1engine.models.weight_bytes import weight_bytes
 from s1engine.runner.resolved_config import ResolvedConfig
 

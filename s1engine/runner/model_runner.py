@@ -18,8 +18,9 @@ from s1engine import _core
 from s1engine.models.checkpoint import open_weights
 from s1engine.models.collective import SharedCollective
 from s1engine.models.decoder import Decoder
-from s1engine.models.interface import CausalLM, ModelFacts
+from s1engine.models.interface import CausalLM
 from s1engine.models.model_config import ModelConfig
+from s1engine.models.model_facts import ModelFacts
 from s1engine.models.shard import check_tensor_parallel
 from s1engine.ops import AttentionMetadata, DeviceBatchTensors, Ops, select_ops
 from s1engine.ops.cpu_ops import CpuOps

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher
 
 from s1engine.config import EngineConfig
-from s1engine.engine import engine_child
+from s1engine.engine import spawning
 from s1engine.engine.async_engine import AsyncLLMEngine
 from s1engine.engine.grammar import GrammarCompiler
 from s1engine.engine.llm import LLM
@@ -118,7 +118,7 @@ def test_offline_it_is_raised_and_nothing_is_left(llm: LLM) -> None:
 
 
 def test_across_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_child, "PROCESS", "tests.engine.faults")
+    monkeypatch.setattr(spawning, "PROCESS", "tests.engine.faults")
     monkeypatch.chdir(ROOT)
 
     async def main() -> None:

@@ -11,7 +11,8 @@ from s1engine.bench.studies.quantized_kv_cache import difference, forced_logits,
 from s1engine.config import BUNDLED_MODEL, EngineConfig
 from s1engine.engine.llm import LLM
 from s1engine.errors import RequestError
-from s1engine.models import ModelConfig, load_decoder
+from s1engine.models.loader import load_decoder
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.sampling_params import SamplingParams
 from tests.engine.test_promises import budgets, chat, check_promises, greedy

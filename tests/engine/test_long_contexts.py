@@ -13,7 +13,9 @@ from transformers import PreTrainedModel
 from s1engine import _core
 from s1engine.bench.bare_engine import BareEngine, Job
 from s1engine.config import EngineConfig
-from s1engine.models import Decoder, ModelConfig, load_decoder
+from s1engine.models.decoder import Decoder
+from s1engine.models.loader import load_decoder
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops.cpu_ops import CpuOps
 from tests.models.harness import oracle
 from tests.tiny_models import make_model

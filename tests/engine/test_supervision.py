@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from s1engine.config import EngineConfig
 from s1engine.engine import (
     client_connection,
-    engine_child,
     engine_process,
     messages,
     process_client,
+    spawning,
     supervision,
 )
 from s1engine.engine.client_connection import ClientConnection, Heart
@@ -253,7 +253,7 @@ class Trial:
 def run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[[Trial], Awaitable[None]], Supervision, str], None]:
-    monkeypatch.setattr(engine_child, "PROCESS", "tests.engine.stand_in_engine")
+    monkeypatch.setattr(spawning, "PROCESS", "tests.engine.stand_in_engine")
     monkeypatch.setattr(supervision, "FIRST_PAUSE_S", 0.01)
     monkeypatch.chdir(ROOT)
     loads = tmp_path / "loads"

@@ -14,8 +14,11 @@ from s1engine.config import BUNDLED_MODEL, EngineConfig
 from s1engine.engine.llm_engine import LLMEngine
 from s1engine.errors import RequestError
 from s1engine.kernels import launch_table
-from s1engine.models import Decoder, ModelConfig, load_decoder
-from s1engine.models.interface import CausalLM, ModelFacts
+from s1engine.models.decoder import Decoder
+from s1engine.models.interface import CausalLM
+from s1engine.models.loader import load_decoder
+from s1engine.models.model_config import ModelConfig
+from s1engine.models.model_facts import ModelFacts
 from s1engine.models.transformers_config import TransformersConfig
 from s1engine.models.transformers_loader import load_transformers_decoder
 from s1engine.ops import Ops, select_ops

@@ -9,8 +9,10 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from s1engine.models import Decoder, ModelConfig, load_decoder
+from s1engine.models.decoder import Decoder
 from s1engine.models.interface import CausalLM
+from s1engine.models.loader import load_decoder
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops import Ops
 from s1engine.ops.torch_ops import TorchOps
 from tests.paged import block_tables, meta_of

@@ -10,7 +10,9 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-from s1engine.models import Decoder, ModelConfig, load_decoder
+from s1engine.models.decoder import Decoder
+from s1engine.models.loader import load_decoder
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops.cpu_ops import CpuOps
 from tests.models.harness import Rows, load, oracle, oracle_logits, run_in_chunks
 from tests.tiny_models import make_model

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from s1engine.errors import ModelError
-from s1engine.models import Decoder, ModelConfig, load_decoder
+from s1engine.models.decoder import Decoder
+from s1engine.models.loader import load_decoder
+from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import Shard
 from s1engine.models.weight_bytes import weight_bytes
 from s1engine.ops import Ops

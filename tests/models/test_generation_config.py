@@ -16,7 +16,6 @@ from s1engine.config import EngineConfig
 from s1engine.engine.llm import LLM
 from s1engine.engine.model_text import ModelText
 from s1engine.errors import ModelError
-from s1engine.models import ModelConfig
 from s1engine.models.config_reader import ConfigReader
 from s1engine.models.generation_config import (
     INERT,
@@ -25,6 +24,7 @@ from s1engine.models.generation_config import (
     refuse_unsupported,
     sampling_defaults,
 )
+from s1engine.models.model_config import ModelConfig
 from s1engine.sampling_params import SamplingParams
 from tests.tiny_models import make_model
 from tests.tiny_tokenizer import save_tokenizer

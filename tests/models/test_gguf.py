@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from s1engine.errors import ModelError
 from s1engine.gguf_file import TYPES, GgufFile
-from s1engine.models import ModelConfig, resolve_model
 from s1engine.models.checkpoint import open_weights
 from s1engine.models.gguf_checkpoint import GgufCheckpoint, _gguf_name, _hf_name
+from s1engine.models.model_config import ModelConfig
+from s1engine.models.model_path import resolve_model
 from s1engine.ops.quantization import quantize
 from s1engine.tokenizer import Tokenizer
 from tests.gguf_files import (

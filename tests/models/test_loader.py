@@ -11,8 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from s1engine.errors import ModelError
-from s1engine.models import Decoder, ModelConfig, load_decoder, resolve_model
 from s1engine.models.checkpoint import Checkpoint
+from s1engine.models.decoder import Decoder
+from s1engine.models.loader import load_decoder
+from s1engine.models.model_config import ModelConfig
+from s1engine.models.model_path import resolve_model
 from s1engine.ops.torch_ops import TorchOps
 from tests.models.harness import load
 from tests.tiny_models import FAMILIES, make_model

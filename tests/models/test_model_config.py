@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from s1engine.errors import ModelError
-from s1engine.models import ModelConfig
+from s1engine.models.model_config import ModelConfig
 from s1engine.models.rope import Rope
 
 QWEN2_5_7B: dict[str, Any] = {

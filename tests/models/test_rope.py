@@ -9,7 +9,8 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from s1engine.models.config_reader import ConfigReader
-from s1engine.models.rope import Rope, cos_sin_table, extended_positions, parse_rope
+from s1engine.models.rope import Rope, extended_positions, parse_rope
+from s1engine.models.rope_table import cos_sin_table
 
 LENGTH = 2000
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from s1engine.config import BUNDLED_MODEL
 from s1engine.errors import RequestError
-from s1engine.models import ModelConfig, load_decoder
 from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.collective import SharedCollective
+from s1engine.models.loader import load_decoder
+from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import Shard, check_tensor_parallel, tensor_parallel_sizes
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.plan.placement import MAX_RANKS, footprint, rank_counts

@@ -11,7 +11,8 @@ from s1engine import _core
 from s1engine.bench.bare_engine import BareEngine, Job, make_decoder
 from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
-from s1engine.models import Decoder, ModelConfig
+from s1engine.models.decoder import Decoder
+from s1engine.models.model_config import ModelConfig
 from s1engine.ops.cpu_ops import CpuOps
 from s1engine.runner import cpu_graph, step_profile
 from s1engine.runner.cpu_graph import CpuGraphRunner
