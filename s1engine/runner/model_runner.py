@@ -113,7 +113,12 @@ class ModelRunner:
                 return_free_memory()  # of tensors that were read and packed
             self._allocate(config, path, workers)
             self.sampler = make_sampler(
-                self.ops, config.max_num_seqs, vocab_size=vocab_limit, ends=ends, device=self.device
+                self.ops,
+                config.max_num_seqs,
+                vocab_size=vocab_limit,
+                ends=ends,
+                device=self.device,
+                max_samples=config.max_samples,
             )
             self._ranged_sample = ranged("sample", self.sampler.sample)
             self._decode_starts = torch.arange(
@@ -386,12 +391,25 @@ class ModelRunner:
 
 
 def make_sampler(
-    ops: Ops, max_num_seqs: int, *, vocab_size: int, ends: ThinkingEnds, device: str
+    ops: Ops,
+    max_num_seqs: int,
+    *,
+    vocab_size: int,
+    ends: ThinkingEnds,
+    device: str,
+    max_samples: int = 0,
 ) -> Sampler:
     """The native sampler for the operations of the CPU, else one over ``ops``."""
     if isinstance(ops, CpuOps):
         return CpuSampler(max_num_seqs, vocab_size=vocab_size, ends=ends)
-    return TensorSampler(max_num_seqs, vocab_size=vocab_size, ends=ends, ops=ops, device=device)
+    return TensorSampler(
+        max_num_seqs,
+        vocab_size=vocab_size,
+        ends=ends,
+        ops=ops,
+        device=device,
+        max_samples=max_samples,
+    )
 
 
 @torch.inference_mode()

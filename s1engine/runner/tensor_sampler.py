@@ -1,7 +1,9 @@
 """The sampler of any device: one call of ``ops.sample`` a step.
 
-A step gathers the rows that it samples, so nothing loops over sequences. Rules that few requests
-use (bias, penalties, log-probabilities) cost nothing while no running request uses them.
+A step gathers the rows that it samples, so nothing loops over sequences. What it gathers is copied
+to the device once, for as long as the same rows go on sampling, and no copy waits for the device.
+Rules that few requests use (bias, penalties, log-probabilities) cost nothing while no running
+request uses them.
 """
 
 from dataclasses import dataclass, replace
@@ -16,8 +18,20 @@ from s1engine.ops import Ops, Penalties, SamplingMetadata
 from s1engine.runner.input_batch import SampleRows
 from s1engine.runner.interface import NewRequest
 from s1engine.runner.sampler import Sampler
+from s1engine.runner.sampling_columns import SamplingColumns
 from s1engine.runner.thinking_ends import ThinkingEnds
 from s1engine.sampling_params import NO_PENALTIES
+
+
+@dataclass(frozen=True, slots=True)
+class _PenaltyRows:
+    """Of all rows of a step, on the device."""
+
+    req_indices: Tensor  # [n] int64
+    neutral: Tensor | None  # rows without penalties, int64: what is counted for them is stale
+    repetition: Tensor  # [n] float32, as the next two
+    presence: Tensor
+    frequency: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +39,11 @@ class _Gathered:
     """Sampling parameters of the rows of a step, in its order."""
 
     rows: SampleRows
-    req_indices: np.ndarray  # [n] int32, a copy: the buffer behind ``rows`` changes
+    key: bytes  # the req_indices: the buffer behind ``rows`` changes
     metadata: SamplingMetadata  # without bans and penalties, which change every step
-    penalised: bool
-    logprobs: bool
+    penalties: _PenaltyRows | None
+    logprob_rows: np.ndarray  # that want log-probabilities, int64
+    logprob_index: Tensor  # the same on the device
 
 
 class TensorSampler(Sampler):
@@ -42,8 +57,10 @@ class TensorSampler(Sampler):
         ends: ThinkingEnds,
         ops: Ops,
         device: str,
+        max_samples: int = 0,
     ) -> None:
         super().__init__(max_num_seqs)
+        self._columns = SamplingColumns(max(max_samples, max_num_seqs), device)
         self._ops = ops
         self._device = device
         self._vocab_size = vocab_size
@@ -74,21 +91,21 @@ class TensorSampler(Sampler):
             shape = (len(self.seeds), self._vocab_size)
             self._output_counts = torch.zeros(shape, dtype=torch.int32, device=self._device)
             self._in_prompt = torch.zeros(shape, dtype=torch.bool, device=self._device)
-        row, prompt_len = request.req_index, request.prompt_len
-        ids = torch.tensor(request.token_ids, dtype=torch.int64, device=self._device)
-        prompt, output = (part[part < self._vocab_size] for part in ids.tensor_split([prompt_len]))
+        row = request.req_index
+        both = np.split(np.array(request.token_ids, np.int64), [request.prompt_len])
+        prompt, output = (self._tensor(ids[ids < self._vocab_size]) for ids in both)
         self._in_prompt[row] = False
-        self._in_prompt[row, prompt] = True
-        self._output_counts[row] = torch.bincount(output, minlength=self._vocab_size)
+        self._in_prompt[row].index_fill_(0, prompt, True)
+        self._output_counts[row] = 0
+        self._output_counts[row].index_add_(0, output, torch.ones_like(output, dtype=torch.int32))
 
     def _count_appended(self, req_indices: np.ndarray, tokens: np.ndarray) -> None:
         if self._output_counts is None:
             return
-        rows = torch.from_numpy(req_indices).to(self._device, torch.int64)
-        ids = torch.from_numpy(tokens).to(self._device, torch.int64)
-        change = torch.where(ids < 0, -1, 1).to(torch.int32)
-        ids = torch.where(ids < 0, ~ids, ids)  # ~id: dropped again
-        self._output_counts.index_put_((rows, ids), change, accumulate=True)
+        change = np.where(tokens < 0, -1, 1)
+        ids = np.where(tokens < 0, ~tokens, tokens)  # ~id: dropped again
+        rows, ids, change = self._tensor(np.stack([req_indices, ids, change]).astype(np.int64))
+        self._output_counts.index_put_((rows, ids), change.to(torch.int32), accumulate=True)
 
     def _sample(
         self,
@@ -102,50 +119,56 @@ class TensorSampler(Sampler):
         metadata = gathered.metadata
         if banned is not None:
             metadata = replace(metadata, banned=self._gather_banned(banned, rows.req_indices))
-        if gathered.penalised:
-            metadata = replace(metadata, penalties=self._gather_penalties(rows.req_indices))
-        if gathered.logprobs and raw is logits:
+        if gathered.penalties is not None:
+            metadata = replace(metadata, penalties=self._count_penalties(gathered.penalties))
+        wants_logprobs = len(gathered.logprob_rows) > 0
+        if wants_logprobs and raw is logits:
             raw = logits.clone()
         if allowed_tokens:
             self._mask(logits, rows.req_indices, allowed_tokens)
         ids = self._ops.sample(logits, metadata)
-        logprobs = self._logprobs(raw, ids, rows.req_indices) if gathered.logprobs else b""
+        logprobs = self._logprobs(raw, ids, gathered) if wants_logprobs else b""
         return ids.cpu().numpy(), logprobs
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        """On the device, for the work that is launched next; the host does not wait."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self._device == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def _gather(self, rows: SampleRows) -> _Gathered:
         """The parameters of these rows; cached while the same sequences go on sampling."""
-        last = self._gathered
-        if (
-            last is None
-            or last.rows is not rows
-            or not np.array_equal(last.req_indices, rows.req_indices)
-        ):
-            self._gathered = last = self._gather_anew(rows)
+        last, key = self._gathered, rows.req_indices.tobytes()
+        if last is None or last.key != key:
+            self._gathered = last = self._gather_anew(rows, key)
+        elif last.rows is not rows:  # views of another size of step
+            metadata = replace(last.metadata, positions=rows.positions)
+            self._gathered = last = replace(last, rows=rows, metadata=metadata)
         return last
 
-    def _gather_anew(self, rows: SampleRows) -> _Gathered:
-        index = rows.req_indices
-        temperature = self.temperature[index]
+    def _gather_anew(self, rows: SampleRows, key: bytes) -> _Gathered:
+        index, columns, n = rows.req_indices, self._columns, len(rows.req_indices)
+        columns.write(self, index)
+        logprob_rows = np.flatnonzero(self.num_logprobs[index] >= 0)
         metadata = SamplingMetadata(
-            temperature=self._tensor(temperature),
-            top_k=self._tensor(self.top_k[index]),
-            top_p=self._tensor(self.top_p[index]),
-            min_p=self._tensor(self.min_p[index]),
-            seeds=self._tensor(self.seeds[index]),
+            temperature=columns.column("temperature", n),
+            top_k=columns.column("top_k", n),
+            top_p=columns.column("top_p", n),
+            min_p=columns.column("min_p", n),
+            seeds=columns.column("seeds", n),
             positions=rows.positions,
-            all_greedy=not temperature.any(),
+            all_greedy=not self.temperature[index].any(),
             filtered=bool(self._filters[index].any()),
             bias=self._gather_bias(index),
         )
         return _Gathered(
             rows=rows,
-            req_indices=index.copy(),
+            key=key,
             metadata=metadata,
-            penalised=bool(self._penalised[index].any()),
-            logprobs=bool((self.num_logprobs[index] >= 0).any()),
+            penalties=self._gather_penalties(index),
+            logprob_rows=logprob_rows,
+            logprob_index=self._tensor(logprob_rows),
         )
 
     def _gather_banned(self, codes: np.ndarray, req_indices: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -171,20 +194,31 @@ class TensorSampler(Sampler):
         values = np.concatenate([values for _, values in biases])
         return self._tensor(rows), self._tensor(ids), self._tensor(values)
 
-    def _gather_penalties(self, req_indices: np.ndarray) -> Penalties:
+    def _gather_penalties(self, req_indices: np.ndarray) -> _PenaltyRows | None:
+        penalised = self._penalised[req_indices]
+        if not penalised.any():
+            return None
+        repetition, presence, frequency = self._tensor(self.penalties[req_indices].T)
+        return _PenaltyRows(
+            req_indices=self._tensor(req_indices.astype(np.int64)),
+            neutral=None if penalised.all() else self._tensor(np.flatnonzero(~penalised)),
+            repetition=repetition,
+            presence=presence,
+            frequency=frequency,
+        )
+
+    def _count_penalties(self, rows: _PenaltyRows) -> Penalties:
+        """With the tokens so far."""
         assert self._in_prompt is not None and self._output_counts is not None
-        index = self._tensor(req_indices.astype(np.int64))
-        values = self.penalties[req_indices]
-        neutral = ~self._penalised[req_indices]
-        counts = self._output_counts[index]
-        prompt = self._in_prompt[index]
-        if neutral.any():  # rows without penalties hold stale counts
-            counts[self._tensor(neutral)] = 0
-            prompt[self._tensor(neutral)] = False
+        counts = self._output_counts[rows.req_indices]
+        prompt = self._in_prompt[rows.req_indices]
+        if rows.neutral is not None:
+            counts.index_fill_(0, rows.neutral, 0)
+            prompt.index_fill_(0, rows.neutral, False)
         return Penalties(
-            repetition=self._tensor(values[:, 0]),
-            presence=self._tensor(values[:, 1]),
-            frequency=self._tensor(values[:, 2]),
+            repetition=rows.repetition,
+            presence=rows.presence,
+            frequency=rows.frequency,
             in_prompt=prompt,
             output_counts=counts,
         )
@@ -204,12 +238,12 @@ class TensorSampler(Sampler):
             allowed = self._tensor(bits[:, : self._vocab_size].astype(np.bool_))
             logits[index] = logits[index].masked_fill(~allowed, float("-inf"))
 
-    def _logprobs(self, raw: Tensor, ids: Tensor, req_indices: np.ndarray) -> bytes:
+    def _logprobs(self, raw: Tensor, ids: Tensor, gathered: _Gathered) -> bytes:
         """Of the sampled ids, from logits before any rule."""
+        index = gathered.logprob_index
+        req_indices = gathered.rows.req_indices[gathered.logprob_rows]
         wanted = self.num_logprobs[req_indices]
-        rows = np.flatnonzero(wanted >= 0)
-        index = self._tensor(rows)
         arrays = self._ops.logprobs(raw[index], ids[index], int(wanted.max()))
         return pack_logprobs(
-            req_indices[rows].tolist(), wanted[rows].tolist(), *(p.cpu().numpy() for p in arrays)
+            req_indices.tolist(), wanted.tolist(), *(p.cpu().numpy() for p in arrays)
         )

@@ -186,18 +186,19 @@ def check_overrides(engine: LLMEngine, alone: RequestOutput) -> None:
 def test_launches_are_short_while_a_reader_waits(
     multi: LLM, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a device that needs 1 ms for a step: at most 8 ms of steps in flight, else 32 ms."""
+    """On a device that needs 1.1 ms for a step: at most 8 ms of steps in flight, else 32 ms."""
     collect, lengths = CudaGraphRunner.collect, []
 
     def collect_slowly(self: CudaGraphRunner) -> tuple[np.ndarray, float]:
         tokens, _ = collect(self)
         lengths.append(len(tokens))
-        return tokens, 1e-3 * len(tokens)
+        return tokens, 1.1e-3 * len(tokens)
 
     monkeypatch.setattr(CudaGraphRunner, "collect", collect_slowly)
+    multi.call(lambda engine: decode_alone(engine, stream))  # learns the time
     multi.call(lambda engine: decode_alone(engine, stream))
-    most = min(4 if stream else 16, multi.engine.runner.max_steps)
-    assert max(lengths[len(lengths) // 2 :]) == most
+    most = min(3 if stream else 14, multi.engine.runner.max_steps)
+    assert max(lengths[-6:]) == most
 
 
 def decode_alone(engine: LLMEngine, stream: bool) -> None:

@@ -31,7 +31,7 @@ def samplers() -> list[Sampler]:
     options: dict[str, Any] = {"vocab_size": VOCAB, "ends": ENDS}
     return [
         CpuSampler(ROWS, **options),
-        TensorSampler(ROWS, ops=OPS, device="cpu", **options),
+        TensorSampler(ROWS, ops=OPS, device="cpu", max_samples=6, **options),
     ]
 
 
