@@ -134,9 +134,10 @@ bool BlockManager::allocate(Sequence& sequence, int32_t max_tokens, int32_t head
 }
 
 bool BlockManager::grow(Sequence& sequence, int32_t num_tokens) {
+  const auto capacity = static_cast<int64_t>(sequence.blocks.size()) * block_size_;
+  if (num_tokens <= capacity) return true;  // almost always, so without a division
   const int32_t missing = num_blocks_for(num_tokens) - static_cast<int32_t>(sequence.blocks.size());
   if (missing > num_free_) return false;
-  if (missing <= 0) return true;
   const size_t owned = sequence.blocks.size();
   sequence.blocks.resize(owned + static_cast<size_t>(missing));
   for (size_t i = owned; i < sequence.blocks.size(); ++i) sequence.blocks[i] = pop_free();

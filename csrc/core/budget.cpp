@@ -24,13 +24,13 @@ void forget_match(BudgetState& state) {
 
 // Appends the sampled token, which is held if it may belong to a marker, and releases the held
 // tokens that no longer may.
-Appended append_sampled(const BudgetFormat& format, BudgetState& state, TokenId sampled) {
+void append_sampled(const BudgetFormat& format, BudgetState& state, TokenId sampled) {
   const EndMatcher& matcher = format.end_markers;
   if (matcher.empty()) {
     state.tail_newline = format.is_newline(sampled);
     state.banned = false;
     ++state.thinking_tokens;
-    return {.sampled = true};
+    return;
   }
   const int32_t held_before = state.held;
   state.match = matcher.next(state.match, sampled);
@@ -46,7 +46,6 @@ Appended append_sampled(const BudgetFormat& format, BudgetState& state, TokenId 
     state.tail_newline = state.held == 0 && format.is_newline(sampled);
     state.banned = false;
   }
-  return {.sampled = true};
 }
 
 // Drops half a marker, except for the tokens that the minimum lacks. The last held token is the
@@ -130,9 +129,10 @@ Appended advance(const BudgetParams& params, BudgetState& state, TokenId sampled
     const int32_t bytes_before = next - EndMatcher::kComplete;
     return on_end(params, state, {false, EndMatcher::count_tokens(state.starts, bytes_before)});
   }
-  const Appended appended = append_sampled(format, state, sampled);
+  append_sampled(format, state, sampled);
   const bool full = state.thinking_tokens + state.held == state.max_thinking;
-  return full ? force_end(params, state, true) : appended;
+  if (full) return force_end(params, state, true);
+  return {.sampled = true};
 }
 
 bool bans_triggers(const BudgetParams& params, const BudgetState& state) {

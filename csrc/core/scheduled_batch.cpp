@@ -16,16 +16,20 @@ void ScheduledBatch::write(const StepPlan& plan, int32_t block_size) {
 void ScheduledBatch::write_row(const PlannedRow& row, int32_t block_size) {
   const Sequence& sequence = *row.sequence;
   const int32_t row_tokens = row.num_tokens();
-  for (int32_t i = 0; i < row_tokens; ++i) {
+  const BlockId* block = sequence.blocks.data() + sequence.num_computed / block_size;
+  int32_t offset = sequence.num_computed % block_size;
+  for (int32_t i = 0; i < row_tokens; ++i, ++offset) {
+    if (offset == block_size) {
+      ++block;
+      offset = 0;
+    }
     const int32_t position = sequence.num_computed + i;
-    const auto block =
-        static_cast<int64_t>(sequence.blocks[static_cast<size_t>(position / block_size)]);
     const int32_t token = num_tokens + i;
     input_ids[token] = i < row.num_scheduled
                            ? sequence.tokens[static_cast<size_t>(position)]
                            : row.draft[static_cast<size_t>(i - row.num_scheduled)].token;
     positions[token] = position;
-    slot_mapping[token] = block * block_size + position % block_size;
+    slot_mapping[token] = int64_t{*block} * block_size + offset;
   }
   write_scored(row, num_tokens);
   num_tokens += row_tokens;
