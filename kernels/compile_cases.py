@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from s1engine.kernels import launch_table, row_fields
+from s1engine.kernels.all_reduce import Inboxes, all_reduce
 from s1engine.kernels.budget_step import budget_step
 from s1engine.kernels.linear import linear
 from s1engine.kernels.norm_gate_up import norm_gate_up
-from s1engine.kernels.norm_head_sample import norm_head_sample
+from s1engine.kernels.norm_head_sample import best_of_shard, norm_head_sample
 from s1engine.kernels.norm_qkv_rope_write import norm_qkv_rope_write
 from s1engine.kernels.paged_decode import paged_decode, workspace_sizes
 from s1engine.kernels.paged_prefill import paged_prefill
@@ -35,6 +36,7 @@ class CompileCase:
     launch: Callable[[], object]
     tensor_cores: bool = False  # it must use them
     early: bool = False  # it must load weights before it waits for the previous kernel
+    ptx: tuple[str, ...] = ()  # parts of instructions that the last kernel must have
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,14 @@ def _longs(*shape: int) -> Tensor:
 def _norm(tokens: int, width: int, residual: bool) -> object:
     x = empty(tokens, width)
     return rms_norm(x, empty(width), 1e-6, empty(tokens, width) if residual else None)
+
+
+def _all_reduce(size: int, width: int, residual: bool, norm: bool = False) -> object:
+    """Of a rank among ``size``."""
+    x = empty(16, width)
+    inboxes = Inboxes(1, width, BF16, _longs(2, size), _ints(64), _ints(1))
+    return all_reduce(x, inboxes, empty(16, width) if residual else None,
+                      empty(width) if norm else None, 1e-6)  # fmt: skip
 
 
 def _head_norm(heads: Heads) -> object:
@@ -169,6 +179,16 @@ def _head(tokens: int, k: int, dtype: torch.dtype = BF16, triggers: int = 0) -> 
     )  # fmt: skip
 
 
+def _shard(tokens: int, k: int) -> object:
+    """The part of the head that the second of two ranks holds."""
+    first = VOCAB // 8 * 4
+    x, norm, weight = empty(tokens, k), empty(k), empty(VOCAB - first, k)
+    return best_of_shard(
+        x, norm, 1e-6, weight, empty(tokens, dtype=FP32), _longs(tokens), _longs(tokens), first,
+        banned=_ints(tokens), triggers=_ints(3),
+    )  # fmt: skip
+
+
 def _step(rows: int, states: int = 0) -> None:
     lens, table = empty(VOCAB, dtype=torch.uint8), empty(states, VOCAB, dtype=torch.uint8)
     budget_step(
@@ -256,6 +276,22 @@ def _elementwise_cases() -> dict[str, CompileCase]:
     return {name: CompileCase(launch) for name, launch in launches.items()}
 
 
+def _all_reduce_cases() -> dict[str, CompileCase]:
+    """Flags are raised and read at the scope of all devices."""
+    launches: dict[str, Callable[[], object]] = {
+        "2 ranks": partial(_all_reduce, 2, 5120, False),
+        "8 ranks": partial(_all_reduce, 8, 5120, False),
+        "2 ranks with residual": partial(_all_reduce, 2, 5120, True),
+        "8 ranks with residual": partial(_all_reduce, 8, 5120, True),
+        "2 ranks with norm": partial(_all_reduce, 2, 5120, True, True),
+        "2 ranks H=16384 with norm": partial(_all_reduce, 2, 16384, True, True),
+    }
+    scopes = (".sys.release", ".sys.acquire", "st.global.v4", "ld.global.cg.v4")
+    return {
+        f"all_reduce {name}": CompileCase(launch, ptx=scopes) for name, launch in launches.items()
+    }
+
+
 def _skinny_cases(launches: dict[str, Callable[[], object]]) -> dict[str, CompileCase]:
     """All load weights early; for more than two tokens they use tensor cores."""
     return {
@@ -277,6 +313,8 @@ def _linear_cases() -> dict[str, CompileCase]:
         launches[f"linear 0.5B T={t}"] = partial(_linear, t, 896, 4864)
         launches[f"norm_qkv_rope_write 0.5B T={t}"] = partial(_qkv, t, small, 896)
     launches["norm_head_sample 7B with triggers T=64"] = partial(_head, 64, 3584, BF16, 3)
+    for t in (1, 64):
+        launches[f"best_of_shard 32B T={t}"] = partial(_shard, t, 5120)
     launches["norm_gate_up 7B fp16 T=64"] = partial(_gate_up, 64, 18944, 3584, FP16)
     cases = _skinny_cases(launches)
     for t in (2, 64):
@@ -318,6 +356,7 @@ CASES: dict[str, CompileCase] = {
     **_window_cases(),
     **_fp8_cache_cases(),
     **_elementwise_cases(),
+    **_all_reduce_cases(),
     **_linear_cases(),
     **_fp8_weight_cases(),
     "sample": CompileCase(partial(_sample, False, False, 0)),

@@ -133,7 +133,8 @@ def _source(launch: RecordedLaunch) -> Any:
     return ASTSource(launch.kernel, signature, constants, hints)
 
 
-def _compile(launch: RecordedLaunch) -> Compiled:
+def _compile(launch: RecordedLaunch) -> tuple[Compiled, str]:
+    """The binary, and its PTX."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -141,7 +142,7 @@ def _compile(launch: RecordedLaunch) -> Compiled:
         _source(launch), target=GPUTarget("cuda", 90, 32), options=launch.options
     )
     usage, code = _disassemble(binary.asm["cubin"])
-    return Compiled(
+    compiled = Compiled(
         kernel=launch.kernel.__name__.strip("_").removesuffix("_kernel"),
         warps=binary.metadata.num_warps,
         stages=binary.metadata.num_stages,
@@ -154,6 +155,7 @@ def _compile(launch: RecordedLaunch) -> Compiled:
         loads128=len(re.findall(r"\b(?:LDG|LDGSTS)\.[A-Z0-9.]*\b128\b", code)),
         early=_early(code),
     )
+    return compiled, binary.asm["ptx"]
 
 
 def _early(code: str) -> int:
@@ -195,13 +197,15 @@ def _report_case(name: str) -> list[tuple[str, Compiled, list[str]]]:
     case = CASES[name]
     with _recorded_launches() as launches:
         case.launch()
-    binaries = [_compile(launch) for launch in launches]
+    binaries, ptx = zip(*(_compile(launch) for launch in launches), strict=True)
+    missing = [f"no {part} in its PTX" for part in case.ptx if part not in ptx[-1]]
     products = [binary for binary in binaries if binary.kernel != "rms_norm"]
     rows = []
     for binary in binaries:
         demands = (case.tensor_cores, case.early) if binary is (products or binaries)[0] else ()
         label = name if len(launches) == 1 else f"{name}, {binary.kernel}"
         rows.append((label, binary, binary.problems(*demands)))
+    rows[-1][2].extend(missing)
     return rows
 
 

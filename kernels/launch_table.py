@@ -214,3 +214,9 @@ SILU = LaunchOptions(4)
 ROPE_HEADS = 8  # heads that a program rotates
 ROPE = LaunchOptions(4)
 BUDGET_STEP = LaunchOptions(1)
+
+
+def all_reduce_tile(width: int) -> tuple[int, LaunchOptions]:
+    """Columns of a program, which owns a row of ``width``."""
+    columns = next_power_of_2(width)
+    return columns, LaunchOptions(max(min(columns // 512, 16), 1))

@@ -22,7 +22,7 @@ from s1engine.kernels.rms_norm import rms_norm
 from s1engine.kernels.skinny_gemm import check_operands, skinny_gemm_tile
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "first"])
 def _head_tile_kernel(
     x_ptr,  # [B, K], normed
     w_ptr,  # [V, K]
@@ -35,6 +35,7 @@ def _head_tile_kernel(
     token_ptr,  # [B, tiles] int32: its id
     rows,
     vocab,
+    first,  # id of the first row of w
     x_stride,
     K: tl.constexpr,
     NUM_TRIGGERS: tl.constexpr,
@@ -61,7 +62,7 @@ def _head_tile_kernel(
         banned = (tl.load(banned_ptr + b, mask=live, other=0) != 0)[:, None]
         for i in tl.static_range(NUM_TRIGGERS):
             trigger = tl.load(trigger_ptr + i)
-            logits = tl.where(banned & (token == trigger)[None, :], float("-inf"), logits)
+            logits = tl.where(banned & (token + first == trigger)[None, :], float("-inf"), logits)
     temperature = tl.load(temperature_ptr + b, mask=live, other=0.0)
     drawn = temperature > 0
     divisor = tl.where(drawn, tl.maximum(temperature, MIN_TEMPERATURE), 1.0)
@@ -69,29 +70,36 @@ def _head_tile_kernel(
     if tl.max(drawn.to(tl.int32)) > 0:
         seed = tl.load(seed_ptr + b, mask=live, other=0)
         position = tl.load(position_ptr + b, mask=live, other=0)
-        noise = exponential_noise_of_rows(seed, position, tile * BLOCK_N, BLOCK_T, BLOCK_N)
+        begin = first + tile * BLOCK_N
+        noise = exponential_noise_of_rows(seed, position, begin, BLOCK_T, BLOCK_N)
         score = tl.where(drawn[:, None], score - tl.log(noise), score)
     value, index = tl.max(score, axis=1, return_indices=True)
     at = b * tl.num_programs(0) + tile
     tl.store(value_ptr + at, value, mask=live)
-    tl.store(token_ptr + at, tile * BLOCK_N + index, mask=live)
+    tl.store(token_ptr + at, first + tile * BLOCK_N + index, mask=live)
 
 
 @triton.jit
 def _best_tile_kernel(
     value_ptr,  # [B, tiles]
     token_ptr,  # [B, tiles]
-    out_ptr,  # [B] int64
+    out_ptr,  # [B] int64, or [B, 2] float32: the score and the bits of the id
     tiles,
     TILES: tl.constexpr,
+    CANDIDATES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     grid_dependency_wait(PDL)
     row, tile = tl.program_id(0), tl.arange(0, TILES)
     values = tl.load(value_ptr + row * tiles + tile, mask=tile < tiles, other=float("-inf"))
     launch_dependents(PDL)
-    _, best = tl.max(values, axis=0, return_indices=True)
-    tl.store(out_ptr + row, tl.load(token_ptr + row * tiles + best).to(tl.int64))
+    value, best = tl.max(values, axis=0, return_indices=True)
+    token = tl.load(token_ptr + row * tiles + best)
+    if CANDIDATES:
+        tl.store(out_ptr + 2 * row, value)
+        tl.store(out_ptr + 2 * row + 1, token.to(tl.float32, bitcast=True))
+    else:
+        tl.store(out_ptr + row, token.to(tl.int64))
 
 
 def norm_head_sample(
@@ -107,6 +115,45 @@ def norm_head_sample(
     triggers: Tensor | None = None,
 ) -> Tensor:
     """x [B, K], norm [K], weight [V, K] -> ids [B] int64; the other arguments as in ``sample``."""
+    out = torch.empty(x.shape[0], dtype=torch.int64, device=x.device)
+    _launch(x, norm, eps, weight, temperature, seeds, positions, 0, out, banned, triggers)
+    return out
+
+
+def best_of_shard(
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weight: Tensor,
+    temperature: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    first: int,
+    *,
+    banned: Tensor | None = None,
+    triggers: Tensor | None = None,
+) -> Tensor:
+    """The same for a weight [n, K] of the ids from ``first`` on, a multiple of 4: [B, 2] float32,
+    the best score of each row and the bits of its id, an int32."""
+    assert first % 4 == 0
+    out = torch.empty((x.shape[0], 2), dtype=torch.float32, device=x.device)
+    _launch(x, norm, eps, weight, temperature, seeds, positions, first, out, banned, triggers)
+    return out
+
+
+def _launch(
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weight: Tensor,
+    temperature: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    first: int,
+    out: Tensor,
+    banned: Tensor | None,
+    triggers: Tensor | None,
+) -> None:
     rows, k = check_operands(x, weight, norm)
     vocab = weight.shape[0]
     assert temperature.shape == (rows,) and temperature.dtype == torch.float32
@@ -118,15 +165,14 @@ def norm_head_sample(
     tiles = launch_table.cdiv(vocab, launch.block_n)
     values = torch.empty((rows, tiles), dtype=torch.float32, device=x.device)
     tokens = torch.empty((rows, tiles), dtype=torch.int32, device=x.device)
-    out = torch.empty(rows, dtype=torch.int64, device=x.device)
     ban = (tokens if banned is None else banned, tokens if triggers is None else triggers)
     _head_tile_kernel[(tiles,)](
         x, weight, temperature, seeds, positions, *ban, values, tokens,
-        rows, vocab, x.stride(0), K=k,
+        rows, vocab, first, x.stride(0), K=k,
         NUM_TRIGGERS=0 if triggers is None else len(triggers), **launch.kwargs(),
     )  # fmt: skip
     _best_tile_kernel[(rows,)](
         values, tokens, out, tiles,
-        TILES=launch_table.next_power_of_2(tiles), **launch_table.BEST_TILE.kwargs(),
+        TILES=launch_table.next_power_of_2(tiles), CANDIDATES=out.dtype == torch.float32,
+        **launch_table.BEST_TILE.kwargs(),
     )  # fmt: skip
-    return out

@@ -62,7 +62,7 @@ void Collective::gather(Address x, Address out, int64_t rows, int64_t row_bytes)
     const int64_t end = std::min(begin + kSlotBytes, bytes);
     fill_slot(pointer<char>(x) + begin, end - begin);
     barrier();
-    if (rank_ > 0) continue;
+    if (out == 0) continue;
     for (int rank = 0; rank < ranks_; ++rank) {
       copy_rows(slot(rank), pointer<char>(out) + rank * row_bytes, begin, end, row_bytes);
     }

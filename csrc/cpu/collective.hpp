@@ -35,8 +35,8 @@ class Collective {
   // out [count] = sum of x [count] over ranks, plus the old out if `add`; x may be out.
   void all_reduce(int dtype, Address x, Address out, int64_t count, bool add);
 
-  // out [rows, ranks * row_bytes] = x [rows, row_bytes] of all ranks side by side, on rank 0 only;
-  // other ranks' out is not written.
+  // out [rows, ranks * row_bytes] = x [rows, row_bytes] of all ranks side by side. A rank whose out
+  // is 0 receives nothing.
   void gather(Address x, Address out, int64_t rows, int64_t row_bytes);
 
   // Ranks that wait now or later get a CollectiveError. Any thread may call it.

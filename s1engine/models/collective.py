@@ -40,6 +40,9 @@ class Collective(Protocol):
         """On rank 0 the x [B, N] of all ranks side by side, [B, size * N]; on the others their own
         x. Valid until the next call."""
 
+    def all_gather(self, x: Tensor) -> Tensor:
+        """The same on every rank."""
+
     def abort(self) -> None:
         """Makes a call that waits for a lost rank fail now. Any thread may call it."""
 
@@ -80,14 +83,22 @@ class SharedCollective:
 
     def gather(self, x: Tensor) -> Tensor:
         """See Collective."""
+        if self.shard.rank == 0:
+            return self.all_gather(x)
+        self._gather(x, 0)
+        return x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """See Collective."""
+        rows, width = x.shape
+        out = self.workspace.get("gather", rows, self.shard.size * width, x.dtype)
+        self._gather(x, out.data_ptr())
+        return out
+
+    def _gather(self, x: Tensor, out: int) -> None:
         assert x.is_contiguous()
         rows, width = x.shape
-        if self.shard.rank == 0:
-            out = self.workspace.get("gather", rows, self.shard.size * width, x.dtype)
-        else:
-            out = x
-        self._core.gather(x.data_ptr(), out.data_ptr(), rows, width * x.dtype.itemsize)
-        return out
+        self._core.gather(x.data_ptr(), out, rows, width * x.dtype.itemsize)
 
     def abort(self) -> None:
         """See Collective."""
@@ -137,6 +148,15 @@ class NcclCollective:
         except RuntimeError as error:
             raise CollectiveError(str(error)) from error
         return torch.cat(parts, dim=1) if parts else x
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """See Collective."""
+        parts = x.new_empty(self.shard.size, *x.shape)
+        try:
+            self._group._allgather_base(parts, x).wait()
+        except RuntimeError as error:
+            raise CollectiveError(str(error)) from error
+        return parts.transpose(0, 1).reshape(x.shape[0], -1)
 
     def abort(self) -> None:
         """See Collective."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from s1engine.models.collective import Collective
 from s1engine.models.model_config import ModelConfig
 from s1engine.models.rope_table import cos_sin_table
-from s1engine.ops import AttentionMetadata, DeviceBatchTensors, Matrix, Ops
+from s1engine.ops import AttentionMetadata, DeviceBatchTensors, Matrix, Ops, torch_sampling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,9 +178,38 @@ class Decoder:
         self, hidden: Tensor, vocab_limit: int, run: DeviceBatchTensors, *, filtered: bool
     ) -> None:
         """``Ops.sample_and_advance`` on hidden [B, H] of the rows of a device batch."""
-        assert self._collective is None, "ranks take single steps"
-        eps, head = self.config.rms_norm_eps, self._head(vocab_limit)
-        self.ops.sample_and_advance(hidden, self.weights.norm, eps, head, run, filtered=filtered)
+        ops, norm, eps = self.ops, self.weights.norm, self.config.rms_norm_eps
+        if self._collective is None:
+            head = self._head(vocab_limit)
+            ops.sample_and_advance(hidden, norm, eps, head, run, filtered=filtered)
+            return
+        candidates = None
+        if not filtered and run.ends is None:
+            candidates = self._candidates(hidden, vocab_limit, run)
+        if candidates is not None:
+            sampled = torch_sampling.best_of_shards(self._collective.all_gather(candidates))
+        else:  # filters rank all logits, so every rank filters all of them, alike
+            own = self._own_logits(hidden, self.config.vocab_size)
+            logits = self._collective.all_gather(own)[:, :vocab_limit]
+            sampled = ops.sample_rows(logits, run, filtered=filtered)
+        ops.advance(sampled, run)
+
+    def _candidates(
+        self, hidden: Tensor, vocab_limit: int, run: DeviceBatchTensors
+    ) -> Tensor | None:
+        """This rank's ``Ops.best_of_shard``, whose score is -infinity if it holds no id below
+        ``vocab_limit``."""
+        assert self._collective is not None
+        own = self.config.vocab_size
+        first = self._collective.shard.rank * own
+        limit = min(max(vocab_limit - first, 0), own)
+        candidates = self.ops.best_of_shard(
+            hidden, self.weights.norm, self.config.rms_norm_eps, self.weights.lm_head, run, first,
+            max(limit, 1),
+        )  # fmt: skip
+        if candidates is not None and limit == 0:
+            candidates.fill_(-torch.inf)
+        return candidates
 
     def _head(self, vocab_limit: int) -> Matrix:
         assert 0 < vocab_limit <= self.config.vocab_size

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PARAM = "tensor_parallel_size"
+NOISE_IDS = 4  # one draw of the sampler's generator covers so many ids, all of one part
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Shard:
             num_heads=model.num_heads // self.size,
             num_kv_heads=max(model.num_kv_heads // self.size, 1),
             intermediate_size=model.intermediate_size // self.size,
-            vocab_size=-(-model.vocab_size // self.size),
+            vocab_size=-(-model.vocab_size // (self.size * NOISE_IDS)) * NOISE_IDS,
         )
 
     def cut(self, name: str, whole: "Tensor", shape: tuple[int, ...]) -> "Tensor":
@@ -102,5 +103,5 @@ def _can_share(model: ModelConfig, size: int) -> bool:
         and model.num_heads % size == 0
         and (kv % size == 0 or size % kv == 0)
         and model.intermediate_size % size == 0
-        and size <= model.vocab_size
+        and (size == 1 or max(size, NOISE_IDS + 1) <= model.vocab_size)
     )

@@ -250,6 +250,28 @@ class Ops(Protocol):
         output_tokens and the inputs of the next step. ``filtered``: some row uses top_k, top_p or
         min_p."""
 
+    def sample_rows(self, logits: Tensor, batch: DeviceBatchTensors, *, filtered: bool) -> Tensor:
+        """The first half of ``sample_and_advance``: ids [B] int64 from logits [B, V] float32, which
+        may be overwritten."""
+
+    def advance(self, sampled: Tensor, batch: DeviceBatchTensors) -> None:
+        """The second half: advances every row by its token of ``sampled`` [B] int64."""
+
+    def best_of_shard(
+        self,
+        hidden: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Matrix,
+        batch: DeviceBatchTensors,
+        first: int,
+        limit: int,
+    ) -> Tensor | None:
+        """The candidate of a rank that holds rows ``first`` .. of the head, of which the first
+        ``limit`` may be sampled, as ``torch_sampling.best_of_shard`` defines it: [B, 2] float32.
+        Without filters and end markers. None, by shapes alone: only from the logits of all ranks.
+        """
+
     def logprobs(self, logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """Log-softmax of raw logits [B, V], without NaN and infinity: (of token_ids [B], top-k
         values [B, k], ids [B, k])."""

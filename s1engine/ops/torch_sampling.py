@@ -44,6 +44,36 @@ def sample(logits: Tensor, meta: SamplingMetadata) -> Tensor:
     return tokens
 
 
+def best_of_shard(logits: Tensor, meta: SamplingMetadata, first: int) -> Tensor:
+    """logits [B, n] float32, overwritten, of the ids ``first`` .. ``first`` + n - 1 -> for each row
+    [B, 2] float32 the best noisy score and the bits of its id, an int32. ``first`` is a multiple of
+    4. No filters, bias or penalties; ids of ``meta.banned`` may belong to other shards.
+
+    Noise depends on the id alone, so the best of all shards is what ``sample`` draws from all
+    logits: see ``best_of_shards``."""
+    assert first % 4 == 0 and not meta.filtered and meta.bias is None and meta.penalties is None
+    sanitize_logits(logits)
+    if meta.banned is not None:
+        rows, ids = meta.banned
+        own = (ids >= first) & (ids < first + logits.shape[1])
+        logits[rows[own], ids[own] - first] = -math.inf
+    for rows in torch.split(
+        meta.temperature.nonzero()[:, 0], max(1, _DRAW_ELEMENTS // logits.shape[1])
+    ):
+        scaled = logits[rows] / meta.temperature[rows].clamp(min=MIN_TEMPERATURE).unsqueeze(1)
+        noise = exponential_noise(meta.seeds[rows], meta.positions[rows], logits.shape[1], first)
+        logits[rows] = scaled - noise.log()
+    scores, ids = logits.max(dim=-1)  # the lowest id among equals
+    return torch.stack((scores, (ids + first).to(torch.int32).view(torch.float32)), dim=1)
+
+
+def best_of_shards(candidates: Tensor) -> Tensor:
+    """candidates [B, 2 size] float32, those of ``best_of_shard`` in the order of their ids -> ids
+    [B] int64, the lowest among equals."""
+    scores, ids = candidates[:, ::2], candidates.view(torch.int32)[:, 1::2]
+    return ids.gather(1, scores.argmax(dim=-1, keepdim=True))[:, 0].to(torch.int64)
+
+
 def adjust_logits(logits: Tensor, meta: SamplingMetadata) -> None:
     """Replace NaN and infinity, then apply bias, penalties and bans, in place."""
     sanitize_logits(logits)
@@ -98,13 +128,14 @@ def kept_tokens(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> 
     return torch.zeros_like(keep).scatter_(1, order, keep)
 
 
-def exponential_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
-    """Unit exponentials [B, vocab_size], whose negated logarithms are Gumbel noise.
+def exponential_noise(seeds: Tensor, positions: Tensor, vocab_size: int, first: int = 0) -> Tensor:
+    """Unit exponentials [B, vocab_size] of the ids from ``first`` on, a multiple of 4. Their
+    negated logarithms are Gumbel noise.
 
     float32 is coarse near 1 (its largest value below is 1 - 2^-24) and fine near 0. So rare large
     Gumbel values, which decide, come from small u, where -log1p(-u) is exact.
     """
-    groups = torch.arange(-(-vocab_size // 4), device=seeds.device).unsqueeze(0)
+    groups = torch.arange(-(-vocab_size // 4), device=seeds.device).unsqueeze(0) + first // 4
     low, high = _halves(positions.unsqueeze(1))
     words = philox((groups, low, high, torch.zeros_like(low)), _halves(seeds.unsqueeze(1)))
     bits = torch.stack(words, dim=-1).flatten(1)[:, :vocab_size]

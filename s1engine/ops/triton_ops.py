@@ -17,7 +17,7 @@ from s1engine.kernels import launch_table
 from s1engine.kernels.budget_step import budget_step
 from s1engine.kernels.linear import linear
 from s1engine.kernels.norm_gate_up import norm_gate_up
-from s1engine.kernels.norm_head_sample import norm_head_sample
+from s1engine.kernels.norm_head_sample import best_of_shard, norm_head_sample
 from s1engine.kernels.norm_qkv_rope_write import norm_qkv_rope_write
 from s1engine.kernels.paged_decode import paged_decode, workspace_sizes
 from s1engine.kernels.paged_prefill import paged_prefill
@@ -219,26 +219,46 @@ class TritonOps(Unfused):
         filtered: bool,
     ) -> None:
         assert isinstance(weight, Tensor)  # HEAD_FORMATS
-        bans = {"banned": batch.field("sample_banned"), "triggers": batch.triggers}
-        ends = batch.ends
-        if ends is not None:  # what is banned depends on the row's state
-            logits = torch_sampling.sanitize_logits(self.logits(hidden, norm, eps, weight))
-            sampled = sample(
-                logits.masked_fill_(end_ids(batch), float("-inf")), batch.temperature, batch.top_k,
-                batch.top_p, batch.min_p, batch.seeds, batch.sample_positions,
-                filtered=filtered, logits_sanitized=True,
-            )  # fmt: skip
-        elif not filtered and launch_table.fits_skinny_gemm(hidden.shape[0], *weight.shape):
+        fused = launch_table.fits_skinny_gemm(hidden.shape[0], *weight.shape)
+        if filtered or batch.ends is not None or not fused:
+            logits = self.logits(hidden, norm, eps, weight)
+            sampled = self.sample_rows(logits, batch, filtered=filtered)
+        else:
             sampled = norm_head_sample(
                 hidden, norm, eps, weight, batch.temperature, batch.seeds, batch.sample_positions,
-                **bans,
+                **_bans(batch),
             )  # fmt: skip
-        else:
-            sampled = sample(
-                self.logits(hidden, norm, eps, weight), batch.temperature, batch.top_k,
-                batch.top_p, batch.min_p, batch.seeds, batch.sample_positions,
-                filtered=filtered, logits_sanitized=False, **bans,
-            )  # fmt: skip
+        self.advance(sampled, batch)
+
+    def sample_rows(self, logits: Tensor, batch: DeviceBatchTensors, *, filtered: bool) -> Tensor:
+        bans = {} if batch.ends is not None else _bans(batch)
+        if batch.ends is not None:  # what is banned depends on the row's state
+            torch_sampling.sanitize_logits(logits).masked_fill_(end_ids(batch), float("-inf"))
+        return sample(
+            logits, batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seeds,
+            batch.sample_positions, filtered=filtered, logits_sanitized=not bans, **bans,
+        )  # fmt: skip
+
+    def best_of_shard(
+        self,
+        hidden: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Matrix,
+        batch: DeviceBatchTensors,
+        first: int,
+        limit: int,
+    ) -> Tensor | None:
+        assert isinstance(weight, Tensor)  # HEAD_FORMATS
+        if not launch_table.fits_skinny_gemm(hidden.shape[0], *weight.shape):
+            return None
+        return best_of_shard(
+            hidden, norm, eps, weight[:limit], batch.temperature, batch.seeds,
+            batch.sample_positions, first, **_bans(batch),
+        )  # fmt: skip
+
+    def advance(self, sampled: Tensor, batch: DeviceBatchTensors) -> None:
+        ends = batch.ends
         budget_step(
             sampled, batch.fields, batch.phrases, batch.triggers, batch.newlines,
             batch.block_table, slot_mapping=batch.slot_mapping,
@@ -277,6 +297,11 @@ class TritonOps(Unfused):
             self._decode_arrivals = torch.zeros(counters, dtype=torch.int32, device=q.device)
         assert self._decode_partials is not None and self._decode_arrivals is not None
         return self._decode_partials, self._decode_arrivals
+
+
+def _bans(batch: DeviceBatchTensors) -> dict[str, Tensor]:
+    """Arguments of the sampling kernels."""
+    return {"banned": batch.field("sample_banned"), "triggers": batch.triggers}
 
 
 def _holds(buffer: Tensor | None, size: int, device: torch.device) -> bool:

@@ -7,7 +7,14 @@ kernel does not fit, it calls this.
 import torch
 from torch import Tensor
 
-from s1engine.ops import Activation, AttentionMetadata, DeviceBatchTensors, Matrix, Ops
+from s1engine.ops import (
+    Activation,
+    AttentionMetadata,
+    DeviceBatchTensors,
+    Matrix,
+    Ops,
+    torch_sampling,
+)
 from s1engine.ops.torch_budget import budget_step, sampling_metadata
 
 
@@ -79,7 +86,28 @@ class Unfused:
         filtered: bool,
     ) -> None:
         logits = self.logits(hidden, norm, eps, weight)
-        budget_step(self.sample(logits, sampling_metadata(batch, filtered)), batch)
+        self.advance(self.sample_rows(logits, batch, filtered=filtered), batch)
+
+    def sample_rows(
+        self: Ops, logits: Tensor, batch: DeviceBatchTensors, *, filtered: bool
+    ) -> Tensor:
+        return self.sample(logits, sampling_metadata(batch, filtered))
+
+    def advance(self: Ops, sampled: Tensor, batch: DeviceBatchTensors) -> None:
+        budget_step(sampled, batch)
+
+    def best_of_shard(
+        self: Ops,
+        hidden: Tensor,
+        norm: Tensor,
+        eps: float,
+        weight: Matrix,
+        batch: DeviceBatchTensors,
+        first: int,
+        limit: int,
+    ) -> Tensor | None:
+        logits = self.logits(hidden, norm, eps, weight[:limit])
+        return torch_sampling.best_of_shard(logits, sampling_metadata(batch, False), first)
 
 
 def add_norm(

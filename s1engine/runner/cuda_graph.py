@@ -98,24 +98,22 @@ class CudaGraphRunner:
 
     def begin(self, buffer: DeviceBatchBuffer, num_seqs: int, steps: int) -> None:
         """Launches the first steps of a device batch that the scheduler has written."""
+        self.set_rows(buffer, num_seqs)
+        self.launch(steps)
+
+    def set_rows(self, buffer: DeviceBatchBuffer, num_seqs: int) -> None:
+        """The rows of the next launches, from the host side of ``buffer``."""
         assert not self._launches, "the multi-step decode before must be collected"
         buffer.upload()
         self._current = buffer, num_seqs
-        self.launch(steps)
 
     def launch(self, steps: int) -> None:
         """Enqueues ``steps`` more steps of the current device batch; waits for nothing."""
         assert self._current is not None and len(self._launches) < MAX_LAUNCHES
-        assert 0 < steps <= self.max_steps
         buffer, num_seqs = self._current
-        state, on_device = buffer.state, self._table is not self._host_table
+        state, on_device = buffer.state, self._on_device
         begin, host_begin = _record_event() if on_device else None, time.perf_counter()
-        if on_device:  # only entries for later steps were added since the last copy
-            self._table[:num_seqs].copy_(self._host_table[:num_seqs], non_blocking=True)
-        state.step_counter.zero_()
-        graph = self._graphs.get((buffer.rows, buffer.filtered))
-        for _ in range(steps):
-            graph.replay() if graph is not None else self._step(state, buffer.filtered)
+        self._enqueue(steps)
         size = steps * buffer.rows
         tokens = self._host_tokens[self.num_launches % MAX_LAUNCHES, :size]
         tokens = tokens.view(steps, buffer.rows)
@@ -124,6 +122,31 @@ class CudaGraphRunner:
         seconds = time.perf_counter() - host_begin
         self._launches.append(_Launch(tokens, num_seqs, begin, end, seconds))
         self.num_launches += 1
+
+    def follow(self, steps: int) -> None:
+        """``launch`` on a rank whose tokens the host does not read. Returns when the device has
+        read the rows and the block table, maybe before it computes the steps."""
+        read = self._enqueue(steps)
+        if read is not None:
+            read.synchronize()
+
+    def _enqueue(self, steps: int) -> torch.cuda.Event | None:
+        """Enqueues the steps. Returns an event behind all reads of host memory; None on the CPU."""
+        assert self._current is not None and 0 < steps <= self.max_steps
+        buffer, num_seqs = self._current
+        state, read = buffer.state, None
+        if self._on_device:  # only entries for later steps were added since the last copy
+            self._table[:num_seqs].copy_(self._host_table[:num_seqs], non_blocking=True)
+            read = _record_event()
+        state.step_counter.zero_()
+        graph = self._graphs.get((buffer.rows, buffer.filtered))
+        for _ in range(steps):
+            graph.replay() if graph is not None else self._step(state, buffer.filtered)
+        return read
+
+    @property
+    def _on_device(self) -> bool:
+        return self._table is not self._host_table
 
     @property
     def in_flight(self) -> bool:
@@ -143,9 +166,14 @@ class CudaGraphRunner:
 
     def abandon(self) -> None:
         """Waits for all launches, and drops their tokens."""
-        if self._table is not self._host_table:
+        if self._on_device:
             torch.cuda.synchronize()
         self._launches.clear()
+
+    @property
+    def largest(self) -> DeviceBatchBuffer:
+        """The buffers of the largest bucket."""
+        return self._buffers[max(self._buffers)]
 
     def capture(self, *, progress: bool) -> None:
         """Captures the step for every bucket, with filters and without, the largest first, so that
@@ -183,7 +211,8 @@ class CudaGraphRunner:
     def _capture(self, buffer: DeviceBatchBuffer, pool: Any) -> None:
         for filtered in (False, True):
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            # thread_local: NCCL's watchdog, another thread, may query its events meanwhile
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 self._step(buffer.state, filtered)
             self._graphs[buffer.rows, filtered] = graph
 

@@ -5,6 +5,7 @@ side; ``upload`` copies it to the addresses that a captured graph reads. Host te
 allocated once. On the CPU both sides are the same memory.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,11 +63,12 @@ class DeviceBatchBuffer:
             phrases=self._phrases.numpy(),
             null_slot=fmt.null_slot,
         )
-        hosts = (self._ints, self._longs, self._floats, self._phrases)
+        hosts = (self._longs, self._ints, self._floats, self._phrases)
+        self._hosts = hosts
         on_device = [host if device == "cpu" else torch.zeros_like(host, device=device)
                      for host in hosts]  # fmt: skip
         self._copies = [] if device == "cpu" else list(zip(on_device, hosts, strict=True))
-        ints, longs, floats, phrases = on_device
+        longs, ints, floats, phrases = on_device
         self.state = DeviceBatchTensors(
             fields=ints[:-1],
             phrases=phrases,
@@ -95,6 +97,27 @@ class DeviceBatchBuffer:
         self._longs[0] = self.state.null_slot
         self._longs[1:] = 1
         self.upload()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the host side."""
+        return sum(host.nbytes for host in self._hosts)
+
+    def save(self, memory: Tensor) -> None:
+        """Copies the host side into ``memory`` [num_bytes or more] uint8."""
+        for part, host in self._parts(memory):
+            part.copy_(host)
+
+    def load(self, memory: Tensor) -> None:
+        """The reverse of ``save``; on the CPU this is the device's side, too."""
+        for part, host in self._parts(memory):
+            host.copy_(part)
+
+    def _parts(self, memory: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        begin = 0
+        for host in self._hosts:
+            yield memory[begin : begin + host.nbytes].view(host.dtype).view(host.shape), host
+            begin += host.nbytes
 
     def upload(self) -> None:
         """Copies the rows to the device, in stream order."""

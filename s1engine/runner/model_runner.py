@@ -3,7 +3,8 @@
 Owns the weights, the KV cache, the batch buffers and the sampling state. Knows nothing of requests:
 it computes the step that the scheduler has written and returns one token for each sampling row.
 Decode steps may go to its CudaGraphRunner, several a launch. If several processes share the model,
-each has a ModelRunner, and only rank 0 samples.
+each has a ModelRunner that follows the commands of rank 0: rank 0 samples single steps, and all
+ranks take the steps of a multi-step decode alike.
 """
 
 import contextlib
@@ -38,6 +39,7 @@ from s1engine.runner.kv_cache import KVCache
 from s1engine.runner.load_model import load_model
 from s1engine.runner.memory import plan_memory, return_free_memory
 from s1engine.runner.prompt_scores import PromptScores, score_prompts
+from s1engine.runner.rank_commands import CommandKind, RankCommand
 from s1engine.runner.resolved_config import (
     ResolvedConfig,
     rank_threads,
@@ -91,7 +93,9 @@ class ModelRunner:
         self._worker_group: WorkerGroup | None = None
         if config.tensor_parallel_size > 1 and workers is None:
             assert isinstance(path, Path), "a model that is in memory already is not shared"
-            workers = self._worker_group = WorkerGroup(config, path)
+            workers = self._worker_group = WorkerGroup(
+                config, path, vocab_limit=vocab_limit, ends=ends, newlines=newlines
+            )
         try:
             self.dtype = resolve_dtype(config.dtype, self.device, model_config.torch_dtype)
             self._cache_dtype = resolve_cache_dtype(config.kv_cache_dtype, self.dtype)
@@ -129,6 +133,9 @@ class ModelRunner:
             null_slot = self.num_blocks * config.block_size
             fmt = DeviceBatchFormat(ends, newlines, config.block_size, null_slot)
             self.multi_step = self._make_multi_step(config, fmt, progress)
+            self._shared_rows: torch.Tensor | None = None  # of a multi-step decode, for all ranks
+            if workers is not None and self.multi_step is not None:
+                self._shared_rows = workers.allocate(self.multi_step.largest.num_bytes)
             if self.device == "cuda":
                 compile_kernels(
                     self._decoder,
@@ -212,7 +219,8 @@ class ModelRunner:
     def next_batch(self) -> _core.ScheduledBatch:
         """See Runner."""
         self.batch.wait_until_read()
-        if self._worker_group is not None and self.device != "cpu":
+        lags = self.device != "cpu" or self.max_steps > 1  # may a worker lag behind this rank?
+        if self._worker_group is not None and lags:
             self._worker_group.wait_until_read()
         return self.batch.core
 
@@ -220,10 +228,16 @@ class ModelRunner:
     def execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         """See Runner."""
         self.sampler.update_states(step)
+        with self._with_workers(CommandKind.STEP, *self.batch.sizes):
+            return self._execute(step)
+
+    def _with_workers(
+        self, kind: CommandKind, *numbers: int
+    ) -> contextlib.AbstractContextManager[None]:
+        """Within it, the workers follow the command, if there are any."""
         if self._worker_group is None:
-            return self._execute(step)
-        with self._worker_group.execute(self.batch.sizes):
-            return self._execute(step)
+            return contextlib.nullcontext()
+        return self._worker_group.execute(RankCommand(kind, numbers))
 
     def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
         inputs = self.batch.inputs()
@@ -255,11 +269,23 @@ class ModelRunner:
         return self._cpu_graph.execute(inputs, self._logits), None
 
     @torch.inference_mode()
-    def execute_part(self, sizes: StepSizes) -> None:
-        """On a worker: its part of a step that rank 0 executes. Returns when the step may be
-        overwritten, maybe before it is computed."""
-        self._compute(self.batch.inputs(sizes))
-        self.batch.wait_until_read()
+    def follow(self, command: RankCommand) -> None:
+        """On a worker: its part of what rank 0 launches. Returns when the arrays of the command may
+        be overwritten, maybe before the device has computed it."""
+        if command.kind == CommandKind.STEP:
+            self._compute(self.batch.inputs(StepSizes(*command.numbers)))
+            self.batch.wait_until_read()
+            return
+        assert self.multi_step is not None
+        steps = command.numbers[0]
+        if command.kind == CommandKind.BEGIN:
+            steps, num_seqs, rows, filtered, _ = command.numbers
+            buffer = self.multi_step.buffer(rows)
+            assert buffer is not None and self._shared_rows is not None
+            buffer.load(self._shared_rows)
+            buffer.filtered = bool(filtered)
+            self.multi_step.set_rows(buffer, num_seqs)
+        self.multi_step.follow(steps)
 
     def _logits(self, inputs: StepInputs) -> torch.Tensor:
         """float32 [rows that sample, vocab_limit]; on a worker, its part of the vocabulary."""
@@ -285,18 +311,28 @@ class ModelRunner:
         assert self.multi_step is not None and step.device_batch is not None
         self.sampler.update_states(step)
         req_indices = self.batch.req_indices
-        self.sampler.write(step.device_batch, req_indices)
-        self.multi_step.begin(step.device_batch, len(req_indices), step.num_steps)
+        buffer, num_seqs = step.device_batch, len(req_indices)
+        self.sampler.write(buffer, req_indices)
+        if self._worker_group is not None:
+            assert self._shared_rows is not None
+            self._worker_group.wait_until_read()
+            buffer.save(self._shared_rows)
+        numbers = step.num_steps, num_seqs, buffer.rows, int(buffer.filtered)
+        with self._with_workers(CommandKind.BEGIN, *numbers):
+            self.multi_step.begin(buffer, num_seqs, step.num_steps)
 
     def extend_multi_step(self, num_steps: int) -> None:
         """See Runner."""
         assert self.multi_step is not None
-        self.multi_step.launch(num_steps)
+        with self._with_workers(CommandKind.EXTEND, num_steps):
+            self.multi_step.launch(num_steps)
 
     def collect(self) -> ModelRunnerOutput:
         """See Runner."""
         assert self.multi_step is not None
-        token_ids, seconds = self.multi_step.collect()
+        group = self._worker_group
+        with contextlib.nullcontext() if group is None else group.execute(None):
+            token_ids, seconds = self.multi_step.collect()
         return ModelRunnerOutput(token_ids, device_seconds=seconds)
 
     @torch.inference_mode()
@@ -335,7 +371,15 @@ class ModelRunner:
         steps. No step may follow. May be called again."""
         if self._worker_group is not None:
             self._worker_group.close()
-        large = "_decoder", "kv_cache", "batch", "sampler", "_cpu_graph", "multi_step"
+        large = (
+            "_decoder",
+            "kv_cache",
+            "batch",
+            "sampler",
+            "_cpu_graph",
+            "multi_step",
+            "_shared_rows",
+        )
         for name in (*large, "_ranged_sample", "_decode_starts"):
             vars(self).pop(name, None)
         ops = vars(self).pop("ops", None)
@@ -372,8 +416,8 @@ class ModelRunner:
 
         @torch.inference_mode()
         def step() -> None:
-            inputs, group = self.batch.inputs(sizes), self._worker_group
-            with contextlib.nullcontext() if group is None else group.execute(sizes):
+            inputs = self.batch.inputs(sizes)
+            with self._with_workers(CommandKind.STEP, *sizes):
                 logits, _ = self._compute(inputs)
             self.sampler.sample(logits, inputs.rows, any_banned=False)
 

@@ -41,9 +41,7 @@ def resolve_config(config: EngineConfig) -> ResolvedConfig:
 def resolve_for(config: EngineConfig, device: ResolvedDevice) -> ResolvedConfig:
     """The same for a device that need not be there."""
     options: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(config)}
-    single = (
-        config.enforce_eager or config.tensor_parallel_size > 1 or config.num_speculative_tokens
-    )
+    single = config.enforce_eager or config.num_speculative_tokens
     options["device"] = device
     options["block_size"] = config.block_size or BLOCK_SIZES[device]
     options["run_ahead"] = config.run_ahead or (1 if single else RUN_AHEAD[device])
@@ -69,12 +67,6 @@ def _check_workers(config: EngineConfig, device: str) -> None:
             f"tensor_parallel_size {ranks}: there are {gpus} GPUs, and each rank needs its own; "
             f"use at most {gpus}",
             param="tensor_parallel_size",
-        )
-    if (config.run_ahead or 1) > 1:
-        raise RequestError(
-            f"run_ahead {config.run_ahead} with tensor_parallel_size {ranks} is not supported: the "
-            "first rank decides every step; leave run_ahead out",
-            param="run_ahead",
         )
     if config.num_speculative_tokens:
         raise RequestError(

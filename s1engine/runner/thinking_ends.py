@@ -5,7 +5,8 @@ triggers and the tokens that complete an end marker from state s of the end matc
 The samplers know the ids of BAN_ENDS, a sequence's own stop tokens.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 
@@ -38,6 +39,18 @@ class ThinkingEnds:
     triggers: tuple[int, ...] = ()
     tables: EndTables | None = None
     _by_code: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Arrays by name, for another process."""
+        arrays = {"triggers": np.array(self.triggers, np.int64)}
+        return arrays if self.tables is None else arrays | asdict(self.tables)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "ThinkingEnds":
+        """What ``to_arrays`` was called on; other names are ignored."""
+        names = [field.name for field in fields(EndTables)]
+        tables = EndTables(*(arrays[name] for name in names)) if names[0] in arrays else None
+        return cls(tuple(arrays["triggers"].tolist()), tables)
 
     @property
     def codes(self) -> range:

@@ -1,7 +1,8 @@
 """A worker process, a rank of a shared model other than 0: ``python -m s1engine.runner.worker``.
 
-``WorkerGroup`` starts it. It loads its part of the model, then computes its part of every step that
-rank 0 announces; it schedules and samples nothing. It ends when rank 0 ends, in whatever way.
+``WorkerGroup`` starts it. It loads its part of the model, then computes its part of every launch
+that rank 0 announces. It schedules nothing and samples nothing in single steps; in a multi-step
+decode it keeps the rows' state as rank 0 does. It ends when rank 0 ends, in whatever way.
 """
 
 import contextlib
@@ -24,13 +25,13 @@ from torch import Tensor
 from s1engine.models.collective import Collective, CollectiveError
 from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import Shard
-from s1engine.runner.input_batch import StepSizes
 from s1engine.runner.memory import KVCapacity
 from s1engine.runner.model_runner import ModelRunner
+from s1engine.runner.rank_commands import NUM_BYTES, CommandsRead, RankCommand
 from s1engine.runner.resolved_config import ResolvedConfig
 from s1engine.runner.shared_memory import SharedMemory
 from s1engine.runner.thinking_ends import ThinkingEnds
-from s1engine.runner.worker_group import LOST_RANK, SIZES, StepsRead, connect
+from s1engine.runner.worker_group import LOST_RANK, connect
 
 GRACE_S = 1.0  # for an orderly end after rank 0 has ended
 
@@ -68,21 +69,22 @@ def compute_steps(connection: socket.socket, shard: Shard, memory: SharedMemory)
     torch.set_num_threads(start["threads"])
     _send(connection, started=True)
     collective = connect(shard, config.device, memory, start["store"])
-    steps_read = StepsRead(memory.allocate(StepsRead.memory_bytes(shard.size)))
+    commands_read = CommandsRead(memory.allocate(CommandsRead.memory_bytes(shard.size)))
+    arrays = np.load(start["arrays"])
     model = ModelConfig.from_dir(start["path"])
     runner = ModelRunner(
         config,
         model,
         Path(start["path"]),
-        vocab_limit=model.vocab_size,  # rank 0 samples, and knows which ids it may sample
-        ends=ThinkingEnds(),
-        newlines=np.zeros(0, np.uint8),
+        vocab_limit=start["vocab_limit"],
+        ends=ThinkingEnds.from_arrays(arrays),
+        newlines=arrays["newlines"],
         progress=False,
         workers=Worker(connection, collective, memory),
     )
     while True:
-        runner.execute_part(StepSizes(*SIZES.unpack(_receive(connection, SIZES.size))))
-        steps_read.count(shard.rank)
+        runner.follow(RankCommand.unpack(_receive(connection, NUM_BYTES)))
+        commands_read.count(shard.rank)
 
 
 def _send(connection: socket.socket, **answer: Any) -> None:
@@ -97,7 +99,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def _receive_line(connection: socket.socket) -> Any:
-    """Reads no further than the end of the line: sizes of steps may follow."""
+    """Reads no further than the end of the line: commands may follow."""
     line = bytearray()
     while not line.endswith(b"\n"):
         line += _receive(connection, 1)

@@ -1,7 +1,7 @@
 """The worker processes that share a model with this one, which is rank 0.
 
-Owns the processes: starts, watches and ends them, and announces each step. The step itself stands
-in shared memory. ``worker.Worker`` is the other end.
+Owns the processes: starts, watches and ends them, and announces each launch. Its arrays stand in
+shared memory. ``worker.Worker`` is the other end.
 
     rank 0                                       a worker
     configuration (one JSON line)         ->
@@ -9,8 +9,8 @@ in shared memory. ``worker.Worker`` is the other end.
                                           <-     digest of the weights, KV blocks that fit
     blocks that all ranks have            ->
                                           <-     ready
-    sizes of a step (SIZES), many times   ->     computes its part; counts the steps that it has
-                                                 read, in shared memory
+    commands (rank_commands.py)           ->     computes its part; counts the commands whose
+                                                 arrays it has read, in shared memory
     end of the stream                     ->     ends
 
 If a rank dies, all end: a watching thread kills the others, so that no rank waits in an all-reduce
@@ -22,7 +22,6 @@ import json
 import os
 import queue
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -34,18 +33,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from s1engine.errors import EngineDeadError, ModelError, RequestError
 from s1engine.models.collective import Collective, NcclCollective, SharedCollective
 from s1engine.models.shard import Shard
-from s1engine.runner.input_batch import StepSizes
 from s1engine.runner.memory import KVCapacity
+from s1engine.runner.rank_commands import CommandsRead, RankCommand
 from s1engine.runner.resolved_config import ResolvedConfig
 from s1engine.runner.shared_memory import SharedMemory
+from s1engine.runner.thinking_ends import ThinkingEnds
 
-SIZES = struct.Struct("<5q")  # StepSizes
 LOST_RANK = 3  # exit status of a rank that has lost another: its end is not the cause
 END_TIMEOUT_S = 5.0  # for a rank to end by itself
 POLL_S = 2e-5  # between looks at what the workers have read
@@ -66,38 +66,22 @@ class Workers(Protocol):
         """Returns on rank 0 when all ranks can compute steps."""
 
 
-class StepsRead:
-    """How many steps each rank has read, in memory that all share.
-
-    Args:
-        memory: [8 size] uint8, zeroed.
-    """
-
-    def __init__(self, memory: Tensor) -> None:
-        self._counts = memory.view(torch.int64).numpy()
-
-    @staticmethod
-    def memory_bytes(size: int) -> int:
-        """For ``size`` ranks."""
-        return 8 * size
-
-    def count(self, rank: int) -> None:
-        """The rank has read a step more."""
-        self._counts[rank] += 1
-
-    def reached(self, steps: int) -> bool:
-        """Has every rank but 0 read so many?"""
-        return bool((self._counts[1:] >= steps).all())
-
-
 class WorkerGroup:
     """All ranks but 0, which is this process.
 
-    The constructor starts them. Raises RequestError or ModelError as they do, EngineDeadError if
-    one dies.
+    The constructor starts them, with the arguments of their ModelRunner. Raises RequestError or
+    ModelError as they do, EngineDeadError if one dies.
     """
 
-    def __init__(self, config: ResolvedConfig, path: Path) -> None:
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        path: Path,
+        *,
+        vocab_limit: int,
+        ends: ThinkingEnds,
+        newlines: np.ndarray,
+    ) -> None:
         self.size = config.tensor_parallel_size
         self._threads = torch.get_num_threads()
         self._memory = SharedMemory()
@@ -108,17 +92,22 @@ class WorkerGroup:
         self._end = weakref.finalize(self, self._processes.close)
         try:
             store = self._processes.store
+            arrays = self._processes.arrays
+            np.savez(arrays, allow_pickle=False, newlines=newlines, **ends.to_arrays())
             start = {
                 "config": asdict(config),
                 "path": str(path),
                 "threads": threads,
                 "store": store,
+                "arrays": arrays,
+                "vocab_limit": vocab_limit,
             }
             self._processes.send(json.dumps(start).encode() + b"\n")
             self._receive_all()  # all have started, so connecting waits for no dead rank
             self.collective = connect(Shard(0, self.size), config.device, self._memory, store)
-            self._steps_read = StepsRead(self._memory.allocate(StepsRead.memory_bytes(self.size)))
-            self._num_steps = 0  # announced
+            counts = self._memory.allocate(CommandsRead.memory_bytes(self.size))
+            self._commands_read = CommandsRead(counts)
+            self._num_commands = 0  # announced
             self._processes.collective = self.collective
         except BaseException:
             self.close()
@@ -158,14 +147,17 @@ class WorkerGroup:
         return answers
 
     @contextlib.contextmanager
-    def execute(self, sizes: StepSizes) -> Iterator[None]:
-        """Has the workers compute their parts of the step in shared memory while the body computes
-        this rank's. If the body fails, the ranks are out of step, so all of them end."""
+    def execute(self, command: RankCommand | None) -> Iterator[None]:
+        """Has the workers follow ``command`` while the body computes this rank's part; with None
+        the body waits for what was launched. If it fails, the ranks are out of step, so all of
+        them end."""
         self.check_health()
         try:
-            self._num_steps += 1
-            self._processes.send(SIZES.pack(*sizes))
+            if command is not None:
+                self._num_commands += 1
+                self._processes.send(command.pack())
             yield
+            self.check_health()  # what a device computed while ranks ended counts for nothing
         except BaseException as error:
             lost = isinstance(error, RuntimeError | OSError) and self._processes.failed.wait(
                 END_TIMEOUT_S
@@ -179,9 +171,9 @@ class WorkerGroup:
             raise
 
     def wait_until_read(self) -> None:
-        """Returns when the devices of all workers have copied the last step, so that the next may
+        """Returns when all workers have read the arrays of the last command, so that the next may
         be written. Raises EngineDeadError if a rank has died."""
-        while not self._steps_read.reached(self._num_steps):
+        while not self._commands_read.reached(self._num_commands):
             self.check_health()
             time.sleep(POLL_S)
 
@@ -205,6 +197,7 @@ class _WorkerProcesses:
     def __init__(self, size: int, memory: int, threads: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="s1engine-")
         self.store = f"{self._folder.name}/store"
+        self.arrays = f"{self._folder.name}/arrays.npz"
         self.processes: list[subprocess.Popen[bytes]] = []
         self.answers: queue.SimpleQueue[tuple[int, Any] | None] = queue.SimpleQueue()
         self.failed = threading.Event()

@@ -170,8 +170,10 @@ void gather(Case& c, Collective& collective, int64_t rank, int64_t ranks) {
       parts.back()[i] = static_cast<uint8_t>(i * 7 + r * 31 + i / 251);
     }
   }
-  TightArray<uint8_t> out(c, rank == 0 ? rows * ranks * row_bytes : 0);
-  collective.gather(parts[static_cast<size_t>(rank)].address(), out.address(), rows, row_bytes);
+  const bool receives = rank == 0 || c.one_in(2);
+  TightArray<uint8_t> out(c, receives ? rows * ranks * row_bytes : 0);
+  collective.gather(parts[static_cast<size_t>(rank)].address(), receives ? out.address() : 0, rows,
+                    row_bytes);
   for (int64_t i = 0; i < out.size(); ++i) {
     const int64_t row = i / (ranks * row_bytes), r = i / row_bytes % ranks;
     const int64_t from = row * row_bytes + i % row_bytes;

@@ -4,9 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,16 +20,15 @@ from s1engine.models.checkpoint import Checkpoint
 from s1engine.models.model_config import ModelConfig
 from s1engine.models.shard import Shard
 from s1engine.runner.model_runner import ModelRunner
-from s1engine.runner.resolved_config import resolve_config
+from s1engine.runner.rank_commands import CommandKind, RankCommand
+from s1engine.runner.resolved_config import RUN_AHEAD, resolve_config
 from s1engine.sampling_params import SamplingParams, ThinkingBudget
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="ranks need Linux")
 
 QUESTIONS = ["a=3 b=a+4 c=b*2 c?", "a=3 b=a+4 c=b*2 b?", "q=1 w=q*7 e=w-5 e?", "x=2 x?"]
 LONGEST = 160  # tokens of a sequence; the cache holds one and a half
-ENDLESS = SamplingParams(
-    temperature=1, seed=3, max_tokens=1500, ignore_eos=True, logit_bias={1: -100, 2: -100}
-)
+ENDLESS = SamplingParams(temperature=1, seed=3, max_tokens=1500, ignore_eos=True)
 
 
 def runner_of(llm: LLM) -> ModelRunner:
@@ -53,9 +50,10 @@ def is_gone(pid: int) -> bool:
     return False
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[LLM]:
-    """Two ranks with little memory and few tokens a step: they chunk, preempt and evict."""
+@pytest.fixture(scope="module", params=[1, 5])
+def pair(request: pytest.FixtureRequest) -> Iterator[LLM]:
+    """Two ranks with little memory and few tokens a step: they chunk, preempt and evict. Single
+    steps, or multi-step decode on both ranks."""
     half = Shard(0, 2).config(ModelConfig.from_dir(BUNDLED_MODEL))
     token_bytes = half.kv_bytes_per_token(torch.float32)
     llm = LLM(
@@ -66,6 +64,7 @@ def pair() -> Iterator[LLM]:
         max_num_batched_tokens=24,
         max_model_len=LONGEST,
         kv_cache_memory_gb=1.5 * LONGEST * token_bytes / 2**30,
+        run_ahead=request.param,
     )
     (pid,) = pids_of(llm)
     ranks = runner_of(llm)._worker_group
@@ -116,24 +115,28 @@ def test_outputs_are_those_of_one_rank(
     pair.engine.scheduler.check_integrity()
     stats = pair.engine.scheduler.stats()
     assert stats.num_free_blocks == runner_of(pair).num_blocks
+    graphs = runner_of(pair).multi_step
+    assert graphs is None or graphs.num_launches > 0
 
 
 def test_outputs_are_those_of_one_rank_where_memory_is_short(llm: LLM, pair: LLM) -> None:
+    """The second time with log-probabilities, which need single steps."""
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    params = [
-        SamplingParams(temperature=t, seed=i, max_tokens=70, ignore_eos=True, logprobs=2)
-        for i, t in enumerate((0.0, 0.8, 1.0, 0.0))
-    ]
     before = pair.engine.scheduler.stats()
-    got = pair.chat(chats, params, progress=False)
-    after = pair.engine.scheduler.stats()
-    assert after.num_preemptions > before.num_preemptions
-    assert after.prefix_hits > before.prefix_hits
-    for found, wanted in zip(got, llm.chat(chats, params, progress=False), strict=True):
-        assert found.outputs[0].token_ids == wanted.outputs[0].token_ids
-        ours, theirs = found.outputs[0].logprobs, wanted.outputs[0].logprobs
-        assert ours is not None and theirs is not None
-        assert [p.logprob for p in ours] == pytest.approx([p.logprob for p in theirs], abs=1e-4)
+    for logprobs in (None, 2):
+        params = [
+            SamplingParams(temperature=t, seed=i, max_tokens=70, ignore_eos=True, logprobs=logprobs)
+            for i, t in enumerate((0.0, 0.8, 1.0, 0.0))
+        ]
+        got = pair.chat(chats, params, progress=False)
+        after = pair.engine.scheduler.stats()
+        assert after.num_preemptions > before.num_preemptions
+        assert after.prefix_hits > before.prefix_hits
+        for found, wanted in zip(got, llm.chat(chats, params, progress=False), strict=True):
+            assert found.outputs[0].token_ids == wanted.outputs[0].token_ids
+            ours, theirs = found.outputs[0].logprobs or (), wanted.outputs[0].logprobs or ()
+            assert len(ours) == len(theirs) == (70 if logprobs else 0)
+            assert [p.logprob for p in ours] == pytest.approx([p.logprob for p in theirs], abs=1e-4)
 
 
 def test_a_rank_has_half_of_the_cache(pair: LLM) -> None:
@@ -142,21 +145,64 @@ def test_a_rank_has_half_of_the_cache(pair: LLM) -> None:
     assert runner.kv_cache.layers[0][0].shape[1] == whole.num_kv_heads // 2
 
 
-def test_a_killed_rank_ends_the_engine_with_one_error() -> None:
-    llm = LLM(progress=False, dtype="float32", tensor_parallel_size=2)
+def kill_in_a_launch(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 1, when rank 0 is about to launch steps for the second time."""
+    (pid,), graphs = pids_of(llm), runner_of(llm).multi_step
+    assert graphs is not None
+    launch = graphs.launch
+
+    def launch_or_kill(steps: int) -> None:
+        if graphs.num_launches == 1:
+            os.kill(pid, signal.SIGKILL)
+        launch(steps)
+
+    monkeypatch.setattr(graphs, "launch", launch_or_kill)
+
+
+def fail_on_rank_1(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launch has 0 steps, while rank 0 computes some."""
+    pack = RankCommand.pack
+    zero = RankCommand(CommandKind.EXTEND, (0,))
+
+    def wrong(command: RankCommand) -> bytes:
+        return pack(zero if command.kind == CommandKind.EXTEND else command)
+
+    monkeypatch.setattr(RankCommand, "pack", wrong)
+
+
+def fail_on_rank_0(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second layer of a step, while rank 1 waits for its part of an all-reduce."""
+    ops, calls = runner_of(llm).ops, iter(range(1000))
+    attention = ops.paged_attention
+
+    def fail(*args: object) -> object:
+        if next(calls) == 9:
+            raise ValueError("no attention")
+        return attention(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ops, "paged_attention", fail)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (kill_in_a_launch, r"^rank 1 of the model was killed by signal 9$"),
+        (fail_on_rank_1, r"^rank 1: AssertionError$"),
+        (fail_on_rank_0, r"^the engine has failed: ValueError\(.no attention.\)$"),
+    ],
+)
+def test_a_rank_that_fails_in_a_step_ends_the_engine_with_one_error(
+    fault: Callable[[LLM, pytest.MonkeyPatch], None],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    llm = LLM(progress=False, dtype="float32", tensor_parallel_size=2, run_ahead=4)
     (pid,) = pids_of(llm)
-    killed: list[float] = []
-
-    def kill() -> None:
-        killed.append(time.monotonic())
-        os.kill(pid, signal.SIGKILL)
-
-    timer = threading.Timer(0.3, kill)
-    timer.start()
-    with pytest.raises(EngineDeadError, match=r"^rank 1 of the model was killed by signal 9$"):
+    fault(llm, monkeypatch)
+    with pytest.raises(EngineDeadError, match=message):
         llm.chat([{"role": "user", "content": "x=2 x?"}], ENDLESS, progress=False)
-    assert killed and is_gone(pid)
-    with pytest.raises(EngineDeadError, match="killed by signal 9"):
+    assert is_gone(pid)
+    with pytest.raises(EngineDeadError):
         llm.chat([{"role": "user", "content": "x=2 x?"}], ENDLESS)
 
 
@@ -207,10 +253,10 @@ def test_wrong_sizes_are_refused_before_a_process_starts(
     monkeypatch.setattr("subprocess.Popen", None)
     assert refuse(tensor_parallel_size=0).param == "tensor_parallel_size"
     assert "use one of 1, 2, 4" in str(refuse(tensor_parallel_size=3))
-    ahead = refuse(tensor_parallel_size=2, run_ahead=4)
-    assert ahead.param == "run_ahead" and "leave run_ahead out" in str(ahead)
+    drafts = refuse(tensor_parallel_size=2, num_speculative_tokens=2)
+    assert drafts.param == "num_speculative_tokens" and "leave one of them out" in str(drafts)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(RequestError, match=r"there are 3 GPUs.* use at most 3$"):
         resolve_config(EngineConfig(tensor_parallel_size=4))
-    assert resolve_config(EngineConfig(tensor_parallel_size=2)).run_ahead == 1
+    assert resolve_config(EngineConfig(tensor_parallel_size=2)).run_ahead == RUN_AHEAD["cuda"]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from s1engine import _core
-from s1engine.kernels.norm_head_sample import norm_head_sample
-from s1engine.ops import SamplingMetadata
+from s1engine.kernels.norm_head_sample import best_of_shard, norm_head_sample
+from s1engine.ops import SamplingMetadata, torch_sampling
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.ops.triton_ops import TritonOps
 from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
@@ -86,6 +86,26 @@ def test_triggers_are_banned_row_by_row(rows: int) -> None:
     logits[: rows // 2, triggers] = -math.inf
     assert got[: rows // 2] == TORCH.sample(logits, meta).tolist()[: rows // 2]
     assert set(got[rows // 2 :]) <= {3, 77}
+
+
+@settings(max_examples=2)
+@given(rows=st.sampled_from([1, 5]), seed=st.integers(0, 999), dtype=DTYPES)
+def test_the_best_of_all_shards_is_the_sample(rows: int, seed: int, dtype: torch.dtype) -> None:
+    """Shards of 36 ids, which no tile divides; the second has a banned trigger."""
+    x, norm, head = case(rows, 72, seed, dtype)
+    temperatures = torch.tensor([0.0, 0.7, 3.0])[torch.arange(rows) % 3]
+    meta = make_sampling(rows, temperature=temperatures, seeds=seed, positions=2**33)
+    ban = {
+        "banned": (torch.arange(rows) % 2).to(torch.int32),
+        "triggers": torch.tensor([3, 36 + seed % 36], dtype=torch.int32),
+    }
+    columns = (meta.temperature, meta.seeds, meta.positions)
+    shards = [
+        best_of_shard(x, norm, 0.0, head[first : first + 36], *columns, first, **ban)
+        for first in (0, 36)
+    ]
+    got = torch_sampling.best_of_shards(torch.cat(shards, dim=1)).tolist()
+    assert got == fused(x, norm, head, meta, **ban)
 
 
 def marker_tables(size: int) -> EndTables | None:

@@ -57,6 +57,8 @@ def test_gather_concatenates_on_rank_0(size: int, shape: tuple[int, int]) -> Non
     first, *others = on_ranks(size, lambda ranks: ranks.gather(parts[ranks.shard.rank]))
     assert torch.equal(first, torch.cat(parts, dim=1))
     assert all(torch.equal(*pair) for pair in zip(others, parts[1:], strict=True))
+    gathered = on_ranks(size, lambda ranks: ranks.all_gather(parts[ranks.shard.rank]))
+    assert all(torch.equal(first, everywhere) for everywhere in gathered)
 
 
 def test_many_calls_in_a_row_do_not_mix() -> None:

@@ -55,7 +55,7 @@ def sharded_models(draw: st.DrawFn) -> tuple[ModelConfig, int]:
         head_dim=2 * draw(st.integers(1, 3)),
         hidden_size=draw(st.integers(1, 7)),
         intermediate_size=size * draw(st.integers(1, 4)),
-        vocab_size=draw(st.integers(size, 40)),
+        vocab_size=draw(st.integers(max(size, 5), 40)),
         tie_word_embeddings=draw(st.booleans()),
         o_bias=draw(st.booleans()),
         qk_norm=draw(st.booleans()),

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from s1engine.ops import Penalties, SamplingMetadata
-from s1engine.ops.torch_sampling import exponential_noise, kept_tokens, philox, sample
+from s1engine.ops.torch_sampling import (
+    best_of_shard,
+    best_of_shards,
+    exponential_noise,
+    kept_tokens,
+    philox,
+    sample,
+)
 
 WORD = 0xFFFFFFFF
 
@@ -375,3 +382,33 @@ def test_a_row_without_any_number_still_avoids_what_is_banned() -> None:
             banned=(rows, torch.zeros_like(rows)),
         )
         assert 0 not in sample(torch.full((200, 5), math.nan), meta).tolist()
+
+
+@settings(max_examples=30)
+@given(
+    size=st.integers(1, 4), rows=st.integers(1, 5), seed=st.integers(0, 999),
+    coarse=st.sampled_from([1, 1000]), data=st.data(),
+)  # fmt: skip
+def test_the_best_of_all_shards_is_the_sample(
+    size: int, rows: int, seed: int, coarse: int, data: st.DataObject
+) -> None:
+    """Coarse logits are equal across shards: the lowest id among equals wins."""
+    generator = torch.Generator().manual_seed(seed)
+    width = 4 * data.draw(st.integers(1, 6))
+    vocab = data.draw(st.integers(width * (size - 1) + 1, width * size))
+    logits = torch.randint(-2 * coarse, 2 * coarse, (rows, vocab), generator=generator) / coarse
+    logits[:, :2] = torch.tensor([math.nan, math.inf])[: min(2, vocab)]
+    banned = torch.arange(rows) % rows, torch.randint(0, vocab, (rows,), generator=generator)
+    meta = make_sampling(
+        rows,
+        temperature=torch.tensor([0.0, 0.7, 3.0])[torch.arange(rows) % 3],
+        seeds=seed + torch.arange(rows) * 2**40,
+        positions=torch.arange(rows) + 2**33,
+        banned=banned if seed % 2 else None,
+    )
+    candidates = [
+        best_of_shard(logits[:, first : first + width].clone(), meta, first)
+        for first in range(0, vocab, width)
+    ]
+    got = best_of_shards(torch.cat(candidates, dim=1))
+    assert got.tolist() == sample(logits.clone(), meta).tolist()

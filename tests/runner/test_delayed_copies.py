@@ -15,8 +15,8 @@ from s1engine.bench.shapes import shape
 from s1engine.config import EngineConfig
 from s1engine.ops.torch_ops import TorchOps
 from s1engine.runner.input_batch import StepInputs
+from s1engine.runner.rank_commands import CommandsRead
 from s1engine.runner.staging_buffer import StagingBuffer
-from s1engine.runner.worker_group import StepsRead
 
 MODEL = shape("nano")
 CONFIG = EngineConfig(
@@ -130,8 +130,8 @@ def test_views_of_a_size_stay_valid() -> None:
 
 
 @given(st.lists(st.integers(0, 2), max_size=30), st.integers(0, 5))
-def test_a_step_is_read_when_all_workers_have_read_it(ranks: list[int], steps: int) -> None:
-    read = StepsRead(torch.zeros(StepsRead.memory_bytes(3), dtype=torch.uint8))
+def test_a_command_is_read_when_all_workers_have_read_it(ranks: list[int], commands: int) -> None:
+    read = CommandsRead(torch.zeros(CommandsRead.memory_bytes(3), dtype=torch.uint8))
     for rank in ranks:
         read.count(rank)
-    assert read.reached(steps) == (min(ranks.count(1), ranks.count(2)) >= steps)
+    assert read.reached(commands) == (min(ranks.count(1), ranks.count(2)) >= commands)
