@@ -65,6 +65,7 @@ class CudaGraphRunner:
     Attributes:
         device_seconds: what the collected launches took.
         num_launches: so far.
+        pool: memory of all graphs; None without CUDA.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class CudaGraphRunner:
         self._host_tokens = torch.zeros(shape, dtype=torch.int32, pin_memory=on_device)
         self._launches: deque[_Launch] = deque()
         self.num_launches = 0
+        self.pool = torch.cuda.graph_pool_handle() if on_device else None
         self.device_seconds = 0.0
         self._current: tuple[DeviceBatchBuffer, int] | None = None  # and its sequences
 
@@ -190,9 +192,8 @@ class CudaGraphRunner:
                 self._guarded(size, self._dummy_run)
                 torch.cuda.synchronize()
                 bar.update()
-            pool = torch.cuda.graph_pool_handle()
             for size in sizes:
-                self._guarded(size, lambda buffer: self._capture(buffer, pool))
+                self._guarded(size, lambda buffer: self._capture(buffer, self.pool))
                 bar.update()
 
     def _guarded(self, size: int, work: Callable[[DeviceBatchBuffer], None]) -> None:
@@ -200,7 +201,7 @@ class CudaGraphRunner:
             work(self._buffers[size])
         except Exception as error:
             raise ModelError(
-                f"no CUDA graph for {size} sequences, {_where(error)}: {error}; "
+                f"no CUDA graph for {size} sequences, {where(error)}: {error}; "
                 "--enforce-eager runs without graphs"
             ) from error
 
@@ -224,7 +225,7 @@ def _record_event() -> torch.cuda.Event:
     return event
 
 
-def _where(error: BaseException) -> str:
+def where(error: BaseException) -> str:
     """The kernel that raised an error, or else the innermost function of this package."""
     frames: Sequence[traceback.FrameSummary] = traceback.extract_tb(error.__traceback__)
     for part in ("kernels/", "s1engine/"):

@@ -150,6 +150,14 @@ class InputBatch:
         self._staging.upload(self._table_begin + sizes.num_rows * self._table_row_bytes)
         return self._make_inputs(*sizes)
 
+    def write_spare_rows(self, begin: int, end: int, null_slot: int) -> None:
+        """Makes rows begin:end of a step of one token a row idle: they write to ``null_slot`` and
+        have no context. Block tables stay as they are: nothing reads those of idle rows."""
+        for name in ("input_ids", "positions", "context_lens"):
+            self._host[name][begin:end] = 0
+        self._host["slot_mapping"][begin:end] = null_slot
+        torch.arange(begin, end + 1, out=self._host["cu_seqlens_q"][begin : end + 1])
+
     def fill_dummy(self, query_lens: Sequence[int], block: int, block_size: int) -> StepSizes:
         """Writes a dummy step over ``block`` that samples at every token. Returns its sizes. The
         scheduler does not write again what it has written of a running row's block table."""

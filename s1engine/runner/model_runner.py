@@ -47,6 +47,7 @@ from s1engine.runner.resolved_config import (
     resolve_dtype,
 )
 from s1engine.runner.sampler import Sampler
+from s1engine.runner.step_graph import StepGraphRunner, cuda_capture
 from s1engine.runner.step_profile import profile_steps
 from s1engine.runner.tensor_sampler import TensorSampler
 from s1engine.runner.thinking_ends import ThinkingEnds
@@ -144,6 +145,7 @@ class ModelRunner:
                     vocab_limit=vocab_limit,
                     progress=progress,
                 )
+            self._step_graphs = self._make_step_graphs(config, workers, null_slot, progress)
             if workers is not None:
                 workers.wait_until_ready()
         except BaseException:
@@ -214,6 +216,20 @@ class ModelRunner:
                 multi_step.capture(progress=progress)
         return multi_step
 
+    def _make_step_graphs(
+        self, config: ResolvedConfig, workers: Workers | None, null_slot: int, progress: bool
+    ) -> StepGraphRunner | None:
+        """None where steps run eagerly: other ranks would have to write the same spare rows."""
+        native = isinstance(self._decoder, Decoder)
+        if self.device != "cuda" or config.enforce_eager or workers is not None or not native:
+            return None
+        graphs = StepGraphRunner(self._eager_forward, self.batch, null_slot)
+        shared = None if self.multi_step is None else self.multi_step.pool
+        with torch.inference_mode():
+            pool = shared or torch.cuda.graph_pool_handle()
+            graphs.capture(cuda_capture(pool), progress=progress)
+        return graphs
+
     # --- single steps ---
 
     def next_batch(self) -> _core.ScheduledBatch:
@@ -240,7 +256,7 @@ class ModelRunner:
         return self._worker_group.execute(RankCommand(kind, numbers))
 
     def _execute(self, step: SchedulerOutput) -> ModelRunnerOutput:
-        inputs = self.batch.inputs()
+        inputs = self._inputs(self.batch.sizes)
         logits, scores = self._compute(inputs, step.num_prompt_logprobs)
         sample = self._ranged_sample if profiler_attached() else self.sampler.sample
         sampled = sample(
@@ -291,8 +307,18 @@ class ModelRunner:
         """float32 [rows that sample, vocab_limit]; on a worker, its part of the vocabulary."""
         return self._sampled_logits(self._forward(inputs), inputs)
 
+    def _inputs(self, sizes: StepSizes) -> StepInputs:
+        """The step of these sizes, on its way to the device, with spare rows for its graph."""
+        if self._step_graphs is not None:
+            self._step_graphs.prepare(sizes)
+        return self.batch.inputs(sizes)
+
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
-        """Hidden states [T, H]."""
+        """Hidden states [T, H], from a graph if there is one. They last until the next step."""
+        hidden = None if self._step_graphs is None else self._step_graphs.execute(inputs)
+        return self._eager_forward(inputs) if hidden is None else hidden
+
+    def _eager_forward(self, inputs: StepInputs) -> torch.Tensor:
         return self._decoder.forward(inputs.input_ids, self.kv_cache.layers, inputs.attention)
 
     def _sampled_logits(self, hidden: torch.Tensor, inputs: StepInputs) -> torch.Tensor:
@@ -378,6 +404,7 @@ class ModelRunner:
             "sampler",
             "_cpu_graph",
             "multi_step",
+            "_step_graphs",
             "_shared_rows",
         )
         for name in (*large, "_ranged_sample", "_decode_starts"):
@@ -416,7 +443,7 @@ class ModelRunner:
 
         @torch.inference_mode()
         def step() -> None:
-            inputs = self.batch.inputs(sizes)
+            inputs = self._inputs(sizes)
             with self._with_workers(CommandKind.STEP, *sizes):
                 logits, _ = self._compute(inputs)
             self.sampler.sample(logits, inputs.rows, any_banned=False)
