@@ -159,7 +159,9 @@ void bind_batch(py::module_& m) {
                              })
       .def_property_readonly("num_banned", [](const BoundBatch& b) { return b.batch.num_banned; })
       .def_property_readonly("max_seqlen_q",
-                             [](const BoundBatch& b) { return b.batch.max_seqlen_q; });
+                             [](const BoundBatch& b) { return b.batch.max_seqlen_q; })
+      .def_property_readonly("num_decode_rows",
+                             [](const BoundBatch& b) { return b.batch.num_decode_rows; });
 }
 
 void bind_device_batch(py::module_& m) {

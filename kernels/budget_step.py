@@ -286,10 +286,11 @@ def budget_step(
     next_state, depths, token_lens = markers or (newlines, triggers, newlines)
     assert next_state.dtype == token_lens.dtype == torch.uint8 and depths.dtype == torch.int32
     assert next_state.is_contiguous()
+    block_b = launch_table.next_power_of_2(rows)
     _budget_step_kernel[(1,)](
         sampled, fields, phrases, triggers, newlines, block_table, slot_mapping, sample_positions,
         output_tokens, step_counter, next_state, depths, token_lens, rows, len(triggers),
         len(newlines), block_table.stride(0), output_tokens.shape[0], null_slot, len(token_lens),
-        BLOCK_SIZE=block_size, BLOCK_B=launch_table.next_power_of_2(rows),
-        MARKERS=markers is not None, **launch_table.BUDGET_STEP.kwargs(),
+        BLOCK_SIZE=block_size, BLOCK_B=block_b, MARKERS=markers is not None,
+        **launch_table.budget_step_launch(block_b).kwargs(),
     )  # fmt: skip

@@ -363,8 +363,9 @@ CASES: dict[str, CompileCase] = {
     "sample sanitized": CompileCase(partial(_sample, False, True, 0)),
     "sample filtered": CompileCase(partial(_sample, True, False, 0)),
     "sample filtered with triggers": CompileCase(partial(_sample, True, False, 3)),
-    "budget_step B=1": CompileCase(partial(_step, 1)),
-    "budget_step B=128": CompileCase(partial(_step, 128)),
-    "budget_step B=1 end markers": CompileCase(partial(_step, 1, 20)),
-    "budget_step B=128 end markers": CompileCase(partial(_step, 128, 20)),
+    **{
+        f"budget_step B={rows}{label}": CompileCase(partial(_step, rows, states))
+        for rows in (1, 128, 256, 512, 1024)
+        for label, states in (("", 0), (" end markers", 20))
+    },
 }

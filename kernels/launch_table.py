@@ -213,7 +213,11 @@ SILU_TILE = 1024
 SILU = LaunchOptions(4)
 ROPE_HEADS = 8  # heads that a program rotates
 ROPE = LaunchOptions(4)
-BUDGET_STEP = LaunchOptions(1)
+
+
+def budget_step_launch(padded_rows: int) -> LaunchOptions:
+    """One warp holds 128 rows; with more, rows a warp are halved, since 256 in one would spill."""
+    return LaunchOptions(1 if padded_rows <= 128 else padded_rows // 64)
 
 
 def all_reduce_tile(width: int) -> tuple[int, LaunchOptions]:

@@ -212,8 +212,9 @@ def paged_decode(
     num_splits: int | None = None,
     window: int = 0,
     sinks: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """q [B, Hq, D] over caches [num_blocks, Hkv, S, D] -> [B, Hq * D].
+    """q [B, Hq, D] over caches [num_blocks, Hkv, S, D] -> ``out`` [B, Hq * D]; None: a new one.
 
     ``partials`` (float32) and ``arrivals`` (int32, zeros; left zero) have ``workspace_sizes`` or
     more. ``num_splits`` None: the table's. ``window`` 0: none; ``sinks`` [Hq] float32.
@@ -235,7 +236,9 @@ def paged_decode(
     acc_size = pairs * num_splits * block_m * dim
     assert partials.numel() >= acc_size + pairs * num_splits * 2 * block_m
     assert arrivals.numel() >= pairs
-    out = torch.empty((rows, num_heads * dim), dtype=q.dtype, device=q.device)
+    if out is None:
+        out = torch.empty((rows, num_heads * dim), dtype=q.dtype, device=q.device)
+    assert out.shape == (rows, num_heads * dim) and out.is_contiguous()
     _paged_decode_kernel[(rows, num_kv_heads, num_splits)](
         q, k_cache, v_cache, block_table, context_lens, q if sinks is None else sinks, partials,
         partials[acc_size:], arrivals, out, q.stride(0), block_table.stride(0), k_cache.stride(0),

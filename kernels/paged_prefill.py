@@ -26,14 +26,14 @@ from s1engine.kernels.pdl import grid_dependency_wait, launch_dependents
 
 
 @triton.jit
-def _find_row(cu_ptr, program, rows, BLOCK_B: tl.constexpr, QUERIES: tl.constexpr):
+def _find_row(cu_ptr, program, rows, skipped, BLOCK_B: tl.constexpr, QUERIES: tl.constexpr):
     """The row of the batch that a program serves."""
     b = tl.arange(0, BLOCK_B)
-    first = tl.load(cu_ptr + b, mask=b < rows, other=0) // QUERIES + b
+    first = (tl.load(cu_ptr + b, mask=b < rows, other=0) - skipped) // QUERIES + b
     return tl.sum(((first <= program) & (b < rows)).to(tl.int32)) - 1
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "skipped"])
 def _paged_prefill_kernel(
     q_ptr,  # [T, Hkv * GROUP, HEAD_DIM], tokens q_stride apart
     k_cache_ptr,  # [num_blocks, Hkv, BLOCK_SIZE, HEAD_DIM]
@@ -44,6 +44,7 @@ def _paged_prefill_kernel(
     sinks_ptr,  # [Hkv * GROUP] float32; read if SINKS
     out_ptr,  # [T, Hkv * GROUP * HEAD_DIM]
     rows,
+    skipped,  # tokens before the first row
     q_stride,
     table_stride,
     block_stride,
@@ -61,9 +62,9 @@ def _paged_prefill_kernel(
     grid_dependency_wait(PDL)
     QUERIES: tl.constexpr = BLOCK_M // GROUP
     program, head = tl.program_id(0), tl.program_id(1)
-    b = _find_row(cu_ptr, program, rows, BLOCK_B, QUERIES)
+    b = _find_row(cu_ptr, program, rows, skipped, BLOCK_B, QUERIES)
     begin, end = tl.load(cu_ptr + b), tl.load(cu_ptr + b + 1)
-    first_token = begin + (program - begin // QUERIES - b) * QUERIES
+    first_token = begin + (program - (begin - skipped) // QUERIES - b) * QUERIES
     if first_token < end:
         context = tl.load(context_ptr + b)
         before = context - end  # position of token t is before + t
@@ -147,9 +148,17 @@ def paged_prefill(
     scale: float,
     window: int = 0,
     sinks: Tensor | None = None,
+    num_decode_rows: int = 0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """q [T, Hq, D] over caches [num_blocks, Hkv, S, D] -> [T, Hq * D]; cu_seqlens_q[B] is T.
-    ``window`` 0: none; ``sinks`` [Hq] float32."""
+    ``window`` 0: none; ``sinks`` [Hq] float32.
+
+    The first ``num_decode_rows`` rows, of one token each, are left out: their part of ``out``
+    (None: a new one) is not written."""
+    skipped = num_decode_rows
+    block_table, context_lens = block_table[skipped:], context_lens[skipped:]
+    cu_seqlens_q = cu_seqlens_q[skipped:]
     tokens, num_heads, dim = q.shape
     _, num_kv_heads, block_size, _ = k_cache.shape
     rows, group = context_lens.shape[0], num_heads // num_kv_heads
@@ -170,11 +179,13 @@ def paged_prefill(
         max_seqlen_q,
         window > 0,
     )
-    out = torch.empty((tokens, num_heads * dim), dtype=q.dtype, device=q.device)
-    programs = tokens // (tiles.block_m // group) + rows
+    if out is None:
+        out = torch.empty((tokens, num_heads * dim), dtype=q.dtype, device=q.device)
+    assert out.shape == (tokens, num_heads * dim) and out.is_contiguous()
+    programs = (tokens - skipped) // (tiles.block_m // group) + rows
     _paged_prefill_kernel[(programs, num_kv_heads)](
         q, k_cache, v_cache, block_table, cu_seqlens_q, context_lens,
-        q if sinks is None else sinks, out, rows,
+        q if sinks is None else sinks, out, rows, skipped,
         q.stride(0), block_table.stride(0), k_cache.stride(0), scale * LOG2E,
         GROUP=group, BLOCK_M=tiles.block_m, HEAD_DIM=dim, BLOCK_SIZE=block_size,
         BLOCK_N=tiles.block_n, BLOCK_B=launch_table.padded_batch_rows(rows), WINDOW=window,

@@ -31,12 +31,14 @@ DType = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["int8", "int4", "fp8"]
 Device = Literal["auto", "cpu", "cuda"]
 ModelImpl = Literal["auto", "native", "transformers"]
+LoadFormat = Literal["auto", "random", "dummy"]
 KVCacheDType = Literal["auto", "int8", "fp8"]
 GenerationConfig = Literal["auto", "none"]
 DTYPES = get_args(DType)
 QUANTIZATIONS = get_args(Quantization)
 DEVICES = get_args(Device)
 MODEL_IMPLS = get_args(ModelImpl)
+LOAD_FORMATS = get_args(LoadFormat)
 KV_CACHE_DTYPES = get_args(KVCacheDType)
 GENERATION_CONFIGS = get_args(GenerationConfig)
 Preset = Literal["latency", "throughput"]
@@ -88,6 +90,9 @@ class EngineConfig:
     """``int8`` or ``int4`` on the CPU, ``fp8`` (e4m3) on CUDA: quantizes matrices at load. ``fp8``
     keeps embeddings and head as they are, and on CUDA rounds the activations of steps of more than
     64 tokens to fp8 as well. None: the checkpoint's own format."""
+    load_format: LoadFormat = "auto"
+    """``auto``: the model's weights. ``random`` (``dummy`` in vLLM): weights are drawn, so that
+    speed can be measured with config.json and the tokenizer alone; answers mean nothing."""
     device: Device = "auto"
     """``auto``: CUDA if there is a device, else the CPU."""
     preset: Preset | None = None
@@ -250,6 +255,7 @@ CHECKS: dict[str, Check] = {
     "model_impl": name_in(*MODEL_IMPLS),
     "dtype": name_in(*DTYPES),
     "quantization": name_in(*QUANTIZATIONS),
+    "load_format": name_in(*LOAD_FORMATS),
     "device": name_in(*DEVICES),
     "preset": name_in(*PRESETS),
     "num_threads": int_in(1, 4096),

@@ -28,6 +28,7 @@ from s1engine.config import (
     EngineConfig,
     GenerationConfig,
     KVCacheDType,
+    LoadFormat,
     ModelImpl,
     Preset,
     Quantization,
@@ -70,6 +71,7 @@ class EngineOptions(TypedDict, total=False):
     model_impl: ModelImpl
     dtype: DType
     quantization: Quantization | None
+    load_format: LoadFormat
     device: Device
     preset: Preset | None
     num_threads: int | None
@@ -92,6 +94,7 @@ class EngineOptions(TypedDict, total=False):
     reasoning_format: str
     reasoning_start: str | None
     reasoning_end: str | None
+    tool_call_parser: str
     default_thinking_token_budget: int | None
     default_num_waits: int
     max_thinking_token_budget: int | None

@@ -4,6 +4,7 @@ Knows no scheduler. Blocks of a row depend on (seed, row count, capacity) alone,
 over the same rows share their tables as long as ``max_context`` stays the same.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -50,6 +51,7 @@ def meta_of(
         context_lens=torch.tensor(list(lens_ctx), dtype=torch.int32),
         block_table=table,
         max_seqlen_q=max(lens_q, default=0),
+        num_decode_rows=len(list(itertools.takewhile(lambda count: count == 1, lens_q))),
     )
 
 

@@ -7,7 +7,7 @@ namespace s1 {
 void ScheduledBatch::write(const StepPlan& plan, int32_t block_size) {
   num_tokens = num_rows = num_samples = num_banned = num_scored = 0;
   scored_spans.clear();
-  max_seqlen_q = 0;
+  max_seqlen_q = num_decode_rows = 0;
   table_rows.resize(static_cast<size_t>(max_rows));
   cu_seqlens_q[0] = 0;
   for (const PlannedRow& row : plan.rows) write_row(row, block_size);
@@ -34,6 +34,7 @@ void ScheduledBatch::write_row(const PlannedRow& row, int32_t block_size) {
   write_scored(row, num_tokens);
   num_tokens += row_tokens;
   max_seqlen_q = std::max(max_seqlen_q, row_tokens);
+  num_decode_rows += row_tokens == 1 && num_decode_rows == num_rows;
   context_lens[num_rows] = sequence.num_computed + row_tokens;
   write_block_table(num_rows, sequence);
   cu_seqlens_q[++num_rows] = num_tokens;

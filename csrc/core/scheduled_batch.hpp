@@ -52,6 +52,7 @@ struct ScheduledBatch {
   int32_t num_banned = 0;
   int32_t num_scored = 0;
   int32_t max_seqlen_q = 0;
+  int32_t num_decode_rows = 0;  // at the beginning, of one token each
   std::vector<TableRow> table_rows;
   std::vector<ScoredSpan> scored_spans;  // in the order of scored_tokens
 

@@ -200,6 +200,7 @@ const std::vector<SeqId>& Scheduler::schedule(ScheduledBatch& batch, double time
   plan_waiting(nullptr);
   plan_drafts();
   queue_changed_ = false;
+  plan_.put_decode_rows_first();
   batch.write(plan_, config_.block_size);
   in_step_ = !plan_.rows.empty();
   return plan_.admitted;

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <vector>
 
@@ -38,6 +39,14 @@ struct StepPlan {
     int32_t samples = 0;
     for (const PlannedRow& row : rows) samples += row.num_samples;
     return samples;
+  }
+
+  // Rows of one token come first: a kernel of their own attends for them.
+  void put_decode_rows_first() {
+    const auto decodes = [](const PlannedRow& row) { return row.num_tokens() == 1; };
+    if (!std::is_partitioned(rows.begin(), rows.end(), decodes)) {
+      std::stable_partition(rows.begin(), rows.end(), decodes);
+    }
   }
 
   void clear() {

@@ -36,6 +36,7 @@ class AttentionMetadata:
     context_lens: Tensor  # [B] int32, tokens of the row in the cache after this step
     block_table: Tensor  # [B, max_blocks] int32, entries beyond a row's context are undefined
     max_seqlen_q: int  # longest row; 1 means every row decodes
+    num_decode_rows: int = 0  # so many rows at the beginning have one token each; may be too low
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,23 +174,31 @@ class TritonOps(Unfused):
         window: int = 0,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """A step of one token a row runs paged_decode, any other paged_prefill."""
+        """Rows of one token at the beginning run paged_decode, which splits their contexts, the
+        others paged_prefill."""
         _check_shapes(*q.shape[:0:-1], *k_cache.shape[1:3], q.dtype)
-        rows = meta.context_lens.shape[0]
+        rows, num_heads = meta.context_lens.shape[0], q.shape[1]
+        decoding = meta.num_decode_rows
         if meta.max_seqlen_q == 1 and q.shape[0] == rows:
-            workspace = self._decode_workspace(q, k_cache.shape[1])
-            return paged_decode(
-                q, k_cache, v_cache, meta.block_table, meta.context_lens, scale, *workspace,
-                window=window, sinks=sinks,
+            decoding = rows
+        out = torch.empty((q.shape[0], num_heads * q.shape[2]), dtype=q.dtype, device=q.device)
+        if decoding:
+            part = q[:decoding]
+            workspace = self._decode_workspace(part, k_cache.shape[1])
+            paged_decode(
+                part, k_cache, v_cache, meta.block_table[:decoding], meta.context_lens[:decoding],
+                scale, *workspace, window=window, sinks=sinks, out=out[:decoding],
             )  # fmt: skip
-        if rows > launch_table.MAX_BATCH_ROWS:
+        if decoding == rows:
+            return out
+        if rows - decoding > launch_table.MAX_BATCH_ROWS:
             raise RequestError(
                 f"{rows} sequences in a step: the kernels cover {launch_table.MAX_BATCH_ROWS}",
                 param="max_num_seqs",
             )
         return paged_prefill(
             q, k_cache, v_cache, meta.block_table, meta.cu_seqlens_q, meta.context_lens,
-            meta.max_seqlen_q, scale, window, sinks,
+            meta.max_seqlen_q, scale, window, sinks, num_decode_rows=decoding, out=out,
         )  # fmt: skip
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class StepSizes(NamedTuple):
     num_samples: int  # rows of logits
     max_seqlen_q: int  # tokens of the longest row
     num_scored: int = 0  # prompt tokens whose log-probabilities are wanted
+    num_decode_rows: int = 0  # at the beginning, of one token each
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,12 @@ class InputBatch:
         """Of the scheduled step."""
         core = self.core
         return StepSizes(
-            core.num_tokens, core.num_rows, core.num_samples, core.max_seqlen_q, core.num_scored
+            core.num_tokens,
+            core.num_rows,
+            core.num_samples,
+            core.max_seqlen_q,
+            core.num_scored,
+            core.num_decode_rows,
         )
 
     def wait_until_read(self) -> None:
@@ -176,7 +182,7 @@ class InputBatch:
         return StepSizes(num_tokens, num_rows, num_tokens, meta.max_seqlen_q)
 
     def _new_inputs(
-        self, tokens: int, rows: int, samples: int, max_seqlen_q: int, scored: int
+        self, tokens: int, rows: int, samples: int, max_seqlen_q: int, scored: int, decoding: int
     ) -> StepInputs:
         on_device = self._device
         return StepInputs(
@@ -188,6 +194,7 @@ class InputBatch:
                 context_lens=on_device["context_lens"][:rows],
                 block_table=on_device["block_table"][:rows],
                 max_seqlen_q=max_seqlen_q,
+                num_decode_rows=decoding,
             ),
             sample_tokens=on_device["sample_tokens"][:samples],
             rows=SampleRows(

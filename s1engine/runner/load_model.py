@@ -12,7 +12,7 @@ import torch
 from s1engine.errors import ModelError, RequestError
 from s1engine.models.collective import Collective
 from s1engine.models.interface import CausalLM
-from s1engine.models.loader import load_decoder
+from s1engine.models.loader import load_decoder, random_decoder
 from s1engine.models.model_config import ModelConfig
 from s1engine.models.model_facts import ModelFacts
 from s1engine.models.shard import UNSHARDED
@@ -74,6 +74,11 @@ def load_model(
         return path
     check_weights_fit(own, dtype, config.device, quantization)
     max_positions = _num_positions(config, own, weight_bytes(own, dtype, quantization).total)
+    if config.load_format != "auto":
+        _check_random(config)
+        return random_decoder(
+            own, dtype, config.device, ops, max_positions=max_positions, quantization=quantization
+        )
     return load_decoder(
         path,
         facts,
@@ -87,6 +92,17 @@ def load_model(
     )
 
 
+def _check_random(config: ResolvedConfig) -> None:
+    """Raises RequestError where ranks would draw different weights."""
+    if config.tensor_parallel_size > 1:
+        raise RequestError(
+            f"load_format {config.load_format}: tensor_parallel_size must be 1, since each rank "
+            "would draw weights of its own",
+            param="load_format",
+        )
+    logger.warning("the weights are random: only speed means something")
+
+
 def _check_options(config: ResolvedConfig, facts: TransformersConfig) -> None:
     """Raises RequestError for what only native models have; ranks are checked by shard.py."""
     if config.run_ahead not in (1, RUN_AHEAD[config.device]):
@@ -94,6 +110,12 @@ def _check_options(config: ResolvedConfig, facts: TransformersConfig) -> None:
             f"run_ahead {config.run_ahead}: {facts.architecture} is computed by transformers, one "
             "step at a time; leave it out",
             param="run_ahead",
+        )
+    if config.load_format != "auto":
+        raise RequestError(
+            f"load_format {config.load_format}: {facts.architecture} is computed by transformers, "
+            "whose modules load their own weights; leave it out",
+            param="load_format",
         )
     if config.quantization is not None:
         raise RequestError(

@@ -295,7 +295,7 @@ class ModelRunner:
         assert self.multi_step is not None
         steps = command.numbers[0]
         if command.kind == CommandKind.BEGIN:
-            steps, num_seqs, rows, filtered, _ = command.numbers
+            steps, num_seqs, rows, filtered, *_ = command.numbers
             buffer = self.multi_step.buffer(rows)
             assert buffer is not None and self._shared_rows is not None
             buffer.load(self._shared_rows)

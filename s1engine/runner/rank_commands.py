@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_LAYOUT = struct.Struct("<6q")
+NUM_NUMBERS = 6  # of a command, those of StepSizes
+_LAYOUT = struct.Struct(f"<{1 + NUM_NUMBERS}q")
 
 
 class CommandKind(IntEnum):
@@ -30,7 +31,7 @@ class RankCommand(NamedTuple):
 
     def pack(self) -> bytes:
         """``NUM_BYTES`` bytes."""
-        return _LAYOUT.pack(self.kind, *self.numbers, *[0] * (5 - len(self.numbers)))
+        return _LAYOUT.pack(self.kind, *self.numbers, *[0] * (NUM_NUMBERS - len(self.numbers)))
 
     @classmethod
     def unpack(cls, data: bytes) -> "RankCommand":

@@ -2,6 +2,7 @@
 behind every context, any number of splits."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +15,12 @@ from s1engine.kernels.paged_decode import paged_decode, workspace_sizes
 from s1engine.kernels.paged_prefill import paged_prefill
 from s1engine.ops import AttentionMetadata
 from s1engine.ops.torch_ops import TorchOps
+from s1engine.ops.triton_ops import TritonOps
 from tests.kernels.oracle import assert_as_good_as, attention_case, in_double
+from tests.ops.test_torch_ops import randn
 
 TORCH = TorchOps()
+OPS = TritonOps()
 SCALE = 0.2
 DTYPES = st.sampled_from([torch.float32, torch.float16])
 HEADS = st.sampled_from([(4, 4), (6, 1), (7, 1), (10, 2), (14, 2)])
@@ -157,6 +161,43 @@ def test_prefill(
     )
     by_torch = TORCH.paged_attention(q, k, v, SCALE, meta)
     assert_as_good_as(out, by_torch, in_double(q, k, v, SCALE, meta), slack=2)
+
+
+FEW = st.integers(2, 20).flatmap(lambda n: st.tuples(st.integers(2, n), st.just(n)))
+
+
+@settings(max_examples=4)
+@given(
+    decoding=st.lists(st.integers(1, 40).map(lambda context: (1, context)), max_size=2),
+    others=st.lists(FEW, min_size=1, max_size=2),
+    window=st.sampled_from([0, 9]),
+    sinks=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_rows_that_decode_beside_prompts(
+    decoding: list[tuple[int, int]],
+    others: list[tuple[int, int]],
+    window: int,
+    sinks: bool,
+    seed: int,
+) -> None:
+    """They are computed as in a step of their own, bit by bit, the others as without them."""
+    q, k, v, meta = attention_case([*decoding, *others], 16, (3, 1, 16), torch.float32, seed)
+    extra = randn(3, seed=seed) if sinks else None
+    assert meta.num_decode_rows >= len(decoding)
+    out = OPS.paged_attention(q, k, v, SCALE, meta, window, extra)
+    by_torch = TORCH.paged_attention(q, k, v, SCALE, meta, window, extra)
+    assert_as_good_as(out, by_torch, in_double(q, k, v, SCALE, meta, window, extra), slack=2)
+    n = meta.num_decode_rows
+    if n:
+        alone = replace(
+            meta, cu_seqlens_q=meta.cu_seqlens_q[: n + 1], context_lens=meta.context_lens[:n],
+            block_table=meta.block_table[:n], max_seqlen_q=1,
+        )  # fmt: skip
+        assert torch.equal(out[:n], OPS.paged_attention(q[:n], k, v, SCALE, alone, window, extra))
+    whole = replace(meta, num_decode_rows=0)
+    rest = OPS.paged_attention(q, k, v, SCALE, whole, window, extra)
+    assert torch.equal(out[n:], rest[n:])
 
 
 def test_a_token_does_not_depend_on_the_rows_around_it() -> None:

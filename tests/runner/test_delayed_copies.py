@@ -119,16 +119,6 @@ def test_without_waiting_a_long_prompt_is_computed_from_other_inputs(
     assert results(delayed_engine(lambda: 0), lengths) != wanted
 
 
-def test_views_of_a_size_stay_valid() -> None:
-    """So that a graph may read them."""
-    batch = BareEngine(CONFIG, MODEL, DECODER).runner.batch
-    sizes = batch.fill_dummy([2, 1], 0, 16)
-    first = batch.inputs(sizes)
-    batch.fill_dummy([1, 2], 0, 16)
-    assert batch.inputs(sizes) is first
-    assert first.attention.cu_seqlens_q.tolist() == [0, 1, 3]
-
-
 @given(st.lists(st.integers(0, 2), max_size=30), st.integers(0, 5))
 def test_a_command_is_read_when_all_workers_have_read_it(ranks: list[int], commands: int) -> None:
     read = CommandsRead(torch.zeros(CommandsRead.memory_bytes(3), dtype=torch.uint8))
