@@ -29,11 +29,14 @@ class Shard:
 
     def config(self, model: ModelConfig) -> ModelConfig:
         """The part as a model of its own, so shapes and bytes follow from it as usual. Where there
-        are fewer KV heads than ranks, several ranks hold the same one. The vocabulary is padded.
+        are fewer KV heads than ranks, several ranks hold the same one. The parts of the vocabulary
+        are padded to a multiple of NOISE_IDS.
 
         Raises RequestError if so many ranks cannot share the model.
         """
         check_tensor_parallel(model, self.size)
+        if self.size == 1:
+            return model
         return replace(
             model,
             num_heads=model.num_heads // self.size,

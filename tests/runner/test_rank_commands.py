@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s1engine.runner.device_batch import DeviceBatchBuffer, DeviceBatchFormat
-from s1engine.runner.rank_commands import NUM_BYTES, CommandKind, RankCommand
+from s1engine.runner.rank_commands import NUM_BYTES, NUM_NUMBERS, CommandKind, RankCommand
 from s1engine.runner.thinking_ends import EndTables, ThinkingEnds
 
 
-@given(st.sampled_from(CommandKind), st.lists(st.integers(0, 2**62), max_size=5))
+@given(st.sampled_from(CommandKind), st.lists(st.integers(0, 2**62), max_size=NUM_NUMBERS))
 def test_a_command_arrives_as_it_was_packed(kind: CommandKind, numbers: list[int]) -> None:
     data = RankCommand(kind, tuple(numbers)).pack()
     assert len(data) == NUM_BYTES
-    padded = (*numbers, *[0] * (5 - len(numbers)))
+    padded = (*numbers, *[0] * (NUM_NUMBERS - len(numbers)))
     assert RankCommand.unpack(data) == RankCommand(kind, padded)
 
 
