@@ -170,7 +170,8 @@ void gather(Case& c, Collective& collective, int64_t rank, int64_t ranks) {
       parts.back()[i] = static_cast<uint8_t>(i * 7 + r * 31 + i / 251);
     }
   }
-  const bool receives = rank == 0 || c.one_in(2);
+  const bool others_receive = c.one_in(2);  // drawn on all ranks, whose choices must stay the same
+  const bool receives = rank == 0 || others_receive;
   TightArray<uint8_t> out(c, receives ? rows * ranks * row_bytes : 0);
   collective.gather(parts[static_cast<size_t>(rank)].address(), receives ? out.address() : 0, rows,
                     row_bytes);
