@@ -27,9 +27,9 @@ FINE = Compiled(
 
 @pytest.mark.timeout(900)
 def test_cases_compile_as_committed() -> None:
-    """Each fourth one: all take three minutes (`make kernels-report ARGS=--check`)."""
+    """Each sixth one: all take four minutes (`make kernels-report ARGS=--check`)."""
     compiled = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "s1engine.kernels.compile_report", "--check", "--every", "4"]
+    command = [sys.executable, "-m", "s1engine.kernels.compile_report", "--check", "--every", "6"]
     done = subprocess.run(command, env=compiled, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
 
