@@ -39,7 +39,7 @@ from s1engine.runner.resolved_config import BLOCK_SIZES, resolve_device, resolve
 EQUAL_STEPS = 32  # greedy tokens compared between graphs, single steps and torch
 PROMPT = 512
 CHUNK = 512  # tokens of a prompt in each mixed step
-SAMPLINGS = ["greedy", "recommended", "penalties", "logprobs"]
+SAMPLING_NAMES = ["greedy", "recommended", "penalties", "logprobs"]
 MAX_LONG_CHUNK = 2048  # a third of a long prompt
 
 
@@ -177,7 +177,7 @@ def _run_engine(run: Qualification, model: ModelConfig) -> dict[str, Any]:
         itemsize = decoder.dtype.itemsize
         nbytes = step_bytes(model, itemsize, batch, context, run.quantization)
         if run.in_time():
-            for row in latency.decode_all(engine, batch, PROMPT, run.steps, SAMPLINGS):
+            for row in latency.decode_all(engine, batch, PROMPT, run.steps, SAMPLING_NAMES):
                 row["share_of_read"] = nbytes / read / row["step_s"]
                 results["rows"].append(row)
     del engine

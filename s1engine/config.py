@@ -24,6 +24,7 @@ from s1engine.checks import (
     str_of,
 )
 from s1engine.errors import RequestError
+from s1engine.tool_formats import TOOL_CALL_PARSERS
 
 BUNDLED_MODEL = Path(__file__).parent / "assets" / "s1-nano"
 
@@ -42,10 +43,6 @@ LOAD_FORMATS = get_args(LoadFormat)
 KV_CACHE_DTYPES = get_args(KVCacheDType)
 GENERATION_CONFIGS = get_args(GenerationConfig)
 Preset = Literal["latency", "throughput"]
-TOOL_CALL_PARSERS = (
-    "auto", "hermes", "qwen3_coder", "llama3_json", "pythonic", "mistral", "openai",
-    "qwen", "qwen25", "qwen3", "qwen3_xml", "llama3", "llama4_json", "llama4_pythonic", "gpt-oss",
-)  # fmt: skip
 REASONING_FORMATS = (
     "auto", "none", "s1", "think-tag", "mistral", "seed-oss", "openthinker", "gemma4", "gpt-oss",
 )  # fmt: skip

@@ -6,8 +6,10 @@ a format's markers are special tokens, answers that may call tools show them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from s1engine.tokenizer import Tokenizer
+if TYPE_CHECKING:
+    from s1engine.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class ToolFormat:
     signs: tuple[str, ...] = ()
     ids: Mapping[str, int] = field(default_factory=dict)
 
-    def of(self, tokenizer: Tokenizer) -> "ToolFormat":
+    def of(self, tokenizer: "Tokenizer") -> "ToolFormat":
         """The format with the ids of a model."""
         ids = {marker: tokenizer.single_token_id(marker) for marker in self.markers}
         special = {m: i for m, i in ids.items() if i is not None and tokenizer.is_special(i)}
@@ -60,10 +62,12 @@ ALIASES: dict[str, str] = {
     "gpt-oss": "openai",
 }
 """Names of vLLM and SGLang that differ from ours."""
+TOOL_CALL_PARSERS = ("auto", *FORMATS, *ALIASES)
+"""Values of the option."""
 
 
-def find_tool_format(name: str, tokenizer: Tokenizer) -> ToolFormat:
-    """The format ``name`` of ``config.TOOL_CALL_PARSERS``. ``auto``: the one that the chat template
+def find_tool_format(name: str, tokenizer: "Tokenizer") -> ToolFormat:
+    """The format ``name`` of TOOL_CALL_PARSERS. ``auto``: the one that the chat template
     teaches; Hermes' in case of doubt, and where the template knows no tools, since then the prompt
     teaches that (``tool_prompt.py``)."""
     if name != "auto":

@@ -10,7 +10,6 @@ model, the host side lies in shared memory, so the scheduler of rank 0 writes fo
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +19,8 @@ from torch import Tensor
 from s1engine import _core
 from s1engine.ops import AttentionMetadata
 from s1engine.runner.dummy_batch import dummy_attention_metadata
-from s1engine.runner.staging_buffer import StagingBuffer
+from s1engine.runner.staging_buffer import StagingBuffer, places_of, views_of
 
-ALIGNMENT = 64  # bytes
 CACHED_VIEWS = 1024  # sizes of steps
 
 _FIELDS: dict[str, torch.dtype] = {
@@ -108,11 +106,12 @@ class InputBatch:
         self.max_tokens = max_tokens
         if allocate is None:
             allocate = partial(torch.zeros, dtype=torch.uint8, pin_memory=device != "cpu")
-        places = _places(shapes)
-        self._staging = StagingBuffer(allocate(places["block_table"].stop), device)
-        self._host = _views(self._staging.host, places, shapes)
-        self._device = _views(self._staging.device, places, shapes)
-        self._table_begin = places["block_table"].start
+        fields = {name: (shapes[name], dtype) for name, dtype in _FIELDS.items()}
+        table = places_of(fields)["block_table"]
+        self._staging = StagingBuffer(allocate(table.stop), device)
+        self._host = views_of(self._staging.host, fields)
+        self._device = views_of(self._staging.device, fields)
+        self._table_begin = table.start
         self._table_row_bytes = self._host["block_table"].stride(0) * torch.int32.itemsize
         views = {name: tensor.numpy() for name, tensor in self._host.items()}
         self.block_table = self._host["block_table"]  # on the host, [max_rows, max_blocks] int32
@@ -208,22 +207,3 @@ class InputBatch:
             if scored
             else None,
         )
-
-
-def _places(shapes: dict[str, tuple[int, ...]]) -> dict[str, slice]:
-    """The bytes of each field in one allocation, each aligned to ALIGNMENT."""
-    places, begin = {}, 0
-    for name, dtype in _FIELDS.items():
-        begin = -(-begin // ALIGNMENT) * ALIGNMENT
-        places[name] = slice(begin, begin + prod(shapes[name]) * dtype.itemsize)
-        begin = places[name].stop
-    return places
-
-
-def _views(
-    memory: Tensor, places: dict[str, slice], shapes: dict[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
-    """The fields in ``memory`` [n] uint8."""
-    return {
-        name: memory[places[name]].view(dtype).view(shapes[name]) for name, dtype in _FIELDS.items()
-    }

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s1engine.runner.staging_buffer import StagingBuffer
+from s1engine.runner.staging_buffer import StagingBuffer, places_of, views_of
 
-COLUMNS = {  # the widest first, so that each is aligned
+COLUMNS = {
     "seeds": torch.int64,
     "temperature": torch.float32,
     "top_k": torch.int32,
@@ -28,11 +28,12 @@ class SamplingColumns:
     """
 
     def __init__(self, max_rows: int, device: str) -> None:
-        nbytes = max_rows * sum(dtype.itemsize for dtype in COLUMNS.values())
+        fields = {name: ((max_rows,), dtype) for name, dtype in COLUMNS.items()}
+        nbytes = max(place.stop for place in places_of(fields).values())
         host = torch.zeros(nbytes, dtype=torch.uint8, pin_memory=device != "cpu")
         self._staging = StagingBuffer(host, device)
-        self._host = {name: column.numpy() for name, column in _views(self._staging.host, max_rows)}
-        self._device = dict(_views(self._staging.device, max_rows))
+        self._host = {name: view.numpy() for name, view in views_of(host, fields).items()}
+        self._device = views_of(self._staging.device, fields)
         self.num_copies = 0
 
     def write(self, parameters: object, req_indices: np.ndarray) -> None:
@@ -48,9 +49,3 @@ class SamplingColumns:
     def column(self, name: str, num_rows: int) -> Tensor:
         """[num_rows] on the device: a view, valid for every later write."""
         return self._device[name][:num_rows]
-
-
-def _views(memory: Tensor, max_rows: int) -> list[tuple[str, Tensor]]:
-    sizes = [max_rows * dtype.itemsize for dtype in COLUMNS.values()]
-    parts = zip(COLUMNS.items(), memory.split(sizes), strict=True)
-    return [(name, part.view(dtype)) for (name, dtype), part in parts]

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from s1engine.config import TOOL_CALL_PARSERS
 from s1engine.server.api.calls_grammar import WRITERS, calls_grammar
 from s1engine.server.api.tool_call_parser import ToolCallParser, parse_answer
 from s1engine.server.api.tools import Function, properties_of
 from s1engine.tokenizer import IncrementalDetokenizer, Tokenizer
-from s1engine.tool_formats import FORMATS, ToolFormat, find_tool_format
+from s1engine.tool_formats import FORMATS, TOOL_CALL_PARSERS, ToolFormat, find_tool_format
 from tests.tiny_tokenizer import make_tokenizer
 
 END = "<|im_end|>"
@@ -144,6 +143,18 @@ def test_the_template_decides_unless_the_user_does(template: str, name: str) -> 
     assert find_tool_format("auto", tokenizer).name == name
     for chosen in TOOL_CALL_PARSERS[1:]:
         assert find_tool_format(chosen, tokenizer).name in FORMATS
+
+
+@pytest.mark.parametrize("function", [
+    Function(name="get-weather"),
+    Function(name="class"),
+    Function(name="f", parameters={"properties": {"a b": {}}}),
+])  # fmt: skip
+def test_what_python_cannot_name_is_refused_where_calls_are_python(function: Function) -> None:
+    """Its parser would not read such calls."""
+    with pytest.raises(ValueError, match="Python"):
+        calls_grammar(FORMATS["pythonic"], [function], 1)
+    assert calls_grammar(FORMATS["hermes"], [function], 1)
 
 
 def test_markers_that_are_special_tokens_are_shown() -> None:

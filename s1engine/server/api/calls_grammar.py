@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from keyword import iskeyword
 from typing import Any, Protocol
 
 from s1engine.engine.structured_output import COMPACT
@@ -20,7 +21,7 @@ SPACED = COMPACT | {"item_separator": ", ", "key_separator": ": "}  # as models 
 TEXT = "TEXT: /(.|\\n)*/"
 
 
-class Callable(Protocol):
+class NamedSchema(Protocol):
     """A function that may be called: its name, and the schema of its parameters."""
 
     @property
@@ -30,10 +31,10 @@ class Callable(Protocol):
 
 
 def calls_grammar(
-    fmt: ToolFormat, functions: Sequence[Callable], most: int, *, free: bool = False
+    fmt: ToolFormat, functions: Sequence[NamedSchema], most: int, *, free: bool = False
 ) -> str:
     """Return a grammar of up to ``most`` calls. ``free``: or of text with such calls, or of text
-    alone."""
+    alone. Raises ValueError for a function that the format cannot call."""
     writer = WRITERS[fmt.name](fmt)
     bodies = [rule for i, f in enumerate(functions) for rule in writer.body_rules(i, f)]
     body = f"body: {' | '.join(f'body{i}' for i in range(len(functions)))}"
@@ -44,7 +45,7 @@ class HermesWriter:
     """Calls in ``<tool_call>``, each with both tags."""
 
     opener, closer, separator = OPEN, CLOSE, "\n"
-    arguments = "arguments"
+    key, edge = "arguments", "\n"  # of a call in JSON; before and after it
 
     def __init__(self, fmt: ToolFormat) -> None:
         self._ids = fmt.ids
@@ -68,17 +69,17 @@ class HermesWriter:
             yield f"opener[lazy]: TEXT {self.mark(self.opener)}"
         yield TEXT
 
-    def body_rules(self, i: int, function: Callable) -> Iterator[str]:
+    def body_rules(self, i: int, function: NamedSchema) -> Iterator[str]:
         """Return the rules of the ``i``-th function's call without its markers."""
-        begin = json.dumps(f'\n{{"name": "{function.name}", "{self.arguments}": ')
-        yield f"body{i}: {begin} arguments{i} {json.dumps('}' + chr(10))}"
+        begin = json.dumps(f'{self.edge}{{"name": "{function.name}", "{self.key}": ')
+        yield f"body{i}: {begin} arguments{i} {json.dumps('}' + self.edge)}"
         yield f"arguments{i}: {_json(_object(function))}"
 
 
 class XmlWriter(HermesWriter):
     """Calls in Qwen3-Coder's XML."""
 
-    def body_rules(self, i: int, function: Callable) -> Iterator[str]:
+    def body_rules(self, i: int, function: NamedSchema) -> Iterator[str]:
         parameters = [*_parameters(function)]
         parts = [
             f"p{i}_{j}" + ("" if needed else "?") for j, (_, _, needed) in enumerate(parameters)
@@ -104,6 +105,7 @@ class MistralWriter(HermesWriter):
     """A list of calls after one marker, or a marker before each call, where ``[ARGS]`` is one."""
 
     opener, closer, separator = "[TOOL_CALLS]", "", ""
+    edge = ""
 
     def __init__(self, fmt: ToolFormat) -> None:
         super().__init__(fmt)
@@ -122,18 +124,18 @@ class MistralWriter(HermesWriter):
         yield f"opener{lazy}: TEXT {opener}"
         yield TEXT
 
-    def body_rules(self, i: int, function: Callable) -> Iterator[str]:
-        if self._named:
-            yield f"body{i}: {json.dumps(function.name)} {self.mark('[ARGS]')} arguments{i}"
-        else:
-            begin = json.dumps(f'{{"name": "{function.name}", "arguments": ')
-            yield f'body{i}: {begin} arguments{i} "}}"'
+    def body_rules(self, i: int, function: NamedSchema) -> Iterator[str]:
+        if not self._named:
+            yield from super().body_rules(i, function)
+            return
+        yield f"body{i}: {json.dumps(function.name)} {self.mark('[ARGS]')} arguments{i}"
         yield f"arguments{i}: {_json(_object(function))}"
 
 
 class BareWriter(HermesWriter):
     """Calls that are the whole answer, without a marker."""
 
+    key, edge = "parameters", ""
     first = "{"  # character of calls
 
     def start_rules(self, most: int, free: bool) -> Iterator[str]:
@@ -145,11 +147,6 @@ class BareWriter(HermesWriter):
     def calls(self, most: int) -> str:
         return _repeated("body", "; ", most)
 
-    def body_rules(self, i: int, function: Callable) -> Iterator[str]:
-        begin = json.dumps(f'{{"name": "{function.name}", "parameters": ')
-        yield f'body{i}: {begin} arguments{i} "}}"'
-        yield f"arguments{i}: {_json(_object(function))}"
-
 
 class PythonicWriter(BareWriter):
     """A list of calls in the syntax of Python; values are JSON, whose words are read too."""
@@ -159,8 +156,14 @@ class PythonicWriter(BareWriter):
     def calls(self, most: int) -> str:
         return f'"[" {_repeated("body", ", ", most)} "]"'
 
-    def body_rules(self, i: int, function: Callable) -> Iterator[str]:
+    def body_rules(self, i: int, function: NamedSchema) -> Iterator[str]:
         parameters = [*_parameters(function)]
+        for name in (*function.name.split("."), *(name for name, _, _ in parameters)):
+            if not name.isidentifier() or iskeyword(name):
+                raise ValueError(
+                    f"{function.name}: this model writes calls in Python's syntax, where {name!r} "
+                    "is no name"
+                )
         yield f'body{i}: {json.dumps(f"{function.name}(")} {_listed(i, parameters)} ")"'
         for j, (name, schema, _) in enumerate(parameters):
             yield f"p{i}_{j}: {json.dumps(f'{name}=')} v{i}_{j}"
@@ -200,14 +203,14 @@ def _json(schema: Any) -> str:
     return f"%json {json.dumps({**schema, 'x-guidance': SPACED})}"
 
 
-def _object(function: Callable) -> dict[str, Any]:
+def _object(function: NamedSchema) -> dict[str, Any]:
     """Return the schema of all arguments; a function without parameters has none."""
     if not function.parameters:
         return {"type": "object", "additionalProperties": False}
     return {"type": "object", **closed(function.parameters)}
 
 
-def _parameters(function: Callable) -> Iterator[tuple[str, Any, bool]]:
+def _parameters(function: NamedSchema) -> Iterator[tuple[str, Any, bool]]:
     """Return name, schema with the function's definitions, and whether it is required."""
     whole = closed(function.parameters or {})
     properties, required = whole.get("properties"), whole.get("required")

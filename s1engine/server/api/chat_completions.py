@@ -66,10 +66,10 @@ class ChatRequest(ToolFields, HttpFields):
         fields = super().structure()
         if self.must_call:
             return {"grammar": self.calls_grammar()}
-        if not self.offered:
-            return fields
         if not fields:
             return self._strict_structure() if self.is_strict else {}
+        if not self.offered:
+            return fields
         ((name, value),) = fields.items()
         return {"grammar": self.calls_grammar(build_grammar(name, value))}
 
@@ -77,8 +77,7 @@ class ChatRequest(ToolFields, HttpFields):
         """See ToolFields. Free calls of gpt-oss are no text of the answer, so they cannot be held
         to their schemas: the response says so."""
         super().use_tool_format(fmt)
-        free = not self.must_call and self.structure_field == "tools"
-        if free and fmt.name == "openai":
+        if fmt.name == "openai" and not self.must_call and self.structure_field == "tools":
             current_notes().ignored["tools.strict"] = None
 
     def _strict_structure(self) -> dict[str, Any]:

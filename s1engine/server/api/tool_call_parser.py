@@ -132,7 +132,6 @@ class ToolCallParser:
         self._blanks: list[str] = []  # before a possible call
         self._opener = ""  # that the held text begins with
         self._bare_call = False  # a possible call has no opener, so its name must be a tool's
-        self._began = False  # text or a call: no bare call can follow
         self._searched = 0  # characters of the held text in which no call ends
         self._first_closer = -1  # place in the held text
         self._scanner = BracketScanner(self._syntax.quotes)
@@ -197,7 +196,7 @@ class ToolCallParser:
         end = len(text) if last else len(text.rstrip())
         if end or (last and self._blanks and not self._after_call):
             whole = "".join([*self._blanks, text[:end]])
-            self._blanks, self._after_call, self._began = [], False, True
+            self._blanks, self._after_call = [], False
             if whole:
                 pieces.append(whole)
         if text[end:]:
@@ -231,7 +230,6 @@ class ToolCallParser:
             self._scanner = BracketScanner(syntax.quotes)
 
     def _begin_call(self, pieces: list[Piece], name: str) -> None:
-        self._began = True
         self._blanks = []
         pieces.append(CallBegin(self._num_calls, name))
         self._num_calls += 1
@@ -326,7 +324,6 @@ class ToolCallParser:
         where it may be a special token."""
         begin = 0 if self._syntax.closes else len(self._opener)
         text, self._held = self._held[begin:end], self._held[end:]
-        self._began = True
         self._add_text(pieces, text, last=last and not self._held)
         self._read = self._read_text
 

@@ -72,6 +72,7 @@ class ToolFields(StrictBody):
     tools: Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
+    _tool_format: ToolFormat = PrivateAttr(default=HERMES)
 
     @field_validator("tool_choice", mode="before")
     @classmethod
@@ -89,8 +90,6 @@ class ToolFields(StrictBody):
                 tools = [cls._nest_choice(tool) for tool in tools]
             return {"type": "allowed_tools", "allowed_tools": {**choice, "tools": tools}}
         return choice
-
-    _tool_format: ToolFormat = PrivateAttr(default=HERMES)
 
     @property
     def offered(self) -> JsonObjects:
@@ -158,10 +157,13 @@ class ToolFields(StrictBody):
         try:
             for function in functions:
                 check_keywords(function.parameters)
-            most = 1 if self.once else MAX_CALLS
-            calls = from_lark(calls_grammar(self._tool_format, functions, most, free=free))
         except ValueError as error:
             raise RequestError(f"tools: {function.name}: {error}", param="tools") from error
+        most = 1 if self.once else MAX_CALLS
+        try:
+            calls = from_lark(calls_grammar(self._tool_format, functions, most, free=free))
+        except ValueError as error:
+            raise RequestError(f"tools: {error}", param="tools") from error
         return calls if answer is None else either(calls, answer)
 
 
